@@ -3,5 +3,5 @@
 if __name__ != "regraft.backends":
     raise ImportError(
         f"`{__name__}` was imported as a top-level module\n"
-        "hint: import it as `regraft.backends`; the folder `backends/` is reached through `src/regraft/backends`"
+        "hint: import it as `regraft.backends`; `src/regraft/backends` is a link to this folder"
     )

@@ -3,5 +3,5 @@
 if __name__ != "regraft.frontends":
     raise ImportError(
         f"`{__name__}` was imported as a top-level module\n"
-        "hint: import it as `regraft.frontends`; the folder `frontends/` is reached through `src/regraft/frontends`"
+        "hint: import it as `regraft.frontends`; `src/regraft/frontends` is a link to this folder"
     )

@@ -3,5 +3,5 @@
 if __name__ != "regraft.ir":
     raise ImportError(
         f"`{__name__}` was imported as a top-level module\n"
-        "hint: import it as `regraft.ir`; the folder `ir/` is reached through `src/regraft/ir`"
+        "hint: import it as `regraft.ir`; `src/regraft/ir` is a link to this folder"
     )

@@ -3,5 +3,5 @@
 if __name__ != "regraft.passes":
     raise ImportError(
         f"`{__name__}` was imported as a top-level module\n"
-        "hint: import it as `regraft.passes`; the folder `passes/` is reached through `src/regraft/passes`"
+        "hint: import it as `regraft.passes`; `src/regraft/passes` is a link to this folder"
     )
