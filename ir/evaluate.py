@@ -1,0 +1,299 @@
+"""The numpy evaluator: the oracle that says what a module means.
+
+Float operators compute in f32 (f64 for f64 values, and for everything with `oracle=True`) and round
+to the declared element type at each node; integers compute in their own type. Weights are loaded
+where they are used and values are dropped after their last use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.dims import Dim, bind
+from regraft.ir.errors import InputError, RegraftError, UnsupportedError
+from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.module import Module
+from regraft.ir.opspec import AttrKind, Trait
+from regraft.ir.types import DType, TensorType, dtype_of
+
+Array = np.ndarray[Any, Any]
+Env = dict[str, int]
+
+_WIDE = {np.dtype(np.float32), np.dtype(np.float64)}
+
+
+class EvalContext:
+    """What an operator's `eval` may ask for besides its operands.
+
+    Attributes:
+        node: The node under evaluation.
+        attrs: Its attributes with every Dim bound to an int.
+        oracle: Whether floats carry f64.
+        seed: Seed of random operators.
+    """
+
+    __slots__ = ("_run_body", "attrs", "env", "node", "oracle", "seed")
+
+    def __init__(
+        self,
+        node: Node,
+        attrs: Mapping[str, Any],
+        env: Env,
+        *,
+        oracle: bool = False,
+        seed: int = 0,
+        run_body: Callable[[Graph, Sequence[Any]], list[Any]] | None = None,
+    ) -> None:
+        self.node = node
+        self.attrs = attrs
+        self.env = env
+        self.oracle = oracle
+        self.seed = seed
+        self._run_body = run_body
+
+    def param(self, name: str, operand: Array | None) -> Any:
+        """Returns an *either* parameter: the attribute when set, else the operand's content.
+
+        Integers come back as an int or a tuple of ints, other arrays as they are.
+        """
+        value = self.attrs.get(name)
+        if value is not None:
+            return value
+        if operand is None:
+            return None
+        if operand.dtype.kind in "iu" and operand.ndim <= 1:
+            return operand.item() if operand.ndim == 0 else tuple(int(x) for x in operand)
+        return operand
+
+    def run_body(self, idx: int, inputs: Sequence[Any]) -> list[Any]:
+        """Evaluates a body graph on operands and captures."""
+        if self._run_body is None:
+            raise AssertionError("this context cannot run bodies")
+        return self._run_body(self.node.bodies[idx], inputs)
+
+    def dtype(self, result: int = 0) -> DType | None:
+        """Returns the declared element type of a result."""
+        return self.node.outputs[result].dtype
+
+    def rng(self) -> np.random.Generator:
+        """Returns a generator seeded by the run's seed and the node's own `seed` attribute."""
+        own = self.attrs.get("seed")
+        return np.random.default_rng([self.seed, 0 if own is None else abs(hash(float(own)))])
+
+
+def evaluate(
+    module: Module,
+    inputs: Mapping[str, Any],
+    *,
+    oracle: bool = False,
+    seed: int = 0,
+    observe: Callable[[Value, Any], None] | None = None,
+) -> dict[str, Any]:
+    """Returns the outputs of a module by name.
+
+    Args:
+        module: The module.
+        inputs: One array (list for a sequence, None for an absent optional) per graph input.
+        oracle: Compute floats in f64 and do not round between nodes.
+        seed: Seed of random operators.
+        observe: Called with every value and its content as it is computed.
+
+    Raises:
+        InputError: When an input is missing, or its shape or element type does not fit.
+        UnsupportedError: When the module holds an operator without a numpy meaning.
+    """
+    env = bind_inputs(module.graph, inputs)
+    values = [inputs[str(value.name)] for value in module.graph.inputs]
+    results = evaluate_graph(
+        module.graph, values, env, oracle=oracle, seed=seed, observe=observe
+    )
+    for assumption in module.assumptions:
+        left, right = bind(assumption.left, env), bind(assumption.right, env)
+        if isinstance(left, int) and isinstance(right, int) and left != right:
+            raise InputError(
+                f"assumed `{assumption.left}` = `{assumption.right}` ({assumption.reason}), "
+                f"but the inputs give {left} and {right}"
+            )
+    return dict(zip(module.graph.output_names, results, strict=True))
+
+
+def bind_inputs(graph: Graph, inputs: Mapping[str, Any]) -> Env:
+    """Checks sample inputs against the declared types and returns the size of every input symbol.
+
+    Raises:
+        InputError: Naming the input, what was expected and what came.
+    """
+    env: Env = {}
+    for value in graph.inputs:
+        if value.name not in inputs:
+            raise InputError(
+                f"input `{value.name}` is missing", hint=f"the model takes {value.name}: {value.type}"
+            )
+        array = inputs[value.name]
+        type_ = value.type
+        if not isinstance(type_, TensorType) or not isinstance(array, np.ndarray):
+            continue
+        if type_.dtype is not None and dtype_of(array) is not type_.dtype:
+            raise InputError(
+                f"input `{value.name}`: expected {type_}, got {dtype_of(array)}{list(array.shape)}"
+            )
+        if type_.shape is None:
+            continue
+        if len(type_.shape) != array.ndim or not all(
+            _bind_dim(dim, size, env) for dim, size in zip(type_.shape, array.shape, strict=True)
+        ):
+            raise InputError(
+                f"input `{value.name}`: expected {type_}, got shape {list(array.shape)}",
+                hint=f"sizes known so far: {env}" if env else None,
+            )
+    return env
+
+
+def _bind_dim(dim: int | Dim, size: int, env: Env) -> bool:
+    if isinstance(dim, int):
+        return dim == size
+    symbol = dim.as_symbol()
+    if symbol is None:
+        bound = bind(dim, env)
+        return not isinstance(bound, int) or bound == size
+    return env.setdefault(symbol.name, size) == size
+
+
+def evaluate_graph(
+    graph: Graph,
+    inputs: Sequence[Any],
+    env: Env,
+    *,
+    oracle: bool = False,
+    seed: int = 0,
+    observe: Callable[[Value, Any], None] | None = None,
+) -> list[Any]:
+    """Evaluates one graph on positional inputs; `env` gains the sizes of defined symbols."""
+
+    def run_body(body: Graph, body_inputs: Sequence[Any]) -> list[Any]:
+        return evaluate_graph(body, body_inputs, dict(env), oracle=oracle, seed=seed)
+
+    values: dict[Value, Any] = {}
+    uses_left: dict[Value, int] = {}
+    for value, array in zip(graph.inputs, inputs, strict=True):
+        values[value] = _widen(array) if oracle else array
+        _bind_type(value, array, env)
+        if observe is not None:
+            observe(value, values[value])
+    for node in graph:
+        operands = [None if v is None else values[v] for v in node.inputs]
+        results = evaluate_node(
+            node, operands, env, oracle=oracle, seed=seed, run_body=run_body
+        )
+        for value, result in zip(node.outputs, results, strict=False):
+            if value.num_uses:
+                values[value] = result
+                uses_left[value] = value.num_uses
+            _bind_type(value, result, env)
+            if observe is not None:
+                observe(value, result)
+        for used in node.inputs:
+            if used is not None and used in uses_left:
+                uses_left[used] -= 1
+                if not uses_left[used]:
+                    del values[used], uses_left[used]
+    return [values[value] for value in graph.outputs]
+
+
+def evaluate_node(
+    node: Node,
+    operands: Sequence[Any],
+    env: Env,
+    *,
+    oracle: bool = False,
+    seed: int = 0,
+    run_body: Callable[[Graph, Sequence[Any]], list[Any]] | None = None,
+) -> list[Any]:
+    """Evaluates one node on its operands; adds the node to any error it raises.
+
+    Raises:
+        UnsupportedError: When the operator has no numpy meaning.
+    """
+    op = node.op
+    if op.eval is None:
+        name = node.attrs.get("op_type", op.name)
+        raise UnsupportedError(f"operator `{name}` has no numpy meaning: it cannot be evaluated")
+    context = EvalContext(
+        node, bound_attrs(node, env), env, oracle=oracle, seed=seed, run_body=run_body
+    )
+    as_is = bool(op.traits & (Trait.RAW | Trait.DATA_MOVEMENT))
+    if not as_is and not oracle:
+        operands = [_to_compute(x) for x in operands]
+    try:
+        with np.errstate(all="ignore"):
+            results = op.eval(context, *operands)
+    except RegraftError:
+        raise
+    except Exception as error:
+        types = ", ".join("none" if v is None else str(v.type) for v in node.inputs)
+        error.add_note(f"while evaluating {node!r} of ({types}), from {', '.join(node.loc)}")
+        raise
+    results = list(results) if isinstance(results, tuple) else [results]
+    for i, (value, result) in enumerate(zip(node.outputs, results, strict=False)):
+        if isinstance(result, np.generic):
+            result = np.asarray(result)  # noqa: PLW2901 (numpy reductions give scalars)
+        if isinstance(result, np.ndarray):
+            result = _widen(result) if oracle else _round(result, value.dtype)  # noqa: PLW2901
+        results[i] = result
+    return results
+
+
+def bound_attrs(node: Node, env: Env) -> Mapping[str, Any]:
+    """Returns the node's attributes with every Dim replaced by its size."""
+    attrs = node.attrs
+    for attr in node.op.all_attrs.values():
+        if attr.kind in (AttrKind.DIM, AttrKind.DIMS) and attrs[attr.name] is not None:
+            value = attrs[attr.name]
+            if isinstance(value, Dim) or (
+                isinstance(value, tuple) and any(isinstance(v, Dim) for v in value)
+            ):
+                attrs = {**attrs, attr.name: _bind_attr(node, attr.name, value, env)}
+    return attrs
+
+
+def _bind_attr(node: Node, name: str, value: Any, env: Env) -> Any:
+    bound = tuple(bind(v, env) for v in value) if isinstance(value, tuple) else bind(value, env)
+    for dim in bound if isinstance(bound, tuple) else (bound,):
+        if isinstance(dim, Dim):
+            raise InputError(f"{node.op.name}: `{name}` = {value}: size of `{dim}` is not known")
+    return bound
+
+
+def _bind_type(value: Value, array: Any, env: Env) -> None:
+    shape = value.shape
+    if shape is not None and isinstance(array, np.ndarray) and array.ndim == len(shape):
+        for dim, size in zip(shape, array.shape, strict=True):
+            if isinstance(dim, Dim):
+                symbol = dim.as_symbol()
+                if symbol is not None and (symbol.defined or symbol.name not in env):
+                    env[symbol.name] = size
+
+
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind == "f" or (array.dtype.kind == "V" and dtype_of(array).is_float)
+
+
+def _to_compute(x: Any) -> Any:
+    if isinstance(x, np.ndarray) and x.dtype not in _WIDE and _is_float(x):
+        return x.astype(np.float32)
+    return x
+
+
+def _widen(x: Any) -> Any:
+    if isinstance(x, np.ndarray) and x.dtype != np.float64 and _is_float(x):
+        return x.astype(np.float64)
+    return x
+
+
+def _round(array: Array, dtype: DType | None) -> Array:
+    if dtype is None or array.dtype == dtype.numpy or dtype is DType.STRING:
+        return array
+    return array.astype(dtype.numpy)

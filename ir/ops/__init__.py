@@ -1,0 +1,29 @@
+"""All operators, assembled by explicit concatenation: nothing registers itself on import."""
+
+from __future__ import annotations
+
+from regraft.ir import constants
+from regraft.ir.opspec import OpSpec
+from regraft.ir.ops import elementwise
+
+FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
+    constants.OPS,
+    elementwise.OPS,
+)
+
+
+def index(*families: tuple[OpSpec, ...]) -> dict[str, OpSpec]:
+    """Returns the specs by name.
+
+    Raises:
+        ValueError: When two specs share a name.
+    """
+    specs: dict[str, OpSpec] = {}
+    for family in families:
+        for spec in family:
+            if specs.setdefault(spec.name, spec) is not spec:
+                raise ValueError(f"two operators are named `{spec.name}`")
+    return specs
+
+
+OPS: dict[str, OpSpec] = index(*FAMILIES)

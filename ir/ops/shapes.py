@@ -1,0 +1,81 @@
+"""Shape functions that several operator families share."""
+
+from __future__ import annotations
+
+from regraft.ir.dims import DimLike, Shape, known_equal
+from regraft.ir.graph import Node
+from regraft.ir.types import DType, TensorType, Type
+
+
+def broadcast(node: Node, *shapes: Shape | None) -> Shape | None:
+    """Returns the multidirectional broadcast of the shapes, None when one is unknown.
+
+    Two different symbols are assumed equal, and the assumption is recorded on the module.
+
+    Raises:
+        TypeInferenceError: When two known sizes differ and neither is 1.
+    """
+    first = shapes[0]
+    if all(shape == first for shape in shapes):
+        return first
+    if any(shape is None for shape in shapes):
+        return None
+    known = [shape for shape in shapes if shape is not None]
+    rank = max(map(len, known))
+    result: list[DimLike] = []
+    for axis in range(-rank, 0):
+        dim: DimLike = 1
+        for shape in known:
+            if -axis <= len(shape):
+                dim = _broadcast_dim(node, dim, shape[axis])
+        result.append(dim)
+    return tuple(result)
+
+
+def _broadcast_dim(node: Node, a: DimLike, b: DimLike) -> DimLike:
+    if a == b or b == 1:
+        return a
+    if a == 1:
+        return b
+    if isinstance(a, int):
+        if isinstance(b, int):
+            raise node.error(f"sizes {a} and {b} do not broadcast")
+        return a
+    if isinstance(b, int) or known_equal(a, b):
+        return b
+    if node.graph is not None:
+        node.graph.scope.assume_equal(a, b, f"broadcast in {node.op.name}")
+    return a
+
+
+def infer_broadcast(node: Node) -> Type:
+    """Result type of an element-wise operator: broadcast shape, element type of the operands."""
+    inputs = node.inputs
+    dtype = inputs[0].dtype if inputs[0] is not None else None
+    return TensorType(dtype, broadcast(node, *(v.shape for v in inputs if v is not None)))
+
+
+def infer_predicate(node: Node) -> Type:
+    """Result type of a comparison: broadcast shape, bool."""
+    return TensorType(
+        DType.BOOL, broadcast(node, *(v.shape for v in node.inputs if v is not None))
+    )
+
+
+def infer_same(node: Node) -> Type:
+    """Result type equal to the first operand's."""
+    first = node.inputs[0]
+    if first is None:
+        raise node.error("the first operand is missing")
+    return first.type
+
+
+def normalize_axis(node: Node, axis: int, rank: int) -> int:
+    """Returns a non-negative axis.
+
+    Raises:
+        TypeInferenceError: When the axis is out of range.
+    """
+    if not -rank <= axis < rank:
+        raise node.error(f"axis {axis} is out of range for rank {rank}")
+    return axis % rank

@@ -1,0 +1,199 @@
+"""Named constant tensors: in memory, memory-mapped from a file, or derived by recorded steps.
+
+A weight is loaded only when `numpy()` is called and released with the array; nothing holds a whole
+model. The store keeps the role of each name and its tied aliases.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from regraft.ir.errors import InputError
+from regraft.ir.types import DType, dtype_of
+
+
+class Role(enum.Enum):
+    """What a weight is for: only CONST weights are merged or folded by value."""
+
+    PARAM = "param"
+    BUFFER = "buffer"
+    CONST = "const"
+
+
+class Weight(Protocol):
+    """A constant tensor that may live elsewhere."""
+
+    @property
+    def dtype(self) -> DType:
+        """Element type."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Packed size in bytes."""
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Loads the tensor: `dtype[*shape]`, 4- and 2-bit types unpacked; do not write to it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayWeight:
+    """A weight in memory."""
+
+    array: np.ndarray[Any, Any]
+
+    @property
+    def dtype(self) -> DType:
+        """Element type."""
+        return dtype_of(self.array)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes."""
+        return self.array.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Packed size in bytes."""
+        return self.dtype.nbytes(self.array.size)
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Returns the array itself."""
+        return self.array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MappedWeight:
+    """A weight that lies packed in a file (ONNX external data, safetensors).
+
+    Each `numpy()` maps the file anew and the mapping dies with the array, so that reading through
+    many gigabytes keeps none of them resident.
+    """
+
+    path: Path
+    offset: int
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Packed size in bytes."""
+        return self.dtype.nbytes(int(np.prod(self.shape, dtype=np.int64)))
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Maps the bytes; unpacks 4- and 2-bit types into a copy.
+
+        Raises:
+            InputError: When the file is shorter than it was when the model was loaded.
+        """
+        nbytes = self.nbytes
+        if nbytes == 0:
+            return np.zeros(self.shape, self.dtype.numpy)
+        try:
+            raw = np.memmap(self.path, np.uint8, "r", self.offset, (nbytes,))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"`{self.path}`: cannot map {nbytes} bytes at offset {self.offset}: {error}",
+                hint="the external data file was changed or truncated since the model was loaded",
+            ) from error
+        return unpack(raw, self.dtype, self.shape)
+
+
+def unpack(
+    raw: np.ndarray[Any, Any], dtype: DType, shape: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    """Returns `dtype[*shape]` from little-endian packed bytes; a view where no unpacking is needed."""
+    if dtype.bits >= 8:
+        return raw.view(dtype.numpy).reshape(shape)
+    per_byte = 8 // dtype.bits
+    mask = (1 << dtype.bits) - 1
+    shifts = np.arange(per_byte, dtype=np.uint8) * dtype.bits
+    codes = ((raw[:, None] >> shifts) & mask).reshape(-1)
+    codes = codes[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
+    if dtype in (DType.I4, DType.I2):
+        half = 1 << (dtype.bits - 1)
+        signed = (codes.astype(np.int8) ^ half) - half
+        return signed.astype(dtype.numpy)
+    if dtype is DType.F4E2M1:
+        return codes.astype(np.uint8).view(dtype.numpy)
+    return codes.astype(dtype.numpy)
+
+
+def pack(array: np.ndarray[Any, Any], dtype: DType) -> bytes:
+    """Returns the little-endian packed bytes of `array`."""
+    if dtype.bits >= 8:
+        return np.ascontiguousarray(array).tobytes()
+    flat = np.ascontiguousarray(array).reshape(-1)
+    codes = flat.view(np.uint8) if dtype is DType.F4E2M1 else flat.astype(np.int8).view(np.uint8)
+    per_byte = 8 // dtype.bits
+    mask = (1 << dtype.bits) - 1
+    padded = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
+    padded[: codes.size] = codes & mask
+    shifts = np.arange(per_byte, dtype=np.uint8) * dtype.bits
+    packed = (padded.reshape(-1, per_byte) << shifts).sum(axis=1, dtype=np.uint8)
+    return packed.tobytes()
+
+
+class WeightStore:
+    """Weights by name, with roles and aliases (tied names)."""
+
+    __slots__ = ("_roles", "_weights", "aliases")
+
+    def __init__(self) -> None:
+        self._weights: dict[str, Weight] = {}
+        self._roles: dict[str, Role] = {}
+        self.aliases: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> Weight:
+        return self._weights[self.aliases.get(name, name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights or name in self.aliases
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def add(self, name: str, weight: Weight, role: Role = Role.CONST) -> str:
+        """Adds a weight under `name`, made unique by a suffix when taken; returns the name used."""
+        unique, number = name, 1
+        while unique in self._weights or unique in self.aliases:
+            unique, number = f"{name}.{number}", number + 1
+        self._weights[unique] = weight
+        self._roles[unique] = role
+        return unique
+
+    def set(self, name: str, weight: Weight) -> None:
+        """Replaces the weight under an existing name."""
+        name = self.aliases.get(name, name)
+        if name not in self._weights:
+            raise KeyError(name)
+        self._weights[name] = weight
+
+    def role(self, name: str) -> Role:
+        """Returns the role of a weight."""
+        return self._roles[self.aliases.get(name, name)]
+
+    def remove(self, name: str) -> None:
+        """Removes a weight that nothing uses any more, with its aliases."""
+        del self._weights[name], self._roles[name]
+        self.aliases = {alias: target for alias, target in self.aliases.items() if target != name}
+
+    def copy(self) -> WeightStore:
+        """Returns a store that shares the tensors."""
+        other = WeightStore()
+        other._weights = dict(self._weights)
+        other._roles = dict(self._roles)
+        other.aliases = dict(self.aliases)
+        return other
