@@ -1,0 +1,140 @@
+"""What a pass is: options as fields, a contract, and a result that says what was not rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from regraft.ir.module import Module
+
+Samples = Sequence[Mapping[str, np.ndarray[Any, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Equal in real arithmetic: the allowed difference is a multiple of the source's noise floor.
+
+    Integers and data movement are bit-equal.
+    """
+
+    def __str__(self) -> str:
+        return "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Outputs differ by at most `bound` relative to the largest output, for the reason `why`."""
+
+    bound: float
+    why: str
+
+    def __str__(self) -> str:
+        return f"within {self.bound:g} ({self.why})"
+
+
+@dataclass(frozen=True, slots=True)
+class Lossy:
+    """The pass trades quality; `bound` comes from the user, None means unbounded."""
+
+    metric: str
+    bound: float | None = None
+
+    def __str__(self) -> str:
+        return f"lossy ({self.metric}: {'unbounded' if self.bound is None else self.bound})"
+
+
+Contract = Exact | Within | Lossy
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A place that a pass looked at and left alone.
+
+    Args:
+        node: Name of the place (first result or origin).
+        reason: Why, in one sentence.
+    """
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceMap:
+    """How a pass changed the module's interface, for checks to apply.
+
+    Args:
+        inputs: New input name -> old input name, or None for an input that is new.
+        outputs: New output name -> old output name, or None for an output that is new.
+    """
+
+    inputs: Mapping[str, str | None] = field(default_factory=dict)
+    outputs: Mapping[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """What a pass did.
+
+    Args:
+        changed: Whether the module differs from before; checked to be truthful in tests.
+        stats: Counts and figures, such as rewrites by rule.
+        skipped: Places left alone, with the reason.
+        decisions: Resolved choices that `rerun` replays (plans, seeds, kernels).
+        interface: Given when inputs or outputs changed.
+    """
+
+    changed: bool
+    stats: Mapping[str, int | float] = field(default_factory=dict)
+    skipped: tuple[Skip, ...] = ()
+    decisions: Mapping[str, Any] = field(default_factory=dict)
+    interface: InterfaceMap | None = None
+
+
+class Executor(Protocol):
+    """Runs a module; implemented by backends and handed in."""
+
+    def run(
+        self, module: Module, samples: Samples, *, optimize: bool = True
+    ) -> list[dict[str, np.ndarray[Any, Any]]]:
+        """Returns the outputs by name for every sample; `optimize` allows runtime rewrites."""
+
+
+@dataclass(slots=True)
+class Context:
+    """What a pass may use besides its options.
+
+    Attributes:
+        seed: Seed of everything random.
+        target: Where the result will run (`onnx`, `ort-cpu`, …).
+        samples: User samples (calibration, checks), empty when none were given.
+        executor: Runs modules, or None.
+        max_memory_bytes: Working-memory budget, or None.
+        explain: Name of a rule whose near misses are wanted, or None.
+        explanations: Filled with near misses of that rule.
+        work_dir: Folder for spilled weights and dumps, or None.
+    """
+
+    seed: int = 0
+    target: str = "ort-cpu"
+    samples: Samples = ()
+    executor: Executor | None = None
+    max_memory_bytes: int | None = None
+    explain: str | None = None
+    explanations: list[str] = field(default_factory=list)
+    work_dir: Path | None = None
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A rewrite of a module, in place. Implement it as a frozen dataclass; fields are options."""
+
+    name: ClassVar[str]
+    contract: ClassVar[Contract]
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        """Rewrites `module` and says what changed and what was left alone."""
