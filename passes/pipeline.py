@@ -1,0 +1,272 @@
+"""Pipeline strings: `canonicalize,fuse,prune{target=flops:0.5,keep=[a,b]}` to passes and back.
+
+Parse, print, parse is the identity. Options are the fields of the pass's dataclass, written in
+kebab-case (snake_case is read too).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from regraft.ir.errors import UsageError
+from regraft.passes.protocol import Pass
+
+_BARE = re.compile(r"[^\s,{}\[\]\"=]+")
+
+Raw = "str | list[Raw]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One element of a pipeline before it is resolved: a name and raw options."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+class _Reader:
+    """Recursive descent over one pipeline string."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.pos = 0
+
+    def fail(self, expected: str) -> UsageError:
+        got = self.text[self.pos : self.pos + 10] or "the end"
+        return UsageError(
+            f"pipeline `{self.text}`, character {self.pos + 1}: expected {expected}, got `{got}`",
+            hint="write `name{option=value,list=[a,b]},name2`",
+        )
+
+    def skip(self) -> None:
+        while self.pos < len(self.text) and self.text[self.pos].isspace():
+            self.pos += 1
+
+    def take(self, char: str) -> bool:
+        self.skip()
+        if self.text.startswith(char, self.pos):
+            self.pos += 1
+            return True
+        return False
+
+    def bare(self, what: str) -> str:
+        self.skip()
+        match = _BARE.match(self.text, self.pos)
+        if match is None:
+            raise self.fail(what)
+        self.pos = match.end()
+        return match.group()
+
+    def value(self) -> Any:
+        self.skip()
+        if self.take("["):
+            items: list[Any] = []
+            while not self.take("]"):
+                items.append(self.value())
+                if not self.take(",") and not self.text.startswith("]", self.pos):
+                    raise self.fail("`,` or `]`")
+            return items
+        if self.text.startswith('"', self.pos):
+            end = self.pos + 1
+            while end < len(self.text) and self.text[end] != '"':
+                end += 2 if self.text[end] == "\\" else 1
+            if end >= len(self.text):
+                raise self.fail("a closing quote")
+            raw = self.text[self.pos + 1 : end]
+            self.pos = end + 1
+            return re.sub(r"\\(.)", r"\1", raw)
+        return self.bare("a value")
+
+    def step(self) -> Step:
+        name = self.bare("a pass name")
+        options: dict[str, Any] = {}
+        if self.take("{"):
+            while not self.take("}"):
+                key = self.bare("an option name")
+                if not self.take("="):
+                    raise self.fail("`=`")
+                if key in options:
+                    raise UsageError(f"pass `{name}`: option `{key}` is given twice")
+                options[key] = self.value()
+                self.skip()
+                if not self.take(",") and not self.text.startswith("}", self.pos):
+                    raise self.fail("`,` or `}`")
+        return Step(name, options)
+
+
+def parse_steps(text: str) -> list[Step]:
+    """Parses a pipeline string without resolving names.
+
+    Raises:
+        UsageError: With the character position.
+    """
+    reader = _Reader(text)
+    steps: list[Step] = []
+    reader.skip()
+    while reader.pos < len(text):
+        steps.append(reader.step())
+        reader.skip()
+        if reader.pos < len(text) and not reader.take(","):
+            raise reader.fail("`,`")
+        reader.skip()
+    return steps
+
+
+def parse_pipeline(text: str, passes: Iterable[type[Pass]]) -> list[Pass]:
+    """Returns the passes of a pipeline string.
+
+    Raises:
+        UsageError: For an unknown pass or option, or a value of the wrong type.
+    """
+    return resolve(parse_steps(text), passes)
+
+
+def resolve(steps: Sequence[Step], passes: Iterable[type[Pass]]) -> list[Pass]:
+    """Returns the pass objects of parsed steps."""
+    by_name = {cls.name: cls for cls in passes}
+    made: list[Pass] = []
+    for step in steps:
+        name = step.name.replace("_", "-")
+        cls = by_name.get(name)
+        if cls is None:
+            raise UsageError(f"unknown pass `{step.name}`", hint=suggest(name, by_name))
+        made.append(make_pass(cls, step.options))
+    return made
+
+
+def make_pass(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
+    """Creates a pass from raw options, converted to the types of its fields.
+
+    Raises:
+        UsageError: For an unknown option or a value of the wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for key, raw in options.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            raise UsageError(
+                f"pass `{cls.name}` has no option `{key}`",
+                hint=suggest(key, [f.replace("_", "-") for f in fields]),
+            )
+        values[name] = _convert(raw, hints[name], f"pass `{cls.name}`, option `{key}`")
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UsageError(
+            f"pass `{cls.name}` needs option `{missing[0].replace('_', '-')}`",
+            hint=f"write `{cls.name}{{{missing[0].replace('_', '-')}=…}}`",
+        )
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise UsageError(f"pass `{cls.name}`: {error}") from error
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Returns `did you mean …` or the list of known names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return f"known: {', '.join(names)}" if names else "there are none"
+
+
+def _convert(raw: Any, hint: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if raw is None or (raw == "none" and type(None) in args):
+            return None
+        errors = []
+        for option in args:
+            if option is type(None):
+                continue
+            try:
+                return _convert(raw, option, where)
+            except UsageError as error:
+                errors.append(error)
+        raise errors[0]
+    if origin is typing.Literal:
+        if raw in args:
+            return raw
+        raise UsageError(f"{where}: `{raw}` is not allowed", hint=suggest(str(raw), map(str, args)))
+    if origin in (tuple, list, Sequence):
+        items = raw if isinstance(raw, list | tuple) else [raw]
+        return tuple(_convert(item, args[0], where) for item in items)
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        try:
+            return hint(raw)
+        except ValueError:
+            known = [str(member.value) for member in hint]
+            raise UsageError(f"{where}: `{raw}` is not allowed", hint=suggest(raw, known)) from None
+    if hint is bool:
+        if isinstance(raw, bool):
+            return raw
+        if str(raw).lower() in ("true", "yes", "on", "false", "no", "off"):
+            return str(raw).lower() in ("true", "yes", "on")
+        raise UsageError(f"{where}: `{raw}` is not true or false")
+    if hint in (int, float):
+        try:
+            return hint(raw)
+        except (TypeError, ValueError):
+            kind = "a whole number" if hint is int else "a number"
+            raise UsageError(f"{where}: `{raw}` is not {kind}") from None
+    if hint is str or hint is Any:
+        return raw if isinstance(raw, str) else str(raw)
+    raise AssertionError(f"{where}: option type {hint} is not supported by pipelines")
+
+
+def format_pipeline(passes: Sequence[Pass]) -> str:
+    """Returns the pipeline string of passes; options equal to their defaults are left out."""
+    return ",".join(format_pass(item) for item in passes)
+
+
+def format_pass(item: Pass) -> str:
+    """Returns one pass as pipeline text."""
+    options = ",".join(f"{key}={_format(value)}" for key, value in options_of(item).items())
+    return f"{item.name}{{{options}}}" if options else item.name
+
+
+def options_of(item: Pass, *, defaults: bool = False) -> dict[str, Any]:
+    """Returns a pass's options in kebab-case; with `defaults`, also those at their default."""
+    options: dict[str, Any] = {}
+    for f in dataclasses.fields(item):  # type: ignore[arg-type]
+        if not f.init:
+            continue
+        value = getattr(item, f.name)
+        default = (
+            f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        )
+        if defaults or value != default:
+            options[f.name.replace("_", "-")] = value
+    return options
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{','.join(_format(item) for item in value)}]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "none"
+    if isinstance(value, enum.Enum):
+        value = value.value
+    text = repr(value) if isinstance(value, float) else str(value)
+    if _BARE.fullmatch(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
