@@ -10,8 +10,8 @@ layer_norm "*b c!, c!, c! -> *b c!"
 
 - `name`   a *pass* label: kept in the result; dropping a position drops it everywhere it stands.
 - `~name`  a *sum* label: contracted; dropping a position equals zeroing it. Never inferred.
-- `name!`  a *fixed* label: windows, kernel taps, causal or sorted axes, non-sum reductions. It still
-           ties the axes that share it, but no position can be dropped without changing the rest.
+- `name!`  a *fixed* label: windows, kernel taps, causal or sorted axes, non-sum reductions. It
+           still ties the axes that share it, but no position can be dropped without changing the rest.
 - `*name`  zero or more axes, aligned from the right across terms. Write `*name!` and `~*name`
            for fixed and summed ones.
 - `(g o)`  a compound axis, outer factor first: the same positions of `o` in every block `g`;
@@ -22,17 +22,18 @@ layer_norm "*b c!, c!, c! -> *b c!"
 - `name@half`, `name@interleaved`: the axis holds pairs (rotary embedding, gated units).
 
 A term of an absent operand is skipped. Bound to a node, stars become `name0, name1, …` and every
-label gets a size.
+label gets a size. An attribute that states sizes (groups, heads, a target shape) is listed in the
+spec's `counts` with a term of its own, `{"groups": "g"}`: it binds like one more operand.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regraft.ir.dims import DimLike, exactdiv, known_equal, product
 from regraft.ir.types import TensorType, Type
@@ -130,6 +131,7 @@ def parse_rule(text: str) -> AxisRule:
     return AxisRule(operands, results)
 
 
+@lru_cache(maxsize=4096)
 def _parse_term(text: str) -> Term | None:
     axes: list[Axis | Star] = []
     compound: list[Factor] | None = None
@@ -184,11 +186,13 @@ class BoundRule:
         operands: Per operand the axes as factor tuples (() for size 1), or None when pinned/absent.
         results: The same for results.
         sizes: Size of every label; a compound's unknown factor is an exact quotient.
+        counts: For every attribute that states sizes: the axes it describes.
     """
 
     operands: tuple[tuple[Axis, ...] | None, ...]
     results: tuple[tuple[Axis, ...] | None, ...]
     sizes: dict[str, DimLike]
+    counts: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
 
 
 def rule_of(node: Node) -> AxisRule | None:
@@ -200,7 +204,9 @@ def rule_of(node: Node) -> AxisRule | None:
 
 
 def bind_rule(
-    rule: AxisRule, shapes: Sequence[tuple[DimLike, ...] | None], known: dict[str, DimLike] | None = None
+    rule: AxisRule,
+    shapes: Sequence[tuple[DimLike, ...] | None],
+    known: dict[str, DimLike] | None = None,
 ) -> BoundRule:
     """Binds a rule to operand shapes (None: absent or unknown operand, skipped).
 
@@ -213,14 +219,7 @@ def bind_rule(
         ValueError: When ranks do not fit or sizes contradict.
     """
     sizes: dict[str, DimLike] = dict(known or {})
-    stars: dict[str, int] = {}
-    for term, shape in zip(rule.operands, shapes, strict=False):
-        for axis in term or ():
-            if isinstance(axis, Star) and shape is not None and term is not None:
-                rank = len(shape) - sum(not isinstance(a, Star) for a in term)
-                if rank < 0:
-                    raise ValueError(f"rank {len(shape)} is too small")
-                stars[axis.name] = max(stars.get(axis.name, 0), rank)
+    stars = _star_ranks(rule, shapes)
     pending: list[tuple[Axis, DimLike]] = []
     operands: list[tuple[Axis, ...] | None] = []
     for term, shape in zip(rule.operands, shapes, strict=False):
@@ -247,6 +246,20 @@ def bind_rule(
                 if factor.maybe_one:
                     sizes.setdefault(factor.name, 1)
     return BoundRule(tuple(operands), results, sizes)
+
+
+def _star_ranks(
+    rule: AxisRule, shapes: Sequence[tuple[DimLike, ...] | None]
+) -> dict[str, int]:
+    stars: dict[str, int] = {}
+    for term, shape in zip(rule.operands, shapes, strict=False):
+        for axis in term or ():
+            if isinstance(axis, Star) and shape is not None and term is not None:
+                rank = len(shape) - sum(not isinstance(a, Star) for a in term)
+                if rank < 0:
+                    raise ValueError(f"rank {len(shape)} is too small")
+                stars[axis.name] = max(stars.get(axis.name, 0), rank)
+    return stars
 
 
 def _expand(term: Term, rank: int | None, stars: dict[str, int]) -> tuple[Axis, ...]:
@@ -286,6 +299,47 @@ def _solve(pending: list[tuple[Axis, DimLike]], sizes: dict[str, DimLike]) -> No
         pending = rest
 
 
+def bind_node(node: Node, rule: AxisRule) -> BoundRule:
+    """Binds a rule to a node's operand shapes and to the attributes that state sizes.
+
+    Raises:
+        ValueError: When ranks do not fit or sizes contradict.
+    """
+    shapes = [None if value is None else value.shape for value in node.inputs]
+    if not node.op.counts:
+        return bind_rule(rule, shapes)
+    # a variadic operand list may be shorter or longer than the rule: pad so that counts come after
+    shapes = [*shapes, *([None] * (len(rule.operands) - len(shapes)))][: len(rule.operands)]
+    terms: list[Term | None] = list(rule.operands)
+    for name, text in node.op.counts.items():
+        value = node.attrs[name]
+        terms.append(_parse_term(text))
+        shapes.append(value if value is None or isinstance(value, tuple) else (value,))
+    bound = bind_rule(AxisRule(tuple(terms), rule.results), shapes)
+    first = len(rule.operands)
+    counts = {
+        name: axes
+        for name, axes in zip(node.op.counts, bound.operands[first:], strict=True)
+        if axes is not None
+    }
+    return BoundRule(bound.operands[:first], bound.results, bound.sizes, counts)
+
+
+def resized_attrs(node: Node, bound: BoundRule, sizes: Mapping[str, DimLike]) -> dict[str, Any]:
+    """Returns the node's attributes with every stated size recomputed for new label sizes.
+
+    Args:
+        node: The node.
+        bound: Its rule, bound.
+        sizes: New sizes of all labels.
+    """
+    attrs = dict(node.attrs)
+    for name, axes in bound.counts.items():
+        new = tuple(product(sizes[factor.name] for factor in axis) for axis in axes)
+        attrs[name] = new if isinstance(attrs[name], tuple) else new[0]
+    return attrs
+
+
 def infer_from_rule(node: Node) -> Type | tuple[Type, ...]:
     """Derives result types from the axis rule; element type of the first operand.
 
@@ -294,7 +348,6 @@ def infer_from_rule(node: Node) -> Type | tuple[Type, ...]:
     """
     rule = rule_of(node)
     dtype = next((value.dtype for value in node.inputs if value is not None), None)
-    shapes = [None if value is None else value.shape for value in node.inputs]
     missing = any(
         value is not None and value.shape is None and term is not None
         for value, term in zip(node.inputs, rule.operands if rule else (), strict=False)
@@ -302,7 +355,7 @@ def infer_from_rule(node: Node) -> Type | tuple[Type, ...]:
     if rule is None or missing:
         return tuple(TensorType(dtype, None) for _ in node.outputs)
     try:
-        bound = bind_rule(rule, shapes)
+        bound = bind_node(node, rule)
     except ValueError as error:
         raise node.error(str(error)) from error
     types = []

@@ -8,15 +8,13 @@ Emitters, samples and policies live elsewhere and are keyed by the spec object.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regraft.ir.axes import AxisRule
     from regraft.ir.builder import Builder
     from regraft.ir.dims import DimLike
-    from regraft.ir.evaluate import EvalContext
     from regraft.ir.graph import Node, Value
     from regraft.ir.types import Type
 
@@ -122,6 +120,9 @@ class OpSpec:
         traits: Facts that several parts of the compiler read.
         axes: The axis rule (see `regraft.ir.axes`), a function of the node giving it, or None:
             every axis of every operand and result is then pinned.
+        counts: Attributes that state sizes of the rule's labels, each with the term (axis notation)
+            whose sizes it holds: `{"groups": "g"}`, `{"shape": "*b c"}`. They bind the rule like
+            one more operand, and dropping positions of a label rewrites them.
         infer: Result types from operands. None: derived from the axis rule, element type of the
             first operand.
         eval: Numpy meaning: `eval(context, *operands)` returns the result(s); floats arrive
@@ -139,6 +140,7 @@ class OpSpec:
     attrs: tuple[Attr, ...] = ()
     traits: Trait = Trait.PURE
     axes: Any = None
+    counts: Mapping[str, str] = field(default_factory=dict)
     infer: Infer | None = None
     eval: Eval | None = None
     content: ContentOf | None = None
