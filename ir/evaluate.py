@@ -178,16 +178,9 @@ def evaluate_graph(
 
     values: dict[Value, Any] = {}
     uses_left: dict[Value, int] = {}
-    for value, array in zip(graph.inputs, inputs, strict=True):
-        values[value] = _widen(array) if oracle else array
-        _bind_type(value, array, env)
-        if observe is not None:
-            observe(value, values[value])
-    for node in graph:
-        operands = [None if v is None else values[v] for v in node.inputs]
-        results = evaluate_node(
-            node, operands, env, oracle=oracle, seed=seed, run_body=run_body
-        )
+
+    def run(node: Node, operands: Sequence[Any]) -> None:
+        results = evaluate_node(node, operands, env, oracle=oracle, seed=seed, run_body=run_body)
         for value, result in zip(node.outputs, results, strict=False):
             if value.num_uses:
                 values[value] = result
@@ -195,12 +188,29 @@ def evaluate_graph(
             _bind_type(value, result, env)
             if observe is not None:
                 observe(value, result)
+
+    def fetch(value: Value | None) -> Any:
+        if value is None:
+            return None
+        if value not in values and value.producer is not None:
+            run(value.producer, ())  # constants are loaded where they are used, not all at once
+        return values[value]
+
+    for value, array in zip(graph.inputs, inputs, strict=True):
+        values[value] = _widen(array) if oracle else array
+        _bind_type(value, array, env)
+        if observe is not None:
+            observe(value, values[value])
+    for node in graph:
+        if node.op.traits & Trait.CONSTANT:
+            continue
+        run(node, [fetch(value) for value in node.inputs])
         for used in node.inputs:
             if used is not None and used in uses_left:
                 uses_left[used] -= 1
                 if not uses_left[used]:
                     del values[used], uses_left[used]
-    return [values[value] for value in graph.outputs]
+    return [fetch(value) for value in graph.outputs]
 
 
 def evaluate_node(

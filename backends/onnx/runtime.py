@@ -1,0 +1,107 @@
+"""Running ONNX models in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from regraft.backends.onnx.tensors import ONNX_DTYPES
+from regraft.ir.errors import UnsupportedError
+from regraft.ir.types import DType, dtype_of
+from regraft.ir.weights import pack
+
+RUNTIME_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.NoSuchFile,
+    ort_errors.RuntimeException,
+    ort_errors.EPFail,
+    ort_errors.ModelLoadCanceled,
+)
+"""Everything that ONNX Runtime raises for a model or an input it cannot take."""
+
+_NATIVE = frozenset("fiubcOUS")
+
+
+class OrtRunner:
+    """A session over a file or serialized model.
+
+    Args:
+        model: A path (external data is found beside it), serialized bytes, or a ModelProto.
+        optimize: Whether the runtime may rewrite the graph.
+        num_threads: Threads within an operator.
+
+    Raises:
+        UnsupportedError: When ONNX Runtime does not load the model, with its reason.
+    """
+
+    def __init__(
+        self,
+        model: Path | str | bytes | onnx.ModelProto,
+        *,
+        optimize: bool = True,
+        num_threads: int = 1,
+    ) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = num_threads
+        options.inter_op_num_threads = 1
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+        if isinstance(source, Path):
+            source = str(source)
+        try:
+            self.session = ort.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
+        except RUNTIME_ERRORS as error:
+            raise UnsupportedError(f"ONNX Runtime does not load the model: {_short(error)}") from error
+        self.input_names = [item.name for item in self.session.get_inputs()]
+        self.output_names = [item.name for item in self.session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs one sample; inputs that the model does not have are ignored.
+
+        Raises:
+            UnsupportedError: When the runtime refuses the sample.
+        """
+        feeds = {name: _feed(inputs[name]) for name in self.input_names if name in inputs}
+        try:
+            if all(isinstance(item, np.ndarray | list) for item in feeds.values()):
+                results = self.session.run(None, feeds)
+            else:
+                values = {
+                    name: item
+                    if isinstance(item, ort.OrtValue)
+                    else ort.OrtValue.ortvalue_from_numpy(item)
+                    for name, item in feeds.items()
+                }
+                results = [r.numpy() for r in self.session.run_with_ort_values(None, values)]
+        except (*RUNTIME_ERRORS, RuntimeError, ValueError) as error:
+            raise UnsupportedError(f"ONNX Runtime does not run the sample: {_short(error)}") from error
+        return dict(zip(self.output_names, results, strict=True))
+
+
+def _feed(array: Any) -> Any:
+    if not isinstance(array, np.ndarray) or array.dtype.kind in _NATIVE:
+        return array
+    dtype = dtype_of(array)
+    if dtype is DType.STRING:
+        return array
+    raw = np.frombuffer(pack(array, dtype), np.uint8) if dtype.bits < 8 else array
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(raw, ONNX_DTYPES[dtype])
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else text[:400] + " …"

@@ -1,0 +1,1 @@
+"""Checking rewrites: samples, comparison of outputs, and the module check."""

@@ -1,0 +1,110 @@
+"""The module check: source against result, once, on the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regraft.ir.errors import CheckError
+from regraft.passes.check.compare import OutputDiff, compare_outputs
+from regraft.passes.check.samples import Sample
+from regraft.passes.protocol import Contract, Exact, Lossy, Within
+
+Runner = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What the check found.
+
+    Args:
+        verified: `module`, `each`, or `no (reason)`.
+        ok: False when an output left its tolerance.
+        outputs: The worst difference of each output over all samples.
+        bindings: The sizes that were tried.
+        num_samples: Number of samples compared.
+    """
+
+    verified: str
+    ok: bool
+    outputs: tuple[OutputDiff, ...] = ()
+    bindings: tuple[Mapping[str, int], ...] = ()
+    num_samples: int = 0
+
+    def raise_if_failed(self) -> None:
+        """Raises `CheckError` naming the worst output when the check failed."""
+        if self.ok:
+            return
+        worst = max(self.outputs, key=lambda diff: (not diff.ok, diff.max_rel))
+        raise CheckError(
+            f"output `{worst.name}`: {worst.reason}",
+            hint="nothing was written; find the pass with `--check=each`",
+        )
+
+
+def combined_contract(contracts: Iterable[Contract]) -> Contract:
+    """Returns the weakest contract of a pipeline, which is judged once, source against result."""
+    weakest: Contract = Exact()
+    bound = 0.0
+    for contract in contracts:
+        match contract:
+            case Lossy():
+                return contract
+            case Within(limit, why):
+                bound = max(bound, limit)
+                weakest = Within(bound, why)
+            case Exact():
+                continue
+    return weakest
+
+
+def check_module(
+    reference: Runner,
+    plain: Runner | None,
+    result: Runner,
+    samples: Sequence[Sample],
+    *,
+    contract: Contract | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    verified: str = "module",
+) -> CheckReport:
+    """Compares a result with its source on every sample.
+
+    Args:
+        reference: Runs the source.
+        plain: Runs the source with runtime optimizations off, for the noise floor.
+        result: Runs the result.
+        samples: Samples that the source runs.
+        contract: What the passes promise; a lossy pipeline is measured, not judged.
+        rtol: Overrides the relative tolerance.
+        atol: Adds an absolute tolerance.
+        verified: What to call this check in the report.
+    """
+    if isinstance(contract, Within) and rtol is None:
+        rtol = contract.bound
+    worst: dict[str, OutputDiff] = {}
+    counted: set[str] = set()
+    for sample in samples:
+        expected = reference(sample.inputs)
+        floor = None if plain is None else plain(sample.inputs)
+        for diff in compare_outputs(
+            expected, result(sample.inputs), plain=floor, rtol=rtol, atol=atol
+        ):
+            if diff.counts:
+                counted.add(diff.name)
+            known = worst.get(diff.name)
+            if known is None or _badness(diff) > _badness(known):
+                worst[diff.name] = diff
+    ok = isinstance(contract, Lossy) or all(diff.ok for diff in worst.values())
+    unproven = [name for name in worst if name not in counted]
+    if ok and len(unproven) == len(worst):
+        verified = f"no (reference outputs are NaN, empty or all zero: {', '.join(unproven[:3])})"
+    bindings = tuple({tuple(s.binding.items()): s.binding for s in samples}.values())
+    return CheckReport(verified, ok, tuple(worst.values()), bindings, len(samples))
+
+
+def _badness(diff: OutputDiff) -> tuple[bool, float]:
+    ratio = diff.max_abs / diff.allowed if diff.allowed else float(diff.max_abs > 0)
+    return (not diff.ok, ratio)

@@ -1,0 +1,45 @@
+"""Running modules in the numpy evaluator, weights streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from regraft.ir.constants import opaque
+from regraft.ir.evaluate import evaluate
+from regraft.ir.module import Module
+
+
+class EvalRunner:
+    """Runs a module in the numpy evaluator; one weight at a time is in memory."""
+
+    def __init__(self, module: Module, *, oracle: bool = False, seed: int = 0) -> None:
+        self.module = module
+        self.oracle = oracle
+        self.seed = seed
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the outputs by name."""
+        return evaluate(self.module, inputs, oracle=self.oracle, seed=self.seed)
+
+
+def unevaluable(module: Module) -> list[str]:
+    """Returns the operators of the module that have no numpy meaning."""
+    names = {
+        node.attrs["op_type"] if node.op is opaque else node.op.name
+        for node in module.graph.walk()
+        if node.op.eval is None
+    }
+    return sorted(names)
+
+
+def largest_weight_bytes(module: Module) -> int:
+    """Returns the size of the largest weight, the least memory that streaming needs."""
+    weights = module.weights
+    return max((weights[name].nbytes for name in weights), default=0)
+
+
+def total_weight_bytes(module: Module) -> int:
+    """Returns the size of all weights."""
+    weights = module.weights
+    return sum(weights[name].nbytes for name in weights)

@@ -1,0 +1,247 @@
+"""Generated samples: sizes that exercise every symbol, values that exercise every branch.
+
+A set of samples holds two or more bindings of every symbol (1 and odd sizes, batch 2; past 0 and
+more), left, right and interior padding, indices at both ends of their range, and large and
+integer-valued floats. Sizes that the source itself cannot run are replaced by larger ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.dims import Dim, Symbol, bind
+from regraft.ir.errors import UnsupportedError
+from regraft.ir.graph import Value
+from regraft.ir.module import Module
+from regraft.ir.types import DType, TensorType
+from regraft.passes.analysis.domains import Domain, input_domains
+
+Array = np.ndarray[Any, Any]
+Binding = dict[str, int]
+
+_LADDER = (7, 16, 32, 48, 64, 128, 224, 320, 640)
+"""Sizes tried for symbols other than the leading one until the source runs."""
+
+MAX_ELEMENTS = 1 << 22
+"""Largest generated input; bindings that exceed it are not tried."""
+
+_LEADING = (2, 1, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Inputs by name, the sizes they have, and how they were made."""
+
+    inputs: Mapping[str, Any]
+    binding: Mapping[str, int]
+    style: str
+
+
+def generate_samples(
+    module: Module,
+    runs: Callable[[Mapping[str, Any]], bool],
+    *,
+    dims: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> list[Sample]:
+    """Returns at least three samples that the source can run.
+
+    Args:
+        module: The source module.
+        runs: Whether the source runs on given inputs.
+        dims: Sizes that the user fixed for samples.
+        seed: Seed of the values.
+
+    Raises:
+        UnsupportedError: When an input has no generator or no sizes run.
+    """
+    domains = input_domains(module.graph)
+    bindings = _choose_bindings(module, runs, dims or {}, domains, seed)
+    samples = []
+    for number, binding in enumerate(bindings):
+        style = STYLES[number % len(STYLES)]
+        inputs = make_inputs(module, binding, style, domains, seed + number)
+        if runs(inputs):
+            samples.append(Sample(inputs, binding, style))
+    if not samples:
+        raise UnsupportedError("the source ran on no generated sample", hint="give --inputs")
+    return samples
+
+
+def _choose_bindings(
+    module: Module,
+    runs: Callable[[Mapping[str, Any]], bool],
+    dims: Mapping[str, int],
+    domains: Mapping[str, Domain],
+    seed: int,
+) -> list[Binding]:
+    symbols = input_symbols(module)
+    if not symbols:
+        base: Binding = {}
+        if not runs(make_inputs(module, base, "normal", domains, seed)):
+            raise UnsupportedError("the source does not run on a generated sample")
+        return [base, base, base]
+    leading = _leading_symbols(module)
+
+    def binding(lead: int, size: int, *, distinct: bool = False) -> Binding:
+        made: Binding = {}
+        for number, symbol in enumerate(symbols):
+            wanted = lead if symbol.name in leading else size + 2 * number * distinct
+            made[symbol.name] = dims.get(symbol.name, _clamp(wanted, symbol))
+        return made
+
+    def works(candidate: Binding) -> bool:
+        if max(_num_elements(v, candidate) for v in module.graph.inputs) > MAX_ELEMENTS:
+            return False
+        return runs(make_inputs(module, candidate, "normal", domains, seed))
+
+    found: list[Binding] = []
+    for lead in _LEADING:
+        tries = [binding(lead, _LADDER[0], distinct=True)]
+        tries += [binding(lead, size) for size in _LADDER]
+        first = next((b for b in tries if works(b)), None)
+        if first is not None:
+            found.append(first)
+            break
+    if not found:
+        raise UnsupportedError(
+            "the source runs at none of the generated sizes",
+            hint="give real samples with --inputs, or sizes with --dims",
+        )
+    sizes = [size for name, size in found[0].items() if name not in leading]
+    base_size = max(sizes, default=1)
+    smallest = binding(1, 0)
+    others = [smallest, *(binding(1, size) for size in (1, 3, *_LADDER, base_size))]
+    more = [binding(3, base_size + delta) for delta in (2, 1, 16, 32, 0)]
+    for tries in (others, more):
+        pick = next((b for b in tries if b not in found and works(b)), None)
+        if pick is not None:
+            found.append(pick)
+    while len(found) < 3:
+        found.append(found[-1])
+    return found
+
+
+def input_symbols(module: Module) -> list[Symbol]:
+    """Returns the input symbols in the types of the graph's inputs, in order."""
+    seen: dict[Symbol, None] = {}
+    for value in module.graph.inputs:
+        for dim in value.shape or ():
+            if isinstance(dim, Dim):
+                seen.update(dict.fromkeys(sorted(dim.symbols(), key=lambda s: s.name)))
+    return list(seen)
+
+
+def _leading_symbols(module: Module) -> set[str]:
+    names = set()
+    for value in module.graph.inputs:
+        shape = value.shape
+        if shape and isinstance(shape[0], Dim):
+            names |= {symbol.name for symbol in shape[0].symbols()}
+    return names
+
+
+def _clamp(size: int, symbol: Symbol) -> int:
+    size = max(size, symbol.lo)
+    size = -(-size // symbol.multiple_of) * symbol.multiple_of
+    return size if symbol.hi is None else min(size, symbol.hi)
+
+
+def _num_elements(value: Value, binding: Binding) -> int:
+    total = 1
+    for dim in value.shape or ():
+        size = bind(dim, binding)
+        total *= size if isinstance(size, int) else 1
+    return total
+
+
+STYLES = ("normal", "integers", "large")
+"""How values are drawn: unit normal; integer-valued with ids at both ends; normal times 16."""
+
+
+def make_inputs(
+    module: Module, binding: Binding, style: str, domains: Mapping[str, Domain], seed: int
+) -> dict[str, Any]:
+    """Returns one array per graph input.
+
+    Raises:
+        UnsupportedError: For an input that is not a tensor of known type and rank.
+    """
+    rng = np.random.default_rng([seed, STYLES.index(style)])
+    inputs: dict[str, Any] = {}
+    for value in module.graph.inputs:
+        type_ = value.type
+        if not isinstance(type_, TensorType) or type_.dtype is None or type_.shape is None:
+            raise UnsupportedError(
+                f"no sample can be generated for input `{value.name}: {type_}`",
+                hint="give samples with --inputs",
+            )
+        shape = []
+        for dim in type_.shape:
+            size = bind(dim, binding)
+            if not isinstance(size, int):
+                raise UnsupportedError(f"input `{value.name}`: size `{size}` is not bound")
+            shape.append(size)
+        domain = domains.get(str(value.name), Domain())
+        inputs[str(value.name)] = _draw(type_.dtype, tuple(shape), style, domain, rng)
+    return inputs
+
+
+def _draw(
+    dtype: DType, shape: tuple[int, ...], style: str, domain: Domain, rng: np.random.Generator
+) -> Array:
+    if dtype is DType.STRING:
+        words = rng.integers(0, 1000, shape)
+        return np.vectorize(lambda n: f"w{n}", otypes=[object])(words) if words.size else np.empty(
+            shape, object
+        )
+    if dtype.is_complex:
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype.numpy)
+    if dtype.is_float:
+        x = rng.standard_normal(shape)
+        if style == "integers":
+            x = np.round(4 * x)
+        elif style == "large":
+            x = 16 * x
+        return np.asarray(x).astype(dtype.numpy)
+    if dtype is DType.BOOL:
+        return padding_mask(shape, style).astype(np.bool_)
+    if domain.choices and not shape:
+        choices = sorted(domain.choices)
+        return np.asarray(choices[STYLES.index(style) % len(choices)], dtype.numpy)
+    if domain.high is not None:
+        ids = rng.integers(0, domain.high, shape)
+        flat = ids.reshape(-1)
+        if flat.size:
+            flat[0], flat[-1] = 0, domain.high - 1
+        return ids.astype(dtype.numpy)
+    if domain.is_mask or len(shape) >= 1:
+        return padding_mask(shape, style).astype(dtype.numpy)
+    return np.asarray(1, dtype.numpy)
+
+
+def padding_mask(shape: Sequence[int], style: str) -> Array:
+    """Returns a 0/1 mask padded along the last axis: right, left or inside, by style.
+
+    The first row of every batch is not padded, and no row is fully masked.
+    """
+    mask = np.ones(shape, np.int64)
+    if len(shape) < 2 or shape[-1] < 3 or 0 in shape:
+        return mask
+    rows = mask.reshape(-1, shape[-1])
+    length = shape[-1]
+    for i, row in enumerate(rows):
+        if i == 0:
+            continue
+        cut = 1 + i % max(1, length // 2)
+        if style == "normal":
+            row[length - cut :] = 0
+        elif style == "integers":
+            row[:cut] = 0
+        else:
+            row[1 : 1 + min(cut, length - 2)] = 0
+    return mask
