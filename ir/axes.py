@@ -11,7 +11,7 @@ layer_norm "*b c!, c!, c! -> *b c!"
 - `name`   a *pass* label: kept in the result; dropping a position drops it everywhere it stands.
 - `~name`  a *sum* label: contracted; dropping a position equals zeroing it. Never inferred.
 - `name!`  a *fixed* label: windows, kernel taps, causal or sorted axes, non-sum reductions. It
-           still ties the axes that share it, but no position can be dropped without changing the rest.
+           still ties the axes that share it, but dropping a position changes the others.
 - `*name`  zero or more axes, aligned from the right across terms. Write `*name!` and `~*name`
            for fixed and summed ones.
 - `(g o)`  a compound axis, outer factor first: the same positions of `o` in every block `g`;
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -207,19 +207,23 @@ def bind_rule(
     rule: AxisRule,
     shapes: Sequence[tuple[DimLike, ...] | None],
     known: dict[str, DimLike] | None = None,
+    results: Sequence[tuple[DimLike, ...] | None] = (),
 ) -> BoundRule:
     """Binds a rule to operand shapes (None: absent or unknown operand, skipped).
 
     Args:
         rule: The rule.
         shapes: One per operand slot.
-        known: Sizes of labels known from attributes (groups, heads).
+        known: Sizes of labels that are known otherwise.
+        results: Shapes of the results where they are known; they give ranks and sizes to labels
+            that stand in no operand.
 
     Raises:
         ValueError: When ranks do not fit or sizes contradict.
     """
     sizes: dict[str, DimLike] = dict(known or {})
-    stars = _star_ranks(rule, shapes)
+    pairs = [*zip(rule.operands, shapes, strict=False), *zip(rule.results, results, strict=False)]
+    stars = _star_ranks(pairs)
     pending: list[tuple[Axis, DimLike]] = []
     operands: list[tuple[Axis, ...] | None] = []
     for term, shape in zip(rule.operands, shapes, strict=False):
@@ -229,30 +233,41 @@ def bind_rule(
         axes = _expand(term, len(shape), stars)
         if len(axes) != len(shape):
             raise ValueError(f"expected {len(axes)} axes, got {len(shape)}")
-        kept: list[Axis] = []
-        for axis, size in zip(axes, shape, strict=True):
-            if size == 1 and len(axis) == 1 and axis[0].maybe_one:
-                kept.append(())
-                continue
-            kept.append(axis)
-            if axis:
-                pending.append((axis, size))
-        operands.append(tuple(kept))
+        # an axis of size 1 that may be broadcast carries no label
+        kept = tuple(
+            () if size == 1 and len(axis) == 1 and axis[0].maybe_one else axis
+            for axis, size in zip(axes, shape, strict=True)
+        )
+        pending += [(axis, size) for axis, size in zip(kept, shape, strict=True) if axis]
+        operands.append(kept)
     _solve(pending, sizes)
-    results = tuple(None if term is None else _expand(term, None, stars) for term in rule.results)
-    for axes_ in results:
+    terms = tuple(None if term is None else _expand(term, None, stars) for term in rule.results)
+    _solve(_result_axes(terms, results), sizes)
+    for axes_ in terms:
         for axis in axes_ or ():
             for factor in axis:
                 if factor.maybe_one:
                     sizes.setdefault(factor.name, 1)
-    return BoundRule(tuple(operands), results, sizes)
+    return BoundRule(tuple(operands), terms, sizes)
+
+
+def _result_axes(
+    terms: Sequence[tuple[Axis, ...] | None], shapes: Sequence[tuple[DimLike, ...] | None]
+) -> list[tuple[Axis, DimLike]]:
+    return [
+        (axis, size)
+        for axes, shape in zip(terms, shapes, strict=False)
+        if axes is not None and shape is not None
+        for axis, size in zip(axes, shape, strict=True)
+        if axis
+    ]
 
 
 def _star_ranks(
-    rule: AxisRule, shapes: Sequence[tuple[DimLike, ...] | None]
+    pairs: Iterable[tuple[Term | None, tuple[DimLike, ...] | None]],
 ) -> dict[str, int]:
     stars: dict[str, int] = {}
-    for term, shape in zip(rule.operands, shapes, strict=False):
+    for term, shape in pairs:
         for axis in term or ():
             if isinstance(axis, Star) and shape is not None and term is not None:
                 rank = len(shape) - sum(not isinstance(a, Star) for a in term)
@@ -299,23 +314,28 @@ def _solve(pending: list[tuple[Axis, DimLike]], sizes: dict[str, DimLike]) -> No
         pending = rest
 
 
-def bind_node(node: Node, rule: AxisRule) -> BoundRule:
+def bind_node(node: Node, rule: AxisRule, *, with_results: bool = False) -> BoundRule:
     """Binds a rule to a node's operand shapes and to the attributes that state sizes.
+
+    Args:
+        node: The node.
+        rule: Its rule.
+        with_results: Whether the recorded result shapes may be used: they give ranks and sizes to
+            labels that stand in no operand.
 
     Raises:
         ValueError: When ranks do not fit or sizes contradict.
     """
     shapes = [None if value is None else value.shape for value in node.inputs]
-    if not node.op.counts:
-        return bind_rule(rule, shapes)
-    # a variadic operand list may be shorter or longer than the rule: pad so that counts come after
+    results = [value.shape for value in node.outputs] if with_results else []
+    # a variadic operand list may be shorter or longer than the rule: pad so that the rest lines up
     shapes = [*shapes, *([None] * (len(rule.operands) - len(shapes)))][: len(rule.operands)]
     terms: list[Term | None] = list(rule.operands)
     for name, text in node.op.counts.items():
         value = node.attrs[name]
         terms.append(_parse_term(text))
         shapes.append(value if value is None or isinstance(value, tuple) else (value,))
-    bound = bind_rule(AxisRule(tuple(terms), rule.results), shapes)
+    bound = bind_rule(AxisRule(tuple(terms), rule.results), shapes, results=results)
     first = len(rule.operands)
     counts = {
         name: axes
