@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 
 from regraft.frontends.onnx.attributes import decode_attribute
+from regraft.frontends.onnx.external import ExternalData
 from regraft.frontends.onnx.types import type_from_proto
 from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of, is_constant, literal, opaque, weight
@@ -181,7 +182,12 @@ class NameScope:
     table: ImportTable
     opsets: Mapping[str, int]
     warnings: list[str]
+    external: ExternalData
+    functions: Mapping[tuple[str, str, str], onnx.FunctionProto] = field(default_factory=dict)
     parent: NameScope | None = None
+    depth: int = 0
+    call_site: tuple[str, ...] = ()
+    absent: set[str] = field(default_factory=set)
     values: dict[str, Value] = field(default_factory=dict)
     captures: dict[Value, Value] = field(default_factory=dict)
     declared: dict[str, Type] = field(default_factory=dict)
@@ -219,8 +225,9 @@ class NameScope:
     def child(self, proto: onnx.GraphProto, formals: Sequence[Type]) -> NameScope:
         """Imports a body graph with formal inputs of the given types."""
         scope = NameScope(
-            Graph(self.graph.scope), self.table, self.opsets, self.warnings, parent=self
-        )
+            Graph(self.graph.scope), self.table, self.opsets, self.warnings, self.external,
+            self.functions, parent=self, depth=self.depth, call_site=self.call_site,
+        )  # fmt: skip
         for i, info in enumerate(proto.input):
             type_ = formals[i] if i < len(formals) else type_from_proto(info.type, self.graph.scope)
             scope.values[info.name] = scope.graph.add_input(info.name, type_)
@@ -277,7 +284,7 @@ def import_node(proto: onnx.NodeProto, scope: NameScope) -> None:
     inputs: list[Value | None] = []
     for name in proto.input:
         value = scope.find(name) if name else None
-        if name and value is None:
+        if name and value is None and name not in scope.absent:
             raise InputError(
                 f"node `{node_label(proto)}` reads `{name}`, which is defined nowhere",
                 hint="no node before it, graph input or initializer has that name",
@@ -290,10 +297,10 @@ def import_node(proto: onnx.NodeProto, scope: NameScope) -> None:
         opset,
         inputs,
         {attr.name: decode_attribute(attr) for attr in proto.attribute},
-        Builder(scope.graph, loc=(f"onnx:{node_label(proto)}",)),
+        Builder(scope.graph, loc=(*scope.call_site, f"onnx:{node_label(proto)}")),
         scope,
     )
-    results = found[1](item) if found else import_opaque(item)
+    results = found[1](item) if found else _import_unknown(item)
     if isinstance(results, Value):
         results = (results,)
     for name, result in zip(proto.output, results, strict=False):
@@ -308,6 +315,13 @@ def import_node(proto: onnx.NodeProto, scope: NameScope) -> None:
             result.name = name
     if len(results) < len([n for n in proto.output if n]):
         raise item.error(f"has {len(proto.output)} results, the operator gives {len(results)}")
+
+
+def _import_unknown(item: NodeImport) -> Sequence[Value | None]:
+    from regraft.frontends.onnx.functions import find_function, inline_call  # noqa: PLC0415
+
+    function = find_function(item.scope.functions, item.proto)
+    return import_opaque(item) if function is None else inline_call(item, function)
 
 
 def import_opaque(item: NodeImport) -> Sequence[Value]:

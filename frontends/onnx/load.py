@@ -2,37 +2,123 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 
-from regraft.frontends.onnx.importer import ImportTable, NameScope, import_graph_nodes
+from regraft.frontends.onnx.external import ExternalData
+from regraft.frontends.onnx.functions import function_table
+from regraft.frontends.onnx.importer import (
+    ImportTable,
+    NameScope,
+    import_graph_nodes,
+    symbol_name,
+)
 from regraft.frontends.onnx.ops import FAMILIES
+from regraft.frontends.onnx.reader import check_proto, read_proto
 from regraft.frontends.onnx.types import type_from_proto
+from regraft.ir.dims import known_different
+from regraft.ir.errors import InputError
 from regraft.ir.graph import Graph
 from regraft.ir.module import Module
+from regraft.ir.types import TensorType, Type
+
+_MAX_NAMED = 5
 
 
 def load_onnx(source: str | Path | onnx.ModelProto) -> Module:
-    """Returns the module of an ONNX file or ModelProto.
+    """Returns the module of an ONNX file or ModelProto; external data stays on disk.
 
     Raises:
         InputError: When the model cannot be used as it is.
     """
-    proto = source if isinstance(source, onnx.ModelProto) else onnx.load(source)
+    if isinstance(source, onnx.ModelProto):
+        check_proto(source)
+        return import_model(source, None)
+    path = Path(source)
+    return import_model(read_proto(path), path.parent)
+
+
+def import_model(proto: onnx.ModelProto, root: Path | None) -> Module:
+    """Returns the module of a parsed model whose external data lies below `root`."""
     opsets = {
         "" if item.domain == "ai.onnx" else item.domain: item.version
         for item in proto.opset_import
     }
     module = Module(Graph(), proto.graph.name or "model")
-    table = ImportTable(*FAMILIES)
-    scope = NameScope(module.graph, table, opsets, module.warnings)
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    for info in proto.graph.input:
-        if info.name not in constants:
-            type_ = type_from_proto(info.type, module.graph.scope, name=info.name)
-            scope.values[info.name] = module.graph.add_input(info.name, type_)
+    scope = NameScope(
+        module.graph, ImportTable(*FAMILIES), opsets, module.warnings, ExternalData(root),
+        function_table(proto),
+    )  # fmt: skip
+    _import_inputs(proto, scope)
     import_graph_nodes(proto.graph, scope)
-    module.meta["onnx.opset"] = opsets.get("", 0)
-    module.meta["onnx.ir_version"] = proto.ir_version
+    _check_declarations(proto.graph, scope)
+    module.meta |= {
+        "onnx.opset": opsets.get("", 0),
+        "onnx.domains": {d: v for d, v in opsets.items() if d},
+        "onnx.ir_version": proto.ir_version,
+        "onnx.metadata": {item.key: item.value for item in proto.metadata_props},
+        "onnx.producer": " ".join(filter(None, (proto.producer_name, proto.producer_version))),
+        "onnx.doc": proto.doc_string,
+        "onnx.model_version": proto.model_version,
+        "onnx.dim_names": dict(_dim_names(proto.graph)),
+    }
     return module
+
+
+def _import_inputs(proto: onnx.ModelProto, scope: NameScope) -> None:
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    constants |= {sparse.values.name for sparse in proto.graph.sparse_initializer}
+    fixed = []
+    for info in proto.graph.input:
+        if info.name in constants:
+            fixed.append(info.name)
+            continue
+        if info.name in scope.values:
+            raise InputError(f"graph input `{info.name}` is declared twice")
+        type_ = type_from_proto(info.type, scope.graph.scope, name=info.name)
+        scope.values[info.name] = scope.graph.add_input(info.name, type_)
+    if fixed and proto.ir_version >= 4:  # before version 4 every initializer had to be an input
+        scope.warnings.append(
+            f"{len(fixed)} inputs have a default value and became constants: "
+            f"{', '.join(fixed[:_MAX_NAMED])}"
+        )
+
+
+def _check_declarations(graph: onnx.GraphProto, scope: NameScope) -> None:
+    """Compares declared types with inferred ones; a contradicted claim is dropped with a warning."""
+    wrong = []
+    for name, declared in scope.declared.items():
+        value = scope.values.get(name)
+        if value is None:
+            continue
+        if contradicts(declared, value.type):
+            wrong.append(f"`{name}` (declared {declared}, inferred {value.type})")
+    if wrong:
+        more = f" and {len(wrong) - _MAX_NAMED} more" if len(wrong) > _MAX_NAMED else ""
+        scope.warnings.append(
+            f"declared types contradict inference, ignored: {', '.join(wrong[:_MAX_NAMED])}{more}"
+        )
+
+
+def contradicts(declared: Type, inferred: Type) -> bool:
+    """Returns whether no value can have both types."""
+    if not isinstance(declared, TensorType) or not isinstance(inferred, TensorType):
+        return False
+    if declared.dtype and inferred.dtype and declared.dtype is not inferred.dtype:
+        return True
+    if declared.shape is None or inferred.shape is None:
+        return False
+    return len(declared.shape) != len(inferred.shape) or any(
+        isinstance(a, int) and known_different(a, b)
+        for a, b in zip(declared.shape, inferred.shape, strict=True)
+    )
+
+
+def _dim_names(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
+    for info in (*graph.input, *graph.output):
+        if info.type.WhichOneof("value") == "tensor_type":
+            for dim in info.type.tensor_type.shape.dim:
+                if dim.dim_param and symbol_name(dim.dim_param) != dim.dim_param:
+                    yield symbol_name(dim.dim_param), dim.dim_param
