@@ -14,11 +14,13 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from regraft.backends.onnx.storage import Deduplicator, Embedded, Storage
 from regraft.backends.onnx.tensors import array_to_tensor
 from regraft.ir.dims import Dim, DimLike, DimOp, Symbol
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.opspec import OpSpec
+from regraft.ir.weights import Weight
 
 Array = np.ndarray[Any, Any]
 MIN_OPSET, MAX_OPSET = 13, 26
@@ -196,6 +198,9 @@ class GraphEmitter:
     domains: set[str] = field(default_factory=set)
     shared: dict[Any, str] = field(default_factory=dict)
     sources: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    storage: Storage = field(default_factory=Embedded)
+    stored: dict[str, str] = field(default_factory=dict)
+    duplicates: Deduplicator = field(default_factory=Deduplicator)
 
     def fresh(self, hint: str) -> str:
         """Returns an unused name that starts with `hint`."""
@@ -236,6 +241,26 @@ class GraphEmitter:
         if found is None:
             found = self.shared[key] = self.fresh("const")
             self.initializers.append(array_to_tensor(array, found))
+        return found
+
+    @property
+    def root(self) -> GraphEmitter:
+        """The emitter of the main graph."""
+        return self if self.parent is None else self.parent.root
+
+    def weight(self, stored_name: str, weight: Weight, hint: str) -> str:
+        """Returns the name of the initializer of a weight, one for equal contents.
+
+        Initializers stand in the main graph, whose names bodies see.
+        """
+        root = self.root
+        found = root.stored.get(stored_name)
+        if found is None:
+            found = root.duplicates.find(weight, hint)
+            if found is None:
+                found = hint
+                root.initializers.append(root.storage.tensor(weight, hint))
+            root.stored[stored_name] = found
         return found
 
     def note_sizes(self, value: Value) -> None:

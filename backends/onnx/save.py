@@ -1,63 +1,124 @@
-"""Emits a module as an ONNX model."""
+"""Emits a module as an ONNX model, in memory or into files."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import onnx
 from onnx import helper
 
-from regraft.backends.onnx.emitter import (
-    MIN_OPSET,
-    EmitContext,
-    EmitTable,
-    GraphEmitter,
-    make_attribute,
-)
+from regraft.backends.onnx.emitter import EmitContext, EmitTable, GraphEmitter, make_attribute
+from regraft.backends.onnx.opsets import choose_opset, ir_version
 from regraft.backends.onnx.ops import FAMILIES
+from regraft.backends.onnx.storage import (
+    EXTERNAL_ABOVE,
+    Embedded,
+    External,
+    Storage,
+    data_file_name,
+)
 from regraft.backends.onnx.tensors import array_to_tensor, type_to_proto
 from regraft.ir.constants import literal, opaque, weight
 from regraft.ir.errors import UnsupportedError
-from regraft.ir.graph import Graph
+from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module
 
+PROFILES = ("onnx", "ort-cpu", "ort-cuda")
 
-def to_proto(module: Module, *, profile: str = "onnx", opset: int | None = None) -> onnx.ModelProto:
-    """Returns the module as a ModelProto with embedded weights.
+
+def to_proto(
+    module: Module,
+    *,
+    profile: str = "onnx",
+    opset: int | None = None,
+    storage: Storage | None = None,
+) -> onnx.ModelProto:
+    """Returns the module as a ModelProto.
+
+    Args:
+        module: The module; it is not changed.
+        profile: `onnx` (standard operators only), `ort-cpu` or `ort-cuda`.
+        opset: Emission opset; default: the source's, raised only when needed.
+        storage: Where weights go; default: inside the model.
 
     Raises:
         UnsupportedError: When an operator cannot be emitted.
     """
     table = EmitTable(*FAMILIES)
     opset = choose_opset(module, table, opset)
-    emitter = GraphEmitter(table, opset, profile)
-    graph = emit_graph(module.graph, emitter, module.name, len(module.graph.inputs))
+    emitter = GraphEmitter(table, opset, profile, storage=storage or Embedded())
+    dim_names = module.meta.get("onnx.dim_names", {})
+    graph = emit_graph(module.graph, emitter, module.name, len(module.graph.inputs), dim_names)
+    known = module.meta.get("onnx.domains", {})
     imports = [helper.make_opsetid("", opset)]
-    imports += [helper.make_opsetid(domain, 1) for domain in sorted(emitter.domains)]
+    imports += [helper.make_opsetid(d, known.get(d, 1)) for d in sorted(emitter.domains)]
     model = helper.make_model(graph, opset_imports=imports, producer_name="regraft")
-    model.ir_version = 10 if opset < 23 else 13
+    model.ir_version = ir_version(opset)
+    model.doc_string = module.meta.get("onnx.doc", "")
+    model.model_version = module.meta.get("onnx.model_version", 0)
+    helper.set_model_props(model, module.meta.get("onnx.metadata", {}))
     return model
 
 
-def choose_opset(module: Module, table: EmitTable, requested: int | None) -> int:
-    """Returns the smallest opset, not below the source's, at which every operator has a row."""
-    opset = max(MIN_OPSET, requested or module.meta.get("onnx.opset", 0) or 0)
-    for node in module.graph.walk():
-        if node.op in (literal, weight, opaque):
-            continue
-        least = table.min_opset(node)
-        if least is not None:
-            opset = max(opset, least)
-    return min(opset, 26) if requested is None else opset
+def save_onnx(
+    module: Module,
+    path: Path,
+    *,
+    profile: str = "onnx",
+    opset: int | None = None,
+    external_above: int = EXTERNAL_ABOVE,
+) -> list[Path]:
+    """Writes a model file, and an external-data file when the weights are many.
+
+    Weights are read and written one at a time. The caller gives a path in a temporary folder and
+    renames the files when all is well.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: When the disk is full or the folder cannot be written.
+        UnsupportedError: When an operator cannot be emitted.
+    """
+    weights = module.weights
+    total = sum(weights[name].nbytes for name in weights)
+    if total <= external_above:
+        path.write_bytes(to_proto(module, profile=profile, opset=opset).SerializeToString())
+        return [path]
+    data_path = path.with_name(data_file_name(path))
+    with data_path.open("wb") as file:
+        model = to_proto(
+            module, profile=profile, opset=opset, storage=External(file, data_path.name)
+        )
+    path.write_bytes(model.SerializeToString())
+    return [path, data_path]
 
 
-def emit_graph(graph: Graph, emitter: GraphEmitter, name: str, num_inputs: int) -> onnx.GraphProto:
-    """Emits one graph; its first `num_inputs` inputs are formal."""
+def emit_graph(
+    graph: Graph,
+    emitter: GraphEmitter,
+    name: str,
+    num_inputs: int,
+    dim_names: dict[str, str] | None = None,
+) -> onnx.GraphProto:
+    """Emits one graph; its first `num_inputs` inputs are formal.
+
+    Args:
+        graph: The graph.
+        emitter: The emitter to fill.
+        name: Name of the GraphProto.
+        num_inputs: Number of formal inputs; the rest are captures, named by the caller.
+        dim_names: Original dim parameters of renamed symbols.
+    """
     inputs = []
     for value in graph.inputs[:num_inputs]:
         emitter.names[value] = emitter.fresh(value.name or "input")
-        inputs.append(helper.make_value_info(emitter.names[value], type_to_proto(value.type)))
+        inputs.append(
+            helper.make_value_info(emitter.names[value], type_to_proto(value.type, dim_names))
+        )
     for value in graph.inputs:
         emitter.note_sizes(value)
-    output_names: dict[object, str] = {}
+    output_names: dict[Value, str] = {}
     for out_name, value in zip(graph.output_names, graph.outputs, strict=True):
         if value.producer is not None and value not in output_names:
             output_names[value] = emitter.fresh(out_name)
@@ -68,40 +129,49 @@ def emit_graph(graph: Graph, emitter: GraphEmitter, name: str, num_inputs: int) 
             )
         _emit_node(EmitContext(node, emitter.opset, emitter.profile, emitter))
         for value in node.outputs:
-            if value.num_uses:
+            if value._uses:
                 emitter.note_sizes(value)
     outputs = []
     for out_name, value in zip(graph.output_names, graph.outputs, strict=True):
+        final = out_name
         if emitter.names[value] != out_name:
-            emitter.emit("Identity", [emitter.names[value]], [out_name], "", {})
-        outputs.append(helper.make_value_info(out_name, type_to_proto(value.type)))
-    proto = helper.make_graph(emitter.nodes, name, inputs, outputs, emitter.initializers)
-    return proto
+            if emitter.parent is not None:
+                final = emitter.fresh(out_name)
+            emitter.emit("Identity", [emitter.names[value]], [final], "", {})
+        outputs.append(helper.make_value_info(final, type_to_proto(value.type, dim_names)))
+    return helper.make_graph(emitter.nodes, name, inputs, outputs, emitter.initializers)
 
 
 def _emit_node(e: EmitContext) -> None:
     node, graph = e.node, e.graph
     if node.op is literal:
         graph.initializers.append(array_to_tensor(node.attrs["value"], e.name(node.output)))
-        return
-    if node.op is weight:
+    elif node.op is weight:
         if node.graph is None:
             raise AssertionError("node outside a graph")
-        stored = node.graph.scope.weights[node.attrs["name"]]
-        graph.initializers.append(array_to_tensor(stored.numpy(), e.name(node.output)))
-        return
-    if node.op is opaque:
-        dialect = node.attrs["dialect"]
-        if not dialect.startswith("onnx:"):
-            raise UnsupportedError(f"operator `{node.attrs['op_type']}` of {dialect} has no emitter")
-        e.emit(
-            node.attrs["op_type"], e.inputs, domain=dialect.removeprefix("onnx:"),
-            **{name: make_attribute(name, value) for name, value in node.attrs["attributes"]},
-        )  # fmt: skip
-        return
-    emitter = graph.table.find(node.op, e.opset)
-    if emitter is None:
+        stored_name = node.attrs["name"]
+        stored = node.graph.scope.weights[stored_name]
+        graph.names[node.output] = graph.weight(stored_name, stored, e.name(node.output))
+    elif node.op is opaque:
+        _emit_opaque(e)
+    else:
+        emitter = graph.table.find(node.op, e.opset)
+        if emitter is None:
+            raise UnsupportedError(
+                f"operator `{node.op.name}` ({', '.join(node.loc[:1])}) cannot be emitted "
+                f"at opset {e.opset}"
+            )
+        emitter(e)
+
+
+def _emit_opaque(e: EmitContext) -> None:
+    attrs = e.node.attrs
+    if not attrs["dialect"].startswith("onnx:"):
         raise UnsupportedError(
-            f"operator `{node.op.name}` ({', '.join(node.loc[:1])}) cannot be emitted at opset {e.opset}"
+            f"operator `{attrs['op_type']}` of {attrs['dialect']} has no ONNX form",
+            hint="give a plugin with an emitter for it",
         )
-    emitter(e)
+    e.emit(
+        attrs["op_type"], e.inputs, domain=attrs["dialect"].removeprefix("onnx:"),
+        **{name: make_attribute(name, value) for name, value in attrs["attributes"]},
+    )  # fmt: skip

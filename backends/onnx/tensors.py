@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from regraft.ir.dims import Shape
 from regraft.ir.types import (
     DType,
     MapType,
@@ -63,26 +65,36 @@ def array_to_tensor(array: np.ndarray[Any, Any], name: str) -> onnx.TensorProto:
     return tensor
 
 
-def type_to_proto(type_: Type) -> onnx.TypeProto:
-    """Returns the TypeProto of an IR type; symbolic dims become dim parameters."""
+def type_to_proto(type_: Type, dim_names: Mapping[str, str] | None = None) -> onnx.TypeProto:
+    """Returns the TypeProto of an IR type; symbolic dims become dim parameters.
+
+    Args:
+        type_: The type.
+        dim_names: Original dim parameters of symbols that had to be renamed.
+    """
     match type_:
         case TensorType(dtype, shape):
-            elem = ONNX_DTYPES[dtype] if dtype is not None else TensorProto.UNDEFINED
-            dims = None if shape is None else [d if isinstance(d, int) else str(d) for d in shape]
-            return helper.make_tensor_type_proto(elem, dims)
+            return helper.make_tensor_type_proto(_elem(dtype), _dims(shape, dim_names))
         case SparseTensorType(dtype, shape):
-            elem = ONNX_DTYPES[dtype] if dtype is not None else TensorProto.UNDEFINED
-            dims = None if shape is None else [d if isinstance(d, int) else str(d) for d in shape]
-            return helper.make_sparse_tensor_type_proto(elem, dims)
+            return helper.make_sparse_tensor_type_proto(_elem(dtype), _dims(shape, dim_names))
         case SequenceType(element):
-            return helper.make_sequence_type_proto(
-                onnx.TypeProto() if element is None else type_to_proto(element)
-            )
+            return helper.make_sequence_type_proto(_inner(element))
         case OptionalType(element):
-            return helper.make_optional_type_proto(
-                onnx.TypeProto() if element is None else type_to_proto(element)
-            )
+            return helper.make_optional_type_proto(_inner(element))
         case MapType(key, value):
-            return helper.make_map_type_proto(
-                ONNX_DTYPES[key], onnx.TypeProto() if value is None else type_to_proto(value)
-            )
+            return helper.make_map_type_proto(ONNX_DTYPES[key], _inner(value))
+
+
+def _elem(dtype: DType | None) -> int:
+    return TensorProto.UNDEFINED if dtype is None else ONNX_DTYPES[dtype]
+
+
+def _inner(type_: Type | None) -> onnx.TypeProto:
+    return onnx.TypeProto() if type_ is None else type_to_proto(type_)
+
+
+def _dims(shape: Shape | None, dim_names: Mapping[str, str] | None) -> list[int | str] | None:
+    if shape is None:
+        return None
+    names = dim_names or {}
+    return [dim if isinstance(dim, int) else names.get(str(dim), str(dim)) for dim in shape]

@@ -1,0 +1,84 @@
+"""The emission opset: the source's, raised only when an operator needs it."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+from regraft.backends.onnx.emitter import MAX_OPSET, MIN_OPSET, EmitTable
+from regraft.ir.constants import literal, opaque, weight
+from regraft.ir.errors import UnsupportedError, UsageError
+from regraft.ir.graph import Node
+from regraft.ir.module import Module
+
+_MAX_IR_VERSION = 13
+"""The newest IR version that ONNX Runtime 1.31 loads; every opset up to 28 is fine with it."""
+
+
+def choose_opset(module: Module, table: EmitTable, requested: int | None) -> int:
+    """Returns the smallest opset, not below the source's, at which every node can be emitted.
+
+    Opaque nodes need an opset at which their schema is the one they were loaded with.
+
+    Raises:
+        UsageError: When `requested` is out of range.
+        UnsupportedError: When no opset fits, naming the node and the versions.
+    """
+    if requested is not None and not MIN_OPSET <= requested <= MAX_OPSET:
+        raise UsageError(f"opset {requested} is out of range", hint=f"{MIN_OPSET} to {MAX_OPSET}")
+    source = module.meta.get("onnx.opset") or MIN_OPSET
+    least, needs = MIN_OPSET, None
+    opaques: dict[tuple[str, int], Node] = {}
+    for node in module.graph.walk():
+        if node.op in (literal, weight):
+            continue
+        if node.op is opaque:
+            if node.attrs["dialect"] == "onnx:":
+                opaques.setdefault((node.attrs["op_type"], node.attrs["version"]), node)
+            continue
+        wanted = table.min_opset(node)
+        if wanted is None:
+            raise UnsupportedError(f"operator `{node.op.name}`{_where(node)} cannot be emitted as ONNX")
+        if wanted > least:
+            least, needs = wanted, node
+    if requested is not None:
+        if least > requested and needs is not None:
+            raise UnsupportedError(
+                f"operator `{needs.op.name}`{_where(needs)} needs opset {least}, "
+                f"{requested} was requested"
+            )
+        candidates = range(requested, requested + 1)
+    else:
+        start = max(least, min(source, MAX_OPSET))
+        # opsets that runtimes do not load by default are a last resort for opaque operators
+        candidates = range(start, max(MAX_OPSET, source, least) + 1)
+    for opset in candidates:
+        if all(_schema_unchanged(op_type, version, opset) for op_type, version in opaques):
+            return opset
+    for (op_type, version), node in opaques.items():
+        if not any(_schema_unchanged(op_type, version, opset) for opset in candidates):
+            raise UnsupportedError(
+                f"operator `{op_type}`{_where(node)} is of opset version {version}, "
+                f"which opsets {candidates[0]} to {candidates[-1]} no longer have",
+                hint="convert the model to a newer opset first",
+            )
+    names = ", ".join(f"{op_type}-{version}" for op_type, version in opaques)
+    raise UnsupportedError(f"no opset from {candidates[0]} has all of {names} unchanged")
+
+
+def _schema_unchanged(op_type: str, version: int, opset: int) -> bool:
+    try:
+        schema = onnx.defs.get_schema(op_type, max_inclusive_version=opset, domain="")
+    except onnx.defs.SchemaError:
+        return False
+    return int(schema.since_version) == version and not schema.deprecated
+
+
+def _where(node: Node) -> str:
+    return f" ({node.loc[0]})" if node.loc else ""
+
+
+def ir_version(opset: int) -> int:
+    """Returns the IR version to write for an opset."""
+    known = helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), _MAX_IR_VERSION)
+    return min(int(known), _MAX_IR_VERSION)
