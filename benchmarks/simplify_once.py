@@ -1,8 +1,8 @@
 """One tool simplifies one model in this process: `simplify_once TOOL IN.onnx OUT.onnx`.
 
 Runs under the interpreter that has the tool (regraft's own, or that of the peers), so it imports
-the standard library and the tool alone. Prints one JSON document: seconds of import, load, simplify and
-save, nodes left in the main graph, and the peak of resident memory.
+the standard library and the tool alone. Prints one JSON document: seconds of import, load, simplify
+and save, nodes left in the main graph, and the peak of resident memory.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Interleaved timing with ratios per round; subprocesses with a time limit and their peak memory."""
+"""Interleaved timing with ratios per round; subprocesses with a time limit and a memory peak."""
 
 import math
 import os

