@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,22 @@ MAX_CONTENT = 64
 Array = np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """An attribute value that only another framework understands, carried through as it is.
+
+    Args:
+        kind: What it is, such as `onnx.AttributeProto`.
+        data: Its serialized bytes.
+    """
+
+    kind: str
+    data: bytes
+
+
 def content_of_array(array: Array) -> DimLike | tuple[DimLike, ...] | None:
-    """Returns the content of an integer array of rank 0 or 1, or None."""
-    if array.dtype.kind not in "iu" or array.ndim > 1 or array.size > MAX_CONTENT:
+    """Returns the content of an integer or bool (0, 1) array of rank 0 or 1, or None."""
+    if array.dtype.kind not in "iub" or array.ndim > 1 or array.size > MAX_CONTENT:
         return None
     if array.ndim == 0:
         return int(array)
@@ -88,7 +102,10 @@ opaque = OpSpec(
         Attr("dialect", AttrKind.STR),  # `onnx:ai.onnx.ml`, `torch:aten`
         Attr("op_type", AttrKind.STR),
         Attr("version", AttrKind.INT, 0),  # since-version of the schema, 0 when unknown
-        Attr("attributes", AttrKind.ANY, ()),  # ((name, value), …) as the frontend made them
+        # ((name, value), …) as the frontend made them; of a body, the value is its index
+        Attr("attributes", AttrKind.ANY, ()),
+        Attr("body_names", AttrKind.STRS, ()),  # attribute names of the bodies
+        Attr("num_captures", AttrKind.INT, 0),
     ),
     traits=Trait.NONE | Trait.CAPTURES,
     infer=_infer_opaque,

@@ -22,6 +22,7 @@ from regraft.ir.constants import literal, opaque, weight
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module
+from regraft.ir.types import TensorType, Type
 
 PROFILES = ("onnx", "ort-cpu", "ort-cuda")
 
@@ -113,9 +114,7 @@ def emit_graph(
     inputs = []
     for value in graph.inputs[:num_inputs]:
         emitter.names[value] = emitter.fresh(value.name or "input")
-        inputs.append(
-            helper.make_value_info(emitter.names[value], type_to_proto(value.type, dim_names))
-        )
+        inputs.append(_value_info(emitter.names[value], value.type, dim_names))
     for value in graph.inputs:
         emitter.note_sizes(value)
     output_names: dict[Value, str] = {}
@@ -133,13 +132,23 @@ def emit_graph(
                 emitter.note_sizes(value)
     outputs = []
     for out_name, value in zip(graph.output_names, graph.outputs, strict=True):
-        final = out_name
-        if emitter.names[value] != out_name:
-            if emitter.parent is not None:
-                final = emitter.fresh(out_name)
-            emitter.emit("Identity", [emitter.names[value]], [final], "", {})
-        outputs.append(helper.make_value_info(final, type_to_proto(value.type, dim_names)))
+        final = emitter.names[value]
+        if emitter.parent is not None and output_names.pop(value, None) is not None:
+            pass  # the outputs of a body go by position: any name will do
+        elif final != out_name:
+            source, final = final, out_name if emitter.parent is None else emitter.fresh(out_name)
+            emitter.emit("Identity", [source], [final], "", {})
+        outputs.append(_value_info(final, value.type, dim_names))
     return helper.make_graph(emitter.nodes, name, inputs, outputs, emitter.initializers)
+
+
+def _value_info(
+    name: str, type_: Type, dim_names: dict[str, str] | None
+) -> onnx.ValueInfoProto:
+    """Declares a value; one of unknown element type is left to the runtime's own inference."""
+    if isinstance(type_, TensorType) and type_.dtype is None:
+        return onnx.ValueInfoProto(name=name)
+    return helper.make_value_info(name, type_to_proto(type_, dim_names))
 
 
 def _emit_node(e: EmitContext) -> None:
@@ -171,7 +180,21 @@ def _emit_opaque(e: EmitContext) -> None:
             f"operator `{attrs['op_type']}` of {attrs['dialect']} has no ONNX form",
             hint="give a plugin with an emitter for it",
         )
-    e.emit(
-        attrs["op_type"], e.inputs, domain=attrs["dialect"].removeprefix("onnx:"),
-        **{name: make_attribute(name, value) for name, value in attrs["attributes"]},
+    inputs = [e.name(value) for value in e.node.inputs]
+    num_inputs = len(inputs) - attrs["num_captures"]
+    captures = [value for value in e.node.inputs[num_inputs:] if value is not None]
+    body_names = attrs["body_names"]
+    values = {
+        name: e.body(value, captures) if name in body_names else make_attribute(name, value)
+        for name, value in attrs["attributes"]
+    }
+    e.graph.emit(
+        attrs["op_type"], _cut(inputs[:num_inputs]), e.outputs,
+        attrs["dialect"].removeprefix("onnx:"), values, e.node,
     )  # fmt: skip
+
+
+def _cut(names: list[str]) -> list[str]:
+    while names and not names[-1]:
+        names.pop()
+    return names

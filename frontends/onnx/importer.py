@@ -7,7 +7,7 @@ node whose operator has no importer becomes `opaque`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from regraft.frontends.onnx.types import type_from_proto
 from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of, is_constant, literal, opaque, weight
 from regraft.ir.errors import InputError
-from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.graph import Graph, Node, Scope, Value
 from regraft.ir.opspec import OpSpec
 from regraft.ir.types import UNKNOWN, DType, TensorType, Type
 
@@ -143,6 +143,14 @@ class NodeImport:
             scope.order_captures(captures)
         return tuple(scope.graph for scope in scopes), captures
 
+    def discard(self, bodies: Sequence[Graph], known: Collection[str]) -> None:
+        """Forgets bodies that are imported anew: their own weights go, those in `known` stay."""
+        weights = self.b.graph.scope.weights
+        for node in (node for body in bodies for node in body.walk()):
+            name = node.attrs["name"] if node.op is weight else None
+            if name is not None and name not in known and name in weights:
+                weights.remove(name)
+
 
 Importer = Callable[[NodeImport], "Value | Sequence[Value | None]"]
 
@@ -203,7 +211,9 @@ class NameScope:
         outer = self.parent.find(name)
         if outer is None:
             return None
-        if is_constant(outer):
+        if self.graph is self.parent.graph:  # an inlined branch
+            found = outer
+        elif is_constant(outer):
             found = self._copy_constant(outer)
         else:
             found = self.captures.get(outer)
@@ -223,17 +233,24 @@ class NameScope:
         return copy.output
 
     def child(self, proto: onnx.GraphProto, formals: Sequence[Type]) -> NameScope:
-        """Imports a body graph with formal inputs of the given types."""
-        scope = NameScope(
-            Graph(self.graph.scope), self.table, self.opsets, self.warnings, self.external,
-            self.functions, parent=self, depth=self.depth, call_site=self.call_site,
-        )  # fmt: skip
+        """Imports a body graph with formal inputs of the given types (declared ones beyond)."""
+        scope = self._nested(Graph(self.graph.scope))
         for i, info in enumerate(proto.input):
-            type_ = formals[i] if i < len(formals) else type_from_proto(info.type, self.graph.scope)
+            type_ = formals[i] if i < len(formals) else _formal_type(info.type, self.graph.scope)
             scope.values[info.name] = scope.graph.add_input(info.name, type_)
         scope.num_formals = len(proto.input)
         import_graph_nodes(proto, scope)
         return scope
+
+    def inline(self, proto: onnx.GraphProto) -> list[Value]:
+        """Imports the nodes of a body without inputs into this graph; returns its outputs."""
+        return [value for _, value in import_contents(proto, self._nested(self.graph))]
+
+    def _nested(self, graph: Graph) -> NameScope:
+        return NameScope(
+            graph, self.table, self.opsets, self.warnings, self.external, self.functions,
+            parent=self, depth=self.depth, call_site=self.call_site,
+        )  # fmt: skip
 
     def order_captures(self, outers: Sequence[Value]) -> None:
         """Makes the graph's inputs the formals followed by one input per captured value."""
@@ -250,7 +267,13 @@ class NameScope:
 
 
 def import_graph_nodes(proto: onnx.GraphProto, scope: NameScope) -> None:
-    """Imports initializers, nodes and outputs of a graph into `scope`.
+    """Imports initializers, nodes and outputs of a graph into `scope`."""
+    for name, value in import_contents(proto, scope):
+        scope.graph.add_output(name, value)
+
+
+def import_contents(proto: onnx.GraphProto, scope: NameScope) -> list[tuple[str, Value]]:
+    """Imports initializers and nodes of a graph into `scope`; returns its outputs by name.
 
     Raises:
         InputError: For a name that is used but defined nowhere, defined twice, or a cycle.
@@ -267,6 +290,7 @@ def import_graph_nodes(proto: onnx.GraphProto, scope: NameScope) -> None:
     import_initializers(proto, scope)
     for node in sorted_nodes(proto, scope):
         import_node(node, scope)
+    outputs: list[tuple[str, Value]] = []
     for info in proto.output:
         value = scope.find(info.name)
         if value is None:
@@ -274,7 +298,17 @@ def import_graph_nodes(proto: onnx.GraphProto, scope: NameScope) -> None:
                 f"graph output `{info.name}` is defined nowhere",
                 hint="no node, input or initializer has that name",
             )
-        scope.graph.add_output(info.name, value)
+        outputs.append((info.name, value))
+    return outputs
+
+
+def _formal_type(proto: onnx.TypeProto, scope: Scope) -> Type:
+    """Returns the declared type of a body input; its sizes may differ from run to run."""
+    type_ = type_from_proto(proto, scope)
+    if isinstance(type_, TensorType) and type_.shape is not None:
+        dims = tuple(dim if isinstance(dim, int) else scope.fresh() for dim in type_.shape)
+        return type_.with_shape(dims)
+    return type_
 
 
 def import_node(proto: onnx.NodeProto, scope: NameScope) -> None:
@@ -329,7 +363,7 @@ def import_opaque(item: NodeImport) -> Sequence[Value]:
     proto = item.proto
     domain = "" if proto.domain == "ai.onnx" else proto.domain
     version = _since_version(proto.op_type, domain, item.opset)
-    names = [name for name in item.attrs if isinstance(item.attrs[name], onnx.GraphProto)]
+    names = tuple(n for n, value in item.attrs.items() if isinstance(value, onnx.GraphProto))
     bodies: tuple[Graph, ...] = ()
     captures: list[Value] = []
     if names:
@@ -342,8 +376,11 @@ def import_opaque(item: NodeImport) -> Sequence[Value]:
             "op_type": proto.op_type,
             "version": version,
             "attributes": tuple(
-                (name, value) for name, value in item.attrs.items() if name not in names
+                (name, names.index(name) if name in names else value)
+                for name, value in item.attrs.items()
             ),
+            "body_names": names,
+            "num_captures": len(captures),
         },
         num_outputs=len(proto.output),
         bodies=bodies,

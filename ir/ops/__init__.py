@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from regraft.ir import constants
 from regraft.ir.opspec import OpSpec
-from regraft.ir.ops import elementwise
+from regraft.ir.ops import (
+    control,
+    elementwise,
+)
 
 FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
     constants.OPS,
     elementwise.OPS,
+    control.OPS,
 )
 
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from regraft.backends.onnx.emitter import Emit
-from regraft.backends.onnx.ops import elementwise
+from regraft.backends.onnx.ops import (
+    control,
+    elementwise,
+)
 
-FAMILIES: tuple[tuple[Emit, ...], ...] = (elementwise.EMITS,)
+FAMILIES: tuple[tuple[Emit, ...], ...] = (
+    elementwise.EMITS,
+    control.EMITS,
+)

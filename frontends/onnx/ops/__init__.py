@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from regraft.frontends.onnx.importer import Import
-from regraft.frontends.onnx.ops import elementwise
+from regraft.frontends.onnx.ops import (
+    control,
+    elementwise,
+)
 
-FAMILIES: tuple[tuple[Import, ...], ...] = (elementwise.IMPORTS,)
+FAMILIES: tuple[tuple[Import, ...], ...] = (
+    elementwise.IMPORTS,
+    control.IMPORTS,
+)
