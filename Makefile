@@ -12,7 +12,7 @@ PEERS_PY := $(PEERS)/bin/python
 PEERS_STAMP := $(PEERS)/.setup-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test check full models peers bench format clean
+.PHONY: help setup demo test check lint layout types imports full models peers bench format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
@@ -58,10 +58,19 @@ test: $(STAMP) models
 full: $(STAMP) models
 	$(PY) -m pytest -n $(WORKERS)
 
-check: $(STAMP)
+# `make -k check` shows the findings of all four even when one fails.
+check: lint layout types imports
+
+lint: $(STAMP)
 	$(PY) -m ruff check .
+
+layout: $(STAMP)
 	$(PY) -m ruff format --check .
+
+types: $(STAMP)
 	$(PY) -m mypy
+
+imports: $(STAMP)
 	$(VENV)/bin/lint-imports
 
 bench: $(STAMP) $(PEERS_STAMP) models
