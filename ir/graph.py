@@ -298,7 +298,12 @@ class Node:
         else:
             outputs[0].type = types
         if self.op.content is not None:
-            outputs[0].content = self.op.content(self)
+            content = self.op.content(self)
+            if isinstance(content, list):  # one per result
+                for value, each in zip(outputs, content, strict=True):
+                    value.content = each
+            else:
+                outputs[0].content = content
 
     def fresh_dim(self, result: int, axis: int, lo: int = 0, hi: int | None = None) -> DimLike:
         """Returns the defined symbol of an axis whose size only run time knows.

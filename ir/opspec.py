@@ -100,7 +100,10 @@ Content = "DimLike | tuple[DimLike, ...]"
 
 Infer = Callable[["Node"], "Type | Sequence[Type]"]
 Eval = Callable[..., Any]  # (EvalContext, *arrays) -> array | tuple of arrays
-ContentOf = Callable[["Node"], "DimLike | tuple[DimLike, ...] | None"]
+ContentOf = Callable[
+    ["Node"],
+    "DimLike | tuple[DimLike, ...] | list[DimLike | tuple[DimLike, ...] | None] | None",
+]
 Axes = "str | Callable[[Node], AxisRule | str | None] | None"
 Flops = Callable[["Node"], "DimLike | None"]
 Body = Callable[["Node", "Builder"], "Value | Sequence[Value]"]
@@ -127,7 +130,8 @@ class OpSpec:
             first operand.
         eval: Numpy meaning: `eval(context, *operands)` returns the result(s); floats arrive
             widened to f32 (f64 for an oracle) unless the operator is RAW or DATA_MOVEMENT.
-        content: Symbolic content of a small integer result (scalar or 1-d), for shape arithmetic.
+        content: Symbolic content of a small integer result (scalar or 1-d), for shape arithmetic;
+            a list gives one per result.
         flops: Floating-point operations; None: derived from the rule (2 x contraction volume).
         body: The same meaning in simpler operators, generic in rank and dims.
         num_bodies: Number of body graphs (control flow).

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from regraft.ir.dims import DimLike, Shape, known_equal
-from regraft.ir.graph import Node
+from regraft.ir.dims import DimLike, Shape, known_equal, product
+from regraft.ir.graph import Content, Node
 from regraft.ir.types import DType, TensorType, Type
 
 
@@ -45,14 +45,19 @@ def _broadcast_dim(node: Node, a: DimLike, b: DimLike) -> DimLike:
         return b
     if node.graph is not None:
         node.graph.scope.assume_equal(a, b, f"broadcast in {node.op.name}")
-    return a
+    # S rather than min(S, 512): the simpler of two equal sizes keeps later sizes simple
+    return b if b.as_symbol() is not None and a.as_symbol() is None else a
 
 
 def infer_broadcast(node: Node) -> Type:
     """Result type of an element-wise operator: broadcast shape, element type of the operands."""
-    inputs = node.inputs
-    dtype = inputs[0].dtype if inputs[0] is not None else None
-    return TensorType(dtype, broadcast(node, *(v.shape for v in inputs if v is not None)))
+    dtype = None
+    for value in node.inputs:
+        if value is not None:
+            dtype = value.dtype
+            if dtype is not None:
+                break
+    return TensorType(dtype, broadcast(node, *(v.shape for v in node.inputs if v is not None)))
 
 
 def infer_predicate(node: Node) -> Type:
@@ -79,3 +84,13 @@ def normalize_axis(node: Node, axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
         raise node.error(f"axis {axis} is out of range for rank {rank}")
     return axis % rank
+
+
+def content_reduce_prod(node: Node) -> Content | None:
+    """Content of a product over a 1-d operand of known content (`reduce_prod` of a shape)."""
+    x = node.inputs[0]
+    content = None if x is None else x.content
+    if not isinstance(content, tuple):
+        return None
+    total = product(content)
+    return (total,) if node.output.rank == 1 else total
