@@ -1,3 +1,74 @@
-"""regraft: a compiler for model surgery."""
+"""regraft: a compiler for model surgery.
+
+ONNX or PyTorch in, checked rewrites, ONNX Runtime, Triton or PyTorch out.
+
+```python
+import regraft
+
+module = regraft.load("model.onnx")
+regraft.apply(module, "canonicalize,fold-norms")
+regraft.save(module, "out.onnx", target="ort-cpu")
+```
+
+The names below are loaded on first use, so that `import regraft` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if not (Path(__file__).parent / "ir").is_dir():
+    raise ImportError(
+        "`src/regraft/ir` is not a folder: the checkout did not make symbolic links\n"
+        "hint: `git config core.symlinks true` and check out again"
+    )
+
+if TYPE_CHECKING:
+    from regraft.api import ConvertResult, apply, compare, convert, load, save
+    from regraft.ir.errors import RegraftError
+    from regraft.ir.module import Module
+    from regraft.ir.rewrite import Rule
+    from regraft.passes.protocol import Pass, PassResult
+
+_LAZY = {
+    "ConvertResult": "regraft.api",
+    "Module": "regraft.ir.module",
+    "Pass": "regraft.passes.protocol",
+    "PassResult": "regraft.passes.protocol",
+    "RegraftError": "regraft.ir.errors",
+    "Rule": "regraft.ir.rewrite",
+    "apply": "regraft.api",
+    "compare": "regraft.api",
+    "convert": "regraft.api",
+    "load": "regraft.api",
+    "save": "regraft.api",
+}
+
+__all__ = [
+    "ConvertResult",
+    "Module",
+    "Pass",
+    "PassResult",
+    "RegraftError",
+    "Rule",
+    "__version__",
+    "apply",
+    "compare",
+    "convert",
+    "load",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module `regraft` has no attribute `{name}`")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,255 @@
+"""`convert`: capture, passes, emission, check, and the files of the result."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from regraft.backends.onnx import PROFILES, save_onnx
+from regraft.checking import Checker
+from regraft.ir.errors import UnsupportedError, UsageError
+from regraft.ir.freeze import freeze
+from regraft.ir.module import Module
+from regraft.output import check_destination, staged
+from regraft.passes import PASSES
+from regraft.passes.check.module_check import CheckReport, combined_contract
+from regraft.passes.check.samples import Sample
+from regraft.passes.manager import CheckMode, PassManager, PassRecord
+from regraft.passes.pipeline import parse_pipeline, suggest
+from regraft.passes.protocol import Context, Pass
+from regraft.passes.recipe import Recipe, format_recipe
+from regraft.report import build_report, operator_counts, versions
+from regraft.samples import bind_samples
+from regraft.sources import Source, open_source
+
+TARGETS = (*PROFILES, "torch", "triton", "hf")
+DEFAULT_PASSES = "canonicalize,fold-norms,canonicalize"
+MODEL_FILE = "model.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """Options of `convert`; see INTERFACE.
+
+    Args:
+        target: `onnx`, `ort-cpu` or `ort-cuda`.
+        passes: Pipeline string, pass objects, or None for the target's default.
+        opset: Emission opset, or None to keep the source's.
+        freeze: Symbols to fix by name.
+        dims: Sizes of generated samples; never freezes.
+        samples: Samples to check and calibrate with.
+        check: When outputs are compared.
+        rtol: Overrides the relative tolerance.
+        atol: Adds an absolute tolerance.
+        max_memory_bytes: Working-memory budget.
+        seed: Seed of everything random.
+        force: Replace an existing output.
+        dry_run: Do everything except writing the output.
+        extra_passes: Passes of plugins.
+        explain: Rule whose near misses are wanted.
+    """
+
+    target: str = "ort-cpu"
+    passes: str | Sequence[Pass] | None = None
+    opset: int | None = None
+    freeze: Mapping[str, int] = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, Any]] = ()
+    check: CheckMode = CheckMode.MODULE
+    rtol: float | None = None
+    atol: float | None = None
+    max_memory_bytes: int | None = None
+    seed: int = 0
+    force: bool = False
+    dry_run: bool = False
+    extra_passes: tuple[type[Pass], ...] = ()
+    explain: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult:
+    """What `convert` made.
+
+    Args:
+        out: The output path, None for a dry run.
+        module: The rewritten module.
+        passes: One record per pass.
+        check: The module check.
+        report: The content of `report.json`.
+        explanations: Near misses of the rule named by `explain`.
+    """
+
+    out: Path | None
+    module: Module
+    passes: tuple[PassRecord, ...]
+    check: CheckReport
+    report: Mapping[str, Any]
+    explanations: tuple[str, ...] = ()
+
+
+def resolve_passes(
+    passes: str | Sequence[Pass] | None, extra: tuple[type[Pass], ...] = ()
+) -> list[Pass]:
+    """Returns pass objects of a pipeline string, a sequence, or the default."""
+    if passes is None:
+        passes = DEFAULT_PASSES
+    if isinstance(passes, str):
+        return parse_pipeline(passes, (*PASSES, *extra))
+    return list(passes)
+
+
+def convert(
+    source: Any,
+    out: str | Path | None,
+    options: ConvertOptions | None = None,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> ConvertResult:
+    """Converts a model; the output is written whole or not at all.
+
+    Args:
+        source: A path, ModelProto or module.
+        out: A folder, or a file with a suffix; None only for a dry run.
+        options: What to do.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        RegraftError: With its exit code: 2 bad input, 3 a check failed, 1 the work failed.
+    """
+    options = options or ConvertOptions()
+    if options.target not in TARGETS:
+        raise UsageError(f"unknown target `{options.target}`", hint=suggest(options.target, TARGETS))
+    if options.target not in PROFILES:
+        raise UnsupportedError(
+            f"target `{options.target}` is not built yet", hint=f"use {', '.join(PROFILES)}"
+        )
+    path = None if out is None else Path(out)
+    if path is None and not options.dry_run:
+        raise UsageError("an output path is needed", hint="give -o OUT, or --dry-run")
+    if path is not None and not options.dry_run:
+        check_destination(path, force=options.force)
+    passes = resolve_passes(options.passes, options.extra_passes)
+    say = progress or (lambda stage: None)
+    return _Conversion(source, path, options, passes, say).run()
+
+
+class _Conversion:
+    """One run of `convert`, stage by stage, each stage timed."""
+
+    def __init__(
+        self,
+        source: Any,
+        out: Path | None,
+        options: ConvertOptions,
+        passes: list[Pass],
+        say: Callable[[str], None],
+    ) -> None:
+        self.raw_source = source
+        self.out = out
+        self.options = options
+        self.passes = passes
+        self.say = say
+        self.seconds: dict[str, float] = {}
+
+    def _stage(self, name: str, work: Callable[[], Any]) -> Any:
+        self.say(name)
+        start = time.perf_counter()
+        result = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        return result
+
+    def run(self) -> ConvertResult:
+        options = self.options
+        source: Source = self._stage("load", lambda: open_source(self.raw_source))
+        module = source.module
+        given = bind_samples(module, options.samples)
+        before = operator_counts(module.graph)
+        checker = None
+        if options.check is not CheckMode.OFF:
+            checker = self._stage("samples", lambda: self._make_checker(source, given))
+        if options.freeze:
+            freeze(module, options.freeze)
+        ctx = Context(
+            seed=options.seed, target=options.target, samples=options.samples,
+            max_memory_bytes=options.max_memory_bytes, explain=options.explain,
+        )  # fmt: skip
+        manager = PassManager(
+            ctx, options.check, checker.samples if checker else (),
+            progress=lambda i, total, item: self.say(item.name),
+        )  # fmt: skip
+        records = self._stage("passes", lambda: manager.run(module, self.passes))
+        make = lambda check, size: build_report(  # noqa: E731
+            source, module, records, check, before=before, target=options.target,
+            num_bytes=size, seconds=self.seconds,
+        )  # fmt: skip
+        check, report = self._write(source, module, records, checker, make)
+        out = None if options.dry_run else self.out
+        return ConvertResult(
+            out, module, tuple(records), check, report, tuple(ctx.explanations)
+        )
+
+    def _make_checker(self, source: Source, given: Sequence[Sample]) -> Checker:
+        options = self.options
+        dims = {**options.dims, **options.freeze}
+        checker = Checker(
+            source, dims=dims, seed=options.seed, max_memory_bytes=options.max_memory_bytes,
+            rtol=options.rtol, atol=options.atol,
+        )  # fmt: skip
+        checker.prepare(given)
+        return checker
+
+    def _write(
+        self,
+        source: Source,
+        module: Module,
+        records: Sequence[PassRecord],
+        checker: Checker | None,
+        make_report: Callable[[CheckReport, int], dict[str, Any]],
+    ) -> tuple[CheckReport, dict[str, Any]]:
+        options = self.options
+        import tempfile  # noqa: PLC0415
+
+        target = self.out
+        if options.dry_run or target is None:
+            folder = Path(tempfile.mkdtemp(prefix="regraft-"))
+            target = folder / "out"
+        with staged(target, force=True) as temp:
+            is_file = bool(target.suffix)
+            model = temp / (target.name if is_file else MODEL_FILE)
+            files = self._stage(
+                "emit",
+                lambda: save_onnx(module, model, profile=options.target, opset=options.opset),
+            )
+            size = sum(file.stat().st_size for file in files)
+            check = CheckReport("no (checks are off)", True)
+            if checker is not None:
+                contract = combined_contract(item.contract for item in self.passes)
+                check = self._stage("check", lambda: checker.compare(module, model, contract))
+                check.raise_if_failed()
+            report = make_report(check, size)
+            if not is_file:
+                (temp / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+                (temp / "recipe.yaml").write_text(self._recipe(source, records))
+        if options.dry_run or self.out is None:
+            import shutil  # noqa: PLC0415
+
+            shutil.rmtree(target.parent, ignore_errors=True)
+        return check, report
+
+    def _recipe(self, source: Source, records: Sequence[PassRecord]) -> str:
+        options = self.options
+        settings: dict[str, Any] = {"target": options.target, "seed": options.seed}
+        if options.opset is not None:
+            settings["opset"] = options.opset
+        if options.freeze:
+            settings["freeze"] = dict(options.freeze)
+        provenance = {
+            "source_sha256": source.sha256,
+            "versions": versions(),
+            "decisions": {r.name: dict(r.decisions) for r in records if r.decisions},
+        }
+        return format_recipe(Recipe(tuple(self.passes), settings, provenance))

@@ -1,0 +1,76 @@
+"""Outputs that are whole or absent: written beside the destination and renamed at the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from regraft.ir.errors import RegraftError, UsageError
+
+
+def check_destination(out: Path, *, force: bool) -> None:
+    """Checks a destination before any work begins.
+
+    Raises:
+        UsageError: When it exists without `force`, or its folder does not exist.
+    """
+    if out.exists() and not force:
+        raise UsageError(f"`{out}` exists", hint="give --force to replace it, or another name")
+    if not out.parent.is_dir():
+        raise UsageError(f"folder `{out.parent}` does not exist", hint="create it first")
+
+
+@contextmanager
+def staged(out: Path, *, force: bool) -> Iterator[Path]:
+    """Gives a temporary folder beside `out`; its content becomes `out` when the block succeeds.
+
+    A destination with a suffix is a file (and files beside it, such as external data), one without
+    is a folder. On any error or interruption nothing is left behind.
+
+    Raises:
+        RegraftError: When the disk is full or the folder cannot be written.
+    """
+    check_destination(out, force=force)
+    try:
+        temp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise _explain(error, out) from error
+    try:
+        yield temp
+        if out.suffix:
+            for file in sorted(temp.iterdir(), key=lambda f: f.name == out.name):
+                # the model itself comes last: it never refers to data that is not there
+                os.replace(file, out.parent / file.name)
+        else:
+            _swap_folder(temp, out)
+    except OSError as error:
+        raise _explain(error, out) from error
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def _swap_folder(temp: Path, out: Path) -> None:
+    temp.chmod(0o755)  # mkdtemp makes it private
+    if not out.exists():
+        os.rename(temp, out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    os.rename(out, old / out.name)
+    try:
+        os.rename(temp, out)
+    except OSError:
+        os.rename(old / out.name, out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _explain(error: OSError, out: Path) -> RegraftError:
+    if error.errno == errno.ENOSPC:
+        return RegraftError(f"`{out}` was not written: the disk is full", hint="free some space")
+    return RegraftError(f"`{out}` was not written: {error.strerror or error}")

@@ -1,0 +1,59 @@
+"""Samples given by the user: `.npz` files and folders of them."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.errors import InputError
+from regraft.ir.evaluate import bind_inputs
+from regraft.ir.module import Module
+from regraft.passes.check.samples import Sample
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Reads one `.npz` file, or every `.npz` in a folder in order of name.
+
+    Raises:
+        InputError: When a file cannot be read or holds pickled objects.
+    """
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"folder `{path}` has no `.npz` file")
+    return [_read_npz(file) for file in files]
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise InputError(f"`{path}` does not exist") from error
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise InputError(
+            f"`{path}` is not a `.npz` file of plain arrays: {error}",
+            hint="write it with `numpy.savez(path, input_name=array, …)`",
+        ) from error
+
+
+def bind_samples(module: Module, samples: Sequence[Mapping[str, Any]]) -> list[Sample]:
+    """Checks samples against the module's inputs.
+
+    Raises:
+        InputError: For a missing or unknown input, or a wrong shape or element type.
+    """
+    names = [str(value.name) for value in module.graph.inputs]
+    bound = []
+    for i, sample in enumerate(samples):
+        unknown = [name for name in sample if name not in names]
+        if unknown:
+            raise InputError(
+                f"sample {i}: the model has no input `{unknown[0]}`",
+                hint=f"it takes {', '.join(names)}",
+            )
+        bound.append(Sample(dict(sample), bind_inputs(module.graph, sample), "given"))
+    return bound
