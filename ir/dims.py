@@ -37,7 +37,7 @@ class Symbol:
         return self.name
 
     def __str__(self) -> str:
-        return self.name
+        return self.name if self.name.isidentifier() else f"`{self.name}`"
 
 
 class DimOp:
@@ -230,7 +230,7 @@ def _div_term(
     return tuple(sorted(powers.items(), key=lambda item: item[0].key)), a[1] // b[1]
 
 
-def _poly_div(a: DimLike, b: DimLike) -> DimLike | None:
+def exact_quotient(a: DimLike, b: DimLike) -> DimLike | None:
     """Returns the polynomial q with a == q * b, or None."""
     if isinstance(b, int):
         if b == 0:
@@ -272,7 +272,7 @@ def exactdiv(a: DimLike, b: DimLike) -> DimLike:
     """Returns a / b where the caller knows that b divides a."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b
-    quotient = _poly_div(a, b)
+    quotient = exact_quotient(a, b)
     return quotient if quotient is not None else _op("exactdiv", a, b)
 
 
@@ -280,7 +280,7 @@ def floordiv(a: DimLike, b: DimLike) -> DimLike:
     """Returns floor(a / b)."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b
-    quotient = _poly_div(a, b)
+    quotient = exact_quotient(a, b)
     if quotient is not None:
         return quotient
     if isinstance(b, int) and isinstance(a, Dim):
@@ -321,7 +321,7 @@ def mod(a: DimLike, b: DimLike) -> DimLike:
         lo, hi = bounds(a)
         if lo is not None and hi is not None and 0 <= lo and hi < b:
             return a
-    elif _poly_div(a, b) is not None:
+    elif exact_quotient(a, b) is not None:
         return 0
     return _op("mod", a, b)
 
@@ -488,10 +488,8 @@ def symbols_of(shape: Iterable[DimLike]) -> frozenset[Symbol]:
 
 
 def _format_op(kind: str, args: tuple[DimLike, ...]) -> str:
-    if kind in ("min", "max", "exactdiv"):
-        return f"{kind}({', '.join(map(str, args))})"
-    a, b = (f"({arg})" if isinstance(arg, Dim) and not arg.as_symbol() else str(arg) for arg in args)
-    return f"({a} {'//' if kind == 'floordiv' else '%'} {b})"
+    # functions rather than operators: `//` starts a comment in the text form
+    return f"{kind}({', '.join(map(str, args))})"
 
 
 def _format(value: Dim) -> str:

@@ -97,7 +97,10 @@ class NodeImport:
         value = self.input(idx)
         if value is None:
             return None, None
-        return (None, value.content) if value.content is not None else (value, None)
+        # the content of a float is a whole number in disguise: the operand keeps its type
+        if value.content is None or value.dtype is None or value.dtype.is_float:
+            return value, None
+        return None, value.content
 
     def rank(self, idx: int = 0) -> int | None:
         """Returns the rank of an operand, or None."""
@@ -152,7 +155,8 @@ class NodeImport:
                 weights.remove(name)
 
 
-Importer = Callable[[NodeImport], "Value | Sequence[Value | None]"]
+Imported = Value | Sequence[Value | None]
+Importer = Callable[[NodeImport], Imported]
 
 
 class ImportTable:

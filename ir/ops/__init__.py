@@ -5,14 +5,32 @@ from __future__ import annotations
 from regraft.ir import constants
 from regraft.ir.opspec import OpSpec
 from regraft.ir.ops import (
+    activation,
+    arithmetic,
+    cast,
     control,
-    elementwise,
+    cumulative,
+    fill,
+    functions,
+    logical,
+    random,
+    rnn,
+    rounding,
 )
 
 FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
     constants.OPS,
-    elementwise.OPS,
+    activation.OPS,
+    arithmetic.OPS,
+    cast.OPS,
+    cumulative.OPS,
+    fill.OPS,
+    functions.OPS,
+    logical.OPS,
+    random.OPS,
+    rounding.OPS,
     control.OPS,
+    rnn.OPS,
 )
 
 

@@ -49,6 +49,29 @@ def _broadcast_dim(node: Node, a: DimLike, b: DimLike) -> DimLike:
     return b if b.as_symbol() is not None and a.as_symbol() is None else a
 
 
+def same_size(node: Node, a: DimLike, b: DimLike, what: str) -> DimLike:
+    """Returns the size that two axes share; equal symbols that differ in name are assumed equal.
+
+    Args:
+        node: The node that needs the equality.
+        a: One size.
+        b: The other.
+        what: What the axes are, for the message: `the contracted axes`.
+
+    Raises:
+        TypeInferenceError: When both are known and differ.
+    """
+    if a == b:
+        return a
+    if isinstance(a, int):
+        if isinstance(b, int):
+            raise node.error(f"{what} have sizes {a} and {b}")
+        a, b = b, a
+    if not known_equal(a, b) and node.graph is not None:
+        node.graph.scope.assume_equal(a, b, f"{what} of {node.op.name}")
+    return b if isinstance(b, int) else a
+
+
 def infer_broadcast(node: Node) -> Type:
     """Result type of an element-wise operator: broadcast shape, element type of the operands."""
     dtype = None

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.ops import (
+    activation,
+    arithmetic,
+    cast,
     control,
-    elementwise,
+    fill,
+    logical,
+    random,
+    rnn,
 )
 
 FAMILIES: tuple[tuple[Emit, ...], ...] = (
-    elementwise.EMITS,
+    activation.EMITS,
+    arithmetic.EMITS,
+    cast.EMITS,
+    fill.EMITS,
+    logical.EMITS,
+    random.EMITS,
     control.EMITS,
+    rnn.EMITS,
 )

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from regraft.frontends.onnx.importer import Import
 from regraft.frontends.onnx.ops import (
+    activation,
+    arithmetic,
+    cast,
     control,
-    elementwise,
+    fill,
+    logical,
+    random,
+    rnn,
 )
 
 FAMILIES: tuple[tuple[Import, ...], ...] = (
-    elementwise.IMPORTS,
+    activation.IMPORTS,
+    arithmetic.IMPORTS,
+    cast.IMPORTS,
+    fill.IMPORTS,
+    logical.IMPORTS,
+    random.IMPORTS,
     control.IMPORTS,
+    rnn.IMPORTS,
 )
