@@ -1,0 +1,220 @@
+"""Keeps types right while values are replaced: merging, inferring users anew, renaming symbols.
+
+A replacement may know more than what it replaces, or less, or have its own symbol for a size that
+only run time knows. Both describe one value, so the merged type is true of it; users are inferred
+anew, and a symbol that lost its definition is renamed wherever it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from regraft.ir.constants import captured_value
+from regraft.ir.dims import Dim, DimLike, Symbol, bind, known_different, symbols_of
+from regraft.ir.errors import RegraftError
+from regraft.ir.graph import Assumption, Content, Graph, Node, Value
+from regraft.ir.opspec import AttrKind
+from regraft.ir.types import TensorType, Type, bind_type
+
+
+class Retyper:
+    """Type bookkeeping of one rewrite."""
+
+    __slots__ = ("_graph", "_renamed", "_touch")
+
+    def __init__(self, graph: Graph, touch: Callable[[Node], None]) -> None:
+        self._graph = graph
+        self._touch = touch
+        self._renamed: dict[str, DimLike] = {}
+
+    def unify(self, old: Value, new: Value, where: str) -> bool:
+        """Merges the types of a value and its replacement into the replacement's.
+
+        Returns:
+            Whether users must be inferred anew (call `propagate` after the replacement).
+
+        Raises:
+            RegraftError: When the types contradict: an error of the rule named in `where`.
+        """
+        if contradict(old.type, new.type):
+            raise RegraftError(f"{where} replaces a value of type {old.type} by {new.type}")
+        merged = merge_types(new.type, old.type)
+        for type_ in (old.type, new.type):
+            self._note_renamed(type_, merged)
+        changed = merged != old.type or merged != new.type
+        new.type = merged
+        return changed
+
+    def _note_renamed(self, before: Type, after: Type) -> None:
+        if not isinstance(before, TensorType) or not isinstance(after, TensorType):
+            return
+        for old, new in zip(before.shape or (), after.shape or (), strict=False):
+            symbol = _defined(old)
+            if symbol is not None and old != new:
+                self._renamed[symbol.name] = new
+
+    def propagate(self, value: Value) -> None:
+        """Infers the users of a value anew, and theirs, as far as types change."""
+        pending = [value]
+        while pending:
+            used = pending.pop()
+            for user in used.users:
+                if self._infer(user):
+                    pending.extend(user.outputs)
+
+    def refresh(self, node: Node) -> None:
+        """Infers a node anew after a change, and its users as far as types change."""
+        if self._infer(node):
+            for value in node.outputs:
+                self.propagate(value)
+
+    def _infer(self, node: Node) -> bool:
+        before = [(value.type, value.content) for value in node.outputs]
+        for body in node.bodies:
+            self._retype_captures(body)
+        node.infer()
+        changed = False
+        for value, (type_, content) in zip(node.outputs, before, strict=True):
+            if value.type != type_:
+                # what was known stays known: a claim of the file, or of a replaced value
+                merged = merge_types(value.type, type_)
+                self._note_renamed(type_, merged)
+                value.type = merged
+                changed = changed or merged != type_
+            if value.content is None:
+                value.content = content
+            elif value.content != content:
+                changed = True
+        if changed:
+            self._touch(node)
+        return changed
+
+    def _retype_captures(self, body: Graph) -> None:
+        for value in body.inputs:
+            outer = captured_value(value)
+            if outer is not None and (outer.type != value.type or outer.content != value.content):
+                value.type, value.content = outer.type, outer.content
+                self.propagate(value)
+
+    # -- defined symbols --------------------------------------------------------------------
+
+    def defines_symbols(self, node: Node) -> bool:
+        """Returns whether a size that only run time knows is first seen in a result of `node`.
+
+        Such a node may be needed for its sizes although nothing uses its values.
+        """
+        return any(True for _ in defined_symbols(node))
+
+    def flush(self) -> bool:
+        """Renames symbols that lost their definition; returns whether there were any.
+
+        Cost: O(nodes), once per rewrite that needs it.
+        """
+        if not self._renamed:
+            return False
+        rename_symbols(self._graph, self._renamed)
+        self._renamed = {}
+        return True
+
+
+def _defined(dim: DimLike) -> Symbol | None:
+    symbol = dim.as_symbol() if isinstance(dim, Dim) else None
+    return symbol if symbol is not None and symbol.defined else None
+
+
+def defined_symbols(node: Node) -> Iterator[Symbol]:
+    """Yields the defined symbols that are axes of a result of `node` and of no operand."""
+    for value in node.outputs:
+        for dim in value.shape or ():
+            symbol = None if type(dim) is int else _defined(dim)
+            if symbol is not None and not any(
+                dim in (operand.shape or ()) for operand in node.inputs if operand is not None
+            ):
+                yield symbol
+
+
+def contradict(a: Type, b: Type) -> bool:
+    """Returns whether no value can have both types."""
+    if not isinstance(a, TensorType) or not isinstance(b, TensorType):
+        return type(a) is not type(b)
+    if a.dtype is not b.dtype and a.dtype is not None and b.dtype is not None:
+        return True
+    if a.shape is None or b.shape is None:
+        return False
+    return len(a.shape) != len(b.shape) or any(map(known_different, a.shape, b.shape))
+
+
+def merge_types(new: Type, old: Type) -> Type:
+    """Returns what both types say of one value; where both know an axis, `new` wins."""
+    if not isinstance(new, TensorType) or not isinstance(old, TensorType):
+        return new
+    dtype = old.dtype if new.dtype is None else new.dtype
+    if new.shape is None or old.shape is None or len(new.shape) != len(old.shape):
+        shape = old.shape if new.shape is None else new.shape
+    else:
+        shape = tuple(
+            b if type(a) is not int and _defined(a) is not None and _defined(b) is None else a
+            for a, b in zip(new.shape, old.shape, strict=True)
+        )
+    return new if (dtype, shape) == (new.dtype, new.shape) else TensorType(dtype, shape)
+
+
+def rename_symbols(graph: Graph, renamed: dict[str, DimLike]) -> None:
+    """Replaces symbols by dims in all types, contents and attributes of a graph and its bodies."""
+    renamed = _resolved(renamed)
+    scope = graph.scope
+    for key, known in list(scope.assumptions.items()):
+        left, right = bind(known.left, renamed), bind(known.right, renamed)
+        if (left, right) != key:
+            del scope.assumptions[key]
+            if left != right:
+                scope.assumptions[left, right] = Assumption(left, right, known.reason)
+    for value in graph.inputs:
+        _rename_value(value, renamed)
+    for node in graph.walk():
+        for value in node.outputs:
+            _rename_value(value, renamed)
+        for body in node.bodies:
+            for value in body.inputs:
+                _rename_value(value, renamed)
+        for attr in node.op.all_attrs.values():
+            if attr.kind in (AttrKind.DIM, AttrKind.DIMS) and attr.name in node.attrs:
+                node.attrs[attr.name] = _rename(node.attrs[attr.name], renamed)
+
+
+def _resolved(renamed: dict[str, DimLike]) -> dict[str, DimLike]:
+    """Follows chains u3 -> u2 -> u1, so that one substitution suffices."""
+    result = dict(renamed)
+    for name in renamed:
+        for _ in range(len(renamed)):
+            after = bind(result[name], renamed)
+            if after == result[name] or any(s.name == name for s in symbols_of((after,))):
+                break
+            result[name] = after
+    return result
+
+
+def _rename_value(value: Value, renamed: dict[str, DimLike]) -> None:
+    value.type = bind_type(value.type, renamed)
+    if value.content is not None:
+        value.content = _rename(value.content, renamed)
+
+
+def _rename(content: Content | Any, renamed: dict[str, DimLike]) -> Any:
+    if isinstance(content, tuple):
+        return tuple(bind(dim, renamed) for dim in content)
+    return bind(content, renamed) if isinstance(content, Dim) else content
+
+
+def needed_symbols(node: Node) -> Iterator[Symbol]:
+    """Yields the defined symbols in the size attributes of a node."""
+    for attr in node.op.all_attrs.values():
+        if attr.kind is not AttrKind.DIMS and attr.kind is not AttrKind.DIM:
+            continue
+        value = node.attrs.get(attr.name)
+        if value is None or type(value) is int:
+            continue
+        for symbol in symbols_of(value if isinstance(value, tuple) else (value,)):
+            if symbol.defined:
+                yield symbol
