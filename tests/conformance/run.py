@@ -39,7 +39,7 @@ class Outcome:
 
 def baseline(cases: list[Case]) -> dict[str, bool]:
     """Returns which cases plain ONNX Runtime passes, recorded once per version."""
-    path = cache_dir() / f"ort-baseline-{ort.__version__}-{onnx.__version__}.pkl"
+    path = cache_dir() / f"ort-baseline-{ort.__version__}-{onnx.__version__}-arrays.pkl"
     known: dict[str, bool] = pickle.loads(path.read_bytes()) if path.exists() else {}
     missing = [case for case in cases if case.name not in known]
     for case in missing:
