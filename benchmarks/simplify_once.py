@@ -22,7 +22,7 @@ def _regraft(source: str, out: str, mark: Clock) -> None:
     mark("import")
     module = regraft.load(source)
     mark("load")
-    module = regraft.apply(module, "canonicalize")
+    regraft.apply(module, "canonicalize")
     mark("simplify")
     regraft.save(module, out, target="onnx")
     mark("save")
