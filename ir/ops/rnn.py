@@ -21,12 +21,13 @@ Array = np.ndarray[Any, Any]
 Activation = Callable[[Array], Array]
 States = tuple[Array, ...]
 
-# Functions that take parameters, with ONNX Runtime's defaults: (alpha, beta), None when not taken.
+# Functions that take parameters, with the defaults that ONNX Runtime uses (ONNX names none for
+# Affine and ScaledTanh, and 1.0 for ThresholdedRelu): (alpha, beta), None when not taken.
 PARAMETERS: dict[str, tuple[float | None, float | None]] = {
-    "Affine": (1.0, 0.0),
+    "Affine": (0.0, 0.0),
     "LeakyRelu": (0.01, None),
-    "ThresholdedRelu": (1.0, None),
-    "ScaledTanh": (1.0, 1.0),
+    "ThresholdedRelu": (0.0, None),
+    "ScaledTanh": (0.0, 0.0),
     "HardSigmoid": (0.2, 0.5),
     "Elu": (1.0, None),
 }
@@ -85,8 +86,9 @@ def _directions(c: EvalContext) -> Iterator[tuple[int, bool, list[Activation]]]:
     each = len(names) // len(directions)
     clip = attrs["clip"]
     functions = [
-        _activation(*args, clip)
-        for args in zip(names, attrs["alphas"], attrs["betas"], strict=True)
+        # ONNX Runtime clips what the gates take, not the cell state that the third function takes
+        _activation(*args, None if i % each == 2 else clip)
+        for i, args in enumerate(zip(names, attrs["alphas"], attrs["betas"], strict=True))
     ]
     for d, back in enumerate(directions):
         yield d, back, functions[d * each : (d + 1) * each]
