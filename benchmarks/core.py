@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import core_memory, core_simplify, core_startup
@@ -111,9 +112,18 @@ def print_table(console: Console, results: Sequence[Result]) -> None:
     for result in results:
         for row in result.rows:
             bar = "" if row.bar is None else f"{row.sense} {_number(row.bar)}"
-            table.add_row(row.name, _number(row.value), bar, row.unit, verdicts[row.met], row.note)
+            table.add_row(
+                escape(row.name),
+                _number(row.value),
+                bar,
+                row.unit,
+                verdicts[row.met],
+                escape(row.note),
+            )
         if result.error is not None:
-            table.add_row(result.name, "-", "", "", verdicts[False], result.error)
+            lines = result.error.strip().splitlines()
+            reason = "\n".join(dict.fromkeys((lines[0], lines[-1])))  # all of it is in the file
+            table.add_row(result.name, "-", "", "", verdicts[False], escape(reason))
         table.add_section()
     console.print(table)
 

@@ -148,7 +148,7 @@ def main() -> int:
             f"{row.nodes[0]} → {row.nodes[1]}",
             f"{row.size_bytes[0] / MB:.2f} → {row.size_bytes[1] / MB:.2f}",
             f"{row.latency_ms[0]:.2f} → {row.latency_ms[1]:.2f}",
-            f"{row.ratio.median:.3f} [{row.ratio.low:.3f}, {row.ratio.high:.3f}]",
+            f"{row.ratio.median:.3f} ({row.ratio.low:.3f} to {row.ratio.high:.3f})",
             f"{row.max_abs:.1e}",
             "yes" if row.equal else "[red]NO[/]",
             f"{row.convert_s:.1f}",
