@@ -10,12 +10,17 @@ from regraft.ir.ops import (
     cast,
     control,
     cumulative,
+    einsum,
     fill,
     functions,
+    linalg,
     logical,
+    loss,
     random,
+    reduce,
     rnn,
     rounding,
+    softmax,
 )
 
 FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
@@ -31,6 +36,11 @@ FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
     rounding.OPS,
     control.OPS,
     rnn.OPS,
+    linalg.OPS,
+    einsum.OPS,
+    reduce.OPS,
+    softmax.OPS,
+    loss.OPS,
 )
 
 

@@ -9,9 +9,12 @@ from regraft.backends.onnx.ops import (
     cast,
     control,
     fill,
+    linalg,
     logical,
     random,
+    reduce,
     rnn,
+    softmax,
 )
 
 FAMILIES: tuple[tuple[Emit, ...], ...] = (
@@ -23,4 +26,7 @@ FAMILIES: tuple[tuple[Emit, ...], ...] = (
     random.EMITS,
     control.EMITS,
     rnn.EMITS,
+    linalg.EMITS,
+    reduce.EMITS,
+    softmax.EMITS,
 )

@@ -9,9 +9,13 @@ from regraft.frontends.onnx.ops import (
     cast,
     control,
     fill,
+    linalg,
     logical,
+    loss,
     random,
+    reduce,
     rnn,
+    softmax,
 )
 
 FAMILIES: tuple[tuple[Import, ...], ...] = (
@@ -23,4 +27,8 @@ FAMILIES: tuple[tuple[Import, ...], ...] = (
     random.IMPORTS,
     control.IMPORTS,
     rnn.IMPORTS,
+    linalg.IMPORTS,
+    reduce.IMPORTS,
+    softmax.IMPORTS,
+    loss.IMPORTS,
 )
