@@ -16,9 +16,7 @@ TINY_FLOATS = _F8 | {DType.F8E8M0, DType.F4E2M1}
 """Floats of at most 8 bits: converting to one is quantization, not a choice of precision."""
 
 
-def convert(
-    array: Array, target: DType, *, saturate: bool = True, round_mode: str = "up"
-) -> Array:
+def convert(array: Array, target: DType, *, saturate: bool = True, round_mode: str = "up") -> Array:
     """Returns `array` in another element type.
 
     Floats truncate to integers, integers wrap, anything but zero is true. Float to integer out of
@@ -41,7 +39,7 @@ def convert(
     if array.dtype.kind not in "fiubc" or source.bits < 8:
         array = array.astype(np.float32 if source.is_float else np.int8)  # exact
     if target is DType.BOOL:
-        return array != 0
+        return np.asarray(array != 0)
     if target is DType.F8E8M0:
         return _to_power_of_two(array, saturate, round_mode)
     if target in TINY_FLOATS:
@@ -54,7 +52,7 @@ def convert(
 def _to_tiny_float(array: Array, target: DType, saturate: bool) -> Array:
     wide = array if array.dtype == np.float64 else array.astype(np.float32)
     if target in _F8 and saturate:
-        largest = float(ml_dtypes.finfo(target.numpy).max)
+        largest = float(ml_dtypes.finfo(target.numpy).max)  # type: ignore[no-untyped-call]  # has no stubs
         wide = np.clip(wide, -largest, largest)  # NaN stays NaN
     return wide.astype(target.numpy)
 

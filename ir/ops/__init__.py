@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from regraft.ir import constants
-from regraft.ir.opspec import OpSpec
 from regraft.ir.ops import (
     activation,
     arithmetic,
@@ -22,6 +21,7 @@ from regraft.ir.ops import (
     rounding,
     softmax,
 )
+from regraft.ir.opspec import OpSpec
 
 FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
     constants.OPS,

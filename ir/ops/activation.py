@@ -23,11 +23,11 @@ SELU_GAMMA = 1.05070102214813232421875
 _POINTWISE = Trait.PURE | Trait.ELEMENTWISE
 
 
-def _sigmoid(x: Array) -> Array:
+def _sigmoid(x: Array) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-def _softplus(x: Array) -> Array:
+def _softplus(x: Array) -> Any:
     return np.logaddexp(x, x.dtype.type(0))
 
 
@@ -35,7 +35,7 @@ def _hard_sigmoid(x: Array, alpha: float, beta: float) -> Array:
     return np.clip(alpha * x + beta, 0, 1)
 
 
-def _selu(x: Array, alpha: float, gamma: float) -> Array:
+def _selu(x: Array, alpha: float, gamma: float) -> Any:
     return gamma * np.where(x > 0, x, alpha * np.expm1(x))
 
 
@@ -57,12 +57,8 @@ celu = unary(
 )  # fmt: skip
 sigmoid = unary("sigmoid", "ONNX Sigmoid-13", _sigmoid)
 hard_sigmoid = unary("hard_sigmoid", "ONNX HardSigmoid-22", _hard_sigmoid, alpha=0.2, beta=0.5)
-hard_swish = unary(
-    "hard_swish", "ONNX HardSwish-22", lambda x: x * np.clip(x / 6 + 0.5, 0, 1)
-)
-swish = unary(
-    "swish", "ONNX Swish-24", lambda x, alpha: x * _sigmoid(alpha * x), alpha=1.0
-)
+hard_swish = unary("hard_swish", "ONNX HardSwish-22", lambda x: x * np.clip(x / 6 + 0.5, 0, 1))
+swish = unary("swish", "ONNX Swish-24", lambda x, alpha: x * _sigmoid(alpha * x), alpha=1.0)
 mish = unary("mish", "ONNX Mish-22", lambda x: x * np.tanh(_softplus(x)))
 softplus = unary("softplus", "ONNX Softplus-22", _softplus)
 softsign = unary("softsign", "ONNX Softsign-22", lambda x: x / (1 + np.abs(x)))
@@ -78,7 +74,7 @@ prelu = OpSpec(
 )
 
 
-def _eval_gelu(c: Any, x: Array) -> Array:
+def _eval_gelu(c: Any, x: Array) -> Any:
     if c.attrs["tanh"]:
         return 0.5 * x * (1 + np.tanh(sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
     return 0.5 * x * (1 + erf(x * sqrt(0.5)))

@@ -15,6 +15,7 @@ from regraft.ir.graph import Content, Node
 from regraft.ir.ops.content import (
     at_least,
     binary_content,
+    pairwise,
     size_abs,
     size_sign,
     unary_content,
@@ -40,12 +41,12 @@ mul = binary(
 def truncated_quotient(a: Array, b: Array) -> Array:
     """Returns a / b, for integers rounded toward zero."""
     if a.dtype.kind not in "iu":
-        return np.divide(a, b)
-    quotient = a // b
+        return np.asarray(np.divide(a, b))
+    quotient: Array = a // b
     if a.dtype.kind == "u":
         return quotient
     inexact = (quotient * b != a) & ((a < 0) != (b < 0))
-    return quotient + inexact.astype(a.dtype)
+    return np.asarray(quotient + inexact.astype(a.dtype))
 
 
 def _content_div(node: Node) -> Content | None:
@@ -56,15 +57,15 @@ def _content_div(node: Node) -> Content | None:
         if isinstance(a, int) and isinstance(b, int):
             if b == 0 or (a % b and not whole):
                 return None
-            quotient = abs(a) // abs(b)
-            return quotient if (a < 0) == (b < 0) else -quotient
+            size = abs(a) // abs(b)
+            return size if (a < 0) == (b < 0) else -size
         quotient = exact_quotient(a, b) if at_least(b, 1) else None
         if quotient is not None:
             return quotient
         # truncation is floor for operands that are not negative
         return floordiv(a, b) if whole and at_least(a, 0) and at_least(b, 1) else None
 
-    return binary_content(divide)(node)
+    return pairwise(node, divide)
 
 
 div = binary("div", "ONNX Div-14", truncated_quotient, content=_content_div)
@@ -77,12 +78,14 @@ def _content_mod(node: Node) -> Content | None:
         if isinstance(a, int) and isinstance(b, int):
             if b == 0:
                 return None
-            return int(np.fmod(a, b)) if fmod else a % b
+            if not fmod:
+                return a % b
+            return abs(a) % abs(b) if a >= 0 else -(-a % abs(b))
         if not at_least(b, 1) or (fmod and not at_least(a, 0)):
             return None
         return dim_mod(a, b)
 
-    return binary_content(remainder)(node)
+    return pairwise(node, remainder)
 
 
 mod = OpSpec(
@@ -105,10 +108,9 @@ def _infer_pow(node: Node) -> Type:
     return TensorType(None if base is None else base.dtype, shape)
 
 
-def _eval_pow(c: Any, a: Array, b: Array) -> Array:
-    if a.dtype.kind in "iu" and b.dtype.kind in "iu" and not (b < 0).any():
-        return np.power(a, b.astype(a.dtype))
-    if a.dtype.kind == "f" and b.dtype.kind == "f":
+def _eval_pow(c: Any, a: Array, b: Array) -> Any:
+    integers = a.dtype.kind in "iu" and b.dtype.kind in "iu" and not (b < 0).any()
+    if integers or (a.dtype.kind == "f" and b.dtype.kind == "f"):
         return np.power(a, b.astype(a.dtype))
     # mixed operands meet in f64; the result has the base's type
     return np.power(a.astype(np.float64), b.astype(np.float64)).astype(a.dtype)

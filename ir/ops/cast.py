@@ -75,7 +75,7 @@ def _infer_bitcast(node: Node) -> Type:
     return _infer_to(node)
 
 
-def _eval_bitcast(c: Any, x: Array) -> Array:
+def _eval_bitcast(c: Any, x: Array) -> Any:
     source, to = c.node.inputs[0].dtype, c.attrs["to"]
     if source is not None:
         x = x.astype(source.numpy)  # an oracle's floats are wider than declared

@@ -97,15 +97,20 @@ def binary_content(fn: SizeFn) -> ContentOf:
     """Returns the content rule of an operator on two tensors that broadcast."""
 
     def content(node: Node) -> Content | None:
-        a, b = node.inputs[:2]
-        if a is None or b is None or (a.content is None and b.content is None):
-            return None
-        left, right = whole_content(a), whole_content(b)
-        if left is None or right is None:
-            return None
-        return map_content(node.output.dtype, fn, left, right)
+        return pairwise(node, fn)
 
     return content
+
+
+def pairwise(node: Node, fn: SizeFn) -> Content | None:
+    """Applies `fn` to the contents of the two operands of a node."""
+    a, b = node.inputs[:2]
+    if a is None or b is None or (a.content is None and b.content is None):
+        return None
+    left, right = whole_content(a), whole_content(b)
+    if left is None or right is None:
+        return None
+    return map_content(node.output.dtype, fn, left, right)
 
 
 def at_least(value: DimLike, least: int) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from regraft.ir.graph import Node
 from regraft.ir.ops.shapes import infer_same
-from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
+from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 
 Array = np.ndarray[Any, Any]
 

@@ -1,4 +1,4 @@
-"""Tensors made from sizes: range, constant_of_shape, eye_like; and trilu, which masks a triangle."""
+"""Tensors made from sizes: range, constant_of_shape, eye_like; and trilu, a triangle mask."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _content_range(node: Node) -> Content | None:
     return known if len(known) == len(items) else None
 
 
-def _eval_range(c: Any, *operands: Array | None) -> Array:
+def _eval_range(c: Any, *operands: Array | None) -> Any:
     start, limit, delta = (
         np.asarray(c.param(name, operand)).reshape(())[()]
         for name, operand in zip(_RANGE_PARAMS, operands, strict=True)
@@ -155,7 +155,7 @@ eye_like = OpSpec(
     traits=Trait.PURE | Trait.RAW,
     axes="m! n! -> m! n!",
     infer=_infer_eye_like,
-    eval=lambda c, x: np.eye(*x.shape, k=c.attrs["k"]).astype(c.dtype().numpy),
+    eval=lambda c, x: np.eye(x.shape[0], x.shape[1], c.attrs["k"]).astype(c.dtype().numpy),
 )
 
 

@@ -107,17 +107,13 @@ where = OpSpec(
     eval=lambda c, condition, a, b: np.where(condition, a, b),
 )
 
-bitwise_and = binary(
-    "bitwise_and", "ONNX BitwiseAnd-18", np.bitwise_and, traits=Trait.COMMUTATIVE
-)
+bitwise_and = binary("bitwise_and", "ONNX BitwiseAnd-18", np.bitwise_and, traits=Trait.COMMUTATIVE)
 bitwise_or = binary("bitwise_or", "ONNX BitwiseOr-18", np.bitwise_or, traits=Trait.COMMUTATIVE)
-bitwise_xor = binary(
-    "bitwise_xor", "ONNX BitwiseXor-18", np.bitwise_xor, traits=Trait.COMMUTATIVE
-)
+bitwise_xor = binary("bitwise_xor", "ONNX BitwiseXor-18", np.bitwise_xor, traits=Trait.COMMUTATIVE)
 bitwise_not = unary("bitwise_not", "ONNX BitwiseNot-18", np.invert)
 
 
-def _eval_bit_shift(c: Any, a: Array, b: Array) -> Array:
+def _eval_bit_shift(c: Any, a: Array, b: Array) -> Any:
     num_bits = 8 * a.dtype.itemsize
     beyond = (b < 0) | (b >= num_bits)
     amount = np.where(beyond, 0, b).astype(a.dtype)

@@ -59,7 +59,7 @@ def _infer_multinomial(node: Node) -> Type:
     return TensorType(dtype, (x.shape[0], node.attrs["sample_size"]))
 
 
-def _eval_multinomial(c: Any, x: Array) -> Array:
+def _eval_multinomial(c: Any, x: Array) -> Any:
     # the class whose log probability plus Gumbel noise is the largest is a draw from the softmax
     noise = c.rng().gumbel(size=(x.shape[0], c.attrs["sample_size"], x.shape[1]))
     return (x[:, None, :] + noise).argmax(-1)

@@ -58,9 +58,7 @@ def node_cases() -> list[Case]:
         if case.model is None or case.data_sets is None:
             continue
         data = tuple((_arrays(i), _arrays(o)) for i, o in case.data_sets)
-        cases.append(
-            Case(case.name, case.model.SerializeToString(), data, case.rtol, case.atol)
-        )
+        cases.append(Case(case.name, case.model.SerializeToString(), data, case.rtol, case.atol))
     temp = path.with_suffix(f".{os.getpid()}")
     with temp.open("wb") as file:
         pickle.dump(cases, file)
@@ -141,7 +139,9 @@ def _mismatch(a: Any, e: Any, rtol: float, atol: float) -> str:
     if isinstance(e, list | tuple):
         if not isinstance(a, list | tuple) or len(a) != len(e):
             return "sequence lengths differ"
-        return next((r for x, y in zip(a, e, strict=True) if (r := _mismatch(x, y, rtol, atol))), "")
+        return next(
+            (r for x, y in zip(a, e, strict=True) if (r := _mismatch(x, y, rtol, atol))), ""
+        )
     if e is None or a is None:
         return "" if a is None and e is None else "one is absent"
     a, e = np.asarray(a), np.asarray(e)

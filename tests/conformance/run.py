@@ -47,7 +47,7 @@ def baseline(cases: list[Case]) -> dict[str, bool]:
             known[case.name] = all(
                 not mismatch(run_ort(case.proto, i), o, case.rtol, case.atol) for i, o in case.data
             )
-        except Exception:  # noqa: BLE001 (the baseline records what the runtime cannot do)
+        except Exception:
             known[case.name] = False
     if missing:
         path.write_bytes(pickle.dumps(known))
@@ -64,17 +64,21 @@ def run_case(case: Case, base: bool, profile: str = "onnx", passes: str = "") ->
             import regraft
 
             regraft.apply(module, passes)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         outcome.emitted = outcome.evaluated = f"load: {type(error).__name__}: {error}"
         return outcome
     try:
         if base:
             proto = to_proto(module, profile=profile)
             outcome.emitted = next(
-                (r for i, o in case.data if (r := mismatch(run_ort(proto, i), o, case.rtol, case.atol))),
+                (
+                    r
+                    for i, o in case.data
+                    if (r := mismatch(run_ort(proto, i), o, case.rtol, case.atol))
+                ),
                 "",
             )
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         outcome.emitted = f"{type(error).__name__}: {error}"
     if not outcome.specs:
         outcome.evaluated = "opaque"
@@ -94,7 +98,7 @@ def run_case(case: Case, base: bool, profile: str = "onnx", passes: str = "") ->
             ),
             "",
         )  # fmt: skip
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         outcome.evaluated = f"{type(error).__name__}: {error}"
     return outcome
 

@@ -40,7 +40,8 @@ def _hard_swish_13(e: EmitContext) -> None:
     e.emit("Mul", [x, e.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)])
 
 
-def _swish_13(e: EmitContext) -> None:
+def _swish(e: EmitContext) -> None:
+    # also where Swish-24 exists: ONNX Runtime has no kernel for it, and fuses this form
     (x,) = e.inputs
     alpha = e.node.attrs["alpha"]
     scaled = x if alpha == 1 else e.op("Mul", x, _const(e, alpha))
@@ -85,7 +86,7 @@ EMITS: tuple[Emit, ...] = (
     Emit(ops.sigmoid, {13: direct("Sigmoid")}),
     Emit(ops.hard_sigmoid, {13: direct("HardSigmoid", "alpha", "beta")}),
     Emit(ops.hard_swish, {13: _hard_swish_13, 14: direct("HardSwish")}),
-    Emit(ops.swish, {13: _swish_13, 24: direct("Swish", "alpha")}),
+    Emit(ops.swish, {13: _swish}),
     Emit(ops.mish, {13: _mish_13, 18: direct("Mish")}),
     Emit(ops.gelu, {13: _gelu_13, 20: _gelu}),
     Emit(ops.softplus, {13: direct("Softplus")}),

@@ -12,26 +12,23 @@ from regraft.ir.ops import arithmetic, cast, functions, rounding
 from regraft.ir.opspec import OpSpec
 
 
-def _fold(spec: OpSpec) -> Importer:
-    """Returns an importer of a variadic operator as a chain of binary ones."""
-
-    def run(item: NodeImport) -> Value:
-        first, *rest = (item.require(idx) for idx in range(len(item.inputs)))
-        if not rest:
-            return item.b.op(cast.identity, first)
-        return reduce(lambda a, b: item.b.op(spec, a, b), rest, first)
-
-    return run
+def _fold(item: NodeImport, spec: OpSpec) -> Value:
+    """Imports a variadic operator as a chain of binary ones."""
+    first, *rest = (item.require(idx) for idx in range(len(item.inputs)))
+    if not rest:
+        return item.b.op(cast.identity, first)
+    return reduce(lambda a, b: item.b.op(spec, a, b), rest, first)
 
 
-_sum = _fold(arithmetic.add)
+def _variadic(spec: OpSpec) -> Importer:
+    return lambda item: _fold(item, spec)
 
 
 def _mean(item: NodeImport) -> Imported:
     dtype = item.require(0).dtype
     if dtype is None:
         return item.opaque()
-    total = _sum(item)
+    total = _fold(item, arithmetic.add)
     count = item.b.constant(np.array(len(item.inputs)), dtype)
     return item.b.op(arithmetic.div, total, count)
 
@@ -59,9 +56,9 @@ IMPORTS: tuple[Import, ...] = (
     Import("Div", {7: direct(arithmetic.div)}),
     Import("Pow", {7: direct(arithmetic.pow_)}),
     Import("Mod", {10: _mod}),
-    Import("Min", {1: _fold(arithmetic.min_)}),
-    Import("Max", {1: _fold(arithmetic.max_)}),
-    Import("Sum", {1: _sum}),
+    Import("Min", {1: _variadic(arithmetic.min_)}),
+    Import("Max", {1: _variadic(arithmetic.max_)}),
+    Import("Sum", {1: _variadic(arithmetic.add)}),
     Import("Mean", {1: _mean}),
     Import("Neg", {1: direct(arithmetic.neg)}),
     Import("Abs", {1: direct(arithmetic.abs_)}),

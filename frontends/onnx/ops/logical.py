@@ -11,9 +11,7 @@ def _bit_shift(item: NodeImport) -> Value:
     direction = item.attr("direction")
     if direction not in ("LEFT", "RIGHT"):
         raise item.error(f"direction `{direction}`: expected `LEFT` or `RIGHT`")
-    return item.b.op(
-        ops.bit_shift, item.require(0), item.require(1), left=direction == "LEFT"
-    )
+    return item.b.op(ops.bit_shift, item.require(0), item.require(1), left=direction == "LEFT")
 
 
 IMPORTS: tuple[Import, ...] = (
