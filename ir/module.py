@@ -71,6 +71,12 @@ class Module:
         """Types of the graph inputs by name."""
         return {str(value.name): value.type for value in self.graph.inputs}
 
+    def __str__(self) -> str:
+        """Returns the text form, large tensors by name."""
+        from regraft.ir.text import print_module  # the text form builds modules
+
+        return print_module(self)
+
     def clone(self) -> Module:
         """Returns a copy that shares only the weights' tensors; cost O(nodes)."""
         scope = Scope()

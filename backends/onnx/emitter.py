@@ -16,6 +16,7 @@ from onnx import helper
 
 from regraft.backends.onnx.storage import Deduplicator, Embedded, Storage
 from regraft.backends.onnx.tensors import array_to_tensor
+from regraft.ir.constants import Blob
 from regraft.ir.dims import Dim, DimLike, DimOp, Symbol
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Graph, Node, Value
@@ -369,6 +370,8 @@ def make_attribute(name: str, value: Any) -> onnx.AttributeProto:
     from regraft.backends.onnx.tensors import ONNX_DTYPES  # noqa: PLC0415
     from regraft.ir.types import DType  # noqa: PLC0415
 
+    if isinstance(value, Blob):
+        return onnx.AttributeProto.FromString(value.data)
     if isinstance(value, onnx.AttributeProto):
         return value
     if isinstance(value, DType):

@@ -18,7 +18,7 @@ from regraft.frontends.onnx.attributes import decode_attribute
 from regraft.frontends.onnx.external import ExternalData
 from regraft.frontends.onnx.types import type_from_proto
 from regraft.ir.builder import Builder
-from regraft.ir.constants import constant_of, is_constant, literal, opaque, weight
+from regraft.ir.constants import Blob, constant_of, is_constant, literal, opaque, weight
 from regraft.ir.errors import InputError
 from regraft.ir.graph import Graph, Node, Scope, Value
 from regraft.ir.opspec import OpSpec
@@ -380,7 +380,7 @@ def import_opaque(item: NodeImport) -> Sequence[Value]:
             "op_type": proto.op_type,
             "version": version,
             "attributes": tuple(
-                (name, names.index(name) if name in names else value)
+                (name, names.index(name) if name in names else _carried(value))
                 for name, value in item.attrs.items()
             ),
             "body_names": names,
@@ -394,6 +394,13 @@ def import_opaque(item: NodeImport) -> Sequence[Value]:
     for name, value in zip(proto.output, node.outputs, strict=True):
         value.type = item.scope.declared.get(name, UNKNOWN)
     return node.outputs
+
+
+def _carried(value: Any) -> Any:
+    """Returns an attribute of an opaque node; protos become bytes, which print and compare."""
+    if isinstance(value, onnx.AttributeProto):
+        return Blob("onnx.AttributeProto", value.SerializeToString(deterministic=True))
+    return value
 
 
 def _since_version(op_type: str, domain: str, opset: int) -> int:

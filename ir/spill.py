@@ -1,0 +1,67 @@
+"""A temporary file for tensors that were computed from data and fit no recorded step."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from regraft.ir.types import dtype_of
+from regraft.ir.weights import MappedWeight, pack
+
+_ALIGN = 64  # what memory-mapped readers and vector loads want
+
+
+class SpillFile:
+    """Appends tensors to a temporary file and hands out memory-mapped weights of it.
+
+    The file is deleted on `close`; on systems that keep mapped files alive, arrays that are still
+    mapped stay valid until they are released.
+    """
+
+    __slots__ = ("_file", "path")
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Creates the file.
+
+        Args:
+            folder: Where; default: the system's temporary folder.
+        """
+        # opened by hand: the handle lives as long as this object and `close` deletes the file
+        self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
+            prefix="regraft-", suffix=".spill", dir=folder, delete=False
+        )
+        self.path = Path(self._file.name)
+
+    def append(self, array: np.ndarray[Any, Any]) -> MappedWeight:
+        """Writes a tensor and returns the weight that reads it back.
+
+        Raises:
+            OSError: When the disk is full.
+        """
+        dtype = dtype_of(array)
+        offset = self._file.tell()
+        padding = -offset % _ALIGN
+        self._file.write(b"\0" * padding)
+        self._file.write(pack(array, dtype))
+        self._file.flush()
+        return MappedWeight(self.path, offset + padding, dtype, array.shape)
+
+    def close(self) -> None:
+        """Deletes the file; idempotent."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
