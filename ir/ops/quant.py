@@ -1,0 +1,189 @@
+"""Linear quantization: quantize, dequantize, dynamic_quantize.
+
+Scales and zero points lie per tensor (`axis` None), per position of one axis (rank 1), or per block
+of `block_size` positions of one axis (rank of x).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from regraft.ir.convert import convert
+from regraft.ir.dims import mod
+from regraft.ir.evaluate import EvalContext
+from regraft.ir.graph import Node
+from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
+from regraft.ir.types import DType, TensorType
+
+Array = np.ndarray[Any, Any]
+
+_SCALED = (Operand("x"), Operand("scale"), Operand("zero_point", optional=True))
+_WHERE = (
+    Attr("axis", AttrKind.INT, None),  # None: one scale for the tensor
+    Attr("block_size", AttrKind.INT, 0),  # 0: not in blocks
+)
+
+
+def integer_range(dtype: DType) -> tuple[int, int]:
+    """Returns the smallest and the largest integer of a type."""
+    info = ml_dtypes.iinfo(dtype.numpy) if dtype.bits < 8 else np.iinfo(dtype.numpy)
+    return int(info.min), int(info.max)
+
+
+def round_saturate(x: Array, zero_point: Array | int, dtype: DType) -> Array:
+    """Returns `dtype` of x rounded half to even, plus the zero point, kept in range."""
+    low, high = integer_range(dtype)
+    # an f64 holds every sum of a rounded f32 in range and a 32-bit zero point exactly
+    shifted = np.rint(x).astype(np.float64) + np.asarray(zero_point).astype(np.float64)
+    return np.clip(shifted, low, high).astype(np.int64).astype(dtype.numpy)
+
+
+def spread(param: Array | None, x: Array, axis: int | None, block_size: int) -> Array | None:
+    """Returns a scale or zero point in a shape that broadcasts with `x`."""
+    if param is None or axis is None:
+        return None if param is None else param.reshape(())
+    axis %= x.ndim
+    if block_size:
+        return np.repeat(param, block_size, axis)[(slice(None),) * axis + (slice(x.shape[axis]),)]
+    return param.reshape((-1, *(1,) * (x.ndim - 1 - axis)))
+
+
+def _axes(node: Node) -> str | None:
+    x, scale, zero_point = node.inputs[:3]
+    axis = node.attrs["axis"]
+    tail = "" if zero_point is None else ", {0}"
+    if axis is None:
+        if scale is None or scale.rank is None:
+            return None
+        one = " ".join("1" * scale.rank)
+        return f"*b, {one}{tail.format(one)} -> *b"
+    if x is None or x.shape is None:
+        return None
+    labels = [f"a{i}" for i in range(len(x.shape))]
+    axis %= len(labels)
+    block = node.attrs["block_size"]
+    if not block:
+        return f"{' '.join(labels)}, {labels[axis]}{tail.format(labels[axis])} -> {' '.join(labels)}"
+    whole, param = labels.copy(), labels.copy()
+    if mod(x.shape[axis], block) == 0:
+        whole[axis], param[axis] = "(c k!)", "c"
+    else:  # the last block is shorter: positions do not factor
+        whole[axis], param[axis] = "c!", "p!"
+    scales = " ".join(param)
+    return f"{' '.join(whole)}, {scales}{tail.format(scales)} -> {' '.join(whole)}"
+
+
+def _infer_quantize(node: Node) -> TensorType:
+    x, _, zero_point = node.inputs[:3]
+    dtype = node.attrs["dtype"]
+    if dtype is None and zero_point is not None:
+        dtype = zero_point.dtype
+    return TensorType(dtype, None if x is None else x.shape)
+
+
+def _eval_quantize(c: EvalContext, x: Array, scale: Array, zero_point: Array | None) -> Array:
+    attrs = c.attrs
+    dtype = c.dtype() or DType.U8
+    factor = spread(scale, x, attrs["axis"], attrs["block_size"])
+    ratio = _divide(x, factor, None if c.oracle else attrs["precision"] or _dtype_of(c, 1))
+    zero = spread(zero_point, x, attrs["axis"], attrs["block_size"])
+    if dtype.is_integer:
+        return round_saturate(ratio, 0 if zero is None else zero, dtype)
+    return convert(ratio, dtype, saturate=attrs["saturate"])
+
+
+def _dtype_of(c: EvalContext, operand: int) -> DType | None:
+    value = c.node.inputs[operand]
+    return None if value is None else value.dtype
+
+
+def _divide(x: Array, factor: Array | None, precision: DType | None) -> Array:
+    """Divides in the given precision; an f32 quotient rounded to 16 bits is the 16-bit quotient."""
+    wide = np.float64 if x.dtype == np.float64 or precision is DType.F64 else np.float32
+    left, right = x.astype(wide), np.asarray(factor).astype(wide)
+    if precision in (DType.F16, DType.BF16):
+        narrow = precision.numpy
+        left, right = left.astype(narrow).astype(wide), right.astype(narrow).astype(wide)
+        return (left / right).astype(narrow).astype(wide)
+    return left / right
+
+
+def _infer_dequantize(node: Node) -> TensorType:
+    x, scale = node.inputs[:2]
+    dtype = node.attrs["dtype"]
+    if dtype is None and scale is not None:
+        dtype = scale.dtype
+    return TensorType(dtype, None if x is None else x.shape)
+
+
+def _eval_dequantize(c: EvalContext, x: Array, scale: Array, zero_point: Array | None) -> Array:
+    attrs = c.attrs
+    wide = np.float64 if c.oracle else np.float32
+    factor = np.asarray(spread(scale, x, attrs["axis"], attrs["block_size"])).astype(wide)
+    zero = spread(zero_point, x, attrs["axis"], attrs["block_size"])
+    if zero is None:
+        return x.astype(wide) * factor
+    if x.dtype.kind in "iu" and x.dtype.itemsize >= 4:
+        return (x.astype(np.int64) - zero.astype(np.int64)).astype(wide) * factor
+    return (x.astype(wide) - zero.astype(wide)) * factor
+
+
+quantize = OpSpec(
+    name="quantize",
+    source="ONNX QuantizeLinear-25",
+    operands=_SCALED,
+    attrs=(
+        *_WHERE,
+        Attr("dtype", AttrKind.DTYPE, None),  # None: the zero point's
+        Attr("precision", AttrKind.DTYPE, None),  # of the division; None: the scale's
+        Attr("saturate", AttrKind.BOOL, True),  # 8-bit floats out of range become the largest
+    ),
+    traits=Trait.PURE | Trait.RAW | Trait.DISCRETE,
+    axes=_axes,
+    infer=_infer_quantize,
+    eval=_eval_quantize,
+)
+
+dequantize = OpSpec(
+    name="dequantize",
+    source="ONNX DequantizeLinear-25",
+    operands=_SCALED,
+    attrs=(*_WHERE, Attr("dtype", AttrKind.DTYPE, None)),  # None: the scale's
+    traits=Trait.PURE | Trait.RAW,
+    axes=_axes,
+    infer=_infer_dequantize,
+    eval=_eval_dequantize,
+)
+
+
+def _infer_dynamic(node: Node) -> tuple[TensorType, ...]:
+    x = node.inputs[0]
+    shape = None if x is None else x.shape
+    return TensorType(DType.U8, shape), TensorType(DType.F32, ()), TensorType(DType.U8, ())
+
+
+def _eval_dynamic(c: EvalContext, x: Array) -> tuple[Array, Array, Array]:
+    wide = np.float64 if c.oracle else np.float32
+    high = np.maximum(x.max(initial=0), 0).astype(wide)
+    low = np.minimum(x.min(initial=0), 0).astype(wide)
+    span = high - low if high != low else wide(1)
+    scale = np.asarray(span / wide(255))
+    zero_point = np.asarray(np.rint(np.clip(-low / scale, 0, 255)).astype(np.uint8))
+    return round_saturate(x / scale, zero_point, DType.U8), scale, zero_point
+
+
+dynamic_quantize = OpSpec(
+    name="dynamic_quantize",
+    source="ONNX DynamicQuantizeLinear-11",
+    operands=(Operand("x"),),
+    results=("y", "scale", "zero_point"),
+    traits=Trait.PURE | Trait.RAW | Trait.DISCRETE,
+    axes="*b! -> *b!, , ",  # every element may set the range that all share
+    infer=_infer_dynamic,
+    eval=_eval_dynamic,
+)
+
+OPS: tuple[OpSpec, ...] = (quantize, dequantize, dynamic_quantize)
