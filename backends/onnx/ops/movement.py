@@ -1,0 +1,184 @@
+"""Emitters of sizes, reshaping, slicing, repeating and block moves."""
+
+from __future__ import annotations
+
+from onnx import TensorProto
+
+from regraft.backends.onnx.emitter import Emit, EmitContext, Emitter, direct
+from regraft.ir.dims import Dim, DimLike, Shape, bounds, known_equal
+from regraft.ir.graph import Node
+from regraft.ir.ops import blocks, repeating, reshaping, sizes, slicing
+from regraft.ir.types import DType
+
+
+def _shape(e: EmitContext) -> None:
+    start, end = e.node.attrs["start"], e.node.attrs["end"]
+    e.emit("Shape", e.inputs, start=start or None, end=end)
+
+
+def _shape_opset(node: Node) -> int:
+    return 15 if node.attrs["start"] or node.attrs["end"] is not None else 13
+
+
+# -- reshape ------------------------------------------------------------------------------------
+
+
+def reshape_target(x: Shape | None, shape: Shape) -> tuple[Shape, bool]:
+    """Returns ONNX sizes (0 copies, -1 the rest) and whether `allowzero` must be set.
+
+    Copies and the rest stand in for symbolic sizes only where that is exact for every binding: the
+    rest next to sizes that are never 0, and no size that may be 0 where it would be read as a copy.
+    A Dim in the result has to be computed at run time.
+    """
+    if -1 in shape:
+        return shape, False
+    copied = {
+        i
+        for i, dim in enumerate(shape)
+        if (isinstance(dim, Dim) or dim == 0)
+        and x is not None and i < len(x) and known_equal(dim, x[i])
+    }  # fmt: skip
+    to_compute = [i for i, dim in enumerate(shape) if isinstance(dim, Dim) and i not in copied]
+    empty = {i for i, dim in enumerate(shape) if _may_be_zero(dim)}
+    rest = -1
+    if not empty and to_compute:
+        # the least plain size is the one not to compute; of equals the last
+        rest = max(to_compute, key=lambda i: (not _is_symbol(shape[i]), i))
+    elif len(empty) == 1 and not empty.isdisjoint(to_compute):
+        (rest,) = empty
+    if rest < 0 and not empty <= copied:
+        return shape, True
+    return tuple(0 if i in copied else -1 if i == rest else d for i, d in enumerate(shape)), False
+
+
+def _may_be_zero(dim: DimLike) -> bool:
+    lo, _ = bounds(dim)
+    return lo is None or lo <= 0
+
+
+def _is_symbol(dim: DimLike) -> bool:
+    return isinstance(dim, Dim) and dim.as_symbol() is not None
+
+
+def _reshape(e: EmitContext) -> None:
+    x, shape = e.node.inputs[0], e.node.attrs["shape"]
+    if shape is None:
+        e.emit("Reshape", e.inputs, allowzero=1 if e.node.attrs["allow_zero"] else None)
+        return
+    target, allow_zero = reshape_target(None if x is None else x.shape, shape)
+    e.emit("Reshape", [e.name(x), e.ints(target)], allowzero=1 if allow_zero else None)
+
+
+def _reshape_opset(node: Node) -> int:
+    shape = node.attrs["shape"]
+    if shape is None:
+        return 14 if node.attrs["allow_zero"] else 13
+    x = node.inputs[0]
+    return 14 if reshape_target(None if x is None else x.shape, shape)[1] else 13
+
+
+# -- other reshaping ----------------------------------------------------------------------------
+
+
+def _with_axes(op_type: str) -> Emitter:
+    def run(e: EmitContext) -> None:
+        x, axes = e.name(e.node.inputs[0]), e.param("axes")
+        e.emit(op_type, [x, axes] if axes else [x])
+
+    return run
+
+
+# -- slicing ------------------------------------------------------------------------------------
+
+
+def _slice(e: EmitContext) -> None:
+    names = [e.param(name) for name in ("starts", "ends", "axes", "steps")]
+    dtypes = {v.dtype for v in e.node.inputs[1:] if v is not None}
+    if DType.I32 in dtypes:
+        # the four have one type, and the static ones are i64
+        for i, value in enumerate([*e.node.inputs[1:], None, None, None][:4]):
+            if value is not None and value.dtype is DType.I32:
+                names[i] = e.op("Cast", names[i], to=TensorProto.INT64)
+    if e.node.attrs["steps"] is not None and set(e.node.attrs["steps"]) == {1}:
+        names[3] = ""
+    while names and not names[-1]:
+        names.pop()
+    e.emit("Slice", [e.name(e.node.inputs[0]), *names])
+
+
+def _split(e: EmitContext) -> None:
+    x, parts = e.node.inputs[0], e.node.attrs["sizes"]
+    outputs = [e.name(value) for value in e.node.outputs]
+    axis, count = e.node.attrs["axis"], len(outputs)
+    if parts is None and e.node.inputs[1] is not None:
+        e.emit("Split", e.inputs, outputs, axis=axis)
+        return
+    equal = parts is None or all(part == parts[0] for part in parts)
+    if equal and (parts is None or isinstance(parts[0], Dim)):
+        num = count if e.opset >= 18 else None
+        e.emit("Split", [e.name(x)], outputs, axis=axis, num_outputs=num)
+        return
+    e.emit("Split", [e.name(x), e.ints(parts)], outputs, axis=axis)
+
+
+# -- repeating ----------------------------------------------------------------------------------
+
+
+def _expand(e: EmitContext) -> None:
+    x, shape = e.node.inputs[0], e.node.attrs["shape"]
+    if shape is None:
+        e.emit("Expand", e.inputs)
+        return
+    target = list(shape)
+    if x is not None and x.shape is not None:
+        offset = len(shape) - len(x.shape)
+        for i, dim in enumerate(x.shape):
+            # 1 keeps the size of the data: nothing to compute
+            if offset + i >= 0 and known_equal(dim, target[offset + i]):
+                target[offset + i] = 1
+    e.emit("Expand", [e.name(x), e.ints(target)])
+
+
+def _tile(e: EmitContext) -> None:
+    e.emit("Tile", [e.name(e.node.inputs[0]), e.param("repeats")])
+
+
+def _pad(e: EmitContext) -> None:
+    names = [e.param("pads"), e.name(e.node.operand("value")), e.param("axes")]
+    while not names[-1]:
+        names.pop()
+    e.emit("Pad", [e.name(e.node.inputs[0]), *names], mode=e.node.attrs["mode"])
+
+
+def _pad_opset(node: Node) -> int:
+    if node.attrs["mode"] == "wrap":
+        return 19
+    return 18 if node.attrs["axes"] is not None or node.operand("axes") is not None else 13
+
+
+# -- blocks -------------------------------------------------------------------------------------
+
+
+def _center_crop_pad(e: EmitContext) -> None:
+    names = [e.name(e.node.inputs[0]), e.param("shape")]
+    e.emit("CenterCropPad", names, axes=e.node.attrs["axes"])
+
+
+EMITS: tuple[Emit, ...] = (
+    Emit(sizes.shape, {13: _shape}, _shape_opset),
+    Emit(sizes.size, {13: direct("Size")}),
+    Emit(reshaping.reshape, {13: _reshape}, _reshape_opset),
+    Emit(reshaping.transpose, {13: direct("Transpose", "perm")}),
+    Emit(reshaping.squeeze, {13: _with_axes("Squeeze")}),
+    Emit(reshaping.unsqueeze, {13: _with_axes("Unsqueeze")}),
+    Emit(slicing.slice_, {13: _slice}),
+    Emit(slicing.split, {13: _split}),
+    Emit(slicing.concat, {13: direct("Concat", "axis")}),
+    Emit(repeating.expand, {13: _expand}),
+    Emit(repeating.tile, {13: _tile}),
+    Emit(repeating.pad, {13: _pad}, _pad_opset),
+    Emit(blocks.depth_to_space, {13: direct("DepthToSpace", "mode", blocksize="block_size")}),
+    Emit(blocks.space_to_depth, {13: direct("SpaceToDepth", blocksize="block_size")}),
+    Emit(blocks.reverse_sequence, {13: direct("ReverseSequence", "time_axis", "batch_axis")}),
+    Emit(blocks.center_crop_pad, {18: _center_crop_pad}),
+)

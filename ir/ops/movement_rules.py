@@ -1,0 +1,66 @@
+"""Axis rules of data movement, as functions of shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from regraft.ir.dims import DimLike, Shape, exact_quotient, known_equal
+from regraft.ir.graph import Node
+
+
+def data_rule(node: Node, left: str, right: str) -> str:
+    """Returns the rule of an operator whose operands after the data have no axis information."""
+    return f"{left}{', .' * (len(node.inputs) - 1)} -> {right}"
+
+
+def labels(rank: int, pinned: Collection[int] = (), *, prefix: str = "x") -> str:
+    """Returns `d0 d1 …`, where the pinned axes have labels of their own: `d0 x1! d2`."""
+    return " ".join(f"{prefix}{i}!" if i in pinned else f"d{i}" for i in range(rank))
+
+
+def pinned_rule(node: Node, rank: int, pinned: Collection[int]) -> str:
+    """Returns a rule of one data operand under which all axes pass, save the `pinned`."""
+    return data_rule(node, labels(rank, pinned), labels(rank, pinned, prefix="y"))
+
+
+def ones(rank: int, unit: Collection[int]) -> str:
+    """Returns `d0 1 d2`: labels of the axes, 1 at those in `unit`."""
+    return " ".join("1" if i in unit else f"d{i}" for i in range(rank))
+
+
+def reshape_rule(x: Shape, out: Shape) -> tuple[str, str] | None:
+    """Returns the two sides of the rule that splits and merges axes into common factors.
+
+    `[B, S, 768] -> [B, S, 12, 64]` gives `d0 d1 (d2 d3)` and `d0 d1 d2 d3`. None when a size of one
+    side does not divide what is left of the other (`[6] -> [4, …]`, or unrelated symbols).
+    """
+    left: list[list[str]] = [[] for _ in x]
+    right: list[list[str]] = [[] for _ in out]
+    i = j = num = 0
+    a: DimLike = 1  # what is left of axis i - 1 of `x`
+    b: DimLike = 1  # what is left of axis j - 1 of `out`
+    while True:
+        while a == 1 and i < len(x):
+            a, i = x[i], i + 1
+        while b == 1 and j < len(out):
+            b, j = out[j], j + 1
+        if a == 1 and b == 1:
+            return _term(left), _term(right)
+        if known_equal(a, b):
+            a, b = 1, 1
+        elif b != 1 and (quotient := exact_quotient(a, b)) is not None:
+            a, b = quotient, 1
+        elif a != 1 and (quotient := exact_quotient(b, a)) is not None:
+            a, b = 1, quotient
+        else:
+            return None
+        left[i - 1].append(f"d{num}")
+        right[j - 1].append(f"d{num}")
+        num += 1
+
+
+def _term(axes: list[list[str]]) -> str:
+    return " ".join(
+        "1" if not names else names[0] if len(names) == 1 else f"({' '.join(names)})"
+        for names in axes
+    )
