@@ -67,15 +67,16 @@ def _infer_space_to_depth(node: Node) -> Type:
 def _eval_space_to_depth(c: EvalContext, x: Array) -> Array:
     block = c.attrs["block_size"]
     n, ch, h, w = x.shape
-    parts = x.reshape(n, ch, h // block, block, w // block, block).transpose(0, 3, 5, 1, 2, 4)
-    return parts.reshape(n, ch * block * block, h // block, w // block)
+    parts = x.reshape(n, ch, h // block, block, w // block, block)
+    perm = (0, 3, 5, 1, 2, 4) if c.attrs["mode"] == "DCR" else (0, 1, 3, 5, 2, 4)
+    return parts.transpose(perm).reshape(n, ch * block * block, h // block, w // block)
 
 
 space_to_depth = OpSpec(
     name="space_to_depth",
-    source="ONNX SpaceToDepth-13",
+    source="ONNX SpaceToDepth-28",
     operands=(Operand("x"),),
-    attrs=(Attr("block_size", AttrKind.INT),),
+    attrs=(Attr("block_size", AttrKind.INT), Attr("mode", AttrKind.STR, "DCR")),
     traits=_MOVEMENT,
     axes="n c! h! w! -> n d! y! x!",
     infer=_infer_space_to_depth,

@@ -6,6 +6,7 @@ from onnx import TensorProto
 
 from regraft.backends.onnx.emitter import Emit, EmitContext, Emitter, direct
 from regraft.ir.dims import Dim, DimLike, Shape, bounds, known_equal
+from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Node
 from regraft.ir.ops import blocks, repeating, reshaping, sizes, slicing
 from regraft.ir.types import DType
@@ -159,6 +160,21 @@ def _pad_opset(node: Node) -> int:
 # -- blocks -------------------------------------------------------------------------------------
 
 
+def _space_to_depth(e: EmitContext) -> None:
+    x, block = e.node.inputs[0], e.node.attrs["block_size"]
+    if e.node.attrs["mode"] == "DCR":
+        e.emit("SpaceToDepth", e.inputs, blocksize=block)
+        return
+    # the mode came with opset 28: before it, channels (block, block, C) become (C, block, block)
+    out = e.node.output.shape
+    if x is None or x.shape is None or out is None:
+        raise UnsupportedError("space_to_depth in CRD mode needs a known shape below opset 28")
+    moved = e.op("SpaceToDepth", e.name(x), blocksize=block)
+    split = e.op("Reshape", moved, e.ints((out[0], block * block, x.shape[1], *out[2:])))
+    split = e.op("Transpose", split, perm=(0, 2, 1, 3, 4))
+    e.emit("Reshape", [split, e.ints(out)])
+
+
 def _center_crop_pad(e: EmitContext) -> None:
     names = [e.name(e.node.inputs[0]), e.param("shape")]
     e.emit("CenterCropPad", names, axes=e.node.attrs["axes"])
@@ -178,7 +194,7 @@ EMITS: tuple[Emit, ...] = (
     Emit(repeating.tile, {13: _tile}),
     Emit(repeating.pad, {13: _pad}, _pad_opset),
     Emit(blocks.depth_to_space, {13: direct("DepthToSpace", "mode", blocksize="block_size")}),
-    Emit(blocks.space_to_depth, {13: direct("SpaceToDepth", blocksize="block_size")}),
+    Emit(blocks.space_to_depth, {13: _space_to_depth}),
     Emit(blocks.reverse_sequence, {13: direct("ReverseSequence", "time_axis", "batch_axis")}),
     Emit(blocks.center_crop_pad, {18: _center_crop_pad}),
 )

@@ -240,7 +240,7 @@ IMPORTS: tuple[Import, ...] = (
     Import("Tile", {6: _tile}),
     Import("Pad", {2: _pad_2, 11: _pad_11}),
     Import("DepthToSpace", {1: direct(blocks.depth_to_space, "mode", block_size="blocksize")}),
-    Import("SpaceToDepth", {1: direct(blocks.space_to_depth, block_size="blocksize")}),
+    Import("SpaceToDepth", {1: direct(blocks.space_to_depth, "mode", block_size="blocksize")}),
     Import("ReverseSequence", {10: direct(blocks.reverse_sequence, "time_axis", "batch_axis")}),
     Import("CenterCropPad", {18: _center_crop_pad}),
 )
