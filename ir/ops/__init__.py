@@ -6,6 +6,7 @@ from regraft.ir import constants
 from regraft.ir.ops import (
     activation,
     arithmetic,
+    attention,
     blocks,
     cast,
     control,
@@ -18,6 +19,7 @@ from regraft.ir.ops import (
     gathering,
     grid_sample,
     linalg,
+    linear_attention,
     logical,
     loss,
     norm,
@@ -32,6 +34,7 @@ from regraft.ir.ops import (
     resize,
     response_norm,
     rnn,
+    rotary,
     rounding,
     scattering,
     selecting,
@@ -79,6 +82,9 @@ FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
     gathering.OPS,
     scattering.OPS,
     selecting.OPS,
+    attention.OPS,
+    rotary.OPS,
+    linear_attention.OPS,
 )
 
 

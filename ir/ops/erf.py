@@ -33,7 +33,7 @@ _ONE = 6.0  # erf(6) rounds to 1 in f64
 
 
 def erf(x: Array) -> Array:
-    """Returns the error function in the type of `x`, within 2 ulp of f64; NaN stays NaN."""
+    """Returns the error function in the type of `x`, within 4 ulp of f64; NaN stays NaN."""
     wide = np.asarray(x, np.float64)
     size = np.abs(wide)
     near = np.minimum(size, _SPLIT) ** 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil, isfinite
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from regraft.ir.constants import MAX_CONTENT, constant_of
 from regraft.ir.dims import DimLike, ceildiv, dim_max
 from regraft.ir.graph import Content, Node
-from regraft.ir.ops.content import at_least, in_dtype
+from regraft.ir.ops.content import at_least, in_dtype, whole_content
 from regraft.ir.ops.shapes import infer_same
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import DType, TensorType, Type, dtype_of
@@ -28,9 +28,16 @@ def _scalar(content: Any) -> DimLike | None:
 
 
 def _range_sizes(node: Node) -> tuple[DimLike, DimLike, DimLike] | None:
-    start, limit, delta = (_scalar(node.static(name)) for name in _RANGE_PARAMS)
-    if start is None or limit is None or delta is None:
-        return None
+    sizes: list[DimLike] = []
+    for name in _RANGE_PARAMS:
+        size = _scalar(node.attrs[name])
+        operand = node.operand(name)
+        if size is None and operand is not None:
+            size = _scalar(whole_content(operand))
+        if size is None:
+            return None
+        sizes.append(size)
+    start, limit, delta = sizes
     return start, limit, delta
 
 
@@ -47,11 +54,15 @@ def _range_length(node: Node) -> DimLike | None:
         array = constant_of(node.operand(name), 8) if static is None else np.asarray(static)
         if array is None or array.dtype == object or array.size != 1:
             return None
-        values.append(float(array.reshape(())))
-    start_, limit_, delta_ = values
-    if not delta_ or not all(map(isfinite, values)):
+        values.append(array.reshape(()))
+    if values[2] == 0 or not all(np.isfinite(value) for value in values):
         return None
-    return max(0, ceil((limit_ - start_) / delta_))
+    return _num_steps(*values)
+
+
+def _num_steps(start: Array, limit: Array, delta: Array) -> int:
+    # the difference is rounded to the element type, the quotient is not
+    return max(0, ceil(float(limit - start) / float(delta)))
 
 
 def _infer_range(node: Node) -> Type:
@@ -77,19 +88,20 @@ def _content_range(node: Node) -> Content | None:
 
 def _eval_range(c: Any, *operands: Array | None) -> Any:
     start, limit, delta = (
-        np.asarray(c.param(name, operand)).reshape(())[()]
+        np.asarray(c.param(name, operand)).reshape(())
         for name, operand in zip(_RANGE_PARAMS, operands, strict=True)
     )
-    length = max(0, ceil((float(limit) - float(start)) / float(delta)))
     declared = c.dtype()
-    kind = np.float32 if declared is None else declared.numpy
-    wide = np.dtype(np.float64 if c.oracle else np.float32) if declared in _HALF else kind
-    # start + i * delta, not a running sum: what ONNX Runtime's loop means without its drift
-    steps = np.arange(length).astype(wide)
-    return (np.asarray(start).astype(wide) + steps * np.asarray(delta).astype(wide)).astype(wide)
+    wide = start.dtype
+    if declared is not None:
+        is_half = declared in (DType.F16, DType.BF16)
+        wide = np.dtype(np.float32) if is_half else declared.numpy
+        if declared.is_float and c.oracle:
+            wide = np.dtype(np.float64)
+    # start + i * delta rather than a running sum, which drifts in floats
+    steps = np.arange(_num_steps(start, limit, delta)).astype(wide)
+    return (start.astype(wide) + steps * delta.astype(wide)).astype(wide)
 
-
-_HALF = frozenset({DType.F16, DType.BF16})
 
 range_ = OpSpec(
     name="range",

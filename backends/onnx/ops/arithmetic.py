@@ -19,10 +19,7 @@ def _mod(e: EmitContext) -> None:
     rest = e.op("Mod", a, b, fmod=1)
     apart = e.op("Xor", e.op("Less", rest, zero), e.op("Less", b, zero))
     nonzero = e.op("Not", e.op("Equal", rest, zero))
-    moved = e.op("Where", e.op("And", apart, nonzero), e.op("Add", rest, b), rest)
-    # a zero has the sign of the divisor
-    signed_zero = e.op("Mul", zero, e.op("Sign", b))
-    e.emit("Where", [e.op("Equal", moved, zero), signed_zero, moved])
+    e.emit("Where", [e.op("And", apart, nonzero), e.op("Add", rest, b), rest])
 
 
 def _is_inf(e: EmitContext) -> None:

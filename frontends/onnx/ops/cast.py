@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from regraft.frontends.onnx.importer import Import, Imported, NodeImport, direct
 from regraft.frontends.onnx.types import DTYPES
-from regraft.ir.graph import Value
 from regraft.ir.ops.cast import bitcast, cast, identity
 from regraft.ir.ops.fill import constant_of_shape
 from regraft.ir.types import DType
@@ -46,24 +43,24 @@ def _bitcast(item: NodeImport) -> Imported:
     return item.opaque() if to is None else item.b.op(bitcast, item.require(0), to=to)
 
 
-def _identity_and_mask(item: NodeImport, mask: DType | None) -> Imported:
-    """Imports an inactive dropout: the data, and a mask that keeps everything."""
+def _identity_and_mask(item: NodeImport, mask: DType | None, value: bool) -> Imported:
+    """Imports an inactive dropout: the data, and a mask of one value."""
     x = item.require(0)
-    results: Sequence[Value] = (item.b.op(identity, x),)
     if not item.has_output(1):
-        return results
+        return item.b.op(identity, x)
     if x.shape is None or mask is None:
         return item.opaque()
-    kept = np.ones(1, mask.numpy)
-    return (*results, item.b.op(constant_of_shape, shape=x.shape, value=kept))
+    fill = np.full(1, value).astype(mask.numpy)
+    return item.b.op(identity, x), item.b.op(constant_of_shape, shape=x.shape, value=fill)
 
 
 def _dropout_7(item: NodeImport) -> Imported:
-    return _identity_and_mask(item, item.require(0).dtype)
+    # the specification leaves the mask of versions 7 and 10 open; ONNX Runtime gives zeros
+    return _identity_and_mask(item, item.require(0).dtype, False)
 
 
 def _dropout_10(item: NodeImport) -> Imported:
-    return _identity_and_mask(item, DType.BOOL)
+    return _identity_and_mask(item, DType.BOOL, False)
 
 
 def _dropout(item: NodeImport) -> Imported:
@@ -75,7 +72,7 @@ def _dropout(item: NodeImport) -> Imported:
         # dropping nothing also scales by nothing
         if training.any() and (ratio is None or ratio.any()):
             return item.opaque()
-    return _identity_and_mask(item, DType.BOOL)
+    return _identity_and_mask(item, DType.BOOL, True)
 
 
 IMPORTS: tuple[Import, ...] = (
