@@ -108,6 +108,14 @@ class MappedWeight:
         return unpack(raw, self.dtype, self.shape)
 
 
+def contains_nan(array: np.ndarray[Any, Any]) -> bool:
+    """Returns whether a float array holds a NaN; reads it once when it does not."""
+    with np.errstate(all="ignore"):
+        total = array.sum(dtype=np.float64 if array.dtype.itemsize > 4 else np.float32)
+    # the sum of Inf and -Inf is NaN too: then the elements decide
+    return bool(np.isnan(total)) and bool(np.isnan(array).any())
+
+
 def unpack(
     raw: np.ndarray[Any, Any], dtype: DType, shape: tuple[int, ...]
 ) -> np.ndarray[Any, Any]:

@@ -88,9 +88,9 @@ def save_onnx(
         return [path]
     data_path = path.with_name(data_file_name(path))
     with data_path.open("wb") as file:
-        model = to_proto(
-            module, profile=profile, opset=opset, storage=External(file, data_path.name)
-        )
+        storage = External(file, data_path.name)
+        model = to_proto(module, profile=profile, opset=opset, storage=storage)
+    module.warnings += [f"weight `{name}` contains NaN" for name in storage.nan_names]
     path.write_bytes(model.SerializeToString())
     return [path, data_path]
 
@@ -126,7 +126,7 @@ def emit_graph(
             emitter.names[value] = output_names.get(value) or emitter.fresh(
                 value.name or node.op.name
             )
-        _emit_node(EmitContext(node, emitter.opset, emitter.profile, emitter))
+        emit_node(EmitContext(node, emitter.opset, emitter.profile, emitter))
         for value in node.outputs:
             if value._uses:
                 emitter.note_sizes(value)
@@ -151,7 +151,12 @@ def _value_info(
     return helper.make_value_info(name, type_to_proto(type_, dim_names))
 
 
-def _emit_node(e: EmitContext) -> None:
+def emit_node(e: EmitContext) -> None:
+    """Emits one node, whose results have their names.
+
+    Raises:
+        UnsupportedError: When the operator has no emitter at this opset.
+    """
     node, graph = e.node, e.graph
     if node.op is literal:
         graph.initializers.append(array_to_tensor(node.attrs["value"], e.name(node.output)))

@@ -11,8 +11,9 @@ import onnx
 from onnx import TensorProto
 
 from regraft.backends.onnx.tensors import ONNX_DTYPES, array_to_tensor
+from regraft.ir.errors import InputError
 from regraft.ir.types import DType
-from regraft.ir.weights import Weight, pack
+from regraft.ir.weights import MappedWeight, Weight, contains_nan, pack
 
 Array = np.ndarray[Any, Any]
 
@@ -21,7 +22,7 @@ EXTERNAL_ABOVE = 3 << 29
 
 _ALIGN = 4096  # page size, so that a runtime can map tensors in place
 _EMBED_BELOW = 1024
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 
 
 class Storage(Protocol):
@@ -51,6 +52,7 @@ class External:
         self.file = file
         self.location = location
         self.offset = 0
+        self.nan_names: list[str] = []
 
     def tensor(self, weight: Weight, name: str) -> onnx.TensorProto:
         """Writes a weight and returns the initializer that points to it.
@@ -63,7 +65,12 @@ class External:
         padding = -self.offset % _ALIGN
         self.file.write(b"\0" * padding)
         start = self.offset + padding
-        length = _write_array(self.file, weight.numpy(), weight.dtype)
+        if isinstance(weight, MappedWeight):
+            length, has_nan = _copy_mapped(self.file, weight)
+            if has_nan:
+                self.nan_names.append(name)
+        else:
+            length = _write_array(self.file, weight.numpy(), weight.dtype)
         self.offset = start + length
         proto = onnx.TensorProto(
             data_type=ONNX_DTYPES[weight.dtype], dims=weight.shape, name=name,
@@ -73,6 +80,29 @@ class External:
             entry = proto.external_data.add()
             entry.key, entry.value = key, str(value)
         return proto
+
+
+def _copy_mapped(file: BinaryIO, weight: MappedWeight) -> tuple[int, bool]:
+    """Copies a weight from its file through a small buffer; returns its bytes and a NaN's presence.
+
+    Reading through a map would count every page as resident until the map is gone.
+    """
+    buffer = bytearray(_CHUNK)
+    left, has_nan = weight.nbytes, False
+    checks = weight.dtype.is_float and weight.dtype.bits >= 16
+    with weight.path.open("rb", buffering=0) as source:
+        source.seek(weight.offset)
+        while left:
+            view = memoryview(buffer)[: min(left, _CHUNK)]
+            got = source.readinto(view)
+            if not got:
+                raise InputError(f"`{weight.path}` was truncated while it was read")
+            view = view[:got]
+            file.write(view)
+            left -= got
+            if checks and not has_nan and got % weight.dtype.numpy.itemsize == 0:
+                has_nan = contains_nan(np.frombuffer(view, weight.dtype.numpy))
+    return weight.nbytes, has_nan
 
 
 def _write_array(file: BinaryIO, array: Array, dtype: DType) -> int:

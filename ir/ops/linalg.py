@@ -14,6 +14,7 @@ from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.shapes import broadcast, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
+from regraft.ir.streaming import is_streamed, matmul_streamed
 from regraft.ir.types import DType, TensorType, Type
 
 Array = np.ndarray[Any, Any]
@@ -71,13 +72,17 @@ def _infer_matmul(node: Node) -> Type:
     return TensorType(dtype, (*batch, *rows, *columns))
 
 
+def _product(a: Array, b: Array) -> Array:
+    return matmul_streamed(a, b) if is_streamed(b) else np.matmul(a, b)
+
+
 matmul = OpSpec(
     name="matmul",
     source="ONNX MatMul-13",
     operands=(Operand("a"), Operand("b")),
     axes=_matmul_axes,
     infer=_infer_matmul,
-    eval=lambda c, a, b: np.matmul(a, b),
+    eval=lambda c, a, b: _product(a, b),
 )
 
 
@@ -121,7 +126,7 @@ def _infer_gemm(node: Node) -> Type:
 
 def _eval_gemm(c: Any, a: Array, b: Array, bias: Array | None) -> Array:
     attrs = c.attrs
-    out = np.matmul(a.T if attrs["trans_a"] else a, b.T if attrs["trans_b"] else b)
+    out = _product(a.T if attrs["trans_a"] else a, b.T if attrs["trans_b"] else b)
     if attrs["alpha"] != 1:
         out = (attrs["alpha"] * out).astype(out.dtype)
     if bias is not None and attrs["beta"] != 0:

@@ -22,11 +22,14 @@ from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.protocol import Contract
 from regraft.sources import Source
 
+DEFAULT_BUDGET_BYTES = 3 << 30
+"""Above this, source and result are not loaded into a runtime: the evaluator streams the weights."""
+
 _RUNTIME_COPIES = 3.0
 """A runtime session may hold the file, its own copy and packed weights."""
 
-_STREAM_COPIES = 4.0
-"""The evaluator holds the largest weight, a wider copy and temporaries of that size."""
+_STREAM_COPIES = 1.0
+"""Streaming holds at most the largest weight (of a matrix product only a few blocks of it)."""
 
 _PROBE_ERRORS = (RegraftError, ValueError, IndexError, OverflowError, ZeroDivisionError)
 """What running a source on an unsuitable generated sample may raise."""
@@ -64,8 +67,8 @@ class Checker:
         self.samples: Sequence[Sample] = ()
         self._reference: Runner | None = None
         self._plain: Runner | None = None
-        budget = max_memory_bytes or int(psutil.virtual_memory().available * 0.8)
-        self._choose_runners(source, budget)
+        free = int(psutil.virtual_memory().available * 0.8)
+        self._choose_runners(source, max_memory_bytes or min(free, DEFAULT_BUDGET_BYTES))
 
     def _choose_runners(self, source: Source, budget: int) -> None:
         fits = total_weight_bytes(self.original) * _RUNTIME_COPIES <= budget
