@@ -16,11 +16,12 @@ from onnx import helper
 
 from regraft.backends.onnx.storage import Deduplicator, Embedded, Storage
 from regraft.backends.onnx.tensors import array_to_tensor
+from regraft.ir.builder import Builder
 from regraft.ir.constants import Blob
 from regraft.ir.dims import Dim, DimLike, DimOp, Symbol
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.opspec import OpSpec
+from regraft.ir.opspec import Body, OpSpec
 from regraft.ir.weights import Weight
 
 Array = np.ndarray[Any, Any]
@@ -133,6 +134,41 @@ class EmitContext:
     def body(self, idx: int, captures: Sequence[Value]) -> onnx.GraphProto:
         """Returns a body as a GraphProto whose captures refer to outer names."""
         return self.graph.body(self.node.bodies[idx], captures, self)
+
+    def inline(self, body: Body | None = None) -> None:
+        """Emits the node as simpler IR operators.
+
+        Args:
+            body: Builds them, by default the operator's own body. Its nodes live in a scratch
+                graph that reads the node's operands directly; the module is as before afterwards.
+        """
+        from regraft.backends.onnx.save import emit_node  # noqa: PLC0415
+
+        node, graph = self.node, self.graph
+        build = body or node.op.body
+        if build is None or node.graph is None:
+            raise AssertionError(f"`{node.op.name}` has no body")
+        scratch = Graph(node.graph.scope)
+        built = build(node, Builder(scratch, loc=node.loc))
+        results = [built] if isinstance(built, Value) else list(built)
+        # outputs of the scratch graph are uses: results that nothing else reads are emitted too
+        scratch.set_outputs([("", result) for result in results])
+        wanted = {}
+        for value, result in zip(node.outputs, results, strict=True):
+            if result.producer is not None and result.producer.graph is scratch:
+                wanted.setdefault(result, self.name(value))
+        for inner in scratch:
+            for value in inner.outputs:
+                graph.names[value] = wanted.get(value) or graph.fresh(value.name or inner.op.name)
+            emit_node(EmitContext(inner, self.opset, self.profile, graph))
+            for value in inner.outputs:
+                graph.note_sizes(value)
+        for value, result in zip(node.outputs, results, strict=True):
+            if graph.names[result] != self.name(value):
+                graph.emit("Identity", [graph.names[result]], [self.name(value)], "", {})
+        scratch.set_outputs([])
+        for inner in reversed(scratch):
+            scratch.erase(inner)
 
 
 Emitter = Callable[[EmitContext], object]

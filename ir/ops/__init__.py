@@ -13,6 +13,7 @@ from regraft.ir.ops import (
     conv,
     cumulative,
     deform_conv,
+    detection,
     einsum,
     fill,
     functions,
@@ -38,6 +39,7 @@ from regraft.ir.ops import (
     rounding,
     scattering,
     selecting,
+    signal,
     sizes,
     slicing,
     softmax,
@@ -85,6 +87,8 @@ FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
     attention.OPS,
     rotary.OPS,
     linear_attention.OPS,
+    signal.OPS,
+    detection.OPS,
 )
 
 

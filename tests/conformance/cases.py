@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -36,6 +37,11 @@ class Case:
     @property
     def op_types(self) -> set[str]:
         return {node.op_type for node in self.proto.graph.node}
+
+
+BF16_EPS = 2.0**-7
+"""One unit in the last place of bf16: where intermediate values are rounded shifts a result by
+about that much, relative to itself and (by half as much) to the largest term of a sum."""
 
 
 def cache_dir() -> Path:
@@ -152,6 +158,9 @@ def _mismatch(a: Any, e: Any, rtol: float, atol: float) -> str:
         return "" if same else "strings differ"
     if a.dtype != e.dtype and a.dtype.itemsize != e.dtype.itemsize:
         return f"dtype {a.dtype}, expected {e.dtype}"
+    if e.dtype == ml_dtypes.bfloat16:
+        rtol = max(rtol, BF16_EPS)
+        atol = max(atol, BF16_EPS / 2 * float(np.nanmax(np.abs(e.astype(np.float64)), initial=0)))
     if a.dtype.kind == "V" or e.dtype.kind == "V":
         a, e = a.view(e.dtype).astype(np.float64), e.astype(np.float64)
     if e.dtype.kind in "fc":

@@ -6,9 +6,11 @@ from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.ops import (
     activation,
     arithmetic,
+    attention,
     cast,
     control,
     conv,
+    detection,
     fill,
     image,
     indexing,
@@ -21,6 +23,7 @@ from regraft.backends.onnx.ops import (
     random,
     reduce,
     rnn,
+    signal,
     softmax,
 )
 
@@ -43,4 +46,7 @@ FAMILIES: tuple[tuple[Emit, ...], ...] = (
     quant.EMITS,
     movement.EMITS,
     indexing.EMITS,
+    attention.EMITS,
+    signal.EMITS,
+    detection.EMITS,
 )

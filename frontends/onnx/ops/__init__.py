@@ -6,9 +6,11 @@ from regraft.frontends.onnx.importer import Import
 from regraft.frontends.onnx.ops import (
     activation,
     arithmetic,
+    attention,
     cast,
     control,
     conv,
+    detection,
     fill,
     image,
     indexing,
@@ -22,6 +24,7 @@ from regraft.frontends.onnx.ops import (
     random,
     reduce,
     rnn,
+    signal,
     softmax,
 )
 
@@ -45,4 +48,7 @@ FAMILIES: tuple[tuple[Import, ...], ...] = (
     quant.IMPORTS,
     movement.IMPORTS,
     indexing.IMPORTS,
+    attention.IMPORTS,
+    signal.IMPORTS,
+    detection.IMPORTS,
 )

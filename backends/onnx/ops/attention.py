@@ -1,0 +1,102 @@
+"""Emitters of attention: native where the runtime's operator says the same, else simpler operators.
+
+ONNX aligns a causal mask by its own cache inputs, and runtimes differ on windows. Positions that
+are not the plain causal ones are therefore written as a mask.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from regraft.backends.onnx.emitter import Emit, EmitContext
+from regraft.ir.builder import Builder
+from regraft.ir.graph import Node, Value
+from regraft.ir.ops import arithmetic, attention, linear_attention, logical, rotary
+from regraft.ir.ops.attention_body import visible_mask
+from regraft.ir.types import DType
+
+_LENGTHS_SINCE = 24
+
+
+def _attention(e: EmitContext) -> None:
+    node = e.node
+    attrs = node.attrs
+    q, k, _, mask, lengths, sinks, offset = node.inputs
+    is_cache = lengths is not None and e.opset >= _LENGTHS_SINCE
+    if sinks is not None or attrs["mask_before_softcap"] or q is None or q.shape is None:
+        e.inline()
+        return
+    windowed = attention.is_windowed(node)
+    plain = attrs["window"] == (-1, 0) and (
+        (attrs["causal_offset"] == 0 and lengths is None)
+        or (is_cache and _is_aligned_to_lengths(node))
+    )
+    if (windowed and not plain) or (lengths is not None and not is_cache):
+        e.inline(_with_explicit_mask)
+        return
+    names = [e.name(value) for value in node.inputs[:4]]
+    if lengths is not None:
+        names += ["", "", e.name(lengths)]
+    while not names[-1]:
+        names.pop()
+    e.emit(
+        "Attention", names,
+        scale=attrs["scale"],
+        is_causal=True if windowed else None,
+        softcap=attrs["softcap"] or None,
+        softmax_precision=attrs["softmax_dtype"],
+    )  # fmt: skip
+
+
+def _is_aligned_to_lengths(node: Node) -> bool:
+    """Whether causal_offset is kv_lengths - S, which ONNX takes for an external cache."""
+    q, lengths, offset = node.inputs[0], node.inputs[4], node.inputs[6]
+    producer = None if offset is None else offset.producer
+    if producer is None or producer.op is not arithmetic.sub or producer.inputs[0] is not lengths:
+        return False
+    amount = producer.inputs[1]
+    wanted = None if q is None or q.shape is None else q.shape[2]
+    return amount is not None and amount.content in (wanted, (wanted,))
+
+
+def _with_explicit_mask(node: Node, b: Builder) -> Value:
+    """Writes window and lengths as a mask."""
+    q, k, v, mask, lengths, _, offset = node.inputs
+    if q is None or k is None or q.shape is None or k.shape is None or q.dtype is None:
+        raise AssertionError("attention without a shape")
+    sizes = (q.shape[2], k.shape[2])
+    visible = visible_mask(b, node.attrs, sizes, lengths, offset)
+    if visible is None:
+        raise AssertionError("every key is visible")
+    if mask is None:
+        mask = visible
+    elif mask.dtype is DType.BOOL:
+        mask = b.op(logical.logical_and, mask, visible)
+    else:
+        mask = b.op(logical.where, visible, mask, b.constant(-np.inf, mask.dtype))
+    attrs = {**node.attrs, "causal_offset": None}
+    return b.op(attention.attention, q, k, v, mask, **attrs)
+
+
+def _rotary(e: EmitContext) -> None:
+    cos = e.node.inputs[1]
+    x = e.node.inputs[0]
+    same_batch = (
+        x is not None and cos is not None and x.shape is not None and cos.shape is not None
+        and cos.shape[0] == x.shape[0]
+    )  # fmt: skip
+    if e.node.inputs[3] is None and not (cos is not None and cos.rank == 3 and same_batch):
+        e.inline()
+        return
+    attrs = e.node.attrs
+    e.emit(
+        "RotaryEmbedding", e.inputs,
+        interleaved=attrs["interleaved"], rotary_embedding_dim=attrs["rotary_size"],
+    )  # fmt: skip
+
+
+EMITS: tuple[Emit, ...] = (
+    Emit(attention.attention, {13: EmitContext.inline, 23: _attention}),
+    Emit(rotary.rotary_embedding, {13: EmitContext.inline, 23: _rotary}),
+    Emit(linear_attention.linear_attention, {13: EmitContext.inline}),
+)

@@ -1,0 +1,217 @@
+"""Scaled dot-product attention, pinned: one meaning for every runtime.
+
+```
+score[b, h, s, t] = scale * sum_d q[b, h, s, d] * k[b, h // kv_groups, t, d]
+score             = softcap * tanh(score / softcap)                     where softcap > 0
+score             = score + mask                                        float mask
+probability       = softmax over the visible t                          (sinks join the sum)
+out[b, h, s, e]   = sum_t probability[b, h, s, t] * v[b, h // kv_groups, t, e]
+```
+
+A key is visible unless one of these hides it: a bool mask that is False there, a float mask of
+-inf, `kv_lengths`, or the window. A query that sees no key gives zeros, never NaN.
+
+The window exists when `causal_offset` is given: query s stands at key position p = s +
+causal_offset and sees p - left <= t <= p + right, where -1 means unbounded. The default window
+(-1, 0) is causal attention. Offset 0 aligns the first query with the first key; T - S aligns the
+last ones.
+
+Past concatenation and rotary embedding are operators of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.dims import DimLike, known_equal, product
+from regraft.ir.graph import Node, Value
+from regraft.ir.ops.attention_body import attention_body
+from regraft.ir.ops.linalg import operands_of
+from regraft.ir.ops.shapes import same_size
+from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
+from regraft.ir.types import TensorType, Type
+
+Array = np.ndarray[Any, Any]
+
+_HEADS = "(h g*)"
+
+
+def is_windowed(node: Node) -> bool:
+    """Whether positions decide which keys a query sees."""
+    given = node.attrs["causal_offset"] is not None or node.operand("causal_offset") is not None
+    return given and node.attrs["window"] != (-1, -1)
+
+
+def _axes(node: Node) -> str | None:
+    q, _, v, mask, lengths, sinks, offset = node.inputs
+    if q is None or v is None or q.shape is None or v.shape is None:
+        return None
+    # dropping a query moves those after it, which matters when positions do
+    s = "s!" if is_windowed(node) else "s"
+    mask_term = "." if mask is None else _mask_term(mask, q.shape, v.shape[2], s)
+    if mask_term is None:
+        return None
+    offset_term = "." if offset is None else {0: "", 1: "b"}.get(offset.rank or 0, ".")
+    return (
+        f"b {_HEADS} {s} ~d, b h t! ~d, b h t! e, {mask_term}, "
+        f"{'.' if lengths is None else 'b'}, {'.' if sinks is None else _HEADS}, {offset_term} "
+        f"-> b {_HEADS} {s} e"
+    )
+
+
+def _mask_term(mask: Value, q: tuple[DimLike, ...], keys: DimLike, s: str) -> str | None:
+    """Returns the mask's term, None when its shape does not say which axes are broadcast."""
+    if mask.shape is None or len(mask.shape) > 4:
+        return None
+    sizes = (q[0], q[1], q[2], keys)
+    terms = []
+    for size, full, label in zip(
+        reversed(mask.shape), reversed(sizes), ("t!", s, _HEADS, "b"), strict=False
+    ):
+        if size == 1 and full != 1:
+            terms.append("1")
+        elif known_equal(size, full):
+            terms.append(label)
+        else:
+            return None
+    return " ".join(reversed(terms))
+
+
+def _infer(node: Node) -> Type:
+    q, k, v = operands_of(node, 3)
+    for value, name in ((q, "q"), (k, "k"), (v, "v")):
+        if value.rank not in (None, 4):
+            raise node.error(
+                f"`{name}` has rank {value.rank}", hint="the layout is [batch, heads, length, size]"
+            )
+    if k.shape is not None and v.shape is not None:
+        same_size(node, k.shape[2], v.shape[2], "the lengths of keys and values")
+        same_size(node, k.shape[1], v.shape[1], "the heads of keys and values")
+    if q.shape is not None and k.shape is not None:
+        same_size(node, q.shape[3], k.shape[3], "the head sizes of queries and keys")
+        heads = node.attrs["kv_groups"] * k.shape[1]
+        same_size(node, q.shape[1], heads, "query heads and kv_groups x key heads")
+    if q.shape is None:
+        return TensorType(q.dtype, None)
+    size = node.fresh_dim(0, 3) if v.shape is None else v.shape[3]
+    return TensorType(q.dtype, (*q.shape[:3], size))
+
+
+def visible_keys(
+    attrs: Any, num_queries: int, num_keys: int, lengths: Array | None, offset: Any
+) -> Array | None:
+    """Returns which keys positions and lengths leave visible: bool [S, T] or [B, 1, S, T]."""
+    visible: Array | None = None
+    keys = np.arange(num_keys)
+    if offset is not None:
+        left, right = attrs["window"]
+        offsets = np.asarray(offset).reshape(-1, 1, 1, 1)
+        distance = keys - (np.arange(num_queries)[:, None] + offsets)  # t - p
+        visible = np.ones(distance.shape, bool)
+        if left >= 0:
+            visible &= distance >= -left
+        if right >= 0:
+            visible &= distance <= right
+    if lengths is not None:
+        valid = keys < lengths.reshape(-1, 1, 1, 1)
+        visible = valid if visible is None else visible & valid
+    return visible
+
+
+def masked_softmax(scores: Array, sinks: Array | None = None) -> Array:
+    """Returns the softmax over the last axis; hidden scores are -inf, an empty row gives zeros.
+
+    Args:
+        scores: [B, H, S, T].
+        sinks: [H], a further score per head that takes weight but has no value.
+    """
+    top = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
+    sink = None if sinks is None else sinks.reshape(1, -1, 1, 1)
+    if sink is not None:
+        top = np.maximum(top, sink)
+    top = np.where(np.isneginf(top), 0, top)
+    weights = np.exp(scores - top)
+    total = np.sum(weights, axis=-1, keepdims=True)
+    if sink is not None:
+        total = total + np.exp(sink - top)
+    result: Array = weights / np.where(total == 0, 1, total)
+    return result
+
+
+def _eval(
+    c: Any,
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    lengths: Array | None,
+    sinks: Array | None,
+    offset: Array | None,
+) -> Array:
+    attrs = c.attrs
+    B, H, S, D = q.shape
+    G, T = attrs["kv_groups"], k.shape[2]
+    grouped = q.reshape(B, H // G, G * S, D)
+    scores = (np.matmul(grouped, k.swapaxes(-1, -2)) * q.dtype.type(attrs["scale"])).reshape(
+        B, H, S, T
+    )
+    additive = mask is not None and mask.dtype != bool
+    if additive and attrs["mask_before_softcap"]:
+        scores = scores + mask
+    if attrs["softcap"] > 0:
+        scores = attrs["softcap"] * np.tanh(scores / attrs["softcap"])
+    if mask is not None and not additive:
+        scores = np.where(mask, scores, -np.inf)
+    elif additive and attrs["mask_before_softcap"]:
+        scores = np.where(np.isneginf(mask), -np.inf, scores)  # the cap made it finite
+    elif additive:
+        scores = scores + mask
+    visible = visible_keys(attrs, S, T, lengths, c.param("causal_offset", offset))
+    if visible is not None:
+        scores = np.where(visible, scores, -np.inf)
+    weights = masked_softmax(scores.astype(q.dtype, copy=False), sinks)
+    out = np.matmul(weights.reshape(B, H // G, G * S, T), v.astype(q.dtype, copy=False))
+    return out.reshape(B, H, S, v.shape[3])
+
+
+def _flops(node: Node) -> DimLike | None:
+    q, _, v = (value.shape for value in operands_of(node, 3))
+    if q is None or v is None:
+        return None
+    # 2 per multiply-accumulate of both products; a window is not subtracted
+    return 2 * product((*q[:3], v[2])) * (q[3] + v[3])
+
+
+attention = OpSpec(
+    name="attention",
+    source="ONNX Attention-25",
+    operands=(
+        Operand("q"),  # [B, H, S, D]
+        Operand("k"),  # [B, H / kv_groups, T, D]
+        Operand("v"),  # [B, H / kv_groups, T, E]
+        Operand("mask", optional=True),  # bool or float, broadcasts to [B, H, S, T]
+        Operand("kv_lengths", optional=True),  # i64[B]: keys at and after this position are hidden
+        Operand("sinks", optional=True),  # [H]
+        # one size, or one per batch as i64[B]
+        Operand("causal_offset", optional=True, either=AttrKind.DIM),
+    ),
+    attrs=(
+        Attr("scale", AttrKind.FLOAT),
+        Attr("kv_groups", AttrKind.INT, 1),  # query heads per key head
+        Attr("window", AttrKind.INTS, (-1, 0)),  # (left, right)
+        Attr("softcap", AttrKind.FLOAT, 0.0),
+        # a float mask is added before the soft cap instead of after it; keys stay hidden either way
+        Attr("mask_before_softcap", AttrKind.BOOL, False),
+        Attr("softmax_dtype", AttrKind.DTYPE, None),  # None: that of q
+    ),
+    axes=_axes,
+    counts={"kv_groups": "g"},
+    infer=_infer,
+    eval=_eval,
+    flops=_flops,
+    body=attention_body,
+)
+
+OPS: tuple[OpSpec, ...] = (attention,)
