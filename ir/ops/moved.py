@@ -10,6 +10,7 @@ from regraft.ir.constants import MAX_CONTENT, constant_of
 from regraft.ir.dims import Dim
 from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Content, Node, Value
+from regraft.ir.opspec import Trait
 from regraft.ir.types import TensorType, Type
 
 Array = np.ndarray[Any, Any]
@@ -56,7 +57,7 @@ def _sizes_in(value: Value, chain: int) -> Array | None:
     producer = value.producer
     if producer is None or not _is_small(value.type):
         return None
-    if producer.op.content is content_moved:
+    if Trait.DATA_MOVEMENT in producer.op.traits and len(producer.outputs) == 1:
         return _moved(producer, chain - 1) if chain else None
     if value.dtype is None or not value.dtype.is_integer:
         return None
@@ -86,5 +87,5 @@ def _moved(node: Node, chain: int) -> Array | None:
             array = array.astype(np.int64)
         operands.append(array)
     if node.op.eval is None:
-        raise AssertionError(f"`{node.op.name}` states content_moved and has no eval")
+        raise AssertionError(f"`{node.op.name}` moves data and has no eval")
     return np.asarray(node.op.eval(EvalContext(node, node.attrs, {}), *operands), object)

@@ -60,7 +60,9 @@ def _position(value: DimLike, size: DimLike, low: int, high: DimLike) -> DimLike
             return high
         if value <= -_HUGE:
             return low
-        return dim_min(value, high) if value >= 0 else dim_max(value + size, low)
+        if value < 0:
+            return dim_max(value + size, low)
+        return 0 if value == low else dim_min(value, high)  # no size is negative
     lo, hi = bounds(value)
     if lo is not None and lo >= 0:
         return dim_min(value, high)
