@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from regraft.ir.constants import captured_value
 from regraft.ir.dims import Dim, DimLike, Symbol, bind, known_different, symbols_of
 from regraft.ir.errors import RegraftError
 from regraft.ir.graph import Assumption, Content, Graph, Node, Value
@@ -41,18 +40,10 @@ class Retyper:
             raise RegraftError(f"{where} replaces a value of type {old.type} by {new.type}")
         merged = merge_types(new.type, old.type)
         for type_ in (old.type, new.type):
-            self._note_renamed(type_, merged)
+            self._renamed.update(symbol_renames(type_, merged))
         changed = merged != old.type or merged != new.type
         new.type = merged
         return changed
-
-    def _note_renamed(self, before: Type, after: Type) -> None:
-        if not isinstance(before, TensorType) or not isinstance(after, TensorType):
-            return
-        for old, new in zip(before.shape or (), after.shape or (), strict=False):
-            symbol = _defined(old)
-            if symbol is not None and old != new:
-                self._renamed[symbol.name] = new
 
     def propagate(self, value: Value) -> None:
         """Infers the users of a value anew, and theirs, as far as types change."""
@@ -71,15 +62,16 @@ class Retyper:
 
     def _infer(self, node: Node) -> bool:
         before = [(value.type, value.content) for value in node.outputs]
-        for body in node.bodies:
-            self._retype_captures(body)
         node.infer()
+        for body in node.bodies:  # control flow infers its bodies with it
+            for inner in body.walk():
+                self._touch(inner)
         changed = False
         for value, (type_, content) in zip(node.outputs, before, strict=True):
             if value.type != type_:
                 # what was known stays known: a claim of the file, or of a replaced value
                 merged = merge_types(value.type, type_)
-                self._note_renamed(type_, merged)
+                self._renamed.update(symbol_renames(type_, merged))
                 value.type = merged
                 changed = changed or merged != type_
             if value.content is None:
@@ -89,13 +81,6 @@ class Retyper:
         if changed:
             self._touch(node)
         return changed
-
-    def _retype_captures(self, body: Graph) -> None:
-        for value in body.inputs:
-            outer = captured_value(value)
-            if outer is not None and (outer.type != value.type or outer.content != value.content):
-                value.type, value.content = outer.type, outer.content
-                self.propagate(value)
 
     # -- defined symbols --------------------------------------------------------------------
 
@@ -116,6 +101,17 @@ class Retyper:
         rename_symbols(self._graph, self._renamed)
         self._renamed = {}
         return True
+
+
+def symbol_renames(before: Type, after: Type) -> dict[str, DimLike]:
+    """Returns what the defined symbols of one type are called in another of the same value."""
+    renamed: dict[str, DimLike] = {}
+    if isinstance(before, TensorType) and isinstance(after, TensorType):
+        for old, new in zip(before.shape or (), after.shape or (), strict=False):
+            symbol = None if type(old) is int else _defined(old)
+            if symbol is not None and old != new:
+                renamed[symbol.name] = new
+    return renamed
 
 
 def _defined(dim: DimLike) -> Symbol | None:

@@ -1,0 +1,106 @@
+"""The pass `canonicalize`: one form for everything that exporters spell in many ways."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from regraft.ir.graph import Node
+from regraft.ir.module import Module
+from regraft.ir.rewrite import RuleSet, rewrite
+from regraft.passes.cleanup import (
+    algebra,
+    branches,
+    repeats,
+    reshapes,
+    slices,
+    static_params,
+    transposes,
+)
+from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.cleanup.folding import FoldOptions, folding_rules
+from regraft.passes.cleanup.subexpressions import merge_subexpressions
+from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
+
+_MAX_ROUNDS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Canonicalize:
+    """Folds constants, merges equal computations, and removes what does nothing.
+
+    ## What it does
+    Constant folding, common subexpressions, dead code, arithmetic identities, sizes that are known
+    before run time, chains of reshapes, transposes, casts, slices and concats, transposes sunk to
+    where they cancel, branches whose condition is constant. Running it twice changes nothing more.
+
+    ## When it applies
+    To every module. Parameters are folded only through data movement and casts recorded as derived
+    weights, or where an operator of parameters alone computes a tensor of at most the same bytes;
+    two parameters are never merged, nor is one renamed.
+
+    ## Example
+    ```
+    %1 = transpose(%x) {perm = [1, 0, 2]}
+    %2 = transpose(%1) {perm = [1, 0, 2]}
+    %3 = add(%2, %zero)                     // becomes %x
+    ```
+
+    ## Exactness
+    Exact in real arithmetic; data movement and integers are bit-equal. Folded constants are
+    computed in f32 and rounded as the operator would round them.
+
+    ## References
+    Muchnick, Advanced Compiler Design and Implementation, chapters 12 to 14.
+
+    Args:
+        max_fold_bytes: A folded constant takes at most this, or as much as its operands.
+        fold_params: Fold operators of parameters and buffers too.
+    """
+
+    name: ClassVar[str] = "canonicalize"
+    contract: ClassVar[Contract] = Exact()
+
+    max_fold_bytes: int = 1 << 20
+    fold_params: bool = True
+
+    def rules(self) -> RuleSet:
+        """Returns the rules, the cheap and most frequent ones first."""
+        return (
+            reshapes.RULES
+            + static_params.RULES
+            + folding_rules(FoldOptions(self.max_fold_bytes, self.fold_params))
+            + transposes.RULES
+            + slices.RULES
+            + repeats.RULES
+            + algebra.RULES
+            + branches.RULES
+        )
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        """Rewrites to a fixpoint of rules, merging and dead-code removal."""
+        rules = self.rules()
+        explain = ctx.explain if ctx.explain in {rule.name for rule in rules.compile()} else None
+        counts: Counter[str] = Counter()
+        start: list[Node] | None = None
+        for _ in range(_MAX_ROUNDS):
+            stats = rewrite(module, rules, explain=explain, start=start)
+            counts.update(stats.counts)
+            merged = merge_subexpressions(module.graph)
+            counts["merged"] += len(merged)
+            dropped = drop_dead_code(module)
+            counts["dropped"] += stats.num_dropped + dropped
+            if explain is not None and start is None:
+                ctx.explanations.extend(map(str, stats.near_misses))
+            if not stats.changed and not merged and not dropped:
+                break
+            start = None
+        else:
+            raise AssertionError("canonicalize did not reach a fixpoint")
+        stats_out = {name: count for name, count in sorted(counts.items()) if count}
+        return PassResult(bool(stats_out), stats_out, _skips(explain, ctx))
+
+
+def _skips(explain: str | None, ctx: Context) -> tuple[Skip, ...]:
+    return () if explain is None else tuple(Skip(explain, text) for text in ctx.explanations)

@@ -1,0 +1,219 @@
+"""Constant folding: by evaluation, by recorded steps for parameters, and of known sizes.
+
+A parameter that is only moved or cast becomes a derived weight, so that its origin in the
+checkpoint stays known. A result is folded when it takes no more bytes than its operands, or than
+`max_fold_bytes`: what a small recipe expands to, or an 8-bit weight widened, stays computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.builder import Builder
+from regraft.ir.constants import constant_of, literal, opaque, weight
+from regraft.ir.derive import DerivedWeight, derive
+from regraft.ir.dims import Dim
+from regraft.ir.evaluate import evaluate_node
+from regraft.ir.graph import Node, Value
+from regraft.ir.ops import quant
+from regraft.ir.opspec import AttrKind, OpSpec, Trait
+from regraft.ir.rewrite import LocalRule, Reject, Rewriter, RuleSet
+from regraft.ir.types import DType, TensorType, static_shape
+from regraft.ir.weights import ArrayWeight, Role
+from regraft.passes.cleanup.movement_steps import STEP_OPS, steps_of
+
+
+@dataclass(frozen=True, slots=True)
+class FoldOptions:
+    """Limits of folding.
+
+    Args:
+        max_fold_bytes: A folded result takes at most this, or as much as its operands.
+        fold_params: Whether parameters and buffers are folded too.
+    """
+
+    max_fold_bytes: int
+    fold_params: bool
+
+
+def folding_rules(options: FoldOptions) -> RuleSet:
+    """Returns the folding rules under these limits."""
+    return RuleSet(
+        LocalRule("fold-content", _has_content, _fold_content),
+        LocalRule("fold-movement", lambda op: op in STEP_OPS, _under(_fold_movement, options)),
+        LocalRule("fold-constants", _is_foldable, _under(_fold_constants, options)),
+    )
+
+
+_Fold = Callable[[Node, Rewriter, FoldOptions], "bool | Reject"]
+
+
+def _under(fold: _Fold, options: FoldOptions) -> Callable[[Node, Rewriter], bool | Reject]:
+    return lambda node, rw: fold(node, rw, options)
+
+
+def _is_foldable(op: OpSpec) -> bool:
+    return (
+        Trait.PURE in op.traits
+        and Trait.CONSTANT not in op.traits
+        and op.eval is not None
+        and not op.num_bodies
+        and op is not opaque
+        # a dequantized weight would lose its quantization
+        and op not in quant.OPS
+    )
+
+
+# -- known sizes --------------------------------------------------------------------------------
+
+
+def _has_content(op: OpSpec) -> bool:
+    return op.content is not None and Trait.CONSTANT not in op.traits and Trait.PURE in op.traits
+
+
+def _fold_content(node: Node, rw: Rewriter) -> bool:
+    """An integer result whose content is known -> literal."""
+    for value in node.outputs:
+        if value.content is None:
+            return False
+    arrays = [_content_array(value) for value in node.outputs]
+    if any(array is None for array in arrays):
+        return False
+    b = rw.builder(node)
+    rw.replace(node, *(b.op(literal, value=array) for array in arrays))
+    return True
+
+
+def _content_array(value: Value) -> np.ndarray[Any, Any] | None:
+    """Returns the array of an integer or bool value whose elements are known numbers."""
+    dtype, content, shape = value.dtype, value.content, value.shape
+    if dtype is None or not (dtype.is_integer or dtype is DType.BOOL) or shape is None:
+        return None
+    if isinstance(content, Dim) or content is None:
+        return None
+    if isinstance(content, tuple):
+        if len(shape) != 1 or any(isinstance(item, Dim) for item in content):
+            return None
+    elif shape:
+        return None
+    return np.array(content, np.int64).astype(dtype.numpy)
+
+
+# -- evaluation ---------------------------------------------------------------------------------
+
+
+def _fold_constants(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Reject:
+    """A pure operator of constants -> its value."""
+    for value in node._inputs:
+        if value is not None and not _is_stored(value):
+            return False
+    if _has_symbols(node):
+        return False
+    role = _role(node)
+    if role is not Role.CONST and not options.fold_params:
+        return Reject("an operand is a parameter, and fold-params is off", node)
+    limit = max(options.max_fold_bytes, _operand_bytes(node))
+    size = _result_bytes(node)
+    if size is not None and size > limit:
+        return Reject(f"the result takes {size} bytes, more than {limit}", node)
+    operands = [constant_of(value, 1 << 62) for value in node.inputs]
+    arrays = evaluate_node(node, operands, {})
+    if sum(array.nbytes for array in arrays) > limit:
+        return Reject(f"the result takes more than {limit} bytes", node)
+    for value, array in zip(node.outputs, arrays, strict=True):
+        if value.dtype is not None and array.dtype != value.dtype.numpy:
+            return Reject(f"its value is {array.dtype}, its type says {value.dtype}", node)
+    b = rw.builder(node)
+    values = [_constant(b, array, old, role) for array, old in zip(arrays, node.outputs, strict=True)]
+    rw.replace(node, *values)
+    return True
+
+
+def _is_stored(value: Value) -> bool:
+    producer = value.producer
+    return producer is not None and (producer.op is literal or producer.op is weight)
+
+
+def _has_symbols(node: Node) -> bool:
+    for attr in node.op.all_attrs.values():
+        if attr.kind is AttrKind.DIMS or attr.kind is AttrKind.DIM:
+            value = node.attrs[attr.name]
+            if isinstance(value, Dim):
+                return True
+            if isinstance(value, tuple) and any(isinstance(item, Dim) for item in value):
+                return True
+    return False
+
+
+def _role(node: Node) -> Role:
+    """Returns the role of the result: a function of a parameter is one."""
+    found = Role.CONST
+    for value in node.inputs:
+        producer = None if value is None else value.producer
+        if producer is not None and producer.op is weight and producer.graph is not None:
+            role = producer.graph.scope.weights.role(producer.attrs["name"])
+            if role is Role.PARAM:
+                return role
+            found = role if role is Role.BUFFER else found
+    return found
+
+
+def _operand_bytes(node: Node) -> int:
+    return sum(_nbytes(value) or 0 for value in node.inputs if value is not None)
+
+
+def _result_bytes(node: Node) -> int | None:
+    sizes = [_nbytes(value) for value in node.outputs]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def _nbytes(value: Value) -> int | None:
+    shape = static_shape(value.type)
+    if shape is None or not isinstance(value.type, TensorType) or value.type.dtype is None:
+        return None
+    return value.type.dtype.nbytes(int(np.prod(shape, dtype=np.int64)))
+
+
+def _constant(b: Builder, array: np.ndarray[Any, Any], old: Value, role: Role) -> Value:
+    if role is Role.CONST:
+        return b.constant(array, name=old.name)
+    return b.weight(old.name or "folded", ArrayWeight(array), role)
+
+
+# -- parameters that are moved ------------------------------------------------------------------
+
+
+def _fold_movement(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Reject:
+    """A parameter moved or cast -> a derived weight."""
+    for value in node._inputs:
+        if value is not None and not _is_stored(value):
+            return False
+    role = _role(node)
+    if role is Role.CONST:
+        return False  # folded by value
+    if not options.fold_params:
+        return Reject("an operand is a parameter, and fold-params is off", node)
+    trees = []
+    names = []
+    for value in node.inputs:
+        producer = None if value is None else value.producer
+        if producer is None or producer.op is not weight or producer.graph is None:
+            continue
+        name = producer.attrs["name"]
+        names.append(name)
+        trees.append(derive(name, producer.graph.scope.weights[name]))
+    steps = steps_of(node, trees)
+    if steps is None:
+        return False
+    size, limit = _result_bytes(node), max(options.max_fold_bytes, _operand_bytes(node))
+    if size is None or size > limit:
+        return Reject(f"the result takes {size} bytes, more than {limit}", node)
+    b = rw.builder(node)
+    made = [b.weight(f"{names[0]}.{node.op.name}", DerivedWeight(tree), role) for tree in steps]
+    rw.replace(node, *made)
+    return True
+
