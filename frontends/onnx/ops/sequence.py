@@ -1,0 +1,66 @@
+"""Importers of sequence and optional operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft.frontends.onnx.importer import Import, NodeImport, direct
+from regraft.frontends.onnx.types import DTYPES, type_from_proto
+from regraft.ir.graph import Value
+from regraft.ir.ops import sequence as ops
+
+_FLOAT = 1  # TensorProto.FLOAT
+
+
+def _empty(item: NodeImport) -> Value:
+    return item.b.op(ops.sequence_empty, dtype=DTYPES[item.attr("dtype", _FLOAT)])
+
+
+def _split(item: NodeImport) -> Value:
+    x = item.require(0)
+    axis = int(item.attr("axis", 0))
+    if axis < 0 and x.rank is not None:
+        axis += x.rank
+    operand, static = item.either(1)
+    return item.b.op(
+        ops.split_to_sequence, x, operand, split=static, axis=axis,
+        keepdims=bool(item.attr("keepdims", 1)),
+    )  # fmt: skip
+
+
+def _concat(item: NodeImport) -> Value:
+    return item.b.op(
+        ops.concat_from_sequence, item.require(0),
+        axis=int(item.attrs["axis"]), new_axis=bool(item.attr("new_axis", 0)),
+    )  # fmt: skip
+
+
+def _map(item: NodeImport) -> Sequence[Value]:
+    formals = [ops.item_type(value) for value in item.inputs]
+    bodies, captures = item.bodies(["body"], [formals])
+    return item.b.node(
+        ops.sequence_map, *item.inputs, *captures,
+        num_outputs=len(bodies[0].outputs), bodies=bodies, num_captures=len(captures),
+    ).outputs  # fmt: skip
+
+
+def _optional(item: NodeImport) -> Value:
+    declared = item.attr("type")  # an AttributeProto holding a TypeProto
+    element = None if declared is None else type_from_proto(declared.tp, item.b.graph.scope)
+    return item.b.op(ops.optional, item.input(0), element=element)
+
+
+IMPORTS: tuple[Import, ...] = (
+    Import("SequenceEmpty", {11: _empty}),
+    Import("SequenceConstruct", {11: direct(ops.sequence_construct)}),
+    Import("SequenceInsert", {11: direct(ops.sequence_insert)}),
+    Import("SequenceErase", {11: direct(ops.sequence_erase)}),
+    Import("SequenceAt", {11: direct(ops.sequence_at)}),
+    Import("SequenceLength", {11: direct(ops.sequence_length)}),
+    Import("SplitToSequence", {11: _split}),
+    Import("ConcatFromSequence", {11: _concat}),
+    Import("SequenceMap", {17: _map}),
+    Import("Optional", {15: _optional}),
+    Import("OptionalHasElement", {15: direct(ops.optional_has_element)}),
+    Import("OptionalGetElement", {15: direct(ops.optional_get_element)}),
+)
