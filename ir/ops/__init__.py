@@ -39,6 +39,7 @@ from regraft.ir.ops import (
     rounding,
     scattering,
     selecting,
+    sequence,
     signal,
     sizes,
     slicing,
@@ -89,6 +90,7 @@ FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
     linear_attention.OPS,
     signal.OPS,
     detection.OPS,
+    sequence.OPS,
 )
 
 
