@@ -153,7 +153,7 @@ class EmitContext:
         results = [built] if isinstance(built, Value) else list(built)
         # outputs of the scratch graph are uses: results that nothing else reads are emitted too
         scratch.set_outputs([("", result) for result in results])
-        wanted = {}
+        wanted: dict[Value, str] = {}
         for value, result in zip(node.outputs, results, strict=True):
             if result.producer is not None and result.producer.graph is scratch:
                 wanted.setdefault(result, self.name(value))

@@ -157,23 +157,24 @@ def _eval(
     scores = (np.matmul(grouped, k.swapaxes(-1, -2)) * q.dtype.type(attrs["scale"])).reshape(
         B, H, S, T
     )
-    additive = mask is not None and mask.dtype != bool
-    if additive and attrs["mask_before_softcap"]:
-        scores = scores + mask
+    early = attrs["mask_before_softcap"]
+    additive = None if mask is None or mask.dtype == bool else mask
+    if additive is not None and early:
+        scores = scores + additive
     if attrs["softcap"] > 0:
         scores = attrs["softcap"] * np.tanh(scores / attrs["softcap"])
-    if mask is not None and not additive:
+    if additive is not None and early:
+        scores = np.where(np.isneginf(additive), -np.inf, scores)  # the cap made it finite
+    elif additive is not None:
+        scores = scores + additive
+    elif mask is not None:
         scores = np.where(mask, scores, -np.inf)
-    elif additive and attrs["mask_before_softcap"]:
-        scores = np.where(np.isneginf(mask), -np.inf, scores)  # the cap made it finite
-    elif additive:
-        scores = scores + mask
     visible = visible_keys(attrs, S, T, lengths, c.param("causal_offset", offset))
     if visible is not None:
         scores = np.where(visible, scores, -np.inf)
     weights = masked_softmax(scores.astype(q.dtype, copy=False), sinks)
     out = np.matmul(weights.reshape(B, H // G, G * S, T), v.astype(q.dtype, copy=False))
-    return out.reshape(B, H, S, v.shape[3])
+    return np.reshape(out, (B, H, S, v.shape[3]))
 
 
 def _flops(node: Node) -> DimLike | None:

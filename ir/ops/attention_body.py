@@ -11,8 +11,19 @@ import numpy as np
 from regraft.ir.builder import Builder
 from regraft.ir.dims import DimLike, bounds
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import arithmetic, cast, fill, functions, linalg, logical, reduce, repeating
-from regraft.ir.ops import reshaping, slicing, softmax
+from regraft.ir.ops import (
+    arithmetic,
+    cast,
+    fill,
+    functions,
+    linalg,
+    logical,
+    reduce,
+    repeating,
+    reshaping,
+    slicing,
+    softmax,
+)
 from regraft.ir.types import DType
 
 
@@ -55,7 +66,7 @@ def expand_attention(operands: Any, attrs: Mapping[str, Any], b: Builder) -> Att
     if q.shape is None or k.shape is None or v.shape is None or q.dtype is None:
         raise AssertionError("the body of attention needs shapes and an element type")
     dtype: DType = q.dtype
-    B, H, S, D = q.shape
+    B, H, S, _ = q.shape
     T, G = k.shape[2], attrs["kv_groups"]
     scaled = b.op(arithmetic.mul, q, b.constant(attrs["scale"], dtype))
     keys = b.op(reshaping.transpose, k, perm=(0, 1, 3, 2))

@@ -149,14 +149,14 @@ def _infer(node: Node) -> Type:
             start = labels.index(ELLIPSIS)
             stop = len(shape) - (len(labels) - start - 1)
             batch = broadcast(node, batch, shape[start:stop]) or ()
-    shape = []
+    result: list[DimLike] = []
     for label in equation.result:
         if label == ELLIPSIS:
-            shape.extend(batch)
+            result.extend(batch)
         else:
             found = sizes.get(label)
-            shape.append(node.fresh_dim(0, len(shape)) if found is None else found)
-    return TensorType(dtype, tuple(shape))
+            result.append(node.fresh_dim(0, len(result)) if found is None else found)
+    return TensorType(dtype, tuple(result))
 
 
 def _eval(c: Any, *operands: Any) -> Any:

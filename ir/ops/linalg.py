@@ -102,7 +102,7 @@ def _infer_gemm(node: Node) -> Type:
     dtype = first_dtype(a, b)
     rows: DimLike | None = None
     columns: DimLike | None = None
-    inner: list[DimLike] = []
+    inner: DimLike | None = None
     for value, trans, name in ((a, node.attrs["trans_a"], "a"), (b, node.attrs["trans_b"], "b")):
         shape = value.shape
         if shape is None:
@@ -114,9 +114,9 @@ def _infer_gemm(node: Node) -> Type:
             rows = outer
         else:
             columns = outer
-        inner.append(contracted)
-    if len(inner) == 2:
-        same_size(node, *inner, "the contracted axes")
+        if inner is not None:
+            same_size(node, inner, contracted, "the contracted axes")
+        inner = contracted
     shape = (
         node.fresh_dim(0, 0) if rows is None else rows,
         node.fresh_dim(0, 1) if columns is None else columns,

@@ -133,8 +133,7 @@ def _body(node: Node, b: Builder) -> Sequence[Value]:
     scanned = [grouped, k, v, *(x for x in (decay, beta) if x is not None)]
     axes = (3, *[2] * (len(scanned) - 1))
     wide = DType.F64 if q.dtype is DType.F64 else DType.F32  # the state accumulates rounding
-    cast_ = lambda x: x if x.dtype is wide else b.op(cast.cast, x, to=wide)  # noqa: E731
-    state, *scanned = (cast_(x) for x in (state, *scanned))
+    state, *scanned = (_as(b, x, wide) for x in (state, *scanned))
     step = _step(b, node, state, [(x, axis) for x, axis in zip(scanned, axes, strict=True)])
     final, out = b.node(
         control.scan, state, *scanned, num_outputs=2, bodies=(step,),
@@ -144,7 +143,11 @@ def _body(node: Node, b: Builder) -> Sequence[Value]:
     ).outputs  # fmt: skip
     out = b.op(reshaping.reshape, out, shape=(B, H * G, T, E))
     results = [(out, q.dtype), (final, state_dtype)]
-    return [x if dtype is wide else b.op(cast.cast, x, to=dtype) for x, dtype in results]
+    return [_as(b, x, dtype) for x, dtype in results]
+
+
+def _as(b: Builder, x: Value, dtype: DType | None) -> Value:
+    return x if x.dtype is dtype else b.op(cast.cast, x, to=dtype)
 
 
 def _step(b: Builder, node: Node, state: Value, scanned: list[tuple[Value, int]]) -> Graph:

@@ -8,7 +8,6 @@ of `reduce_log_sum`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -68,15 +67,17 @@ def _infer(node: Node) -> Type:
 
 
 def _axes_rule(mark: str) -> Callable[[Node], str | None]:
+    form = "~a{}" if mark == "~" else "a{}!"
+
     def rule(node: Node) -> str | None:
         x = node.inputs[0]
         axes = reduced_axes(node)
         if axes is None or x is None or x.rank is None:
             return None
-        role = (lambda i: f"~a{i}") if mark == "~" else (lambda i: f"a{i}!")
-        source = [role(i) if i in axes else f"a{i}" for i in range(x.rank)]
-        kept = ["1" if i in axes else f"a{i}" for i in range(x.rank)]
-        if not node.attrs["keepdims"]:
+        source = [form.format(i) if i in axes else f"a{i}" for i in range(x.rank)]
+        if node.attrs["keepdims"]:
+            kept = ["1" if i in axes else f"a{i}" for i in range(x.rank)]
+        else:
             kept = [f"a{i}" for i in range(x.rank) if i not in axes]
         # the operand `axes` is a vector of its own
         return f"{' '.join(source)}, . -> {' '.join(kept)}"
@@ -98,7 +99,9 @@ def _eval(fn: Reduction) -> Callable[..., Array]:
     return run
 
 
-def _content(fold: Callable[[tuple[DimLike, ...]], DimLike | None]) -> Callable[[Node], Content | None]:
+def _content(
+    fold: Callable[[tuple[DimLike, ...]], DimLike | None],
+) -> Callable[[Node], Content | None]:
     def content(node: Node) -> Content | None:
         x = node.inputs[0]
         known = None if x is None else x.content
@@ -129,7 +132,7 @@ def _reduction(
     mark: str,
     fold: Callable[[tuple[DimLike, ...]], DimLike | None] | None = None,
 ) -> OpSpec:
-    """Returns a reduction's spec; `mark` is `~` where a dropped position equals a zero, else `!`."""
+    """Returns a reduction's spec; `mark` is `~` where dropping equals zeroing, else `!`."""
     return OpSpec(
         name=f"reduce_{name}",
         source=f"ONNX {source}",
@@ -163,14 +166,14 @@ def _mean(x: Array, axes: tuple[int, ...] | None) -> Array:
     if x.dtype.kind in "iu":  # integers truncate toward zero, as runtimes do
         total = np.sum(x, axis=axes, keepdims=True)
         count = max(x.size // max(total.size, 1), 1)
-        return np.trunc(total / count)
-    return np.mean(x, axis=axes, keepdims=True)
+        return np.asarray(np.trunc(total / count))
+    return np.asarray(np.mean(x, axis=axes, keepdims=True))
 
 
 def _log_sum_exp(x: Array, axes: tuple[int, ...] | None) -> Array:
     top = np.max(x, axis=axes, keepdims=True, initial=-np.inf)
     shift = np.where(np.isfinite(top), top, 0)  # inf - inf would be NaN
-    return np.log(np.sum(np.exp(x - shift), axis=axes, keepdims=True)) + shift
+    return np.asarray(np.log(np.sum(np.exp(x - shift), axis=axes, keepdims=True)) + shift)
 
 
 reduce_sum = _reduction(

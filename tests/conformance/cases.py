@@ -39,11 +39,6 @@ class Case:
         return {node.op_type for node in self.proto.graph.node}
 
 
-BF16_EPS = 2.0**-7
-"""One unit in the last place of bf16: where intermediate values are rounded shifts a result by
-about that much, relative to itself and (by half as much) to the largest term of a sum."""
-
-
 def cache_dir() -> Path:
     """Returns the folder that holds generated cases and recorded baselines."""
     path = Path(os.environ.get("REGRAFT_CACHE", Path(tempfile.gettempdir()) / "regraft-cache"))
@@ -158,9 +153,12 @@ def _mismatch(a: Any, e: Any, rtol: float, atol: float) -> str:
         return "" if same else "strings differ"
     if a.dtype != e.dtype and a.dtype.itemsize != e.dtype.itemsize:
         return f"dtype {a.dtype}, expected {e.dtype}"
-    if e.dtype == ml_dtypes.bfloat16:
-        rtol = max(rtol, BF16_EPS)
-        atol = max(atol, BF16_EPS / 2 * float(np.nanmax(np.abs(e.astype(np.float64)), initial=0)))
+    if e.dtype in (np.float16, ml_dtypes.bfloat16):
+        # where intermediate values are rounded shifts a result by about one unit in its last
+        # place, and by half of that relative to the largest term of a sum
+        eps = float(ml_dtypes.finfo(e.dtype).eps)
+        finite = np.abs(e[np.isfinite(e)].astype(np.float64))
+        rtol, atol = max(rtol, eps), max(atol, eps / 2 * float(np.max(finite, initial=0)))
     if a.dtype.kind == "V" or e.dtype.kind == "V":
         a, e = a.view(e.dtype).astype(np.float64), e.astype(np.float64)
     if e.dtype.kind in "fc":

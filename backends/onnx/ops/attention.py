@@ -21,7 +21,7 @@ _LENGTHS_SINCE = 24
 def _attention(e: EmitContext) -> None:
     node = e.node
     attrs = node.attrs
-    q, k, _, mask, lengths, sinks, offset = node.inputs
+    q, lengths, sinks = node.inputs[0], node.inputs[4], node.inputs[5]
     is_cache = lengths is not None and e.opset >= _LENGTHS_SINCE
     if sinks is not None or attrs["mask_before_softcap"] or q is None or q.shape is None:
         e.inline()

@@ -59,8 +59,10 @@ def _attention(item: NodeImport) -> Sequence[Value | None]:
     if layout is None or v.rank != q.rank or q.dtype is None:
         return item.opaque()  # heads and groups are known at run time only
     groups, size = layout
-    if scale is None and not isinstance(size, int):
-        return item.opaque()
+    if scale is None:
+        if not isinstance(size, int):
+            return item.opaque()
+        scale = size**-0.5
     b = item.b
     if is_flat:
         q, k, v = (split_heads(b, x, n) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
@@ -68,7 +70,7 @@ def _attention(item: NodeImport) -> Sequence[Value | None]:
         k = b.op(slicing.concat, past_k, k, axis=2)
         v = b.op(slicing.concat, past_v, v, axis=2)
     attrs = {
-        "scale": float(size) ** -0.5 if scale is None else scale,
+        "scale": scale,
         "kv_groups": groups,
         "softcap": max(item.attr("softcap", 0.0), 0.0),
         "softmax_dtype": _softmax_dtype(item, q.dtype),
@@ -173,20 +175,21 @@ def _linear_attention(item: NodeImport) -> Sequence[Value]:
         raise item.error("needs query, key, value and q_num_heads, a multiple of kv_num_heads")
     if any(x is not None and x.shape is None for x in (q, k, v, decay, beta)):
         return item.opaque()  # heads cannot be split without a shape
-    b = item.b
+    b, scale = item.b, item.attr("scale", 0.0)
+    if not scale:
+        size = exactdiv((q.shape or ())[2], heads)
+        if not isinstance(size, int):
+            return item.opaque()
+        scale = size**-0.5
     q, k, v = (split_heads(b, x, n) for x, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
     if decay is not None:
         decay = split_heads(b, decay, kv_heads)
     if beta is not None:
         beta = split_heads(b, beta, (beta.shape or ())[2])  # per head, or one for all
-    size = (q.shape or ())[3]
-    scale = item.attr("scale", 0.0)
-    if not scale and not isinstance(size, int):
-        return item.opaque()
     out, new_state = b.multi(
         linear_attention.linear_attention, q, k, v, state, decay, beta,
         rule=item.attr("update_rule", "gated_delta"),
-        scale=scale or float(size) ** -0.5,
+        scale=scale,
         kv_groups=heads // kv_heads,
     )  # fmt: skip
     return merge_heads(b, out), new_state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from regraft.frontends.onnx.importer import Import, NodeImport, direct
 from regraft.ir.graph import Value
 from regraft.ir.ops import activation, arithmetic, einsum, functions, linalg, reshaping
@@ -20,7 +22,7 @@ def _gemm(item: NodeImport) -> Value:
     )
 
 
-def _fused_gemm(item: NodeImport) -> object:
+def _fused_gemm(item: NodeImport) -> Value:
     name = item.attr("activation", "")
     alpha, beta = item.attr("activation_alpha"), item.attr("activation_beta")
     out = _gemm(item)
@@ -64,10 +66,12 @@ def _transposed(item: NodeImport, value: Value, *, batch: bool, matrix: bool) ->
         perm = [*perm[1:-1], perm[0], perm[-1]]
     if matrix:
         perm[-2:] = perm[:-3:-1]
-    return value if perm == sorted(perm) else item.b.op(reshaping.transpose, value, perm=tuple(perm))
+    return (
+        value if perm == sorted(perm) else item.b.op(reshaping.transpose, value, perm=tuple(perm))
+    )
 
 
-def _fused_matmul(item: NodeImport) -> object:
+def _fused_matmul(item: NodeImport) -> Value | Sequence[Value]:
     a, b = item.require(0), item.require(1)
     alpha = item.attr("alpha", 1.0)
     if a.rank is None or b.rank is None or a.dtype is None:
