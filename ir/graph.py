@@ -52,9 +52,10 @@ class Assumption:
 class Scope:
     """What the graphs of one module share: weights, symbols, and the counter for fresh symbols."""
 
-    __slots__ = ("_next_symbol", "assumptions", "symbols", "weights")
+    __slots__ = ("_next_symbol", "assumptions", "main", "symbols", "weights")
 
     def __init__(self) -> None:
+        self.main: Graph | None = None  # the graph that is no body: the first one of the scope
         self.weights = WeightStore()
         self.symbols: dict[str, Symbol] = {}
         self.assumptions: dict[tuple[DimLike, DimLike], Assumption] = {}
@@ -320,6 +321,15 @@ class Node:
             raise AssertionError(f"`{self.op.name}` is inferred outside a graph")
         return self.graph.scope.fresh(lo, hi)
 
+    def assume_equal(self, left: DimLike, right: DimLike, reason: str) -> None:
+        """Records an equality of sizes that the node needs and that could not be decided.
+
+        Not within bodies: a branch need not run for the sizes that contradict it, and where it
+        runs, its own operators check.
+        """
+        if self.graph is not None and self.graph.scope.main is self.graph:
+            self.graph.scope.assume_equal(left, right, reason)
+
     def error(self, message: str, *, hint: str | None = None) -> TypeInferenceError:
         """Returns an inference error that names this node; the caller raises it."""
         where = f" ({', '.join(self.loc[:2])})" if self.loc else ""
@@ -345,6 +355,8 @@ class Graph:
 
     def __init__(self, scope: Scope | None = None) -> None:
         self.scope = scope if scope is not None else Scope()
+        if self.scope.main is None:
+            self.scope.main = self
         self.inputs: list[Value] = []
         self._outputs: list[Value] = []
         self.output_names: list[str] = []

@@ -87,7 +87,8 @@ def _dim(dim: onnx.TensorShapeProto.Dimension, scope: Scope, fallback: str) -> D
 
     if dim.HasField("dim_value") and dim.dim_value >= 0:
         return int(dim.dim_value)
-    if dim.dim_param:
+    # names without a letter or digit stand for "unknown" (Paddle writes `?` for every such axis)
+    if any(char.isalnum() for char in dim.dim_param):
         return Dim.of(scope.symbol(symbol_name(dim.dim_param)))
     if fallback:
         return Dim.of(scope.symbol(symbol_name(fallback)))

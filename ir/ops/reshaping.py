@@ -90,8 +90,7 @@ def _check_elements(node: Node, x: Shape, shape: Shape) -> None:
         return
     if isinstance(before, int) and isinstance(after, int):
         raise node.error(f"{before} elements do not fill shape {list(shape)}")
-    if node.graph is not None:
-        node.graph.scope.assume_equal(before, after, "elements of reshape")
+    node.assume_equal(before, after, "elements of reshape")
 
 
 def _axes_reshape(node: Node) -> str | None:
@@ -128,6 +127,7 @@ reshape = OpSpec(
     attrs=(Attr("allow_zero", AttrKind.BOOL, False),),  # of the operand form only
     traits=_MOVEMENT,
     axes=_axes_reshape,
+    counts={"shape": "->"},
     infer=_infer_reshape,
     content=_content_reshape,
     eval=_eval_reshape,
@@ -206,8 +206,7 @@ def _infer_squeeze(node: Node) -> Type:
             continue
         if isinstance(dim, int):
             raise node.error(f"axis {axis} has size {dim}, only size 1 can be squeezed")
-        if node.graph is not None:
-            node.graph.scope.assume_equal(dim, 1, "squeeze")
+        node.assume_equal(dim, 1, "squeeze")
     return TensorType(x.dtype, tuple([dim for i, dim in enumerate(shape) if i not in gone]))
 
 

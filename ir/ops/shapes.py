@@ -43,8 +43,7 @@ def _broadcast_dim(node: Node, a: DimLike, b: DimLike) -> DimLike:
         return a
     if isinstance(b, int) or known_equal(a, b):
         return b
-    if node.graph is not None:
-        node.graph.scope.assume_equal(a, b, f"broadcast in {node.op.name}")
+    node.assume_equal(a, b, f"broadcast in {node.op.name}")
     # S rather than min(S, 512): the simpler of two equal sizes keeps later sizes simple
     return b if b.as_symbol() is not None and a.as_symbol() is None else a
 
@@ -67,8 +66,8 @@ def same_size(node: Node, a: DimLike, b: DimLike, what: str) -> DimLike:
         if isinstance(b, int):
             raise node.error(f"{what} have sizes {a} and {b}")
         a, b = b, a
-    if not known_equal(a, b) and node.graph is not None:
-        node.graph.scope.assume_equal(a, b, f"{what} of {node.op.name}")
+    if not known_equal(a, b):
+        node.assume_equal(a, b, f"{what} of {node.op.name}")
     return b if isinstance(b, int) else a
 
 

@@ -17,13 +17,12 @@ from regraft.ir.dims import (
     dim_min,
     divisor_of,
     exactdiv,
-    known_equal,
 )
 from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Content, Node, Value
 from regraft.ir.ops.moved import content_moved
 from regraft.ir.ops.movement_rules import data_rule, labels, pinned_rule
-from regraft.ir.ops.shapes import normalize_axis
+from regraft.ir.ops.shapes import normalize_axis, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType, Type
 
@@ -296,7 +295,7 @@ def _infer_concat(node: Node) -> Type:
             continue
         for i, dim in enumerate(shape):
             if i != axis and dim != result[i]:
-                result[i] = _same_size(node, i, result[i], dim)
+                result[i] = same_size(node, result[i], dim, f"axes {i}")
     if len(shapes) < len(values):
         result[axis] = node.fresh_dim(0, axis)
     else:
@@ -312,14 +311,6 @@ def _same_rank(values: list[Value]) -> list[Shape]:
     shapes = [value.shape for value in values if value.shape is not None]
     ranks = {len(shape) for shape in shapes}
     return [shape for shape in shapes if shape != (0,)] if len(ranks) > 1 else shapes
-
-
-def _same_size(node: Node, axis: int, a: DimLike, b: DimLike) -> DimLike:
-    if isinstance(a, int) and isinstance(b, int):
-        raise node.error(f"axis {axis} has sizes {a} and {b}")
-    if not known_equal(a, b) and node.graph is not None:
-        node.graph.scope.assume_equal(a, b, f"axis {axis} of concat")
-    return b if isinstance(b, int) else a
 
 
 def _axes_concat(node: Node) -> str | None:
