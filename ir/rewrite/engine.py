@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from regraft.ir.builder import Builder
+from regraft.ir.collector import collector_paused
 from regraft.ir.constants import opaque
 from regraft.ir.errors import RegraftError
 from regraft.ir.graph import Graph, Node, Value
@@ -74,7 +75,8 @@ def rewrite(
             raise KeyError(explain)
         explainer = Explainer(explain)
     rw = Rewriter(graph, compiled, explainer)
-    rw.run(graph.walk() if start is None else start, max_steps)
+    with collector_paused():
+        rw.run(graph.walk() if start is None else start, max_steps)
     return RewriteStats(
         rw.changed,
         dict(rw.counts),

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
-from regraft.ir.graph import Node
+from regraft.ir.collector import collector_paused
 from regraft.ir.module import Module
 from regraft.ir.rewrite import RuleSet, rewrite
 from regraft.passes.cleanup import (
@@ -21,7 +21,7 @@ from regraft.passes.cleanup import (
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.cleanup.folding import FoldOptions, folding_rules
 from regraft.passes.cleanup.subexpressions import merge_subexpressions
-from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
+from regraft.passes.protocol import Context, Contract, Exact, PassResult
 
 _MAX_ROUNDS = 50
 
@@ -83,24 +83,25 @@ class Canonicalize:
         rules = self.rules()
         explain = ctx.explain if ctx.explain in {rule.name for rule in rules.compile()} else None
         counts: Counter[str] = Counter()
-        start: list[Node] | None = None
-        for _ in range(_MAX_ROUNDS):
-            stats = rewrite(module, rules, explain=explain, start=start)
-            counts.update(stats.counts)
-            merged = merge_subexpressions(module.graph)
-            counts["merged"] += len(merged)
-            dropped = drop_dead_code(module)
-            counts["dropped"] += stats.num_dropped + dropped
-            if explain is not None and start is None:
-                ctx.explanations.extend(map(str, stats.near_misses))
-            if not stats.changed and not merged and not dropped:
-                break
-            start = None
-        else:
-            raise AssertionError("canonicalize did not reach a fixpoint")
-        stats_out = {name: count for name, count in sorted(counts.items()) if count}
-        return PassResult(bool(stats_out), stats_out, _skips(explain, ctx))
+        with collector_paused():
+            for _ in range(_MAX_ROUNDS):
+                if not self._round(module, rules, explain, counts, ctx):
+                    break
+            else:
+                raise AssertionError(f"no fixpoint after {_MAX_ROUNDS} rounds: {counts}")
+        stats = {name: count for name, count in sorted(counts.items()) if count}
+        return PassResult(bool(stats), stats)
 
-
-def _skips(explain: str | None, ctx: Context) -> tuple[Skip, ...]:
-    return () if explain is None else tuple(Skip(explain, text) for text in ctx.explanations)
+    def _round(
+        self, module: Module, rules: RuleSet, explain: str | None, counts: Counter[str], ctx: Context
+    ) -> bool:
+        """Looks at everything once; the last round is the one that changes nothing."""
+        stats = rewrite(module, rules, explain=explain)
+        counts.update(stats.counts)
+        merged = merge_subexpressions(module.graph)
+        counts["merged"] += len(merged)
+        dropped = drop_dead_code(module)
+        counts["dropped"] += stats.num_dropped + dropped
+        if explain is not None:  # what stopped the rule in the end, not on the way
+            ctx.explanations[:] = map(str, stats.near_misses)
+        return stats.changed or bool(merged) or bool(dropped)

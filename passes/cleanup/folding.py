@@ -122,6 +122,8 @@ def _fold_constants(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Re
         return Reject(f"the result takes {size} bytes, more than {limit}", node)
     operands = [constant_of(value, 1 << 62) for value in node.inputs]
     arrays = evaluate_node(node, operands, {})
+    if not all(isinstance(array, np.ndarray) for array in arrays):
+        return False  # a sequence or an absent optional: there is no constant of such a type
     if sum(array.nbytes for array in arrays) > limit:
         return Reject(f"the result takes more than {limit} bytes", node)
     for value, array in zip(node.outputs, arrays, strict=True):
