@@ -140,7 +140,7 @@ def _axes_center_crop_pad(node: Node) -> str | None:
     return pinned_rule(node, rank, _crop_axes(node, rank))
 
 
-def _eval_center_crop_pad(c: EvalContext, x: Array, shape: Array | None) -> Array:
+def _eval_center_crop_pad(c: EvalContext, x: Array, shape: Array | None = None) -> Array:
     sizes = c.param("shape", shape)
     for axis, size in zip(_crop_axes(c.node, x.ndim), sizes, strict=True):
         have = x.shape[axis]

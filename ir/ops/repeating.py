@@ -81,7 +81,7 @@ def _axes_expand(node: Node) -> str | None:
     return data_rule(node, " ".join(left), " ".join(right))
 
 
-def _eval_expand(c: EvalContext, x: Array, shape: Array | None) -> Array:
+def _eval_expand(c: EvalContext, x: Array, shape: Array | None = None) -> Array:
     target = c.param("shape", shape)
     sizes = np.broadcast_shapes(x.shape, target if isinstance(target, tuple) else (target,))
     return np.broadcast_to(x, sizes).copy()
@@ -93,6 +93,7 @@ expand = OpSpec(
     operands=(Operand("x"), Operand("shape", optional=True, either=AttrKind.DIMS)),
     traits=_MOVEMENT,
     axes=_axes_expand,
+    counts={"shape": "->"},
     infer=_infer_expand,
     content=content_moved,
     eval=_eval_expand,
@@ -128,7 +129,7 @@ def _axes_tile(node: Node) -> str | None:
     return pinned_rule(node, rank, {i for i, count in enumerate(repeats) if count != 1})
 
 
-def _eval_tile(c: EvalContext, x: Array, repeats: Array | None) -> Array:
+def _eval_tile(c: EvalContext, x: Array, repeats: Array | None = None) -> Array:
     counts = c.param("repeats", repeats)
     return np.tile(x, counts)
 
@@ -198,7 +199,11 @@ def _axes_pad(node: Node) -> str | None:
 
 
 def _eval_pad(
-    c: EvalContext, x: Array, pads: Array | None, value: Array | None, axes: Array | None
+    c: EvalContext,
+    x: Array,
+    pads: Array | None = None,
+    value: Array | None = None,
+    axes: Array | None = None,
 ) -> Array:
     amounts = c.param("pads", pads)
     where = c.param("axes", axes)

@@ -101,7 +101,7 @@ def _axes_reshape(node: Node) -> str | None:
     return None if sides is None else data_rule(node, *sides)
 
 
-def _eval_reshape(c: EvalContext, x: Array, shape: Array | None) -> Array:
+def _eval_reshape(c: EvalContext, x: Array, shape: Array | None = None) -> Array:
     sizes = list(c.param("shape", shape))
     if shape is not None and not c.attrs["allow_zero"]:
         sizes = [x.shape[i] if size == 0 else size for i, size in enumerate(sizes)]
@@ -235,7 +235,7 @@ def _axes_squeeze(node: Node) -> str | None:
     return data_rule(node, ones(rank, gone), kept)
 
 
-def _eval_squeeze(c: EvalContext, x: Array, axes: Array | None) -> Array:
+def _eval_squeeze(c: EvalContext, x: Array, axes: Array | None = None) -> Array:
     gone = c.param("axes", axes)
     if gone is None:
         return np.squeeze(x)
@@ -311,7 +311,7 @@ unsqueeze = OpSpec(
     axes=_axes_unsqueeze,
     infer=_infer_unsqueeze,
     content=_content_unsqueeze,
-    eval=lambda c, x, axes: np.expand_dims(x, c.param("axes", axes)),
+    eval=lambda c, x, axes=None: np.expand_dims(x, c.param("axes", axes)),
 )
 
 OPS: tuple[OpSpec, ...] = (reshape, transpose, squeeze, unsqueeze)

@@ -50,7 +50,7 @@ def _axes_top_k(node: Node) -> str | None:
     return data_rule(node, labels(rank, axis), f"{picked}, {picked}")
 
 
-def _eval_top_k(c: EvalContext, x: Array, k: Array | None) -> tuple[Array, Array]:
+def _eval_top_k(c: EvalContext, x: Array, k: Array | None = None) -> tuple[Array, Array]:
     axis, count = c.attrs["axis"], _scalar(c.param("k", k))
     # equal values keep the order of their positions
     keys = x if not c.attrs["largest"] else np.flip(x, axis)

@@ -141,7 +141,12 @@ def _axes_slice(node: Node) -> str | None:
 
 
 def _eval_slice(
-    c: EvalContext, x: Array, starts: Array, ends: Array, axes: Array, steps: Array
+    c: EvalContext,
+    x: Array,
+    starts: Array | None = None,
+    ends: Array | None = None,
+    axes: Array | None = None,
+    steps: Array | None = None,
 ) -> Array:
     first, last = _sizes(c.param("starts", starts)), _sizes(c.param("ends", ends))
     if first is None or last is None:
@@ -235,7 +240,7 @@ def _axes_split(node: Node) -> str | None:
     return data_rule(node, labels(rank, (axis,)), ", ".join(parts))
 
 
-def _eval_split(c: EvalContext, x: Array, sizes: Array | None) -> tuple[Array, ...]:
+def _eval_split(c: EvalContext, x: Array, sizes: Array | None = None) -> tuple[Array, ...]:
     axis, count = c.attrs["axis"], len(c.node.outputs)
     parts = _ints(c.param("sizes", sizes))
     if parts is None:
