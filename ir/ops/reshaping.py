@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.dims import Shape, exactdiv, product
+from regraft.ir.dims import DimLike, Shape, exactdiv, product
 from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Content, Node
 from regraft.ir.ops.moved import content_moved
@@ -45,11 +45,28 @@ def resolve_reshape(x: Shape | None, wanted: Shape, allow_zero: bool) -> Shape |
         elif dim == -1:
             rest = i
     if rest >= 0 and x is not None:
-        known = product(dim for i, dim in enumerate(result) if i != rest)
-        if known == 0:
+        known = (*result[:rest], *result[rest + 1 :])
+        if 0 in known:
             return None
-        result[rest] = exactdiv(product(x), known)
+        result[rest] = _rest(x, known)
     return tuple(result)
+
+
+def _rest(x: Shape, known: Shape) -> DimLike:
+    """Returns the size that fills `x` next to the `known` ones."""
+    left, right = _without_shared(x, known)
+    return exactdiv(product(left), product(right))
+
+
+def _without_shared(a: Shape, b: Shape) -> tuple[Shape, Shape]:
+    """Returns both shapes without their common first and last axes: symbolic products are dear."""
+    first, last = 0, 0
+    most = min(len(a), len(b))
+    while first < most and a[first] == b[first]:
+        first += 1
+    while last < most - first and a[-1 - last] == b[-1 - last]:
+        last += 1
+    return a[first : len(a) - last], b[first : len(b) - last]
 
 
 def _infer_reshape(node: Node) -> Type:
@@ -69,7 +86,7 @@ def _infer_reshape(node: Node) -> Type:
         size = (
             node.fresh_dim(0, i)
             if x.shape is None
-            else exactdiv(product(x.shape), product((*shape[:i], *shape[i + 1 :])))
+            else _rest(x.shape, (*shape[:i], *shape[i + 1 :]))
         )
         shape = (*shape[:i], size, *shape[i + 1 :])
     if x.shape is not None:
@@ -85,8 +102,9 @@ def _unknown_shape(node: Node, operand: Shape | None) -> Shape | None:
 
 
 def _check_elements(node: Node, x: Shape, shape: Shape) -> None:
-    before, after = product(x), product(shape)
-    if before == after:
+    left, right = _without_shared(x, shape)
+    before, after = product(left), product(right)
+    if before == after or (0 in x and 0 in shape):
         return
     if isinstance(before, int) and isinstance(after, int):
         raise node.error(f"{before} elements do not fill shape {list(shape)}")
