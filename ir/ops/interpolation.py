@@ -146,7 +146,9 @@ def sample_points(x: Array, points: Array, mode: str, padding: str, *, corners: 
     high = sizes - 1 - low
     if mode == "nearest":
         points = np.rint(points)
-    points = _into_border(points, low, high, sizes, padding)
+    if mode != "cubic":
+        # each tap of a cubic is brought inside on its own: its base may lie outside
+        points = _into_border(points, low, high, sizes, padding)
     base = np.floor(points)
     offsets = {"nearest": (0,), "linear": (0, 1), "cubic": (-1, 0, 1, 2)}[mode]
     flat = x.reshape(*x.shape[:2], -1)

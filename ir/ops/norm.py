@@ -202,22 +202,23 @@ layer_norm = OpSpec(
 )
 
 
-def _infer_rms_norm(node: Node) -> Type:
-    _num_kept(node)
-    return infer_same(node)
+def _infer_rms_norm(node: Node) -> tuple[Type, ...]:
+    out, inv_std, _ = _infer_layer_norm(node)
+    return out, inv_std
 
 
-def _eval_rms_norm(c: EvalContext, x: Array, scale: Array) -> Array:
+def _eval_rms_norm(c: EvalContext, x: Array, scale: Array) -> tuple[Array, Array]:
     axes = _trailing_axes(c.attrs["axis"], x.ndim)
     square = np.square(x).mean(axis=axes, keepdims=True)
-    out = x / np.sqrt(square + x.dtype.type(c.attrs["epsilon"])) * scale
-    return np.asarray(out, x.dtype)
+    inv_std = 1 / np.sqrt(square + x.dtype.type(c.attrs["epsilon"]))
+    return (x * inv_std * scale).astype(x.dtype, copy=False), inv_std
 
 
 rms_norm = OpSpec(
     name="rms_norm",
     source="ONNX RMSNormalization-23",
     operands=(Operand("x"), Operand("scale")),
+    results=("out", "inv_std?"),
     attrs=(_AXIS, _EPSILON, _COMPUTE),
     axes=_axes_trailing,
     infer=_infer_rms_norm,
