@@ -88,14 +88,17 @@ def outside(type_: Type | None, visible: frozenset[Symbol], fresh: Fresh | None)
         if fresh is None:
             return type_.with_shape(None)
         return type_.with_shape(
-            tuple(fresh(i) if h else d for i, (d, h) in enumerate(zip(type_.shape, hidden, strict=True)))
+            tuple(
+                fresh(i) if h else d
+                for i, (d, h) in enumerate(zip(type_.shape, hidden, strict=True))
+            )
         )
     if isinstance(type_, SequenceType | OptionalType):
         return type(type_)(outside(type_.element, visible, None))
     return type_
 
 
-def own_dim(node: Node, result: int, axis: int, visible: frozenset[Symbol]) -> DimLike:
+def own_dim(node: Node, result: int, visible: frozenset[Symbol], axis: int) -> DimLike:
     """Returns the node's own symbol for an axis of a result; repeatable like `Node.fresh_dim`."""
     shape = node.outputs[result].shape
     if shape is not None and axis < len(shape) and isinstance(shape[axis], Dim):
@@ -192,7 +195,9 @@ def reinfer(body: Graph) -> None:
         node.infer()
 
 
-def generalize(node: Node, first: int, initial: Sequence[Type], first_result: int) -> frozenset[Symbol]:
+def generalize(
+    node: Node, first: int, initial: Sequence[Type], first_result: int
+) -> frozenset[Symbol]:
     """Makes the carried inputs of a loop body accept their initial and their next values.
 
     Args:

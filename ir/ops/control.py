@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from regraft.ir.constants import constant_of
-from regraft.ir.dims import Dim, DimLike, bind, dim_max
+from regraft.ir.dims import Dim, DimLike, Symbol, bind, dim_max
 from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.bodies import (
+    escapes,
     generalize,
     join,
     outside,
     own_dim,
     refresh_captures,
     reinfer,
+    visible_symbols,
 )
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import UNKNOWN, DType, OptionalType, TensorType, Type
@@ -36,11 +39,15 @@ def _infer_if(node: Node) -> tuple[Type, ...]:
         raise node.error(f"the branches give {len(then)} and {len(other)} results")
     types: list[Type] = []
     for i, (a, b) in enumerate(zip(then, other, strict=True)):
-        # A size that both branches give alike cannot be known to one of them only.
-        type_ = join(a.type, b.type, lambda axis, i=i: own_dim(node, i, axis, frozenset()))  # type: ignore[misc]
+        # a size that both branches give alike cannot be known to one of them only
+        type_ = a.type if a.type == b.type else join(a.type, b.type, partial(_branch_dim, node, i))
         types.append(UNKNOWN if type_ is None else type_)
         node.outputs[i].content = a.content if a.content == b.content else None
     return tuple(types)
+
+
+def _branch_dim(node: Node, result: int, axis: int) -> DimLike:
+    return own_dim(node, result, visible_symbols(node.inputs), axis)
 
 
 def _eval_if(c: EvalContext, cond: Array, *captures: Any) -> tuple[Any, ...]:
@@ -56,25 +63,41 @@ def _carried(node: Node) -> Sequence[Value]:
 def _infer_loop(node: Node) -> tuple[Type, ...]:
     body, num = node.bodies[0], node.attrs["num_carried"]
     visible = generalize(node, 2, [v.type for v in _carried(node)], 1)
+    pairs = zip(body.inputs[2 : 2 + num], body.outputs[1 : 1 + num], strict=True)
     types = [
-        outside(_carried_type(formal, after), visible, lambda axis, i=i: own_dim(node, i, axis, visible))  # type: ignore[misc]
-        for i, (formal, after) in enumerate(
-            zip(body.inputs[2 : 2 + num], body.outputs[1 : 1 + num], strict=True)
-        )
+        outside(_carried_type(formal, after), visible, partial(own_dim, node, i, visible))
+        for i, (formal, after) in enumerate(pairs)
     ]
     trips = _trip_count(node)
-    for i, value in enumerate(body.outputs[1 + num :], num):
-        element = outside(value.type, visible, lambda axis, i=i: own_dim(node, i, axis + 1, visible))  # type: ignore[misc]
-        if not isinstance(element, TensorType) or element.shape is None:
-            types.append(TensorType(value.dtype, None))
-            continue
-        count = own_dim(node, i, 0, visible) if trips is None else trips
-        types.append(TensorType(value.dtype, (count, *element.shape)))
+    types += [
+        _stacked_type(node, i, value, visible, 0, trips)
+        for i, value in enumerate(body.outputs[1 + num :], num)
+    ]
     return tuple(UNKNOWN if type_ is None else type_ for type_ in types)
 
 
+def _stacked_type(
+    node: Node,
+    result: int,
+    value: Value,
+    visible: frozenset[Symbol],
+    axis: int,
+    count: DimLike | None,
+) -> TensorType:
+    """Type of a body result collected over all iterations along `axis`; `count` of them."""
+    if value.shape is None:
+        return TensorType(value.dtype, None)
+    axis %= len(value.shape) + 1
+    dims: list[DimLike] = [
+        own_dim(node, result, visible, i + (i >= axis)) if escapes(dim, visible) else dim
+        for i, dim in enumerate(value.shape)
+    ]
+    dims.insert(axis, own_dim(node, result, visible, axis) if count is None else count)
+    return TensorType(value.dtype, tuple(dims))
+
+
 def _carried_type(formal: Value, after: Value) -> Type:
-    """Type of a carried result; ONNX lets a loop start from an optional and end with its element."""
+    """Type of a carried result: ONNX lets a loop start from an optional and give its element."""
     if isinstance(formal.type, OptionalType) and not isinstance(after.type, OptionalType):
         return after.type
     return formal.type
@@ -133,31 +156,33 @@ def _stack(c: EvalContext, rows: list[Array], value: Value, axis: int) -> Array:
 
 
 def _infer_scan(node: Node) -> tuple[Type, ...]:
-    body, num = node.bodies[0], node.attrs["num_carried"]
-    scanned = [v for v in node.inputs[num : num + node.attrs["num_scanned"]] if v is not None]
+    body, num, scans = node.bodies[0], node.attrs["num_carried"], node.attrs["num_scanned"]
     length: DimLike | None = None
-    for value, axis in zip(scanned, node.attrs["input_axes"], strict=True):
+    stale = False
+    slices = zip(
+        body.inputs[num : num + scans], node.inputs[num:], node.attrs["input_axes"], strict=False
+    )
+    for formal, value, axis in slices:
+        if value is None:
+            raise node.error("a scanned operand is missing")
+        type_ = slice_type(value.type, axis)
+        if formal.type != type_:
+            formal.type, stale = type_, True
         if value.shape is not None and (length is None or isinstance(length, Dim)):
             length = value.shape[axis]
+    if stale:
+        reinfer(body)
     visible = generalize(node, 0, [v.type for v in _carried(node)], 0)
     types = [
-        outside(formal.type, visible, lambda axis, i=i: own_dim(node, i, axis, visible))  # type: ignore[misc]
+        outside(formal.type, visible, partial(own_dim, node, i, visible))
         for i, formal in enumerate(body.inputs[:num])
     ]
-    for i, value in enumerate(body.outputs[num:], num):
-        at = node.attrs["output_axes"][i - num]
-        shape = value.shape
-        if shape is None:
-            types.append(TensorType(value.dtype, None))
-            continue
-        at %= len(shape) + 1
-        element = outside(
-            value.type, visible,
-            lambda axis, i=i, at=at: own_dim(node, i, axis + (axis >= at), visible),  # type: ignore[misc]
-        )  # fmt: skip
-        dims = list(element.shape or ()) if isinstance(element, TensorType) else []
-        dims.insert(at, own_dim(node, i, at, visible) if length is None else length)
-        types.append(TensorType(value.dtype, tuple(dims)))
+    types += [
+        _stacked_type(node, num + i, value, visible, axis, length)
+        for i, (value, axis) in enumerate(
+            zip(body.outputs[num:], node.attrs["output_axes"], strict=True)
+        )
+    ]
     return tuple(UNKNOWN if type_ is None else type_ for type_ in types)
 
 
@@ -187,7 +212,11 @@ def _eval_scan(c: EvalContext, *values: Any) -> Any:
     stacked = [
         _stack(c, row[::-1] if back else row, value, axis)
         for row, value, axis, back in zip(
-            rows, body.outputs[num:], c.attrs["output_axes"], c.attrs["output_reversed"], strict=True
+            rows,
+            body.outputs[num:],
+            c.attrs["output_axes"],
+            c.attrs["output_reversed"],
+            strict=True,
         )
     ]
     return (*carried, *stacked)

@@ -35,7 +35,9 @@ def _overlaps(low: Array, high: Array, area: Array, idx: int, others: Array) -> 
     return np.where(valid, common / np.where(valid, union, 1), 0)
 
 
-def _select(boxes: Array, scores: Array, limit: int, iou: float, floor: float | None, c: EvalContext) -> list[int]:
+def _select(
+    boxes: Array, scores: Array, limit: int, iou: float, floor: float | None, c: EvalContext
+) -> list[int]:
     """Keeps boxes by falling score, without those that overlap a kept one too much."""
     low, high = _corners(boxes, c.attrs["center_point_box"])
     area = np.prod(high - low, axis=1)

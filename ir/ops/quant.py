@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from regraft.ir.convert import convert
@@ -29,8 +28,9 @@ _WHERE = (
 
 def integer_range(dtype: DType) -> tuple[int, int]:
     """Returns the smallest and the largest integer of a type."""
-    info = ml_dtypes.iinfo(dtype.numpy) if dtype.bits < 8 else np.iinfo(dtype.numpy)
-    return int(info.min), int(info.max)
+    if dtype.value.startswith("u"):
+        return 0, (1 << dtype.bits) - 1
+    return -(1 << (dtype.bits - 1)), (1 << (dtype.bits - 1)) - 1
 
 
 def round_saturate(x: Array, zero_point: Array | int, dtype: DType) -> Array:
@@ -41,10 +41,15 @@ def round_saturate(x: Array, zero_point: Array | int, dtype: DType) -> Array:
     return np.clip(shifted, low, high).astype(np.int64).astype(dtype.numpy)
 
 
-def spread(param: Array | None, x: Array, axis: int | None, block_size: int) -> Array | None:
+def compute_dtype(c: EvalContext) -> Any:
+    """Returns the numpy type that quotients and products are formed in."""
+    return np.float64 if c.oracle else np.float32
+
+
+def spread(param: Array, x: Array, axis: int | None, block_size: int) -> Array:
     """Returns a scale or zero point in a shape that broadcasts with `x`."""
-    if param is None or axis is None:
-        return None if param is None else param.reshape(())
+    if axis is None:
+        return param.reshape(())
     axis %= x.ndim
     if block_size:
         return np.repeat(param, block_size, axis)[(slice(None),) * axis + (slice(x.shape[axis]),)]
@@ -66,7 +71,9 @@ def _axes(node: Node) -> str | None:
     axis %= len(labels)
     block = node.attrs["block_size"]
     if not block:
-        return f"{' '.join(labels)}, {labels[axis]}{tail.format(labels[axis])} -> {' '.join(labels)}"
+        return (
+            f"{' '.join(labels)}, {labels[axis]}{tail.format(labels[axis])} -> {' '.join(labels)}"
+        )
     whole, param = labels.copy(), labels.copy()
     if mod(x.shape[axis], block) == 0:
         whole[axis], param[axis] = "(c k!)", "c"
@@ -89,10 +96,11 @@ def _eval_quantize(c: EvalContext, x: Array, scale: Array, zero_point: Array | N
     dtype = c.dtype() or DType.U8
     factor = spread(scale, x, attrs["axis"], attrs["block_size"])
     ratio = _divide(x, factor, None if c.oracle else attrs["precision"] or _dtype_of(c, 1))
-    zero = spread(zero_point, x, attrs["axis"], attrs["block_size"])
-    if dtype.is_integer:
-        return round_saturate(ratio, 0 if zero is None else zero, dtype)
-    return convert(ratio, dtype, saturate=attrs["saturate"])
+    if not dtype.is_integer:
+        return convert(ratio, dtype, saturate=attrs["saturate"])
+    if zero_point is None:
+        return round_saturate(ratio, 0, dtype)
+    return round_saturate(ratio, spread(zero_point, x, attrs["axis"], attrs["block_size"]), dtype)
 
 
 def _dtype_of(c: EvalContext, operand: int) -> DType | None:
@@ -100,15 +108,15 @@ def _dtype_of(c: EvalContext, operand: int) -> DType | None:
     return None if value is None else value.dtype
 
 
-def _divide(x: Array, factor: Array | None, precision: DType | None) -> Array:
+def _divide(x: Array, factor: Array, precision: DType | None) -> Array:
     """Divides in the given precision; an f32 quotient rounded to 16 bits is the 16-bit quotient."""
-    wide = np.float64 if x.dtype == np.float64 or precision is DType.F64 else np.float32
-    left, right = x.astype(wide), np.asarray(factor).astype(wide)
-    if precision in (DType.F16, DType.BF16):
-        narrow = precision.numpy
-        left, right = left.astype(narrow).astype(wide), right.astype(narrow).astype(wide)
-        return (left / right).astype(narrow).astype(wide)
-    return left / right
+    wide: Any = np.float64 if x.dtype == np.float64 else np.float32
+    left, right = x.astype(wide), factor.astype(wide)
+    if precision is not DType.F16 and precision is not DType.BF16:
+        return left / right  # type: ignore[no-any-return]  # of two arrays
+    narrow = precision.numpy
+    left, right = left.astype(narrow).astype(wide), right.astype(narrow).astype(wide)
+    return (left / right).astype(narrow).astype(wide)  # type: ignore[no-any-return]  # an array
 
 
 def _infer_dequantize(node: Node) -> TensorType:
@@ -121,14 +129,15 @@ def _infer_dequantize(node: Node) -> TensorType:
 
 def _eval_dequantize(c: EvalContext, x: Array, scale: Array, zero_point: Array | None) -> Array:
     attrs = c.attrs
-    wide = np.float64 if c.oracle else np.float32
-    factor = np.asarray(spread(scale, x, attrs["axis"], attrs["block_size"])).astype(wide)
-    zero = spread(zero_point, x, attrs["axis"], attrs["block_size"])
-    if zero is None:
-        return x.astype(wide) * factor
-    if x.dtype.kind in "iu" and x.dtype.itemsize >= 4:
-        return (x.astype(np.int64) - zero.astype(np.int64)).astype(wide) * factor
-    return (x.astype(wide) - zero.astype(wide)) * factor
+    wide = compute_dtype(c)
+    centered = x
+    if zero_point is not None:
+        zero = spread(zero_point, x, attrs["axis"], attrs["block_size"])
+        # integers below 32 bits and their differences are exact in an f32
+        exact = np.int64 if x.dtype.kind in "iu" and x.dtype.itemsize >= 4 else wide
+        centered = x.astype(exact) - zero.astype(exact)
+    factor = spread(scale, x, attrs["axis"], attrs["block_size"]).astype(wide)
+    return centered.astype(wide) * factor  # type: ignore[no-any-return]  # of two arrays
 
 
 quantize = OpSpec(
@@ -166,7 +175,7 @@ def _infer_dynamic(node: Node) -> tuple[TensorType, ...]:
 
 
 def _eval_dynamic(c: EvalContext, x: Array) -> tuple[Array, Array, Array]:
-    wide = np.float64 if c.oracle else np.float32
+    wide = compute_dtype(c)
     high = np.maximum(x.max(initial=0), 0).astype(wide)
     low = np.minimum(x.min(initial=0), 0).astype(wide)
     span = high - low if high != low else wide(1)

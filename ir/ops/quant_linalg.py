@@ -14,7 +14,7 @@ from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.conv import conv, convolve
 from regraft.ir.ops.linalg import matmul
-from regraft.ir.ops.quant import round_saturate
+from regraft.ir.ops.quant import compute_dtype, round_saturate
 from regraft.ir.ops.windows import WINDOW_ATTRS, spatial_labels, windows_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import DType, TensorType
@@ -44,7 +44,9 @@ def _matmul_term(value: Value | None, side: str) -> str:
     return _term(value, side, "*b m? 1" if side == "m" else "*b 1 n?")
 
 
-def _matmul_axes(node: Node, a_params: list[Value | None], b_params: list[Value | None]) -> str | None:
+def _matmul_axes(
+    node: Node, a_params: list[Value | None], b_params: list[Value | None]
+) -> str | None:
     a, b = node.inputs[0], node.inputs[1]
     if a is None or b is None or a.rank is None or b.rank is None or min(a.rank, b.rank) < 2:
         return None
@@ -103,7 +105,7 @@ def _axes_qlinear_matmul(node: Node) -> str | None:
 
 
 def _requantize(c: EvalContext, acc: Array, factor: Array, zero_point: Array) -> Array:
-    wide = np.float64 if c.oracle else np.float32
+    wide = compute_dtype(c)
     return round_saturate(acc.astype(wide) * factor.astype(wide), zero_point, c.dtype() or DType.U8)
 
 
@@ -121,7 +123,7 @@ def _eval_qlinear_matmul(
     b_scale: Array, b_zero: Array, y_scale: Array, y_zero: Array,
 ) -> Array:  # fmt: skip
     acc = np.matmul(_centered(a, a_zero, rows=True), _centered(b, b_zero))
-    wide = np.float64 if c.oracle else np.float32
+    wide = compute_dtype(c)
     scales = [s.astype(wide) for s in (_column(a_scale), b_scale, _column(y_scale))]
     return _requantize(c, acc, scales[0] * scales[1] / scales[2], _column(y_zero))
 
@@ -226,7 +228,7 @@ def _eval_qlinear_conv(
     channels = (-1, *(1,) * (acc.ndim - 2))
     if bias is not None:
         acc = acc + bias.astype(np.float64).reshape(channels)
-    wide = np.float64 if c.oracle else np.float32
+    wide = compute_dtype(c)
     x_factor, w_factor, y_factor = (s.astype(wide).reshape(-1) for s in (x_scale, w_scale, y_scale))
     factor = x_factor * w_factor / y_factor
     factor = factor.reshape(channels if factor.size > 1 else ())

@@ -74,7 +74,8 @@ def _flops(node: Node) -> DimLike | None:
         return None
     S, B, I = x.shape  # noqa: E741 (the size's name in the literature)
     D, gates, _ = w.shape
-    return S * B * D * gates * (I + node.attrs["hidden_size"]) * 2
+    H: DimLike = node.attrs["hidden_size"]
+    return S * B * D * gates * (I + H) * 2
 
 
 def _directions(c: EvalContext) -> Iterator[tuple[int, bool, list[Activation]]]:

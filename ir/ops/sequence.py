@@ -1,4 +1,4 @@
-"""Sequences and optionals: Python lists, and None for an absent value."""
+"""Sequences of values, which are Python lists."""
 
 from __future__ import annotations
 
@@ -233,7 +233,9 @@ def _eval_map(c: EvalContext, *operands: Any) -> tuple[list[Any], ...]:
 sequence_map = OpSpec(
     name="sequence_map",
     source="ONNX SequenceMap-17",
-    operands=(Operand("operands", variadic=True),),  # a sequence, more sequences or tensors, captures
+    operands=(
+        Operand("operands", variadic=True),
+    ),  # a sequence, more sequences or tensors, captures
     results=("results*",),
     attrs=(Attr("num_captures", AttrKind.INT, 0),),
     traits=_RAW | Trait.CAPTURES,
@@ -242,46 +244,6 @@ sequence_map = OpSpec(
     num_bodies=1,
 )
 
-
-def _infer_optional(node: Node) -> Type:
-    x = node.inputs[0]
-    return OptionalType(node.attrs["element"] if x is None else x.type)
-
-
-def _infer_get(node: Node) -> Type:
-    x = node.inputs[0]
-    if x is not None and isinstance(x.type, OptionalType):
-        return UNKNOWN if x.type.element is None else x.type.element
-    return UNKNOWN if x is None else x.type
-
-
-optional = OpSpec(
-    name="optional",
-    source="ONNX Optional-15",
-    operands=(Operand("x", optional=True),),
-    attrs=(Attr("element", AttrKind.TYPE, None),),  # type of the absent value
-    traits=_RAW,
-    infer=_infer_optional,
-    eval=lambda c, x: x,
-)
-
-optional_has_element = OpSpec(
-    name="optional_has_element",
-    source="ONNX OptionalHasElement-18",
-    operands=(Operand("x", optional=True),),
-    traits=_RAW,
-    infer=lambda node: TensorType(DType.BOOL, ()),
-    eval=lambda c, x: np.array(x is not None),
-)
-
-optional_get_element = OpSpec(
-    name="optional_get_element",
-    source="ONNX OptionalGetElement-18",
-    operands=(Operand("x"),),
-    traits=_RAW,
-    infer=_infer_get,
-    eval=lambda c, x: x,
-)
 
 OPS: tuple[OpSpec, ...] = (
     sequence_empty,
@@ -293,7 +255,4 @@ OPS: tuple[OpSpec, ...] = (
     split_to_sequence,
     concat_from_sequence,
     sequence_map,
-    optional,
-    optional_has_element,
-    optional_get_element,
 )

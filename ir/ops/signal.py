@@ -1,4 +1,4 @@
-"""Signal processing: dft, stft, window functions, mel_weight_matrix. Complex numbers are [..., 2]."""
+"""Signal processing: dft, stft, window functions, mel_weight_matrix; complex is `[..., 2]`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ Array = np.ndarray[Any, Any]
 def _size(node: Node, name: str) -> DimLike | None:
     """Returns the static value of a scalar parameter; one element of rank 1 counts as a scalar."""
     value = node.static(name)
-    return value[0] if isinstance(value, tuple) else value
+    size: DimLike | None = value[0] if isinstance(value, tuple) else value
+    return size
 
 
 def _int(c: EvalContext, name: str, operand: Array | None) -> int | None:
@@ -203,9 +204,7 @@ blackman_window = _window(
 def _infer_mel(node: Node) -> TensorType:
     length, bands = _size(node, "dft_length"), _size(node, "num_mel_bins")
     rows = node.fresh_dim(0, 0) if length is None else dim_max(0, length) // 2 + 1
-    return TensorType(
-        node.attrs["dtype"], (rows, node.fresh_dim(0, 1) if bands is None else bands)
-    )
+    return TensorType(node.attrs["dtype"], (rows, node.fresh_dim(0, 1) if bands is None else bands))
 
 
 def _eval_mel(
@@ -213,7 +212,10 @@ def _eval_mel(
     num_mel_bins: Array | None, dft_length: Array | None, sample_rate: Array | None,
     lower: Array, upper: Array,
 ) -> Array:  # fmt: skip
-    bands, length = _int(c, "num_mel_bins", num_mel_bins) or 0, _int(c, "dft_length", dft_length) or 0
+    bands, length = (
+        _int(c, "num_mel_bins", num_mel_bins) or 0,
+        _int(c, "dft_length", dft_length) or 0,
+    )
     rate = _int(c, "sample_rate", sample_rate)
     low, high = (
         2595 * np.log10(1 + edge.astype(np.float64).reshape(()) / 700) for edge in (lower, upper)

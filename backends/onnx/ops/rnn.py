@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from regraft.backends.onnx.emitter import Emit, EmitContext, Emitter
 from regraft.ir.ops import rnn as ops
 
@@ -18,6 +20,7 @@ def _recurrent(op_type: str, defaults: tuple[str, ...], *flags: str) -> Emitter:
             )
             for slot, which in enumerate(("alphas", "betas"))
         )
+        own: dict[str, Any] = {flag: 1 for flag in flags if attrs[flag]}
         e.emit(
             op_type, e.inputs,
             hidden_size=attrs["hidden_size"],
@@ -25,7 +28,7 @@ def _recurrent(op_type: str, defaults: tuple[str, ...], *flags: str) -> Emitter:
             activations=None if names == defaults * ops.num_directions(e.node) else names,
             activation_alpha=alphas or None, activation_beta=betas or None,
             clip=attrs["clip"],
-            **{flag: 1 for flag in flags if attrs[flag]},
+            **own,
         )  # fmt: skip
 
     return run

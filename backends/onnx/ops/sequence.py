@@ -1,12 +1,9 @@
-"""Emitters of sequence and optional operators."""
+"""Emitters of sequence operators."""
 
 from __future__ import annotations
 
 from regraft.backends.onnx.emitter import Emit, EmitContext, direct
-from regraft.backends.onnx.tensors import type_to_proto
-from regraft.ir.graph import Node
 from regraft.ir.ops import sequence as ops
-from regraft.ir.types import OptionalType
 
 
 def _split(e: EmitContext) -> None:
@@ -26,17 +23,6 @@ def _map(e: EmitContext) -> None:
     )  # fmt: skip
 
 
-def _optional(e: EmitContext) -> None:
-    element = e.node.attrs["element"]
-    e.emit("Optional", e.inputs, type=None if element is None else type_to_proto(element))
-
-
-def _takes_optional(node: Node) -> int:
-    """Before opset 18 the operand had to be an optional and present."""
-    x = node.inputs[0]
-    return 15 if x is not None and isinstance(x.type, OptionalType) else 18
-
-
 EMITS: tuple[Emit, ...] = (
     Emit(ops.sequence_empty, {13: direct("SequenceEmpty", "dtype")}),
     Emit(ops.sequence_construct, {13: direct("SequenceConstruct")}),
@@ -47,11 +33,4 @@ EMITS: tuple[Emit, ...] = (
     Emit(ops.split_to_sequence, {13: _split}),
     Emit(ops.concat_from_sequence, {13: direct("ConcatFromSequence", "axis", "new_axis")}),
     Emit(ops.sequence_map, {17: _map}),
-    Emit(ops.optional, {15: _optional}),
-    Emit(
-        ops.optional_has_element, {15: direct("OptionalHasElement")}, min_opset=_takes_optional
-    ),
-    Emit(
-        ops.optional_get_element, {15: direct("OptionalGetElement")}, min_opset=_takes_optional
-    ),
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from regraft.backends.onnx.emitter import Emit, EmitContext, Emitter
+from regraft.ir.graph import Node
 from regraft.ir.ops import signal as ops
 
 
-def _flags(e: EmitContext) -> dict[str, int]:
+def _flags(e: EmitContext) -> dict[str, Any]:
     return {name: int(e.node.attrs[name]) for name in ("inverse", "onesided")}
 
 
@@ -22,6 +25,12 @@ def _dft_20(e: EmitContext) -> None:
 
 def _has_length(e: EmitContext) -> bool:
     return e.node.attrs["length"] is not None or e.node.inputs[1] is not None
+
+
+def _dft_min(node: Node) -> int:
+    """Before opset 20 the axis was an attribute, counted from the front."""
+    axis = node.attrs["axis"]
+    return 20 if axis is None or axis < 0 else 17
 
 
 def _stft(e: EmitContext) -> None:
@@ -56,9 +65,10 @@ def _mel(e: EmitContext) -> None:
 
 EMITS: tuple[Emit, ...] = (
     Emit(
-        ops.dft, {17: _dft_17, 20: _dft_20},
-        min_opset=lambda node: 20 if node.attrs["axis"] is None or node.attrs["axis"] < 0 else 17,
-    ),  # fmt: skip
+        ops.dft,
+        {17: _dft_17, 20: _dft_20},
+        min_opset=_dft_min,
+    ),
     Emit(ops.stft, {17: _stft}),
     Emit(ops.hann_window, {17: _window("HannWindow")}),
     Emit(ops.hamming_window, {17: _window("HammingWindow")}),

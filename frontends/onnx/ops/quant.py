@@ -22,7 +22,9 @@ def _place(item: NodeImport) -> dict[str, Any]:
     shape = item.require(1).shape
     if not block and shape is not None and (not shape or shape == (1,)):
         return {"axis": None}
-    axis = int(item.attr("axis", _DEFAULT_AXIS)) if item.version >= 13 or item.proto.domain else None
+    axis = (
+        int(item.attr("axis", _DEFAULT_AXIS)) if item.version >= 13 or item.proto.domain else None
+    )
     rank = item.rank(0)
     if axis is not None and rank is not None:
         if not -rank <= axis < rank and rank == 1:  # a vector has one axis, whatever the default
@@ -56,9 +58,7 @@ def _dequantize(item: NodeImport) -> Value:
 
 def _qlinear_matmul(item: NodeImport) -> Value:
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (item.require(i) for i in range(8))
-    return item.b.op(
-        linalg.qlinear_matmul, a, b, a_scale, a_zero, b_scale, b_zero, y_scale, y_zero
-    )
+    return item.b.op(linalg.qlinear_matmul, a, b, a_scale, a_zero, b_scale, b_zero, y_scale, y_zero)
 
 
 def _conv_attrs(item: NodeImport, weight: Value) -> dict[str, Any] | None:

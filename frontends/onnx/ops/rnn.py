@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from regraft.frontends.onnx.importer import Import, Importer, NodeImport
 from regraft.ir.graph import Value
@@ -32,11 +33,12 @@ def _recurrent(spec: OpSpec, *flags: str) -> Importer:
                     inputs[idx] = item.b.op(transpose, value, perm=(1, 0, 2))
         direction = str(item.attr("direction", "forward")).lower()
         names, alphas, betas = _activations(item, _DEFAULTS[spec], direction)
+        own: dict[str, Any] = {flag: bool(item.attr(flag, 0)) for flag in flags}
         results = item.b.node(
             spec, *inputs,
             hidden_size=_hidden_size(item), direction=direction,
             activations=names, alphas=alphas, betas=betas, clip=item.attr("clip"),
-            **{flag: bool(item.attr(flag, 0)) for flag in flags},
+            **own,
         ).outputs  # fmt: skip
         if not batch_first:
             return results
@@ -73,7 +75,8 @@ def _activations(
     for name in given:
         if str(name).lower() not in _NAMES:
             raise item.error(
-                f"unknown activation `{name}`", hint=f"known ones: {', '.join(sorted(ops.ACTIVATIONS))}"
+                f"unknown activation `{name}`",
+                hint=f"known ones: {', '.join(sorted(ops.ACTIVATIONS))}",
             )
     names = tuple(_NAMES[str(name).lower()] for name in given)
     pending = [list(item.attr(f"activation_{which}", ())) for which in ("alpha", "beta")]

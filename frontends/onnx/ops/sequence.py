@@ -1,11 +1,11 @@
-"""Importers of sequence and optional operators."""
+"""Importers of sequence operators."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from regraft.frontends.onnx.importer import Import, NodeImport, direct
-from regraft.frontends.onnx.types import DTYPES, type_from_proto
+from regraft.frontends.onnx.types import DTYPES
 from regraft.ir.graph import Value
 from regraft.ir.ops import sequence as ops
 
@@ -44,12 +44,6 @@ def _map(item: NodeImport) -> Sequence[Value]:
     ).outputs  # fmt: skip
 
 
-def _optional(item: NodeImport) -> Value:
-    declared = item.attr("type")  # an AttributeProto holding a TypeProto
-    element = None if declared is None else type_from_proto(declared.tp, item.b.graph.scope)
-    return item.b.op(ops.optional, item.input(0), element=element)
-
-
 IMPORTS: tuple[Import, ...] = (
     Import("SequenceEmpty", {11: _empty}),
     Import("SequenceConstruct", {11: direct(ops.sequence_construct)}),
@@ -60,7 +54,4 @@ IMPORTS: tuple[Import, ...] = (
     Import("SplitToSequence", {11: _split}),
     Import("ConcatFromSequence", {11: _concat}),
     Import("SequenceMap", {17: _map}),
-    Import("Optional", {15: _optional}),
-    Import("OptionalHasElement", {15: direct(ops.optional_has_element)}),
-    Import("OptionalGetElement", {15: direct(ops.optional_get_element)}),
 )

@@ -7,9 +7,9 @@ from regraft.ir.evaluate import evaluate
 from tests.conformance.agree import assert_agree, single
 from tests.conformance.cases import run_ort
 
-S, B, I, H = 5, 3, 4, 6
+S, B, F, H = 5, 3, 4, 6
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
-# f32 gates accumulate over I + H products and S steps; tanh and sigmoid do not amplify
+# f32 gates accumulate over F + H products and S steps; tanh and sigmoid do not amplify
 TOL = {"rtol": 64 * 2**-23 * S, "atol": 64 * 2**-23 * S}
 
 
@@ -21,8 +21,8 @@ def operands(op: str, D: int, *, lengths=None, peephole=False) -> dict:
         return (rng.standard_normal(shape) * 0.7).astype(np.float32)
 
     inputs = {
-        "x": normal(S, B, I),
-        "w": normal(D, g, I),
+        "x": normal(S, B, F),
+        "w": normal(D, g, F),
         "r": normal(D, g, H),
         "b": normal(D, 2 * g),
         "lengths": None if lengths is None else np.array(lengths, np.int32),
