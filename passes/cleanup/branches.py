@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import clone_graph
 from regraft.ir.ops import control
@@ -22,15 +24,16 @@ def decided_branch(node: Node, rw: Rewriter) -> bool:
     return True
 
 
-def inline(body: Graph, before: Node, inputs: list[Value | None]) -> list[Value]:
+def inline(body: Graph, before: Node, inputs: Sequence[Value | None]) -> list[Value]:
     """Copies the nodes of a body before a node and returns the values of the body's outputs."""
     graph = before.graph
     if graph is None:
         raise AssertionError(f"{before!r} is erased")
-    values: dict[Value, Value] = {}
-    for formal, actual in zip(body.inputs, inputs, strict=True):
-        if actual is not None:
-            values[formal] = actual
+    values = {
+        formal: actual
+        for formal, actual in zip(body.inputs, inputs, strict=True)
+        if actual is not None
+    }
     for node in body:
         made = graph.create(
             node.op,

@@ -93,7 +93,12 @@ class Canonicalize:
         return PassResult(bool(stats), stats)
 
     def _round(
-        self, module: Module, rules: RuleSet, explain: str | None, counts: Counter[str], ctx: Context
+        self,
+        module: Module,
+        rules: RuleSet,
+        explain: str | None,
+        counts: Counter[str],
+        ctx: Context,
     ) -> bool:
         """Looks at everything once; the last round is the one that changes nothing."""
         stats = rewrite(module, rules, explain=explain)

@@ -34,11 +34,11 @@ def _drop_nodes(graph: Graph, needed: set[Symbol]) -> int:
     """Erases backwards; `needed` collects the defined symbols that kept nodes speak of."""
     num = 0
     for node in reversed(graph):
-        if not any(value._uses for value in node.outputs) and is_droppable(node):
-            if not needed or needed.isdisjoint(defined_symbols(node)):
-                graph.erase(node)
-                num += 1
-                continue
+        is_unused = not any(value._uses for value in node.outputs) and is_droppable(node)
+        if is_unused and (not needed or needed.isdisjoint(defined_symbols(node))):
+            graph.erase(node)
+            num += 1
+            continue
         if node.bodies and node.op in (control.if_, control.loop, control.scan):
             num += _drop_results(node)
             num += sum(_drop_nodes(body, needed) for body in node.bodies)

@@ -130,7 +130,9 @@ def _fold_constants(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Re
         if value.dtype is not None and array.dtype != value.dtype.numpy:
             return Reject(f"its value is {array.dtype}, its type says {value.dtype}", node)
     b = rw.builder(node)
-    values = [_constant(b, array, old, role) for array, old in zip(arrays, node.outputs, strict=True)]
+    values = [
+        _constant(b, array, old, role) for array, old in zip(arrays, node.outputs, strict=True)
+    ]
     rw.replace(node, *values)
     return True
 
@@ -218,4 +220,3 @@ def _fold_movement(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Rej
     made = [b.weight(f"{names[0]}.{node.op.name}", DerivedWeight(tree), role) for tree in steps]
     rw.replace(node, *made)
     return True
-

@@ -53,7 +53,9 @@ def _expand_is_implied(node: Node, rw: Rewriter) -> bool:
         if inner is None or inner.inputs[0] is None:
             continue
         x = inner.inputs[0]
-        rest = [other.shape for i, other in enumerate(node.inputs) if other is not None and i != idx]
+        rest = [
+            other.shape for i, other in enumerate(node.inputs) if other is not None and i != idx
+        ]
         if broadcasts_to(x.shape, out) and out in rest:
             rw.set_operand(node, idx, x)
             rw.update(node)

@@ -19,7 +19,7 @@ reshape = reshaping.reshape
 
 @local_rule(cast.identity)
 def identity(node: Node, rw: Rewriter) -> bool:
-    """identity(x) -> x."""
+    """Drops copies: identity(x) -> x."""
     value = node.inputs[0]
     if value is None:
         return False
@@ -50,7 +50,7 @@ def reshape_to_own_shape(node: Node, rw: Rewriter) -> bool:
 
 @local_rule(reshape)
 def reshape_resolved(node: Node, rw: Rewriter) -> bool:
-    """reshape {shape=[…, -1, …]} or of an operand -> the sizes that are known."""
+    """Reshape {shape=[…, -1, …]} or of an operand -> the sizes that are known."""
     shape, out = node.attrs["shape"], node.outputs[0].shape
     x = node.inputs[0]
     if x is None or x.shape is None or out is None or shape == out:
@@ -167,7 +167,7 @@ def is_lossless(source: DType, to: DType) -> bool:
         if to.is_integer:
             to_signed = to.value[0] == "i"
             return digits <= to.bits - to_signed and (to_signed or not signed)
-        return digits <= _MANTISSA.get(to, 0)
+        return bool(digits <= _MANTISSA.get(to, 0))
     if source is DType.F16 or source is DType.BF16:
         return to is DType.F32 or to is DType.F64
     return source is DType.F32 and to is DType.F64

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from regraft.ir.constants import constant_of
 from regraft.ir.dims import Dim
 from regraft.ir.graph import Node, Value
@@ -11,7 +13,7 @@ from regraft.ir.ops import fill, reshaping
 from regraft.ir.opspec import AttrKind, Operand, OpSpec
 from regraft.ir.rewrite import LocalRule, Rewriter, RuleSet
 
-_SCALARS = (AttrKind.INT, AttrKind.DIM, AttrKind.FLOAT, AttrKind.BOOL)
+_FLOATS = (AttrKind.FLOAT, AttrKind.FLOATS)
 _TUPLES = (AttrKind.INTS, AttrKind.DIMS, AttrKind.FLOATS)
 
 
@@ -50,38 +52,40 @@ def _make_static(node: Node, rw: Rewriter) -> bool:
 def static_value(operand: Operand, value: Value) -> Any:
     """Returns an operand's content in the form of its attribute, or None."""
     kind = operand.either
-    content: Any = value.content
-    if content is None or kind in (AttrKind.FLOAT, AttrKind.FLOATS, AttrKind.ARRAY):
-        array = constant_of(value)
-        if array is None or array.dtype == object:
-            return None
-        if kind is AttrKind.ARRAY:
-            return array
-        if array.dtype.kind == "V":
-            array = array.astype("float32")
-        if kind is AttrKind.FLOAT or kind is AttrKind.FLOATS:
-            content = tuple(float(x) for x in array.reshape(-1))
-            if any(a != b for a, b in zip(content, array.reshape(-1).tolist(), strict=True)):
-                return None  # NaN, or an integer that no float holds
-        elif array.dtype.kind in "iub":
-            content = tuple(int(x) for x in array.reshape(-1))
-        else:
-            return None
-        content = content if array.ndim else content[0]
-    if kind in _SCALARS:
-        if isinstance(content, tuple):
-            if len(content) != 1:
-                return None
-            content = content[0]
-        if kind is AttrKind.BOOL:
-            return None if isinstance(content, Dim) else bool(content)
-        return None if isinstance(content, Dim) and kind is not AttrKind.DIM else content
+    if kind is AttrKind.ARRAY:
+        return constant_of(value)
+    content = value.content
+    if content is None or kind in _FLOATS:
+        content = _numbers(value, floats=kind in _FLOATS)
+    if content is None:
+        return None
     if kind in _TUPLES:
-        content = content if isinstance(content, tuple) else (content,)
-        if kind is not AttrKind.DIMS and any(isinstance(item, Dim) for item in content):
+        items = content if isinstance(content, tuple) else (content,)
+        symbolic = any(isinstance(item, Dim) for item in items)
+        return None if symbolic and kind is not AttrKind.DIMS else items
+    if isinstance(content, tuple):
+        if len(content) != 1:
             return None
-        return content
-    return None
+        content = content[0]
+    if isinstance(content, Dim) and kind is not AttrKind.DIM:
+        return None
+    return bool(content) if kind is AttrKind.BOOL else content
+
+
+def _numbers(value: Value, *, floats: bool) -> Any:
+    """Returns the numbers of a constant, None where Python's do not equal them."""
+    array = constant_of(value)
+    if array is None or array.ndim > 1 or array.dtype == object:
+        return None
+    if array.dtype.kind not in "iub":
+        if not floats:
+            return None
+        array = array.astype(np.float64)
+    items = array.reshape(-1).tolist()
+    numbers = tuple(map(float if floats else int, items))
+    if numbers != tuple(items):
+        return None  # NaN, or an integer that no float holds
+    return numbers if array.ndim else numbers[0]
 
 
 RULES = RuleSet(LocalRule("static-parameter", _has_either, _make_static))

@@ -17,7 +17,7 @@ from regraft.ir.constants import literal, weight
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node
 from regraft.ir.opspec import OpSpec, Trait
-from regraft.ir.rewrite.retype import contradict, symbol_renames, rename_symbols
+from regraft.ir.rewrite.retype import contradict, rename_symbols, symbol_renames
 from regraft.ir.weights import ArrayWeight, Role, WeightStore
 
 Key = Hashable
@@ -117,7 +117,7 @@ def array_key(array: np.ndarray[Any, Any], *, digest: bool = False) -> Key:
         return "strings", array.shape, tuple(array.reshape(-1))
     content: Hashable = array.tobytes()
     if digest:
-        content = hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
+        content = hashlib.blake2b(array.tobytes()).hexdigest()
     return array.dtype.name, array.shape, content
 
 

@@ -63,7 +63,7 @@ def transpose_nothing(node: Node, rw: Rewriter) -> bool:
 
 @local_rule(transpose)
 def transpose_as_reshape(node: Node, rw: Rewriter) -> bool:
-    """transpose that moves only axes of size 1 -> reshape."""
+    """Transpose that moves only axes of size 1 -> reshape."""
     x, perm, out = node.inputs[0], node.attrs["perm"], node.outputs[0].shape
     if x is None or x.shape is None or perm is None or out is None:
         return False
@@ -149,9 +149,7 @@ def _before(value: Value | None, perm: Perm, node: Node) -> Value | tuple[int, .
     return tuple([full[i] for i in inverse]) if moves_only_ones(inverse, full) else None
 
 
-sink_through_elementwise = LocalRule(
-    "sink-through-elementwise", _sinks, _sink_through_elementwise
-)
+sink_through_elementwise = LocalRule("sink-through-elementwise", _sinks, _sink_through_elementwise)
 
 
 def _goes_away(out: Value, perm: Perm, shape: Sequence[object] | None) -> bool:

@@ -1,0 +1,241 @@
+"""The pass `fold-norms`: batch normalization and scales vanish into neighbouring weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from regraft.ir.graph import Node, Value
+from regraft.ir.module import Module
+from regraft.ir.ops import arithmetic, conv, linalg, norm
+from regraft.ir.rewrite import Reject, Rewriter, RuleSet, local_rule, rewrite
+from regraft.ir.rewrite.explain import label
+from regraft.passes.cleanup.affine import AFFINE_OPS, ONE, ZERO, Affine, affine_of, role_of
+from regraft.passes.cleanup.affine_folds import (
+    PRODUCERS,
+    Folded,
+    channel_axis,
+    constant,
+    fold_into,
+    rebuild,
+)
+from regraft.passes.cleanup.facts import only_used_by
+from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chain:
+    """Consecutive affine nodes, each the only user of the one before.
+
+    Args:
+        source: What the first one maps.
+        affine: All of them composed.
+        nodes: From the first to the last.
+    """
+
+    source: Value
+    affine: Affine
+    nodes: tuple[Node, ...]
+
+
+def _chain(last: Node) -> _Chain | Reject | None:
+    """Returns the longest chain of affine nodes that ends at `last`."""
+    found = affine_of(last)
+    if found is None or isinstance(found, Reject):
+        return found
+    source, affine = found
+    nodes = [last]
+    while True:
+        before = source.producer
+        if before is None or not only_used_by(source, nodes[0]):
+            break
+        found = affine_of(before)
+        if found is None or isinstance(found, Reject):
+            break
+        composed = found[1].then(affine)
+        if composed is None:
+            break
+        source, affine = found[0], composed
+        nodes.insert(0, before)
+    return _Chain(source, affine, tuple(nodes))
+
+
+def _continues(node: Node) -> bool:
+    """Returns whether the chain goes on below: it is folded at its last node."""
+    out = node.outputs[0]
+    users = out.users
+    if len(users) != 1 or out.is_output:
+        return False
+    found = affine_of(users[0])
+    return isinstance(found, tuple) and found[0] is out and _chain_contains(users[0], node)
+
+
+def _chain_contains(last: Node, node: Node) -> bool:
+    chain = _chain(last)
+    return isinstance(chain, _Chain) and node in chain.nodes
+
+
+def _constants(chain: _Chain) -> list[Value | None]:
+    return [value for node in chain.nodes for value in node.inputs]
+
+
+@local_rule(*AFFINE_OPS)
+def fold_into_producer(node: Node, rw: Rewriter) -> bool | Reject:
+    """batch_norm(conv(x, w, b)) -> conv(x, w', b'), also for scales and shifts, gemm and matmul."""
+    chain = _chain(node)
+    if not isinstance(chain, _Chain):
+        return chain or False
+    producer = chain.source.producer
+    if producer is None or producer.op not in PRODUCERS or chain.source.index:
+        return False
+    if _continues(node):
+        return False
+    if not only_used_by(chain.source, chain.nodes[0]):
+        return Reject("the producer's result is used elsewhere", chain.source)
+    if producer.op is linalg.matmul and len(chain.nodes) == 1 and node.op is arithmetic.add:
+        return False  # a matmul and its bias: the form that is kept
+    folded = fold_into(producer, chain.affine)
+    if isinstance(folded, Reject):
+        return folded
+    x = producer.inputs[0]
+    if x is None:
+        return False
+    role = role_of(*producer.inputs[1:], *_constants(chain))
+    rw.replace(node, rebuild(rw.builder(node), producer, x, folded, role))
+    return True
+
+
+@local_rule(conv.conv)
+def fold_into_consumer(node: Node, rw: Rewriter) -> bool | Reject:
+    """conv(batch_norm(x), w, b) -> conv(x, w', b') without padding (it pads unshifted zeros)."""
+    x, w = node.inputs[0], node.inputs[1]
+    before = None if x is None else x.producer
+    if x is None or w is None or before is None or before.op is not norm.batch_norm:
+        return False
+    found = affine_of(before)
+    if not isinstance(found, tuple):
+        return found or False
+    source, affine = found
+    if not only_used_by(x, node):
+        return Reject("the normalized value is used elsewhere", x)
+    padded = any(node.attrs["pads"]) or node.attrs["auto_pad"] != "none"
+    if padded and affine.shift.any():
+        return Reject("the convolution pads with zeros, which the shift would move", node)
+    identity = fold_into(node, Affine(ONE, ZERO, None))
+    if isinstance(identity, Reject):
+        return identity
+    folded = _scale_inputs(node, identity, affine)
+    role = role_of(*node.inputs[1:], *before.inputs[1:])
+    rw.replace(node, rebuild(rw.builder(node), node, source, folded, role))
+    return True
+
+
+def _scale_inputs(node: Node, plain: Folded, affine: Affine) -> Folded:
+    """W (s x + t) + b = (W s) x + (b + sum of W t over input channels and taps)."""
+    groups, w = node.attrs["groups"], plain.weight
+    num_in = w.shape[1] * groups
+    ones = (1,) * (w.ndim - 2)
+    scale, shift = (
+        np.broadcast_to(item, (num_in,)).reshape(groups, 1, w.shape[1], *ones)
+        for item in (affine.scale, affine.shift)
+    )
+    grouped = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+    added = (grouped * shift).sum(axis=tuple(range(2, grouped.ndim))).reshape(-1)
+    bias = added if plain.bias is None else plain.bias + added
+    return Folded(
+        (grouped * scale).reshape(w.shape),
+        bias if plain.bias is not None or added.any() else None,
+        {},
+    )
+
+
+@local_rule(*(op for op in AFFINE_OPS if op is not norm.batch_norm))
+def join_constants(node: Node, rw: Rewriter) -> bool | Reject:
+    """((x * a) * b) + c) - d -> x * (a b) + (c - d): at most one product and one sum."""
+    chain = _chain(node)
+    if not isinstance(chain, _Chain):
+        return chain or False
+    affine, old = chain.affine, chain.nodes
+    scales, shifts = bool((affine.scale != 1).any()), bool((affine.shift != 0).any())
+    if len(old) <= scales + shifts or _continues(node):
+        return False
+    dtype = chain.source.dtype
+    if dtype is None or not affine.is_finite:
+        return False
+    b, role, value = rw.builder(node), role_of(*_constants(chain)), chain.source
+    rank = value.rank or 0
+    name = node.outputs[0].name or node.op.name
+    for op, numbers, needed in (
+        (arithmetic.mul, affine.scale, scales),
+        (arithmetic.add, affine.shift, shifts),
+    ):
+        if needed:
+            shaped = numbers
+            if numbers.ndim and affine.axis is not None:
+                shaped = numbers.reshape(-1, *(1,) * (rank - 1 - affine.axis))
+            value = b.op(op, value, constant(b, shaped, dtype, f"{name}.{op.name}", role))
+    rw.replace(node, value)
+    return True
+
+
+RULES = RuleSet(fold_into_producer, fold_into_consumer, join_constants)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldNorms:
+    """Folds batch normalization and constant scales and shifts into neighbouring weights.
+
+    ## What it does
+    `batch_norm`, and products, quotients, sums and differences with constants along the channel
+    axis, vanish into the weight and bias of the `conv`, `conv_transpose`, `gemm` or `matmul` whose
+    result they map; a `batch_norm` also into the `conv` that follows it. What has no such
+    neighbour is joined into one product and one sum.
+
+    ## When it applies
+    The weight is constant, floating point, and used once; the mapped value has no other user.
+    Into a following convolution only where it does not pad, or where nothing is shifted.
+
+    ## Example
+    ```
+    %1 = conv(%x, %w)
+    %y = batch_norm(%1, %scale, %bias, %mean, %var)     // becomes conv(%x, %w.folded, %w.bias)
+    ```
+
+    ## Exactness
+    Exact in real arithmetic: constants are computed in f64 and rounded once to the weight's type.
+    A fold that would leave that type's range is not made.
+
+    ## References
+    Jacob et al., Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference, section 3.2.
+    """
+
+    name: ClassVar[str] = "fold-norms"
+    contract: ClassVar[Contract] = Exact()
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        """Folds to a fixpoint; every batch_norm that stays is reported with the reason."""
+        explain = ctx.explain if ctx.explain in {rule.name for rule in RULES.compile()} else None
+        stats = rewrite(module, RULES, explain=explain)
+        ctx.explanations.extend(map(str, stats.near_misses))
+        left = [n for n in module.graph.walk() if n.op is norm.batch_norm]
+        skips = tuple(Skip(label(node), _reason(node)) for node in left)
+        return PassResult(bool(stats.counts), dict(stats.counts), skips)
+
+
+def _reason(node: Node) -> str:
+    found = affine_of(node)
+    if isinstance(found, Reject):
+        return found.reason
+    x = node.inputs[0]
+    producer = None if x is None else x.producer
+    if x is None or found is None or producer is None or producer.op not in PRODUCERS:
+        return "no convolution or matrix product comes before it"
+    if not only_used_by(x, node):
+        return "the result it normalizes is used elsewhere"
+    folded = fold_into(producer, found[1])
+    if isinstance(folded, Reject):
+        return folded.reason
+    return f"its channels lie on axis {channel_axis(producer)} of {label(producer)}"
