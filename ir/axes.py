@@ -10,6 +10,7 @@ layer_norm "*b c!, c!, c! -> *b c!"
 
 - `name`   a *pass* label: kept in the result; dropping a position drops it everywhere it stands.
 - `~name`  a *sum* label: contracted; dropping a position equals zeroing it. Never inferred.
+           It may stand in a result as well (a recurrent state), where its positions are dropped.
 - `name!`  a *fixed* label: windows, kernel taps, causal or sorted axes, non-sum reductions. It
            still ties the axes that share it, but dropping a position changes the others.
 - `*name`  zero or more axes, aligned from the right across terms. Write `*name!` and `~*name`
@@ -23,7 +24,8 @@ layer_norm "*b c!, c!, c! -> *b c!"
 
 A term of an absent operand is skipped. Bound to a node, stars become `name0, name1, …` and every
 label gets a size. An attribute that states sizes (groups, heads, a target shape) is listed in the
-spec's `counts` with a term of its own, `{"groups": "g"}`: it binds like one more operand.
+spec's `counts` with a term of its own, `{"groups": "g"}`: it binds like one more operand. The term
+`->` stands for the axes of the first result, `{"shape": "->"}`.
 """
 
 from __future__ import annotations
@@ -176,6 +178,9 @@ def _role(tilde: str, fixed: str) -> Role:
     if tilde and fixed:
         raise ValueError("a label cannot be both summed (`~`) and fixed (`!`)")
     return Role.SUM if tilde else Role.FIXED if fixed else Role.PASS
+
+
+_RESULT = "->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,17 +336,22 @@ def bind_node(node: Node, rule: AxisRule, *, with_results: bool = False) -> Boun
     # a variadic operand list may be shorter or longer than the rule: pad so that the rest lines up
     shapes = [*shapes, *([None] * (len(rule.operands) - len(shapes)))][: len(rule.operands)]
     terms: list[Term | None] = list(rule.operands)
-    for name, text in node.op.counts.items():
+    stated = [name for name, text in node.op.counts.items() if text != _RESULT]
+    for name in stated:
         value = node.attrs[name]
-        terms.append(_parse_term(text))
+        terms.append(_parse_term(node.op.counts[name]))
         shapes.append(value if value is None or isinstance(value, tuple) else (value,))
     bound = bind_rule(AxisRule(tuple(terms), rule.results), shapes, results=results)
     first = len(rule.operands)
     counts = {
         name: axes
-        for name, axes in zip(node.op.counts, bound.operands[first:], strict=True)
+        for name, axes in zip(stated, bound.operands[first:], strict=True)
         if axes is not None
     }
+    for name, text in node.op.counts.items():
+        if text == _RESULT and node.attrs[name] is not None and bound.results[0] is not None:
+            # a target shape may have fewer axes than the result that it is broadcast to
+            counts[name] = bound.results[0][len(bound.results[0]) - len(node.attrs[name]) :]
     return BoundRule(bound.operands[:first], bound.results, bound.sizes, counts)
 
 

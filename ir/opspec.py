@@ -124,8 +124,9 @@ class OpSpec:
         axes: The axis rule (see `regraft.ir.axes`), a function of the node giving it, or None:
             every axis of every operand and result is then pinned.
         counts: Attributes that state sizes of the rule's labels, each with the term (axis notation)
-            whose sizes it holds: `{"groups": "g"}`, `{"shape": "*b c"}`. They bind the rule like
-            one more operand, and dropping positions of a label rewrites them.
+            whose sizes it holds: `{"groups": "g"}`, `{"shape": "->"}` (the first result's axes).
+            They bind the rule like one more operand, and dropping positions of a label rewrites
+            them.
         infer: Result types from operands. None: derived from the axis rule, element type of the
             first operand.
         eval: Numpy meaning: `eval(context, *operands)` returns the result(s); floats arrive
