@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -101,18 +102,37 @@ def window_counts(windows: Windows, sizes: Sequence[DimLike]) -> tuple[DimLike, 
         pairs = zip(sizes, windows.strides, strict=True)
         return tuple(ceildiv(size, stride) for size, stride in pairs)
     rank = len(sizes)
-    result: list[DimLike] = []
-    for axis, size in enumerate(sizes):
-        stride = windows.strides[axis]
-        begin, end = windows.pads[axis], windows.pads[rank + axis]
-        room = size + begin + end - extent(windows.kernel[axis], windows.dilations[axis])
-        if windows.ceil_mode:
-            # window j exists when it starts inside: j * stride < begin + size
-            count = dim_min(ceildiv(room, stride) + 1, ceildiv(size + begin, stride))
-        else:
-            count = floordiv(room, stride) + 1
-        result.append(max(count, 0) if isinstance(count, int) else count)
-    return tuple(result)
+    return tuple(
+        _window_count(
+            size,
+            windows.kernel[axis],
+            windows.strides[axis],
+            windows.dilations[axis],
+            windows.pads[axis],
+            windows.pads[rank + axis],
+            windows.ceil_mode,
+        )
+        for axis, size in enumerate(sizes)
+    )
+
+
+@lru_cache(maxsize=1 << 12)  # the layers of a model have few sizes, and symbolic ones are slow
+def _window_count(
+    size: DimLike,
+    kernel: DimLike,
+    stride: int,
+    dilation: int,
+    begin: int,
+    end: int,
+    ceil_mode: bool,
+) -> DimLike:
+    room = size + (begin + end - extent(kernel, dilation))
+    if ceil_mode:
+        # window j exists when it starts inside: j * stride < begin + size
+        count = dim_min(ceildiv(room, stride) + 1, ceildiv(size + begin, stride))
+    else:
+        count = floordiv(room, stride) + 1
+    return max(count, 0) if isinstance(count, int) else count
 
 
 def static_windows(windows: Windows, sizes: Sizes) -> tuple[Sizes, Sizes, Sizes]:
