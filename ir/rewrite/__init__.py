@@ -5,12 +5,13 @@ from regraft.ir.rewrite.explain import NearMiss
 from regraft.ir.rewrite.match import Match
 from regraft.ir.rewrite.pattern import Pattern, Patterns
 from regraft.ir.rewrite.pattern_rule import Rule
-from regraft.ir.rewrite.rule import LocalRule, Reject, RuleSet, local_rule
+from regraft.ir.rewrite.rule import LocalRule, Observer, Reject, RuleSet, local_rule
 
 __all__ = [
     "LocalRule",
     "Match",
     "NearMiss",
+    "Observer",
     "Pattern",
     "Patterns",
     "Reject",

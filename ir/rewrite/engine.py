@@ -20,7 +20,7 @@ from regraft.ir.module import Module
 from regraft.ir.opspec import OpSpec
 from regraft.ir.rewrite.explain import Explainer, NearMiss, Trace, label
 from regraft.ir.rewrite.retype import Retyper
-from regraft.ir.rewrite.rule import Compiled, Reject, RuleSet
+from regraft.ir.rewrite.rule import Compiled, Observer, Reject, RuleSet
 
 _STEPS_PER_NODE = 100
 _MIN_STEPS = 10_000
@@ -51,6 +51,7 @@ def rewrite(
     max_steps: int | None = None,
     explain: str | None = None,
     start: Iterable[Node] | None = None,
+    observer: Observer | None = None,
 ) -> RewriteStats:
     """Applies rules to a graph and its bodies, in place, until none applies.
 
@@ -60,6 +61,7 @@ def rewrite(
         max_steps: Limit of applications; default: 100 per node.
         explain: Name of a rule whose near misses are wanted.
         start: Nodes to look at first; default: all.
+        observer: Sees every rewrite before the old nodes go.
 
     Raises:
         RegraftError: When the limit is reached, naming the rules that still apply; or when a rule
@@ -74,7 +76,7 @@ def rewrite(
         if explain not in {rule.name for rule in compiled}:
             raise KeyError(explain)
         explainer = Explainer(explain)
-    rw = Rewriter(graph, compiled, explainer)
+    rw = Rewriter(graph, compiled, explainer, observer)
     with collector_paused():
         rw.run(graph.walk() if start is None else start, max_steps)
     return RewriteStats(
@@ -89,15 +91,20 @@ class Rewriter:
     """What a rule rewrites through, so that the engine knows what to look at again."""
 
     __slots__ = (
-        "_dead", "_droppable", "_explainer", "_mark", "_queue", "_queued", "_retyper", "_rule",
-        "_rules", "_table", "changed", "counts", "num_dropped",
+        "_dead", "_droppable", "_explainer", "_mark", "_observer", "_queue", "_queued", "_retyper",
+        "_rule", "_rules", "_table", "changed", "counts", "num_dropped",
     )  # fmt: skip
 
     def __init__(
-        self, graph: Graph, rules: Sequence[Compiled], explainer: Explainer | None = None
+        self,
+        graph: Graph,
+        rules: Sequence[Compiled],
+        explainer: Explainer | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._rules = rules
         self._explainer = explainer
+        self._observer = observer
         self._table: dict[OpSpec, tuple[Compiled, ...]] = {}
         self._queue: deque[Node] = deque()
         self._queued: set[Node] = set()
@@ -126,6 +133,8 @@ class Rewriter:
         graph = node.graph
         if graph is None:
             raise AssertionError(f"{node!r} is erased")
+        if self._observer is not None:
+            self._observer.replaced(self._rule, node, values)
         made = node.prev
         while made is not None and made is not self._mark:
             self._touch_new(made)
@@ -168,6 +177,8 @@ class Rewriter:
 
         The meaning of its results must be the same as before.
         """
+        if self._observer is not None:
+            self._observer.updated(self._rule, node)
         self._retyper.refresh(node)
         self.touch(node)
         for value in node.outputs:

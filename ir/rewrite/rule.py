@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,6 +47,16 @@ class Compiled(Protocol):
 
     def apply_at(self, node: Node, rw: Rewriter, trace: Trace | None) -> bool | Reject:
         """Rewrites `node` through `rw` and returns True, or says why not."""
+
+
+class Observer(Protocol):
+    """Sees rewrites as they happen; the match check is one."""
+
+    def replaced(self, rule: str, node: Node, values: Sequence[Value]) -> None:
+        """Called while the old node and the values that replace its results both exist."""
+
+    def updated(self, rule: str, node: Node) -> None:
+        """Called after a rule changed operands or attributes of a node in place."""
 
 
 class CanCompile(Protocol):
