@@ -68,11 +68,14 @@ def test_resize_with_antialias_agrees(mode: str, sizes: tuple[int, int], exclude
     check_agreement(proto, operands, rtol=RTOL, constant=(3,))
 
 
-@pytest.mark.parametrize("policy", ["stretch", "not_larger", "not_smaller"])
-@pytest.mark.parametrize("axes", [[2, 3], [3, 2], [-1, -2]])
+@pytest.mark.parametrize(
+    ("policy", "axes"),
+    [
+        *itertools.product(["stretch", "not_larger", "not_smaller"], [[2, 3], [3, 2]]),
+        ("stretch", [-1, -2]),
+    ],
+)
 def test_resize_with_axes_and_aspect_agrees(policy: str, axes: list[int]) -> None:
-    if axes[0] < 0 and policy != "stretch":
-        pytest.skip("the runtime ignores negative axes when it applies the policy, and resizes none")
     x = image(0, 1, 2, 6, 8)
     operands: list[Any] = [x, None, None, np.array([9, 7])]
     for symbolic in (False, True):
@@ -83,6 +86,17 @@ def test_resize_with_axes_and_aspect_agrees(policy: str, axes: list[int]) -> Non
         module = check_agreement(proto, operands, rtol=RTOL, constant=(3,))
         node = next(node for node in module.graph if node.op is resize)
         assert node.attrs["axes"] == (2, 3)
+
+
+@pytest.mark.parametrize(("policy", "shape"), [("not_larger", (7, 9)), ("not_smaller", (7, 9))])
+def test_resize_keeps_the_aspect_over_negative_axes(policy: str, shape: tuple[int, int]) -> None:
+    # the runtime does not find negative axes here and resizes none, so that it is no oracle:
+    # 9 / 8 and 7 / 6 are the ratios, and round(8 * 7 / 6) = 9, round(6 * 9 / 8) = 7
+    operands: list[Any] = [image(0, 1, 2, 6, 8), None, None, np.array([9, 7])]
+    proto = single_node(
+        "Resize", 18, operands, constant=(3,), axes=[-1, -2], keep_aspect_ratio_policy=policy
+    )
+    assert load_onnx(proto).graph.outputs[0].shape == (1, 2, *shape)
 
 
 @pytest.mark.parametrize("mode", ["linear", "cubic", "nearest"])

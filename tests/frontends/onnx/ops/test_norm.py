@@ -116,8 +116,14 @@ def test_layer_norm_rejects_an_axis_out_of_range() -> None:
         load_onnx(single_node("LayerNormalization", 17, operands, axis=-3))
 
 
-@pytest.mark.parametrize(("op_type", "opset"), [("SimplifiedLayerNormalization", 13), (
-    "SimplifiedLayerNormalization", 23), ("RMSNormalization", 23)])
+@pytest.mark.parametrize(
+    ("op_type", "opset"),
+    [
+        ("SimplifiedLayerNormalization", 13),
+        ("SimplifiedLayerNormalization", 23),
+        ("RMSNormalization", 23),
+    ],
+)
 @pytest.mark.parametrize("axis", [-1, -2])
 def test_rms_norm_agrees(op_type: str, opset: int, axis: int) -> None:
     shape = (2, 4, 5)

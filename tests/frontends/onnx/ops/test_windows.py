@@ -106,8 +106,11 @@ def test_pools_agree(op_type: str, seed: int) -> None:
     rng = random.Random(seed)
     rank = rng.choice([1, 2, 2, 3])
     attrs = windows(rng, rank, same=seed % 3 == 0)
-    opset = rng.choice({"MaxPool": [8, 10, 12, 22], "AveragePool": [7, 10, 19, 22], "LpPool": [
-        11, 18, 22]}[op_type])
+    opset = rng.choice(
+        {"MaxPool": [8, 10, 12, 22], "AveragePool": [7, 10, 19, 22], "LpPool": [11, 18, 22]}[
+            op_type
+        ]
+    )
     dilated_since = {"MaxPool": 10, "AveragePool": 19, "LpPool": 18}[op_type]
     ceil_since = {"MaxPool": 10, "AveragePool": 10, "LpPool": 18}[op_type]
     if opset < dilated_since:
@@ -206,7 +209,9 @@ def test_causal_conv_of_the_runtime_domain_agrees(with_past: bool) -> None:
     check_agreement(proto, operands, rtol=16 * EPS, constant=(1, 2))
 
 
-@pytest.mark.parametrize(("groups", "sharing", "mask"), [(1, 1, False), (2, 1, True), (2, 2, True), (1, 2, False)])
+@pytest.mark.parametrize(
+    ("groups", "sharing", "mask"), [(1, 1, False), (2, 1, True), (2, 2, True), (1, 2, False)]
+)
 def test_deform_conv_agrees(groups: int, sharing: int, mask: bool) -> None:
     operands: list[Any] = [
         normal(0, 2, 4, 7, 6),
