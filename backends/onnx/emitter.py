@@ -76,7 +76,10 @@ class EmitContext:
     @property
     def outputs(self) -> list[str]:
         """ONNX names of the results, "" where unused, trailing unused ones cut (not the first)."""
-        names = [self.name(v) if v.num_uses or i == 0 else "" for i, v in enumerate(self.node.outputs)]
+        names = [
+            self.name(value) if idx == 0 or value._uses or self.graph.shows_new_size(value) else ""
+            for idx, value in enumerate(self.node.outputs)
+        ]
         while len(names) > 1 and not names[-1]:
             names.pop()
         return names
@@ -306,6 +309,17 @@ class GraphEmitter:
             symbol = dim.as_symbol() if isinstance(dim, Dim) else None
             if symbol is not None and symbol.name not in self.sources:
                 self.sources[symbol.name] = (self.names[value], axis, len(value.shape or ()))
+
+    def shows_new_size(self, value: Value) -> bool:
+        """Returns whether a size that only run time knows can be read from `value` first.
+
+        Size attributes may speak of it although nothing uses the value's elements.
+        """
+        for dim in value.shape or ():
+            symbol = dim.as_symbol() if isinstance(dim, Dim) else None
+            if symbol is not None and symbol.defined and symbol.name not in self.sources:
+                return True
+        return False
 
     def dims(self, values: Sequence[DimLike] | DimLike) -> str:
         """Returns the name of an i64 tensor holding the sizes; see `EmitContext.ints`."""

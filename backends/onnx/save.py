@@ -128,7 +128,7 @@ def emit_graph(
             )
         emit_node(EmitContext(node, emitter.opset, emitter.profile, emitter))
         for value in node.outputs:
-            if value._uses:
+            if value._uses or emitter.shows_new_size(value):
                 emitter.note_sizes(value)
     outputs = []
     for out_name, value in zip(graph.output_names, graph.outputs, strict=True):

@@ -25,25 +25,25 @@ def _forward(node: Node, rw: Rewriter, value: Value | None) -> bool:
 
 @local_rule(arithmetic.add, logical.bitwise_or, logical.bitwise_xor)
 def add_zero(node: Node, rw: Rewriter) -> bool:
-    """X + 0 -> x, x | 0 -> x, x ^ 0 -> x."""
+    """`x + 0 -> x`, `x | 0 -> x`, `x ^ 0 -> x`."""
     return _forward(node, rw, other_operand(node, 0.0))
 
 
 @local_rule(arithmetic.sub)
 def subtract_zero(node: Node, rw: Rewriter) -> bool:
-    """X - 0 -> x."""
+    """`x - 0 -> x`."""
     return uniform(node.inputs[1]) == 0.0 and _forward(node, rw, node.inputs[0])
 
 
 @local_rule(arithmetic.mul)
 def multiply_by_one(node: Node, rw: Rewriter) -> bool:
-    """X * 1 -> x."""
+    """`x * 1 -> x`."""
     return _forward(node, rw, other_operand(node, 1.0))
 
 
 @local_rule(arithmetic.mul)
 def multiply_by_zero(node: Node, rw: Rewriter) -> bool:
-    """X * 0 -> 0 for integers."""
+    """`x * 0 -> 0` for integers."""
     out = node.outputs[0]
     if out.dtype is None or not out.dtype.is_integer:
         return False
@@ -55,13 +55,13 @@ def multiply_by_zero(node: Node, rw: Rewriter) -> bool:
 
 @local_rule(arithmetic.div)
 def divide_by_one(node: Node, rw: Rewriter) -> bool:
-    """X / 1 -> x."""
+    """`x / 1 -> x`."""
     return uniform(node.inputs[1]) == 1.0 and _forward(node, rw, node.inputs[0])
 
 
 @local_rule(arithmetic.pow_)
 def simple_power(node: Node, rw: Rewriter) -> bool:
-    """X ^ 1 -> x, x ^ 2 -> x * x, x ^ 0.5 -> sqrt(x) for floats."""
+    """`x ** 1 -> x`, `x ** 2 -> x * x`, `x ** 0.5 -> sqrt(x)` for floats."""
     x, out = node.inputs[0], node.outputs[0]
     exponent = uniform(node.inputs[1])
     if exponent is None or x is None or not same_type(x, out):
@@ -180,7 +180,7 @@ def where_decided(node: Node, rw: Rewriter) -> bool:
 
 @local_rule(logical.logical_and, logical.logical_or, logical.logical_xor)
 def truth_table(node: Node, rw: Rewriter) -> bool:
-    """`x and true -> x`, `x and false -> false`, `x or false -> x`, `x or true -> true`, …"""
+    """`x and true -> x`, `x and false -> false`, `x or false -> x`, `x or true -> true`."""
     for idx in (0, 1):
         value, partner = node.inputs[idx], node.inputs[1 - idx]
         truth = uniform(value)

@@ -19,7 +19,7 @@ reshape = reshaping.reshape
 
 @local_rule(cast.identity)
 def identity(node: Node, rw: Rewriter) -> bool:
-    """Drops copies: identity(x) -> x."""
+    """`identity(x) -> x`."""
     value = node.inputs[0]
     if value is None:
         return False
@@ -50,7 +50,7 @@ def reshape_to_own_shape(node: Node, rw: Rewriter) -> bool:
 
 @local_rule(reshape)
 def reshape_resolved(node: Node, rw: Rewriter) -> bool:
-    """Reshape {shape=[…, -1, …]} or of an operand -> the sizes that are known."""
+    """`reshape {shape=[…, -1, …]}` -> the sizes that are known."""
     shape, out = node.attrs["shape"], node.outputs[0].shape
     x = node.inputs[0]
     if x is None or x.shape is None or out is None or shape == out:

@@ -81,7 +81,7 @@ def slice_of_slice(node: Node, rw: Rewriter) -> bool:
 
 @local_rule(concat)
 def concat_of_concat(node: Node, rw: Rewriter) -> bool:
-    """concat(concat(x, y), z) along one axis -> concat(x, y, z), also where the inner one stays."""
+    """concat(concat(x, y), z) along one axis -> concat(x, y, z)."""
     rank, axis = node.outputs[0].rank, node.attrs["axis"]
     if rank is None:
         return False
