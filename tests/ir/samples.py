@@ -128,7 +128,22 @@ SAMPLES: dict[str, Samples] = {
     ),
     "rnn": _recurrent(1),
     "gru": _recurrent(3),
-    "lstm": _recurrent(4, more=1),
+    "lstm": (
+        *_recurrent(4, more=1),
+        Sample(
+            (
+                floats(3, 3, 4),
+                floats(1, 20, 4),
+                floats(1, 20, 5),
+                None,
+                None,
+                None,
+                None,
+                floats(1, 15),
+            ),
+            {"hidden_size": 5, **_activations(4)},
+        ),
+    ),
     "matmul": (
         Sample((floats(3, 4), floats(4, 5))),
         Sample((floats(2, 3, 4, 5), floats(3, 5, 6))),

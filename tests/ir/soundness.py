@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.axes import Axis, BoundRule, Role, bind_node, resized_attrs, rule_of
+from regraft.ir.axes import Axis, AxisRule, BoundRule, Role, bind_node, resized_attrs, rule_of
 from regraft.ir.errors import RegraftError
 from regraft.ir.evaluate import evaluate_node
 from regraft.ir.graph import Graph, Node
@@ -96,16 +96,30 @@ class Report:
     informative: bool = False
 
 
-def attack(spec: OpSpec, sample: Sample, *, seed: int = 0) -> Report:
-    """Attacks a spec's rule on one sample, on data of every sign and both float types."""
+def attack(
+    spec: OpSpec, sample: Sample, rule: Callable[[AxisRule], AxisRule] | None = None
+) -> Report:
+    """Attacks a spec's rule on one sample, on data of every sign and both float types.
+
+    Args:
+        spec: The operator.
+        sample: One node of it.
+        rule: Falsifies the spec's rule, to test the attack itself.
+    """
     report = Report()
     for kind in KINDS:
         for dtype in FLOATS:
-            rng = np.random.default_rng(seed)
+            rng = np.random.default_rng(0)
             operands = [None if d is None else d(rng, kind, dtype) for d in sample.operands]
             if not spec.is_variadic:  # trailing absent operands need not be written
                 operands += [None] * (len(spec.operands) - len(operands))
-            _attack(spec, sample, operands, f"{kind} {dtype}", report)
+            node = make_node(spec, operands, sample.attrs, sample.num_outputs)
+            stated = rule_of(node)
+            if stated is None:
+                report.broken.append(f"{spec.name}: no rule for this sample")
+                return report
+            stated = stated if rule is None else rule(stated)
+            _attack(node, stated, operands, f"{kind} {dtype}", report)
     return report
 
 
@@ -125,36 +139,40 @@ def make_node(
 
 
 def _attack(
-    spec: OpSpec, sample: Sample, operands: list[Array | None], what: str, report: Report
+    node: Node, rule: AxisRule, operands: list[Array | None], what: str, report: Report
 ) -> None:
-    node = make_node(spec, operands, sample.attrs, sample.num_outputs)
-    rule = rule_of(node)
-    if rule is None:
-        report.broken.append(f"{spec.name}: no rule for this sample")
-        return
+    name = f"{node.op.name} {dict(node.attrs)}"
     bound = bind_node(node, rule, with_results=True)
     base = evaluate_node(node, operands, {})[: len(node.outputs)]
     report.informative |= any(_informative(result) for result in base)
     roles = {factor.name: factor.role for axis in _axes(bound) for factor in axis}
     for label in roles:
         if label not in bound.sizes:
-            report.broken.append(f"{spec.name}: nothing tells the size of label `{label}`")
+            report.broken.append(f"{name}: nothing tells the size of label `{label}`")
             return
         if len({f.free for axis in _axes(bound) for f in axis if f.name == label}) > 1:
-            report.broken.append(f"{spec.name}: label `{label}` is free here and tied there")
+            report.broken.append(f"{name}: label `{label}` is free here and tied there")
+            return
+        first = bound.results[0] or ()
+        if roles[label] is Role.SUM and any(f.name == label for axis in first for f in axis):
+            report.broken.append(f"{name}: label `{label}` is summed, yet in the first result")
             return
     for label, role in roles.items():
         if role is Role.FIXED:
             continue
         report.claimed.add(label)
-        if int(str(bound.sizes[label])) < 2:
+        size = bound.sizes[label]
+        if not isinstance(size, int):
+            report.broken.append(f"{name}: only run time knows the size `{size}` of `{label}`")
+            continue
+        if size < 2:
             continue
         for keep in _subsets(label, bound):
             problem = _drop(node, bound, operands, base, label, role, keep)
             report.tested.add(label)
             if problem:
                 report.broken.append(
-                    f"{spec.name} {dict(sample.attrs)}: {role.value} label `{label}`, "
+                    f"{name}: {role.value} label `{label}`, "
                     f"keeping {keep.tolist()}, {what}: {problem}"
                 )
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from regraft.ir.axes import AxisRule, Role, Star, bind_node, rule_of
 from regraft.ir.graph import Node
 from regraft.ir.ops import OPS
 from regraft.ir.ops.shapes import infer_same
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType
 from tests.ir.samples import SAMPLES, samples_of
-from tests.ir.soundness import Sample, attack, floats, make_node
+from tests.ir.soundness import FLOATS, Sample, attack, floats, make_node
 
 RULED = [spec for spec in OPS.values() if spec.axes is not None]
 
@@ -32,6 +35,49 @@ def test_axis_rule_is_sound(spec: OpSpec) -> None:
 
 def test_every_sample_belongs_to_an_operator_with_a_rule() -> None:
     assert [name for name in SAMPLES if name not in {spec.name for spec in RULED}] == []
+
+
+def falsified(rule: AxisRule, label: str, role: Role) -> AxisRule:
+    def axis(item: Any) -> Any:
+        if isinstance(item, Star):
+            return dataclasses.replace(item, role=role) if item.name == label else item
+        return tuple(dataclasses.replace(f, role=role) if f.name == label else f for f in item)
+
+    def terms(of: Any) -> Any:
+        return tuple(None if term is None else tuple(axis(a) for a in term) for term in of)
+
+    return AxisRule(terms(rule.operands), terms(rule.results))
+
+
+# Labels that could be called so without being reported, each with the reason.
+SURVIVES = {
+    ("global_lp_pool", "s", Role.SUM): "a zero adds nothing to the norm; nobody prunes space",
+    ("scatter_elements", "i", Role.SUM): "adding a zero changes nothing, in this variant alone",
+    ("qlinear_matmul", "b", Role.SUM): "the sample has no batch axes",
+}
+
+
+@pytest.mark.parametrize("spec", RULED, ids=lambda spec: spec.name)
+def test_samples_tell_fixed_and_pass_labels_apart(spec: OpSpec) -> None:
+    survivors = []
+    for role in (Role.PASS, Role.SUM):
+        reported: dict[str, bool] = {}
+        for sample in samples_of(spec):
+            rng = np.random.default_rng(0)
+            operands = [None if d is None else d(rng, "mixed", FLOATS[0]) for d in sample.operands]
+            node = make_node(spec, operands, sample.attrs, sample.num_outputs)
+            rule = rule_of(node)
+            assert rule is not None
+            bound = bind_node(node, rule, with_results=True)
+            for label, true_role in rule.roles().items():
+                sizes = [size for name, size in bound.sizes.items() if name.startswith(label)]
+                if true_role in (role, Role.SUM) or all(size == 1 for size in sizes):
+                    continue
+                report = attack(spec, sample, partial(falsified, label=label, role=role))
+                name = label.rstrip("0123456789")
+                reported[name] = reported.get(name, False) or bool(report.broken)
+        survivors += [(spec.name, name, role) for name, found in reported.items() if not found]
+    assert [item for item in survivors if item not in SURVIVES] == []
 
 
 # -- rules that lie -----------------------------------------------------------------------------
