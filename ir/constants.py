@@ -116,8 +116,10 @@ OPS: tuple[OpSpec, ...] = (literal, weight, opaque)
 
 def is_constant(value: Value | None) -> bool:
     """Returns whether a `literal` or `weight` produces the value."""
-    return value is not None and value.producer is not None and (
-        value.producer.op is literal or value.producer.op is weight
+    return (
+        value is not None
+        and value.producer is not None
+        and (value.producer.op is literal or value.producer.op is weight)
     )
 
 
@@ -142,7 +144,10 @@ def constant_of(value: Value | None, max_bytes: int = 1 << 20) -> Array | None:
 
 
 def captured_value(value: Value) -> Value | None:
-    """Returns the outer value that a body input always equals (a capture), or None."""
+    """Returns the outer value that a body input always equals (a capture or an invariant), or None.
+
+    An invariant is a carried value that the body passes on as it is.
+    """
     body = value.graph
     if body is None or body.parent is None:
         return None
@@ -152,6 +157,12 @@ def captured_value(value: Value) -> Value | None:
     # captures are the last inputs of every body and the last operands of its node
     num_captures = parent.attrs.get("num_captures", 0)
     from_end = len(body.inputs) - value.index
-    if from_end > num_captures:
+    if from_end <= num_captures:
+        return parent.inputs[len(parent.inputs) - from_end]
+    # a scan's carried values are its first inputs and results; a loop's come after the iteration
+    # number and the condition, and their next values after the condition
+    first, first_result = (0, 0) if "num_scanned" in parent.attrs else (2, 1)
+    carried = value.index - first
+    if not 0 <= carried < parent.attrs.get("num_carried", 0):
         return None
-    return parent.inputs[len(parent.inputs) - from_end]
+    return parent.inputs[value.index] if body.outputs[first_result + carried] is value else None

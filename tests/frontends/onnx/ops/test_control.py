@@ -308,3 +308,24 @@ def test_opaque_body_of_a_loop_runs_in_onnx_runtime(monkeypatch):
     module = load_onnx(proto)
     assert node_of(module, opaque).attrs["op_type"] == "Loop"
     assert mismatch(run_ort(to_proto(module), values), run_ort(proto, values), 0, 0) == ""
+
+
+def test_constants_are_seen_through_loop_invariants():
+    text = """
+    g (int64 n, float[D] x) => (float[D] y, float[D] z) {
+      t = Constant <value = bool {1}> ()
+      k = Constant <value = float {2}> ()
+      y, k2, z = Loop (n, t, x, k, x) <
+        body = b (int64 i, bool c, float[D] v, float s, float[D] w)
+          => (bool c2, float[D] v2, float s, float[D] w2) {
+          c2 = Identity(c)  v2 = Mul(v, s)  w2 = Neg(w)
+        }
+      >
+    }
+    """
+    module = load_onnx(model(text))
+    body = node_of(module, control.loop).bodies[0]
+    assert constant_of(body.inputs[3]) == 2
+    assert captured_value(body.inputs[2]) is None
+    assert captured_value(body.inputs[1]) is None
+    assert_agree(model(text), {"n": np.array(3), "x": x(3)}, **EXACT)
