@@ -13,7 +13,7 @@ import numpy as np
 from regraft.ir.convert import convert
 from regraft.ir.dims import mod
 from regraft.ir.evaluate import EvalContext
-from regraft.ir.graph import Node
+from regraft.ir.graph import Node, Value
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import DType, TensorType
 
@@ -56,15 +56,17 @@ def spread(param: Array, x: Array, axis: int | None, block_size: int) -> Array:
     return param.reshape((-1, *(1,) * (x.ndim - 1 - axis)))
 
 
+def _ones(value: Value | None) -> str:
+    """Term of a scale or zero point that serves the whole tensor: rank 0, or axes of size 1."""
+    return "." if value is None or value.rank is None else " ".join("1" * value.rank)
+
+
 def _axes(node: Node) -> str | None:
     x, scale, zero_point = node.inputs[:3]
     axis = node.attrs["axis"]
     tail = "" if zero_point is None else ", {0}"
     if axis is None:
-        if scale is None or scale.rank is None:
-            return None
-        one = " ".join("1" * scale.rank)
-        return f"*b, {one}{tail.format(one)} -> *b"
+        return f"*b, {_ones(scale)}{tail.format(_ones(zero_point))} -> *b"
     if x is None or x.shape is None:
         return None
     labels = [f"a{i}" for i in range(len(x.shape))]
