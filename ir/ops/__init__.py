@@ -23,7 +23,9 @@ from regraft.ir.ops import (
     linear_attention,
     logical,
     loss,
+    moe,
     norm,
+    optional,
     pool,
     quant,
     quant_linalg,
@@ -91,6 +93,8 @@ FAMILIES: tuple[tuple[OpSpec, ...], ...] = (
     signal.OPS,
     detection.OPS,
     sequence.OPS,
+    moe.OPS,
+    optional.OPS,
 )
 
 

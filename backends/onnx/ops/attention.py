@@ -10,8 +10,16 @@ import numpy as np
 
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.ir.builder import Builder
+from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import arithmetic, attention, linear_attention, logical, rotary
+from regraft.ir.ops import (
+    arithmetic,
+    attention,
+    linear_attention,
+    logical,
+    repeating,
+    rotary,
+)
 from regraft.ir.ops.attention_body import visible_mask
 from regraft.ir.types import DType
 
@@ -21,18 +29,25 @@ _LENGTHS_SINCE = 24
 def _attention(e: EmitContext) -> None:
     node = e.node
     attrs = node.attrs
-    q, lengths, sinks = node.inputs[0], node.inputs[4], node.inputs[5]
-    is_cache = lengths is not None and e.opset >= _LENGTHS_SINCE
-    if sinks is not None or attrs["mask_before_softcap"] or q is None or q.shape is None:
+    q, k, mask, lengths, sinks = (node.inputs[i] for i in (0, 1, 3, 4, 5))
+    if sinks is not None or attrs["mask_before_softcap"]:
         e.inline()
         return
+    if q is None or k is None or q.shape is None or k.shape is None:
+        raise UnsupportedError(
+            f"attention ({', '.join(node.loc[:1])}) of unknown shape cannot be emitted"
+        )
+    has_full_mask = mask is None or (
+        mask.shape is not None and mask.shape[-2:] == (q.shape[2], k.shape[2])
+    )
+    is_cache = lengths is not None and e.opset >= _LENGTHS_SINCE
     windowed = attention.is_windowed(node)
     plain = attrs["window"] == (-1, 0) and (
         (attrs["causal_offset"] == 0 and lengths is None)
         or (is_cache and _is_aligned_to_lengths(node))
     )
-    if (windowed and not plain) or (lengths is not None and not is_cache):
-        e.inline(_with_explicit_mask)
+    if not has_full_mask or (windowed and not plain) or (lengths is not None and not is_cache):
+        e.inline(_with_full_mask)
         return
     names = [e.name(value) for value in node.inputs[:4]]
     if lengths is not None:
@@ -59,21 +74,23 @@ def _is_aligned_to_lengths(node: Node) -> bool:
     return amount is not None and amount.content in (wanted, (wanted,))
 
 
-def _with_explicit_mask(node: Node, b: Builder) -> Value:
-    """Writes window and lengths as a mask."""
+def _with_full_mask(node: Node, b: Builder) -> Value:
+    """Writes window and lengths as a mask, whose last axes runtimes want in full size."""
     q, k, v, mask, lengths, _, offset = node.inputs
     if q is None or k is None or q.shape is None or k.shape is None or q.dtype is None:
         raise AssertionError("attention without a shape")
     sizes = (q.shape[2], k.shape[2])
     visible = visible_mask(b, node.attrs, sizes, lengths, offset)
-    if visible is None:
-        raise AssertionError("every key is visible")
-    if mask is None:
-        mask = visible
-    elif mask.dtype is DType.BOOL:
-        mask = b.op(logical.logical_and, mask, visible)
-    else:
-        mask = b.op(logical.where, visible, mask, b.constant(-np.inf, mask.dtype))
+    if visible is not None and mask is not None:
+        if mask.dtype is DType.BOOL:
+            visible = b.op(logical.logical_and, mask, visible)
+        else:
+            visible = b.op(logical.where, visible, mask, b.constant(-np.inf, mask.dtype))
+    mask = mask if visible is None else visible
+    if mask is None or mask.shape is None:
+        raise AssertionError("attention without a mask")
+    if mask.shape[-2:] != sizes:
+        mask = b.op(repeating.expand, mask, shape=(*mask.shape[:-2], *sizes))
     attrs = {**node.attrs, "causal_offset": None}
     return b.op(attention.attention, q, k, v, mask, **attrs)
 

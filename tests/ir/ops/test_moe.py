@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from regraft.ir.errors import TypeInferenceError
+from regraft.ir.graph import Graph
+from regraft.ir.ops.moe import ACTIVATIONS, SCORINGS, moe
+from regraft.ir.types import DType, TensorType
+from tests.ir.ops.both_ways import computed
+from tests.ir.soundness import Sample, attack, floats
+
+E, F, D, O = 5, 6, 4, 3
+RNG = np.random.default_rng(1)
+
+
+def _floats(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+X, ROUTER, UP, DOWN = _floats(2, 7, D), _floats(2, 7, E), _floats(E, F, D), _floats(E, O, F)
+GATE, UP_BIAS, DOWN_BIAS, GATE_BIAS = _floats(E, F, D), _floats(E, F), _floats(E, O), _floats(E, F)
+SCORE_BIAS = 3 * _floats(E)
+
+ACTIVATE = {
+    "relu": lambda x: max(x, 0.0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+}
+
+
+def _reference(scoring: str, activation: str, *, full: bool) -> np.ndarray:
+    """Token by token, as the papers state it."""
+    out = np.zeros((2, 7, O))
+    act = np.vectorize(ACTIVATE[activation])
+    for i in np.ndindex(2, 7):
+        logits = ROUTER[i].astype(np.float64)
+        soft = np.exp(logits) / np.exp(logits).sum()
+        score = {"softmax": soft, "sigmoid": 1 / (1 + np.exp(-logits)), "topk_softmax": logits}
+        chosen = np.argsort(-(score[scoring] + (SCORE_BIAS if full else 0)))[:2]
+        weights = score[scoring][chosen]
+        if scoring == "topk_softmax":
+            weights = np.exp(weights) / np.exp(weights).sum()
+        if full:
+            weights = 1.5 * weights / weights.sum()
+        for e, weight in zip(chosen, weights, strict=True):
+            if full:
+                hidden = act(GATE[e] @ X[i] + GATE_BIAS[e]) * (UP[e] @ X[i] + UP_BIAS[e])
+                out[i] += weight * (DOWN[e] @ hidden + DOWN_BIAS[e])
+            else:
+                out[i] += weight * (DOWN[e] @ act(UP[e] @ X[i]))
+    return out
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("activation", sorted(ACTIVATE))
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_moe_follows_its_definition_everywhere(scoring: str, activation: str, full: bool) -> None:
+    rest = [GATE, UP_BIAS, DOWN_BIAS, GATE_BIAS, SCORE_BIAS] if full else []
+    attrs = {"routed_scale": 1.5, "renormalize": True} if full else {}
+    (out,) = computed(
+        moe, [X, ROUTER, UP, DOWN, *rest], opset=17,
+        top_k=2, scoring=scoring, activation=activation, **attrs,
+    )  # fmt: skip
+    expected = _reference(scoring, activation, full=full)
+    # sums of F x D products
+    atol = 64 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(out, expected, atol=atol, rtol=0)
+
+
+def test_moe_equal_scores_choose_the_lower_expert() -> None:
+    router = np.zeros_like(ROUTER)
+    down = np.zeros_like(DOWN)
+    down[0] = DOWN[0]
+    bias = np.arange(E * O, dtype=np.float32).reshape(E, O)
+    (out,) = computed(
+        moe, [X, router, np.zeros_like(UP), down, None, None, bias], opset=17, top_k=1,
+        scoring="topk_softmax", activation="relu",
+    )  # fmt: skip
+    assert (out == bias[0]).all()
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_moe_rule_holds(activation: str) -> None:
+    operands = (
+        floats(2, 7, D), floats(2, 7, E), floats(E, F, D), floats(E, O, F), floats(E, F, D),
+        floats(E, F), floats(E, O), floats(E, F), floats(E),
+    )  # fmt: skip
+    attrs = {"top_k": 2, "scoring": "sigmoid", "activation": activation}
+    for count in (4, 9):
+        report = attack(moe, Sample((*operands[:count], *[None] * (9 - count)), attrs))
+        assert report.broken == []
+        assert report.tested == {"b0", "b1", "d", "f", "o"}  # experts are not droppable
+
+
+def test_moe_says_which_sizes_disagree() -> None:
+    graph = Graph()
+    shapes = [(7, D), (7, E), (E, F, D + 1), (E, O, F)]
+    inputs = [graph.add_input(None, TensorType(DType.F32, shape)) for shape in shapes]
+    with pytest.raises(TypeInferenceError, match="the channels of x and `up` have sizes 5 and 4"):
+        graph.create(moe, inputs, {"top_k": 1})
+    with pytest.raises(TypeInferenceError, match="`scoring` is `tanh`"):
+        graph.create(moe, inputs, {"top_k": 1, "scoring": "tanh"})
