@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from regraft.ir.dims import DimLike, Shape, exact_quotient, known_equal
+from regraft.ir.dims import DimLike, Shape, exact_quotient, exactdiv, known_equal
 from regraft.ir.graph import Node
 
 
@@ -46,17 +46,38 @@ def reshape_rule(x: Shape, out: Shape) -> tuple[str, str] | None:
             b, j = out[j], j + 1
         if a == 1 and b == 1:
             return _term(left), _term(right)
-        if known_equal(a, b):
-            a, b = 1, 1
-        elif b != 1 and (quotient := exact_quotient(a, b)) is not None:
-            a, b = quotient, 1
-        elif a != 1 and (quotient := exact_quotient(b, a)) is not None:
-            a, b = 1, quotient
-        else:
+        rest = _rest(a, b, x[i:], out[j:])
+        if rest is None:
             return None
         left[i - 1].append(f"d{num}")
         right[j - 1].append(f"d{num}")
+        a, b = rest
         num += 1
+
+
+def _rest(a: DimLike, b: DimLike, xs: Shape, outs: Shape) -> tuple[DimLike, DimLike] | None:
+    """Returns what is left of two sizes without their shared outer factor; one of them is 1."""
+    if known_equal(a, b):
+        return 1, 1
+    if b != 1 and (quotient := exact_quotient(a, b)) is not None:
+        return quotient, 1
+    if a != 1 and (quotient := exact_quotient(b, a)) is not None:
+        return 1, quotient
+    # [S] -> [4, S / 4] divides although S is no multiple of 4 as a polynomial
+    if b != 1 and _starts_with(outs, a, b):
+        return exactdiv(a, b), 1
+    if a != 1 and _starts_with(xs, b, a):
+        return 1, exactdiv(b, a)
+    return None
+
+
+def _starts_with(sizes: Shape, total: DimLike, first: DimLike) -> bool:
+    """Returns whether `first` times some leading `sizes` is `total`."""
+    for size in sizes:
+        first = size * first
+        if known_equal(first, total):
+            return True
+    return False
 
 
 def _term(axes: list[list[str]]) -> str:

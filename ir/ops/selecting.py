@@ -237,18 +237,11 @@ compress = OpSpec(
 
 def _infer_non_zero(node: Node) -> Type:
     x = node.inputs[0]
-    rank: DimLike | None = None if x is None else x.rank
+    rank = None if x is None else x.rank
     total = None if x is None or not isinstance(x.type, TensorType) else x.type.num_elements
-    if rank is None:
-        rank = node.fresh_dim(0, 0)
+    size: DimLike = node.fresh_dim(0, 0) if rank is None else max(rank, 1)  # a scalar counts as one axis
     found = node.fresh_dim(0, 1, hi=None if isinstance(total, Dim) else total)
-    return TensorType(DType.I64, (rank, found))
-
-
-def _eval_non_zero(c: EvalContext, x: Array) -> Array:
-    if x.ndim == 0:  # as ONNX: no coordinates, one column when the scalar is set
-        return np.zeros((0, int(bool(x))), np.int64)
-    return np.array(np.nonzero(x), np.int64).reshape(x.ndim, -1)
+    return TensorType(DType.I64, (size, found))
 
 
 non_zero = OpSpec(
@@ -257,7 +250,7 @@ non_zero = OpSpec(
     operands=(Operand("x"),),
     traits=_CHOICE | Trait.RAW,
     infer=_infer_non_zero,
-    eval=_eval_non_zero,
+    eval=lambda c, x: np.array(np.nonzero(np.atleast_1d(x)), np.int64),
 )
 
 

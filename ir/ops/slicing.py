@@ -30,6 +30,7 @@ Array = np.ndarray[Any, Any]
 
 _MOVEMENT = Trait.PURE | Trait.DATA_MOVEMENT
 _HUGE = (1 << 31) - 1  # exporters write INT32_MAX or INT64_MAX for "to the end"
+_INT64_MAX = (1 << 63) - 1
 
 
 # -- slice --------------------------------------------------------------------------------------
@@ -42,17 +43,21 @@ def slice_size(size: DimLike, start: DimLike, end: DimLike, step: DimLike) -> Di
     """
     if isinstance(step, Dim) or step == 0:
         return None
+    end = _end(end, step)
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return len(range(*_python_slice(size, start, end, step).indices(size)))
-    low, high = (0, size) if step > 0 else (-1, size - 1)
-    first = _position(start, size, 0, high)
-    last = _position(end, size, low, high)
+    if step > 0:
+        first, last = _position(start, size, 0, size), _position(end, size, 0, size)
+    else:
+        high = size - 1
+        first = _position(start, size, dim_min(0, high), high)
+        last = _position(end, size, -1, high)
     if first is None or last is None:
         return None
     return ceildiv(dim_max(last - first if step > 0 else first - last, 0), abs(step))
 
 
-def _position(value: DimLike, size: DimLike, low: int, high: DimLike) -> DimLike | None:
+def _position(value: DimLike, size: DimLike, low: DimLike, high: DimLike) -> DimLike | None:
     """Returns a slice boundary clamped to [low, high], None when its sign is unknown."""
     if isinstance(value, int):
         if value >= _HUGE:
@@ -72,7 +77,12 @@ def _position(value: DimLike, size: DimLike, low: int, high: DimLike) -> DimLike
 
 def _python_slice(size: int, start: int, end: int, step: int) -> slice:
     # a backward slice that starts before the front takes nothing in Python, the front in ONNX
-    return slice(0 if step < 0 and start < -size else start, end, step)
+    return slice(0 if step < 0 and start < -size else start, _end(end, step), step)
+
+
+def _end(end: Any, step: int) -> Any:
+    # ONNX Runtime reads the largest i32 and i64 as "all the way" in both directions
+    return -_INT64_MAX if step < 0 and end in (_HUGE, _INT64_MAX) else end
 
 
 def sliced_axes(node: Node) -> tuple[int, ...] | None:
@@ -301,7 +311,7 @@ def _infer_concat(node: Node) -> Type:
         for i, dim in enumerate(shape):
             if i != axis and dim != result[i]:
                 result[i] = same_size(node, result[i], dim, f"axes {i}")
-    if len(shapes) < len(values):
+    if any(value.shape is None for value in values):
         result[axis] = node.fresh_dim(0, axis)
     else:
         total: DimLike = 0
