@@ -19,11 +19,13 @@ from regraft.frontends.onnx.ops import (
     loss,
     movement,
     norm,
+    optional,
     pool,
     quant,
     random,
     reduce,
     rnn,
+    sequence,
     signal,
     softmax,
 )
@@ -51,4 +53,6 @@ FAMILIES: tuple[tuple[Import, ...], ...] = (
     attention.IMPORTS,
     signal.IMPORTS,
     detection.IMPORTS,
+    sequence.IMPORTS,
+    optional.IMPORTS,
 )
