@@ -91,6 +91,9 @@ def check_agreement(
     values = dict(zip((str(v.name) for v in module.graph.inputs), inputs, strict=True))
     check_types(module, values)
     assert mismatch(evaluate(module, values).values(), expected, rtol, atol) == "", "evaluated"
+    exact = evaluate(module, values, oracle=True).values()
+    rounded = [x.astype(e.dtype) for x, e in zip(exact, expected, strict=True)]
+    assert mismatch(rounded, expected, rtol, atol) == "", "evaluated in f64"
     return module
 
 

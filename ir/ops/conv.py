@@ -1,4 +1,4 @@
-"""Convolution: conv, conv_transpose, causal_conv."""
+"""Convolution: conv, conv_transpose."""
 
 from __future__ import annotations
 
@@ -132,13 +132,14 @@ def _convolve_depthwise(padded: Array, weight: Array, windows: Windows, out: Arr
     return out
 
 
-def _add_bias(out: Array, bias: Array | None) -> Array:
+def add_bias(out: Array, bias: Array | None) -> Array:
+    """Returns `out f[N, M, *t]` plus `bias f[M]`, if there is one."""
     return out if bias is None else out + bias.reshape(1, -1, *(1,) * (out.ndim - 2))
 
 
 def _eval_conv(c: EvalContext, x: Array, weight: Array, bias: Array | None) -> Array:
     windows = windows_of(c.attrs, weight.shape[2:])
-    return _add_bias(convolve(x, weight, windows, c.attrs["groups"]), bias)
+    return add_bias(convolve(x, weight, windows, c.attrs["groups"]), bias)
 
 
 conv = OpSpec(
@@ -237,7 +238,7 @@ def _eval_conv_transpose(c: EvalContext, x: Array, weight: Array, bias: Array | 
         index: Index = (slice(None), slice(None), *tap)
         view += columns[index]
     kept: Index = (..., *(slice(b, b + size) for b, size in zip(begin, sizes, strict=True)))
-    return _add_bias(out[kept], bias)
+    return add_bias(out[kept], bias)
 
 
 conv_transpose = OpSpec(
@@ -259,47 +260,4 @@ conv_transpose = OpSpec(
 )
 
 
-def _infer_causal_conv(node: Node) -> tuple[Type, Type]:
-    x, weight = _operands(node)
-    if x.shape is None:
-        return TensorType(x.dtype, None), TensorType(x.dtype, None)
-    if len(x.shape) != 3:
-        raise node.error(f"x has rank {len(x.shape)}, expected [batch, channels, length]")
-    state = node.fresh_dim(1, 2) if weight.shape is None else weight.shape[2] - 1
-    return x.type, TensorType(x.dtype, (*x.shape[:2], state))
-
-
-def _eval_causal_conv(
-    c: EvalContext, x: Array, weight: Array, bias: Array | None, past: Array | None
-) -> tuple[Array, Array]:
-    channels, taps_ = x.shape[1], weight.shape[2]
-    if past is None:
-        past = np.zeros((*x.shape[:2], taps_ - 1), x.dtype)
-    padded = np.concatenate([past, x], axis=2)
-    windows = Windows((taps_,), (1,), (1,), (0, 0))
-    out = _add_bias(convolve(padded, weight, windows, channels), bias)
-    if c.attrs["activation"] == "silu":
-        out = out / (1 + np.exp(-out))
-    return out, padded[:, :, padded.shape[2] - (taps_ - 1) :]
-
-
-def _flops_causal_conv(node: Node) -> DimLike | None:
-    x, weight = node.inputs[0], node.inputs[1]
-    if x is None or weight is None or x.shape is None or weight.shape is None:
-        return None
-    return product(x.shape) * weight.shape[2] * 2
-
-
-causal_conv = OpSpec(
-    name="causal_conv",
-    source="ONNX CausalConvWithState-27",
-    operands=(*_OPERANDS, Operand("past", optional=True)),
-    results=("out", "present"),
-    attrs=(Attr("activation", AttrKind.STR, "none"),),  # none, silu
-    axes="n c t!, c 1 k!, c, n c p! -> n c t!, n c p!",
-    infer=_infer_causal_conv,
-    eval=_eval_causal_conv,
-    flops=_flops_causal_conv,
-)
-
-OPS: tuple[OpSpec, ...] = (conv, conv_transpose, causal_conv)
+OPS: tuple[OpSpec, ...] = (conv, conv_transpose)

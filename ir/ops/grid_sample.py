@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node
 from regraft.ir.ops.interpolation import sample_points
 from regraft.ir.ops.windows import spatial_labels
@@ -50,6 +51,16 @@ def _eval_grid_sample(c: EvalContext, x: Array, grid: Array) -> Array:
     return out.reshape(*x.shape[:2], *grid.shape[1:-1])
 
 
+def _flops_grid_sample(node: Node) -> DimLike | None:
+    """Counts a multiply-accumulate per tap and result element; nearest copies."""
+    shape = node.output.shape
+    if shape is None:
+        return None
+    taps = {"nearest": 0, "linear": 2, "cubic": 4}[node.attrs["mode"]]
+    num_taps: int = taps ** (len(shape) - 2)
+    return product(shape) * (2 * num_taps)
+
+
 grid_sample = OpSpec(
     name="grid_sample",
     source="ONNX GridSample-22",
@@ -62,6 +73,7 @@ grid_sample = OpSpec(
     axes=_axes_grid_sample,
     infer=_infer_grid_sample,
     eval=_eval_grid_sample,
+    flops=_flops_grid_sample,
 )
 
 
@@ -94,6 +106,12 @@ def _eval_affine_grid(c: EvalContext, theta: Array, size: Array | None) -> Array
     return grid.reshape(theta.shape[0], *spatial, len(spatial))
 
 
+def _flops_affine_grid(node: Node) -> DimLike | None:
+    """Counts the product of every point, in homogeneous coordinates, with theta."""
+    shape = node.output.shape
+    return None if shape is None else product(shape) * (2 * (len(shape) - 1))
+
+
 affine_grid = OpSpec(
     name="affine_grid",
     source="ONNX AffineGrid-20",
@@ -101,6 +119,7 @@ affine_grid = OpSpec(
     attrs=(Attr("align_corners", AttrKind.BOOL, False),),
     infer=_infer_affine_grid,
     eval=_eval_affine_grid,
+    flops=_flops_affine_grid,
 )
 
 OPS: tuple[OpSpec, ...] = (grid_sample, affine_grid)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regraft.ir.dims import DimLike, floordiv
+from regraft.ir.dims import DimLike, floordiv, product
 from regraft.ir.graph import Node
 from regraft.ir.ops.interpolation import Axis1D, resize_axis
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
@@ -131,6 +131,13 @@ def _eval_resize(
     return np.clip(np.rint(result), info.min, info.max).astype(x.dtype)
 
 
+def _flops_resize(node: Node) -> DimLike | None:
+    """Counts a multiply-accumulate per tap, axis and result element; nearest copies."""
+    shape = node.output.shape
+    taps = {"nearest": 0, "linear": 2, "cubic": 4}[node.attrs["mode"]]
+    return None if shape is None else product(shape) * (2 * taps * len(node.attrs["axes"]))
+
+
 resize = OpSpec(
     name="resize",
     source="ONNX Resize-19",
@@ -157,6 +164,7 @@ resize = OpSpec(
     axes=_axes_resize,
     infer=_infer_resize,
     eval=_eval_resize,
+    flops=_flops_resize,
 )
 
 OPS: tuple[OpSpec, ...] = (resize,)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node
 from regraft.ir.ops.shapes import infer_same, normalize_axis
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _X = (Operand("x"),)
+
+
+def _flops(node: Node, per_element: int) -> DimLike | None:
+    shape = node.output.shape
+    return None if shape is None else product(shape) * per_element
 
 
 def _eval_local_response(c: EvalContext, x: Array) -> Array:
@@ -47,6 +53,7 @@ local_response_norm = OpSpec(
     axes="n c! *s -> n c! *s",
     infer=infer_same,
     eval=_eval_local_response,
+    flops=lambda node: _flops(node, node.attrs["size"] + 4),
 )
 
 
@@ -80,6 +87,7 @@ lp_norm = OpSpec(
     axes=lambda node: _rule_over(node, (node.attrs["axis"],)),
     infer=_infer_lp,
     eval=_eval_lp,
+    flops=lambda node: _flops(node, 3),
 )
 
 
@@ -109,6 +117,7 @@ mean_variance_norm = OpSpec(
     axes=lambda node: _rule_over(node, node.attrs["axes"]),
     infer=_infer_mean_variance,
     eval=_eval_mean_variance,
+    flops=lambda node: _flops(node, 5),
 )
 
 OPS: tuple[OpSpec, ...] = (local_response_norm, lp_norm, mean_variance_norm)

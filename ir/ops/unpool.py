@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regraft.ir.dims import DimLike, exactdiv
+from regraft.ir.dims import DimLike, exactdiv, product
 from regraft.ir.graph import Node
 from regraft.ir.ops.windows import Index, Windows, spatial_labels, static_windows, taps
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
@@ -123,6 +123,11 @@ def _eval_col2im(c: EvalContext, x: Array, image: Array | None, block: Array | N
     return out[kept]
 
 
+def _flops_col2im(node: Node) -> DimLike | None:
+    x = node.inputs[0]
+    return None if x is None or x.shape is None else product(x.shape)  # one sum per tap
+
+
 col2im = OpSpec(
     name="col2im",
     source="ONNX Col2Im-18",
@@ -140,6 +145,7 @@ col2im = OpSpec(
     counts={"block_shape": "*k!"},
     infer=_infer_col2im,
     eval=_eval_col2im,
+    flops=_flops_col2im,
 )
 
 OPS: tuple[OpSpec, ...] = (max_unpool, col2im)

@@ -8,6 +8,7 @@ import numpy as np
 
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.ir.errors import UnsupportedError
+from regraft.ir.ops import causal_conv
 from regraft.ir.ops import conv as ops
 from regraft.ir.ops import deform_conv as deform
 
@@ -73,6 +74,6 @@ def _emit_causal_conv(e: EmitContext) -> None:
 EMITS: tuple[Emit, ...] = (
     Emit(ops.conv, {13: _emit_conv}),
     Emit(ops.conv_transpose, {13: _emit_conv_transpose}),
-    Emit(ops.causal_conv, {13: _emit_causal_conv}),
+    Emit(causal_conv.causal_conv, {13: _emit_causal_conv}),
     Emit(deform.deform_conv, {19: _emit_deform_conv}),
 )

@@ -8,7 +8,7 @@ from typing import Any
 from regraft.frontends.onnx.importer import Import, NodeImport
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Value
-from regraft.ir.ops import activation, arithmetic, functions
+from regraft.ir.ops import activation, arithmetic, causal_conv, functions
 from regraft.ir.ops import conv as ops
 from regraft.ir.ops import deform_conv as deform
 from regraft.ir.ops.windows import Windows, extent, static_pads
@@ -154,7 +154,7 @@ def import_causal_conv(item: NodeImport) -> Sequence[Value | None]:
         return item.opaque()
     kind = item.attr("activation", "none")
     name = "silu" if kind == "swish" else kind
-    return item.b.multi(ops.causal_conv, *item.inputs, activation=name)
+    return item.b.multi(causal_conv.causal_conv, *item.inputs, activation=name)
 
 
 def import_fused_conv(item: NodeImport) -> Sequence[Value | None]:

@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from regraft.frontends.onnx import load_onnx
 from regraft.ir.dims import Dim, floordiv
+from regraft.ir.evaluate import evaluate
 from regraft.ir.ops.resize import resize
 from tests.single_node import check_agreement, single_node
 
@@ -77,7 +78,7 @@ def test_resize_with_antialias_agrees(mode: str, sizes: tuple[int, int], exclude
 )
 def test_resize_with_axes_and_aspect_agrees(policy: str, axes: list[int]) -> None:
     x = image(0, 1, 2, 6, 8)
-    operands: list[Any] = [x, None, None, np.array([9, 7])]
+    operands: list[Any] = [x, None, None, np.array([9, 20])]
     for symbolic in (False, True):
         proto = single_node(
             "Resize", 18, operands, constant=(3,), symbolic=symbolic, mode="linear", axes=axes,
@@ -88,15 +89,21 @@ def test_resize_with_axes_and_aspect_agrees(policy: str, axes: list[int]) -> Non
         assert node.attrs["axes"] == (2, 3)
 
 
-@pytest.mark.parametrize(("policy", "shape"), [("not_larger", (7, 9)), ("not_smaller", (7, 9))])
+@pytest.mark.parametrize(
+    ("policy", "shape"), [("stretch", (9, 20)), ("not_larger", (9, 12)), ("not_smaller", (15, 20))]
+)
 def test_resize_keeps_the_aspect_over_negative_axes(policy: str, shape: tuple[int, int]) -> None:
-    # the runtime does not find negative axes here and resizes none, so that it is no oracle:
-    # 9 / 8 and 7 / 6 are the ratios, and round(8 * 7 / 6) = 9, round(6 * 9 / 8) = 7
-    operands: list[Any] = [image(0, 1, 2, 6, 8), None, None, np.array([9, 7])]
+    # the runtime does not find negative axes under a policy and resizes none, so that it is no
+    # oracle here: the ratios are 20 / 8 = 2.5 and 9 / 6 = 1.5
+    x = image(0, 1, 2, 6, 8)
+    operands: list[Any] = [x, None, None, np.array([20, 9])]
     proto = single_node(
         "Resize", 18, operands, constant=(3,), axes=[-1, -2], keep_aspect_ratio_policy=policy
     )
-    assert load_onnx(proto).graph.outputs[0].shape == (1, 2, *shape)
+    module = load_onnx(proto)
+    assert module.graph.outputs[0].shape == (1, 2, *shape)
+    (result,) = evaluate(module, {"x0": x}).values()
+    assert result.shape == (1, 2, *shape)
 
 
 @pytest.mark.parametrize("mode", ["linear", "cubic", "nearest"])
