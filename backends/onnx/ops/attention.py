@@ -23,7 +23,7 @@ from regraft.ir.ops import (
 from regraft.ir.ops.attention_body import visible_mask
 from regraft.ir.types import DType
 
-_LENGTHS_SINCE = 24
+_NATIVE_SINCE, _LENGTHS_SINCE = 23, 24
 
 
 def _attention(e: EmitContext) -> None:
@@ -96,24 +96,28 @@ def _with_full_mask(node: Node, b: Builder) -> Value:
 
 
 def _rotary(e: EmitContext) -> None:
-    cos = e.node.inputs[1]
-    x = e.node.inputs[0]
-    same_batch = (
-        x is not None and cos is not None and x.shape is not None and cos.shape is not None
-        and cos.shape[0] == x.shape[0]
-    )  # fmt: skip
-    if e.node.inputs[3] is None and not (cos is not None and cos.rank == 3 and same_batch):
-        e.inline()
-        return
+    x, cos, _, positions = e.node.inputs
+    if x is None or cos is None or x.shape is None or cos.shape is None:
+        raise UnsupportedError(
+            f"rotary_embedding ({', '.join(e.node.loc[:1])}) of unknown shape cannot be emitted"
+        )
     attrs = e.node.attrs
-    e.emit(
-        "RotaryEmbedding", e.inputs,
-        interleaved=attrs["interleaved"], rotary_embedding_dim=attrs["rotary_size"],
-    )  # fmt: skip
+    common = {"interleaved": attrs["interleaved"], "rotary_embedding_dim": attrs["rotary_size"]}
+    is_full_table = len(cos.shape) == 3 and cos.shape[0] == x.shape[0]
+    B, H, S, _ = x.shape
+    if e.opset >= _NATIVE_SINCE and (positions is not None or is_full_table):
+        e.emit("RotaryEmbedding", e.inputs, **common)
+    elif e.profile != "onnx" and positions is not None and positions.shape == (B, S):
+        x_, cos_, sin_, positions_ = e.inputs
+        names = [x_, positions_, cos_, sin_]
+        num_heads = H if isinstance(H, int) else None
+        e.emit("RotaryEmbedding", names, domain="com.microsoft", num_heads=num_heads, **common)
+    else:
+        e.inline()
 
 
 EMITS: tuple[Emit, ...] = (
-    Emit(attention.attention, {13: EmitContext.inline, 23: _attention}),
-    Emit(rotary.rotary_embedding, {13: EmitContext.inline, 23: _rotary}),
+    Emit(attention.attention, {13: EmitContext.inline, _NATIVE_SINCE: _attention}),
+    Emit(rotary.rotary_embedding, {13: _rotary}),
     Emit(linear_attention.linear_attention, {13: EmitContext.inline}),
 )

@@ -17,6 +17,7 @@ from regraft.frontends.onnx.ops import (
     linalg,
     logical,
     loss,
+    moe,
     movement,
     norm,
     optional,
@@ -55,4 +56,5 @@ FAMILIES: tuple[tuple[Import, ...], ...] = (
     detection.IMPORTS,
     sequence.IMPORTS,
     optional.IMPORTS,
+    moe.IMPORTS,
 )

@@ -16,6 +16,7 @@ from regraft.ir.ops import (
     arithmetic,
     attention,
     attention_body,
+    fill,
     linear_attention,
     repeating,
     reshaping,
@@ -168,6 +169,36 @@ def _rotary(item: NodeImport) -> Value | Sequence[Value]:
     return merge_heads(b, turned) if x.rank == 3 else turned
 
 
+def _contrib_rotary(item: NodeImport) -> Value | Sequence[Value]:
+    """ONNX Runtime's own operator: positions come second, and may be one offset for all."""
+    x, positions, cos, sin = (item.require(i) for i in range(4))
+    heads, size = item.attr("num_heads", 0), item.attr("rotary_embedding_dim", 0)
+    half = cos.shape[-1] if cos.shape is not None else None
+    if x.shape is not None and len(x.shape) == 3 and not heads and isinstance(half, int):
+        heads = exactdiv(x.shape[2], 2 * half)  # every channel turns
+    if (
+        x.shape is None
+        or len(x.shape) not in (3, 4)
+        or (len(x.shape) == 3 and not heads)
+        or positions.rank not in (1, 2)
+        or item.attr("is_packed_batching", 0)
+        or item.attr("scale", 1.0) != 1.0  # not every provider applies it
+    ):
+        return item.opaque()
+    b, is_flat = item.b, len(x.shape) == 3
+    if is_flat:
+        x = split_heads(b, x, heads)
+    if positions.rank == 1:
+        B, _, S, _ = x.shape or ()
+        steps = b.op(fill.range_, start=0, limit=S, delta=1, dtype=DType.I64)
+        positions = b.op(repeating.expand, b.op(arithmetic.add, steps, positions), shape=(B, S))
+    turned = b.op(
+        rotary.rotary_embedding, x, cos, sin, positions,
+        interleaved=bool(item.attr("interleaved", 0)), rotary_size=size or None,
+    )  # fmt: skip
+    return merge_heads(b, turned) if is_flat else turned
+
+
 def _linear_attention(item: NodeImport) -> Sequence[Value]:
     q, k, v, state, decay, beta = (item.input(i) for i in range(6))
     heads, kv_heads = item.attr("q_num_heads"), item.attr("kv_num_heads")
@@ -198,5 +229,6 @@ def _linear_attention(item: NodeImport) -> Sequence[Value]:
 IMPORTS: tuple[Import, ...] = (
     Import("Attention", {23: _attention}),
     Import("RotaryEmbedding", {23: _rotary}),
+    Import("RotaryEmbedding", {1: _contrib_rotary}, "com.microsoft"),
     Import("LinearAttention", {27: _linear_attention}),
 )

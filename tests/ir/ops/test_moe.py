@@ -10,7 +10,7 @@ from regraft.ir.types import DType, TensorType
 from tests.ir.ops.both_ways import computed
 from tests.ir.soundness import Sample, attack, floats
 
-E, F, D, O = 5, 6, 4, 3
+E, F, D, R = 5, 6, 4, 3
 RNG = np.random.default_rng(1)
 
 
@@ -18,8 +18,8 @@ def _floats(*shape: int) -> np.ndarray:
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-X, ROUTER, UP, DOWN = _floats(2, 7, D), _floats(2, 7, E), _floats(E, F, D), _floats(E, O, F)
-GATE, UP_BIAS, DOWN_BIAS, GATE_BIAS = _floats(E, F, D), _floats(E, F), _floats(E, O), _floats(E, F)
+X, ROUTER, UP, DOWN = _floats(2, 7, D), _floats(2, 7, E), _floats(E, F, D), _floats(E, R, F)
+GATE, UP_BIAS, DOWN_BIAS, GATE_BIAS = _floats(E, F, D), _floats(E, F), _floats(E, R), _floats(E, F)
 SCORE_BIAS = 3 * _floats(E)
 
 ACTIVATE = {
@@ -31,7 +31,7 @@ ACTIVATE = {
 
 def _reference(scoring: str, activation: str, *, full: bool) -> np.ndarray:
     """Token by token, as the papers state it."""
-    out = np.zeros((2, 7, O))
+    out = np.zeros((2, 7, R))
     act = np.vectorize(ACTIVATE[activation])
     for i in np.ndindex(2, 7):
         logits = ROUTER[i].astype(np.float64)
@@ -72,7 +72,7 @@ def test_moe_equal_scores_choose_the_lower_expert() -> None:
     router = np.zeros_like(ROUTER)
     down = np.zeros_like(DOWN)
     down[0] = DOWN[0]
-    bias = np.arange(E * O, dtype=np.float32).reshape(E, O)
+    bias = np.arange(E * R, dtype=np.float32).reshape(E, R)
     (out,) = computed(
         moe, [X, router, np.zeros_like(UP), down, None, None, bias], opset=17, top_k=1,
         scoring="topk_softmax", activation="relu",
@@ -83,8 +83,8 @@ def test_moe_equal_scores_choose_the_lower_expert() -> None:
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_moe_rule_holds(activation: str) -> None:
     operands = (
-        floats(2, 7, D), floats(2, 7, E), floats(E, F, D), floats(E, O, F), floats(E, F, D),
-        floats(E, F), floats(E, O), floats(E, F), floats(E),
+        floats(2, 7, D), floats(2, 7, E), floats(E, F, D), floats(E, R, F), floats(E, F, D),
+        floats(E, F), floats(E, R), floats(E, F), floats(E),
     )  # fmt: skip
     attrs = {"top_k": 2, "scoring": "sigmoid", "activation": activation}
     for count in (4, 9):
@@ -95,7 +95,7 @@ def test_moe_rule_holds(activation: str) -> None:
 
 def test_moe_says_which_sizes_disagree() -> None:
     graph = Graph()
-    shapes = [(7, D), (7, E), (E, F, D + 1), (E, O, F)]
+    shapes = [(7, D), (7, E), (E, F, D + 1), (E, R, F)]
     inputs = [graph.add_input(None, TensorType(DType.F32, shape)) for shape in shapes]
     with pytest.raises(TypeInferenceError, match="the channels of x and `up` have sizes 5 and 4"):
         graph.create(moe, inputs, {"top_k": 1})

@@ -167,6 +167,36 @@ def test_cross_entropy(reduction: str, opset: int) -> None:
     check_agreement(proto, operands, rtol=RTOL)
 
 
+@pytest.mark.parametrize("offset", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(("interleaved", "size"), [(0, 0), (1, 0), (0, 4), (1, 4)])
+def test_contrib_rotary_embedding(interleaved: int, size: int, flat: bool, offset: bool) -> None:
+    x, half = _floats(2, 3, 4, 8), (size or 8) // 2
+    positions = np.array([3]) if offset else RNG.integers(0, 9, (2, 4))
+    if flat:
+        x = x.transpose(0, 2, 1, 3).reshape(2, 4, 24)
+    operands = [x, positions, _floats(9, half), _floats(9, half)]
+    proto = single_node(
+        "RotaryEmbedding", 17, operands, domain="com.microsoft", interleaved=interleaved,
+        rotary_embedding_dim=size, num_heads=3 if size else 0,
+    )  # fmt: skip
+    check_agreement(proto, operands, rtol=RTOL)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("normalized", [0, 1])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_contrib_moe(activation: str, normalized: int, rank: int) -> None:
+    x, router = (RNG.standard_normal((6, n)).astype(np.float32) for n in (8, 4))
+    operands = [x if rank == 2 else x.reshape(2, 3, 8), router, _floats(4, 16, 8), _floats(4, 16),
+                _floats(4, 8, 16), _floats(4, 8)]  # fmt: skip
+    proto = single_node(
+        "MoE", 17, operands, domain="com.microsoft", k=2, activation_type=activation,
+        normalize_routing_weights=normalized,
+    )  # fmt: skip
+    check_agreement(proto, operands, rtol=RTOL)
+
+
 def test_attention_of_a_decoder_keeps_its_symbols() -> None:
     # one new position per call against a cache of P positions
     b, past = "B", "P"
