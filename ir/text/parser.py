@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from regraft.ir.constants import literal, weight
-from regraft.ir.dims import Dim, Symbol, known_different, symbols_of
+from regraft.ir.dims import Dim, Symbol, symbols_of
 from regraft.ir.errors import TypeInferenceError
 from regraft.ir.graph import Graph, Node, Scope, Value
 from regraft.ir.module import Module, State, StateKind
 from regraft.ir.ops import OPS
 from regraft.ir.opspec import OpSpec, Trait
+from regraft.ir.reinfer import contradicts
 from regraft.ir.text.lexer import Scanner
 from regraft.ir.text.types import TypeScanner
 from regraft.ir.text.values import scan_array_of, scan_value
 from regraft.ir.text.weights import WeightParser
-from regraft.ir.types import TensorType, Type
+from regraft.ir.types import Type
 from regraft.ir.weights import WeightStore
 
 _WEIGHT_WORDS = frozenset(("source", "weight", "alias"))
@@ -303,30 +304,13 @@ class _Parser:
     def _keep_claims(self, node: Node, types: list[Type], start: int) -> None:
         for value, declared in zip(node.outputs, types, strict=True):
             if value.type != declared:
-                if _contradicts(declared, value.type):
+                if contradicts(declared, value.type):
                     raise self.s.error(
                         f"{node.op.name}: the result is declared {declared}, "
                         f"but inference says {value.type}",
                         at=start,
                     )
                 value.type = declared
-
-
-def _contradicts(declared: Type, inferred: Type) -> bool:
-    """Returns whether two types exclude each other, whatever the sizes are at run time."""
-    if type(declared) is not type(inferred):
-        return TensorType() not in (declared, inferred)
-    if not isinstance(declared, TensorType) or not isinstance(inferred, TensorType):
-        left, right = getattr(declared, "element", None), getattr(inferred, "element", None)
-        return left is not None and right is not None and _contradicts(left, right)
-    if None not in (declared.dtype, inferred.dtype) and declared.dtype is not inferred.dtype:
-        return True
-    if declared.shape is None or inferred.shape is None:
-        return False
-    if len(declared.shape) != len(inferred.shape):
-        return True
-    pairs = zip(declared.shape, inferred.shape, strict=True)
-    return any(known_different(a, b) for a, b in pairs)
 
 
 def _symbols_in(graph: Graph) -> set[Symbol]:

@@ -141,7 +141,7 @@ class _Printer:
             return ""
         parts = []
         for attr in node.op.all_attrs.values():
-            value = node.attrs[attr.name]
+            value = node.attrs.get(attr.name, attr.default)  # the verifier prints broken nodes
             if not _is_default(value, attr.default):
                 parts.append(f"{attr.name} = {print_value(value)}")
         return f" {{{', '.join(parts)}}}" if parts else ""
