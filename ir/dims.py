@@ -460,6 +460,8 @@ def _op_bounds(op: DimOp) -> tuple[int | None, int | None]:
                 None if ahi is None else ahi // blo,
             )
         return None, None
+    if op.kind == "exactdiv":  # what divides without rest is no smaller than the next whole number
+        return (-(-alo // bhi) if bhi else min(alo, 1)), (None if ahi is None else ahi // blo)
     return (alo // bhi if bhi else 0), (None if ahi is None else ahi // blo)
 
 

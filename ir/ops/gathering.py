@@ -109,7 +109,7 @@ def _axes_gather_elements(node: Node) -> str | None:
 
 def element_index(shape: tuple[int, ...], indices: Array, axis: int) -> tuple[Array, ...]:
     """Returns the index arrays that `indices` along `axis` of a tensor of `shape` stand for."""
-    grid = list(np.indices(indices.shape, sparse=True))
+    grid: list[Array] = list(np.indices(indices.shape, sparse=True))
     # both ends count: -1 is the last position
     grid[axis] = np.where(indices < 0, indices + shape[axis], indices).astype(np.int64)
     return tuple(grid)

@@ -54,7 +54,9 @@ def _infer_expand(node: Node) -> Type:
     return TensorType(
         x.dtype,
         tuple(
-            dim if (isinstance(dim, int) and dim != 1) or i < rank - length else node.fresh_dim(0, i)
+            dim
+            if (isinstance(dim, int) and dim != 1) or i < rank - length
+            else node.fresh_dim(0, i)
             for i, dim in enumerate(aligned)
         ),
     )

@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 _CHOICE = Trait.PURE | Trait.DISCRETE
 
 
-def _scalar(static: Any) -> DimLike | None:
+def _scalar(static: DimLike | tuple[DimLike, ...] | None) -> DimLike | None:
     return static[0] if isinstance(static, tuple) else static
 
 
@@ -51,13 +51,13 @@ def _axes_top_k(node: Node) -> str | None:
 
 
 def _eval_top_k(c: EvalContext, x: Array, k: Array | None = None) -> tuple[Array, Array]:
-    axis, count = c.attrs["axis"], _scalar(c.param("k", k))
+    axis, count = c.attrs["axis"], c.attrs["k"] if k is None else int(k.item())
     # equal values keep the order of their positions
     keys = x if not c.attrs["largest"] else np.flip(x, axis)
     order = np.argsort(keys, axis, kind="stable")
     if c.attrs["largest"]:
         order = x.shape[axis] - 1 - np.flip(order, axis)
-    where = np.take(order, range(int(count or 0)), axis)
+    where = np.take(order, range(count), axis)
     return np.take_along_axis(x, where, axis), where.astype(np.int64)
 
 
@@ -175,7 +175,8 @@ def _eval_one_hot(c: EvalContext, indices: Array, depth: Array | None, values: A
     where = np.expand_dims(indices.astype(np.int64), axis)
     where = np.where(where < 0, where + size, where)
     positions = np.arange(size).reshape([-1 if i == axis else 1 for i in range(rank)])
-    return np.where(where == positions, values[1], values[0]).astype(values.dtype)
+    on = where == positions
+    return np.where(on, values[1], values[0]).astype(values.dtype, copy=False)
 
 
 one_hot = OpSpec(
@@ -239,7 +240,9 @@ def _infer_non_zero(node: Node) -> Type:
     x = node.inputs[0]
     rank = None if x is None else x.rank
     total = None if x is None or not isinstance(x.type, TensorType) else x.type.num_elements
-    size: DimLike = node.fresh_dim(0, 0) if rank is None else max(rank, 1)  # a scalar counts as one axis
+    size: DimLike = (
+        node.fresh_dim(0, 0) if rank is None else max(rank, 1)
+    )  # a scalar counts as one axis
     found = node.fresh_dim(0, 1, hi=None if isinstance(total, Dim) else total)
     return TensorType(DType.I64, (size, found))
 
@@ -277,7 +280,8 @@ def _infer_unique(node: Node) -> list[Type]:
         total = node.fresh_dim(2, 0)
     index = TensorType(DType.I64, None if found is None else (found,))
     inverse = TensorType(DType.I64, None if total is None else (total,))
-    return [values, index, inverse, index][:num]
+    types: list[Type] = [values, index, inverse, index]
+    return types[:num]
 
 
 def _eval_unique(c: EvalContext, x: Array) -> tuple[Array, ...]:

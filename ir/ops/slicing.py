@@ -109,7 +109,7 @@ def _sizes(static: Any) -> Shape | None:
 
 
 def _ints(static: Any) -> tuple[int, ...] | None:
-    return _sizes(static)  # type: ignore[return-value]  # an axis is never symbolic
+    return _sizes(static)  # type: ignore[return-value]  # axes and bound sizes are no Dims
 
 
 def _infer_slice(node: Node) -> Type:
@@ -158,14 +158,14 @@ def _eval_slice(
     axes: Array | None = None,
     steps: Array | None = None,
 ) -> Array:
-    first, last = _sizes(c.param("starts", starts)), _sizes(c.param("ends", ends))
+    first, last = _ints(c.param("starts", starts)), _ints(c.param("ends", ends))
     if first is None or last is None:
         raise ValueError("slice without starts or ends")
     where = _ints(c.param("axes", axes)) or range(len(first))
     by = _ints(c.param("steps", steps)) or (1,) * len(first)
     for axis, start, end, step in zip(where, first, last, by, strict=True):
         index = [slice(None)] * x.ndim
-        index[axis] = _python_slice(x.shape[axis], int(start), int(end), step)
+        index[axis] = _python_slice(x.shape[axis], start, end, step)
         x = x[tuple(index)]
     return x
 

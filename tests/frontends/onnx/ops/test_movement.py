@@ -97,7 +97,9 @@ def test_movement_agrees(
 def test_concat_agrees(opset: int) -> None:
     operands: list[Any] = [X, X[:, :1], X[:, :2]]
     for symbolic in (False, True):
-        proto = single_node("Concat", opset, operands, symbolic=symbolic, axis=1 if opset < 11 else -3)
+        proto = single_node(
+            "Concat", opset, operands, symbolic=symbolic, axis=1 if opset < 11 else -3
+        )
         check_agreement(proto, operands, rtol=0)
 
 
