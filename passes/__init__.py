@@ -5,3 +5,9 @@ if __name__ != "regraft.passes":
         f"`{__name__}` was imported as a top-level module\n"
         "hint: import it as `regraft.passes`; `src/regraft/passes` is a link to this folder"
     )
+
+from regraft.passes import cleanup
+from regraft.passes.protocol import Pass
+
+PASSES: tuple[type[Pass], ...] = (*cleanup.PASSES,)
+"""All passes, assembled by explicit concatenation."""

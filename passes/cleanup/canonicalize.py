@@ -70,10 +70,10 @@ class Canonicalize:
         return (
             reshapes.RULES
             + static_params.RULES
-            + folding_rules(FoldOptions(self.max_fold_bytes, self.fold_params))
-            + transposes.RULES
             + slices.RULES
             + repeats.RULES
+            + folding_rules(FoldOptions(self.max_fold_bytes, self.fold_params))
+            + transposes.RULES
             + algebra.RULES
             + branches.RULES
         )
@@ -101,7 +101,7 @@ class Canonicalize:
         ctx: Context,
     ) -> bool:
         """Looks at everything once; the last round is the one that changes nothing."""
-        stats = rewrite(module, rules, explain=explain)
+        stats = rewrite(module, rules, explain=explain, observer=ctx.observer)
         counts.update(stats.counts)
         merged = merge_subexpressions(module.graph)
         counts["merged"] += len(merged)

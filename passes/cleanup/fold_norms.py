@@ -218,7 +218,7 @@ class FoldNorms:
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Folds to a fixpoint; every batch_norm that stays is reported with the reason."""
         explain = ctx.explain if ctx.explain in {rule.name for rule in RULES.compile()} else None
-        stats = rewrite(module, RULES, explain=explain)
+        stats = rewrite(module, RULES, explain=explain, observer=ctx.observer)
         ctx.explanations.extend(map(str, stats.near_misses))
         left = [n for n in module.graph.walk() if n.op is norm.batch_norm]
         skips = tuple(Skip(label(node), _reason(node)) for node in left)

@@ -89,7 +89,8 @@ class _Merger:
             inputs[0], inputs[1] = inputs[1], inputs[0]
         if not node.attrs:
             return op, *inputs
-        return op, *inputs, *[attr_key(value) for value in node.attrs.values()]
+        attrs = node.attrs  # in the order in which they were given: go by the operator's order
+        return op, *inputs, *[attr_key(attrs[name]) for name in op.all_attrs]
 
     def _weight_key(self, name: str) -> Key:
         if self.weights.role(name) is not Role.CONST:
