@@ -24,6 +24,7 @@ from regraft.ir.ops import (
     slicing,
     softmax,
 )
+from regraft.ir.ops.content import at_least
 from regraft.ir.types import DType
 
 
@@ -124,6 +125,23 @@ def may_hide_all(attrs: Mapping[str, Any], lengths: Value | None, offset: Value 
     return attrs["window"][0] >= 0 or lo is None or lo < 0
 
 
+def binding_window(
+    attrs: Mapping[str, Any], sizes: tuple[DimLike, DimLike], offset: Value | None
+) -> tuple[int, int]:
+    """Returns the window with -1 for a side that hides no key of [S, T]."""
+    S, T = sizes
+    static: DimLike | None = attrs["causal_offset"]
+    left, right = attrs["window"]
+    if static is None:
+        return (left, right) if offset is not None else (-1, -1)
+    # the first query sees up to static + right; one new position sees its whole cache
+    if right >= 0 and at_least(static + right - T + 1, 0):
+        right = -1
+    if left >= 0 and at_least(left - (static + S - 1), 0):
+        left = -1
+    return left, right
+
+
 def visible_mask(
     b: Builder,
     attrs: Mapping[str, Any],
@@ -133,16 +151,14 @@ def visible_mask(
 ) -> Value | None:
     """Returns which keys positions and lengths leave visible, bool [S, T] or [B, 1, S, T]."""
     S, T = sizes
-    static: DimLike | None = attrs["causal_offset"]
-    left, right = attrs["window"]
+    left, right = binding_window(attrs, sizes, offset)
+    is_windowed = (left, right) != (-1, -1)
+    if lengths is None and not is_windowed:
+        return None
+    keys = b.op(fill.range_, start=0, limit=T, delta=1, dtype=DType.I64)
     conditions: list[Value] = []
-    keys: Value | None = None
-    if lengths is not None or (
-        (static is not None or offset is not None) and (left, right) != (-1, -1)
-    ):
-        keys = b.op(fill.range_, start=0, limit=T, delta=1, dtype=DType.I64)
-    if keys is not None and (static is not None or offset is not None):
-        start = 0 if static is None else static
+    if is_windowed:
+        start: DimLike = 0 if attrs["causal_offset"] is None else attrs["causal_offset"]
         rows = b.op(fill.range_, start=start, limit=start + S, delta=1, dtype=DType.I64)
         rows = b.op(reshaping.unsqueeze, rows, axes=(1,))
         if offset is not None:
@@ -151,11 +167,11 @@ def visible_mask(
             conditions.append(b.op(logical.less_or_equal, keys, _shifted(b, rows, right)))
         if left >= 0:
             conditions.append(b.op(logical.greater_or_equal, keys, _shifted(b, rows, -left)))
-    if keys is not None and lengths is not None:
+    if lengths is not None:
         conditions.append(b.op(logical.less, keys, _per_batch(b, lengths)))
-    visible: Value | None = None
-    for condition in conditions:
-        visible = condition if visible is None else b.op(logical.logical_and, visible, condition)
+    visible = conditions[0]
+    for condition in conditions[1:]:
+        visible = b.op(logical.logical_and, visible, condition)
     return visible
 
 

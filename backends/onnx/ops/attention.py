@@ -20,7 +20,7 @@ from regraft.ir.ops import (
     repeating,
     rotary,
 )
-from regraft.ir.ops.attention_body import visible_mask
+from regraft.ir.ops.attention_body import binding_window, visible_mask
 from regraft.ir.types import DType
 
 _NATIVE_SINCE, _LENGTHS_SINCE = 23, 24
@@ -41,7 +41,7 @@ def _attention(e: EmitContext) -> None:
         mask.shape is not None and mask.shape[-2:] == (q.shape[2], k.shape[2])
     )
     is_cache = lengths is not None and e.opset >= _LENGTHS_SINCE
-    windowed = attention.is_windowed(node)
+    windowed = binding_window(attrs, (q.shape[2], k.shape[2]), node.inputs[6]) != (-1, -1)
     plain = attrs["window"] == (-1, 0) and (
         (attrs["causal_offset"] == 0 and lengths is None)
         or (is_cache and _is_aligned_to_lengths(node))

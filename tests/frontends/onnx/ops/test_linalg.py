@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from regraft.backends.onnx import to_proto
 from regraft.frontends.onnx import load_onnx
 from regraft.ir.dims import Dim
 from regraft.ir.ops import attention, reshaping, slicing
@@ -220,6 +221,10 @@ def test_attention_of_a_decoder_keeps_its_symbols() -> None:
         Dim.of(module.symbols["B"]), 2, Dim.of(module.symbols["P"]) + 1, 4,
     )  # fmt: skip
     assert sum(node.op is slicing.concat for node in module.graph) == 2
+    # one new position sees its whole cache: no mask is made
+    emitted = {node.op_type for node in to_proto(module).graph.node}
+    assert "Attention" in emitted
+    assert emitted.isdisjoint({"Range", "LessOrEqual", "Where"})
     shapes = {"B": 3, "P": 5}
     arrays = [_floats(*(shapes.get(d, d) for d in s)) for _, s in inputs]  # type: ignore[call-overload]
     check_agreement(proto, arrays, rtol=RTOL)
