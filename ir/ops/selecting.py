@@ -176,7 +176,8 @@ def _eval_one_hot(c: EvalContext, indices: Array, depth: Array | None, values: A
     where = np.where(where < 0, where + size, where)
     positions = np.arange(size).reshape([-1 if i == axis else 1 for i in range(rank)])
     on = where == positions
-    return np.where(on, values[1], values[0]).astype(values.dtype, copy=False)
+    result: Array = np.where(on, values[1], values[0])
+    return result.astype(values.dtype, copy=False)
 
 
 one_hot = OpSpec(
