@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from regraft.ir.dims import DimLike, Shape, known_equal, product
-from regraft.ir.graph import Content, Node
+from regraft.ir.dims import DimLike, Shape, known_equal
+from regraft.ir.graph import Node
 from regraft.ir.types import DType, TensorType, Type
 
 
@@ -106,13 +106,3 @@ def normalize_axis(node: Node, axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
         raise node.error(f"axis {axis} is out of range for rank {rank}")
     return axis % rank
-
-
-def content_reduce_prod(node: Node) -> Content | None:
-    """Content of a product over a 1-d operand of known content (`reduce_prod` of a shape)."""
-    x = node.inputs[0]
-    content = None if x is None else x.content
-    if not isinstance(content, tuple):
-        return None
-    total = product(content)
-    return (total,) if node.output.rank == 1 else total

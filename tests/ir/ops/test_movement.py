@@ -21,7 +21,6 @@ from regraft.ir.ops import (
     slicing,
 )
 from regraft.ir.ops.reshaping import resolve_reshape
-from regraft.ir.ops.shapes import content_reduce_prod
 from regraft.ir.ops.slicing import slice_size
 from regraft.ir.opspec import OpSpec
 from regraft.ir.types import DType, TensorType
@@ -245,11 +244,9 @@ def test_content_of_gather_with_unknown_or_outside_index_is_unknown() -> None:
     assert b.op(gathering.gather, shape, known(b, (-1, 0))).content == (S, B)
 
 
-def test_content_of_size_and_of_a_product() -> None:
+def test_content_of_size() -> None:
     b = Builder(Graph())
     assert b.op(sizes.size, tensor(b, B, S, 4)).content == 4 * B * S
-    node = b.node(reshaping.reshape, known(b, (B, 3, S)), shape=(3,))
-    assert content_reduce_prod(b.node(reshaping.squeeze, node.output, axes=())) == (3 * B * S,)
 
 
 @pytest.mark.parametrize(
