@@ -175,7 +175,7 @@ def _name(w: Value, node: Node) -> str:
 
 def constant(b: Builder, array: Array, dtype: DType, name: str, role: Role) -> Value:
     """Creates a constant that keeps its role: parameters are always named weights."""
-    rounded = np.ascontiguousarray(array, np.float64).astype(dtype.numpy)
+    rounded = np.asarray(array, np.float64).astype(dtype.numpy, order="C")
     if role is Role.CONST:
         return b.constant(rounded, name=name)
     return b.weight(name, ArrayWeight(rounded), role)

@@ -1,4 +1,4 @@
-"""What the tests of rewrites share: text in, expressions out, and equal numbers on random inputs."""
+"""What tests of rewrites share: text in, expressions out, equal numbers on random inputs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.text import parse_module
 from regraft.ir.types import TensorType
+from regraft.ir.verify import verify
 from regraft.passes.cleanup import Canonicalize
 from regraft.passes.protocol import Context, Pass, PassResult
 
@@ -89,6 +90,7 @@ def run(module: Module, passes: Sequence[Pass] = (Canonicalize(),)) -> list[Pass
     before = [evaluate(module, item) for item in samples]
     types = [value.type for value in module.graph.outputs]
     results = [item.run(module, Context()) for item in passes]
+    assert verify(module, "full") == []
     for item, expected in zip(samples, before, strict=True):
         actual = evaluate(module, item)
         assert list(actual) == list(expected)

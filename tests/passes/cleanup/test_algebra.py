@@ -51,13 +51,13 @@ def test_identity(inputs: str, body: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("%a = clip(%x) {min = 0.0}\n%y = clip(%a) {max = 6.0}", "clip(x, min=0.0, max=6.0)"),
+        ("%a = clip(%x) {min = 0.0}\n%y = clip(%a) {max = 6.0}", "clip(x, max=6.0, min=0.0)"),
         ("%a = clip(%x) {min = -1.0, max = 4.0}\n%y = clip(%a) {min = 0.0, max = 9.0}",
-         "clip(x, min=0.0, max=4.0)"),
-        ("%a = relu(%x)\n%y = clip(%a) {max = 6.0}", "clip(x, min=0.0, max=6.0)"),
-        ("%a = clip(%x) {min = 0.0, max = 6.0}\n%y = relu(%a)", "clip(x, min=0.0, max=6.0)"),
+         "clip(x, max=4.0, min=0.0)"),
+        ("%a = relu(%x)\n%y = clip(%a) {max = 6.0}", "clip(x, max=6.0, min=0.0)"),
+        ("%a = clip(%x) {min = 0.0, max = 6.0}\n%y = relu(%a)", "clip(x, max=6.0, min=0.0)"),
         ("%a = clip(%x) {min = -1.0, max = 6.0}\n%y = relu(%a)",
-         "relu(clip(x, min=-1.0, max=6.0))"),
+         "relu(clip(x, max=6.0, min=-1.0))"),
         # intervals that do not meet
         ("%a = clip(%x) {max = -1.0}\n%y = clip(%a) {min = 1.0}",
          "clip(clip(x, max=-1.0), min=1.0)"),

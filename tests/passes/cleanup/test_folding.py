@@ -25,7 +25,8 @@ W = "weight @w : f32[4, 6] role=param = random(1)"
          "constant_of_shape(shape=[B], value=[7.])"),
         ("%y = random_normal() {shape = [2], dtype = f32, seed = 1.0}",
          "random_normal(seed=1.0, shape=[2])"),
-        ("%a = literal i8[2] [1, 2]\n%s = literal f32[] 0.5\n%d = dequantize(%a, %s)\n%y = add(%x, %d)",
+        (("%a = literal i8[2] [1, 2]\n%s = literal f32[] 0.5\n"
+          "%d = dequantize(%a, %s)\n%y = add(%x, %d)"),
          "add(x, dequantize([1,2], 0.5))"),
     ],
 )  # fmt: skip
@@ -39,12 +40,12 @@ def test_fold(body: str, expected: str) -> None:
         ("%s = shape(%x)\n%i = literal i64[] 1\n%y = gather(%s, %i)", "3"),
         ("%s = shape(%x)\n%i = literal i64[] 0\n%y = gather(%s, %i)",
          "gather(shape(x), 0)"),
-        ("%s = shape(%x)\n%i = literal i64[] 0\n%a = gather(%s, %i)\n"
+        (("%s = shape(%x)\n%i = literal i64[] 0\n%a = gather(%s, %i)\n"
          "%z = literal i64[1] [0]\n%u = unsqueeze(%a, %z)\n%k = literal i64[1] [12]\n"
-         "%c = concat(%u, %k) {axis = 0}\n%y = reshape(%x, %c)", "reshape(x, shape=[B,12])"),
-        ("%n = size(%x)\n%k = literal i64[] 12\n%q = div(%n, %k)\n%k2 = literal i64[1] [4]\n"
+         "%c = concat(%u, %k) {axis = 0}\n%y = reshape(%x, %c)"), "reshape(x, shape=[B,12])"),
+        (("%n = size(%x)\n%k = literal i64[] 12\n%q = div(%n, %k)\n%k2 = literal i64[1] [4]\n"
          "%i = literal i64[1] [0]\n%u = unsqueeze(%q, %i)\n%m = literal i64[1] [-1]\n"
-         "%c = concat(%u, %m) {axis = 0}\n%y = reshape(%x, %c)", "reshape(x, shape=[B,12])"),
+         "%c = concat(%u, %m) {axis = 0}\n%y = reshape(%x, %c)"), "reshape(x, shape=[B,12])"),
     ],
 )  # fmt: skip
 def test_sizes(body: str, expected: str) -> None:
@@ -56,12 +57,13 @@ def test_sizes(body: str, expected: str) -> None:
     [
         ("%k = literal i64[2] [0, 2]\n%y = reduce_sum(%x, %k)", "reduce_sum(x, axes=[0,2])"),
         ("%a = literal f32[] 0\n%b = literal f32[] 6\n%y = clip(%x, %a, %b)",
-         "clip(x, min=0.0, max=6.0)"),
+         "clip(x, max=6.0, min=0.0)"),
         ("%k = literal i64[3] [2, 1, 1]\n%y = tile(%x, %k)", "tile(x, repeats=[2,1,1])"),
         ("%k = literal i64[6] [0, 1, 0, 0, 0, 0]\n%y = pad(%x, %k)", "pad(x, pads=[0,1,0,0,0,0])"),
         ("%s = shape(%x)\n%k = literal f32[] 2\n%y = expand(%k, %s)", "expand(2.0, shape=[B,3,4])"),
-        ("%a = literal i64[] 0\n%b = literal i64[] 5\n%c = literal i64[] 2\n%r = range(%a, %b, %c)\n"
-         "%f = cast(%r) {to = f32}\n%y = reduce_sum(%f)", "[6.0]"),
+        (("%a = literal i64[] 0\n%b = literal i64[] 5\n%c = literal i64[] 2\n"
+          "%r = range(%a, %b, %c)\n"
+         "%f = cast(%r) {to = f32}\n%y = reduce_sum(%f)"), "[6.0]"),
         ("%y = pad(%x, %p)", "pad(x, p)"),
     ],
 )  # fmt: skip
@@ -101,7 +103,10 @@ def test_moved_parameter_becomes_a_derived_weight(op: str, name: str | None) -> 
 
 
 def test_split_parameter_becomes_one_derived_weight_per_part() -> None:
-    text = f"{W}\ngraph() {{\n%w = weight @w\n%a, %b = split(%w) {{axis = 1, sizes = [2, 4]}}\nreturn %a, %b\n}}"
+    text = (
+        f"{W}\ngraph() {{\n%w = weight @w\n"
+        "%a, %b = split(%w) {axis = 1, sizes = [2, 4]}\nreturn %a, %b\n}"
+    )
     module = parse(text)
     run(module)
     assert outputs(module) == "@w.split; @w.split.1"

@@ -46,22 +46,23 @@ def test_squeeze_of_a_size_that_is_only_assumed_to_be_one_stays() -> None:
         ("%a = unsqueeze(%x) {axes = [0]}\n%y = transpose(%a) {perm = [1, 0, 2, 3]}",
          "reshape(x, shape=[B,1,S,4])"),
         # sinking: to where it cancels
-        ("%a = transpose(%x) {perm = [1, 0, 2]}\n%b = relu(%a)\n"
-         "%y = transpose(%b) {perm = [1, 0, 2]}", "relu(x)"),
-        ("%a = transpose(%x) {perm = [2, 0, 1]}\n%k = literal f32[4, 1, 1] splat 3\n"
-         "%b = mul(%a, %k)\n%y = transpose(%b) {perm = [1, 2, 0]}",
+        (("%a = transpose(%x) {perm = [1, 0, 2]}\n%b = relu(%a)\n"
+         "%y = transpose(%b) {perm = [1, 0, 2]}"), "relu(x)"),
+        (("%a = transpose(%x) {perm = [2, 0, 1]}\n%k = literal f32[4, 1, 1] splat 3\n"
+         "%b = mul(%a, %k)\n%y = transpose(%b) {perm = [1, 2, 0]}"),
          "mul(x, [[[3.0,3.0,3.0,3.0]]])"),
-        ("%a = transpose(%x) {perm = [1, 0, 2]}\n%b = neg(%x)\n"
-         "%c = transpose(%b) {perm = [1, 0, 2]}\n%y = add(%a, %c)",
+        (("%a = transpose(%x) {perm = [1, 0, 2]}\n%b = neg(%x)\n"
+         "%c = transpose(%b) {perm = [1, 0, 2]}\n%y = add(%a, %c)"),
          "transpose(add(x, neg(x)), perm=[1,0,2])"),
         # a constant that would have to be transposed itself stays where it is
-        ("%a = transpose(%x) {perm = [0, 2, 1]}\n%b = transpose(%a) {perm = [0, 2, 1]}\n"
-         "%y = relu(%b)", "relu(x)"),
-        ("%a = transpose(%x) {perm = [1, 0, 2]}\n%b = softmax(%a) {axis = 0}\n"
-         "%y = transpose(%b) {perm = [1, 0, 2]}", "softmax(x, axis=1)"),
+        (("%a = transpose(%x) {perm = [0, 2, 1]}\n%b = transpose(%a) {perm = [0, 2, 1]}\n"
+         "%y = relu(%b)"), "relu(x)"),
+        (("%a = transpose(%x) {perm = [1, 0, 2]}\n%b = softmax(%a) {axis = 0}\n"
+         "%y = transpose(%b) {perm = [1, 0, 2]}"), "softmax(x, axis=1)"),
         ("%a = transpose(%x) {perm = [1, 0, 2]}\n%y = softmax(%a) {axis = 0}",
          "softmax(transpose(x, perm=[1,0,2]), axis=0)"),
-        ("%a = transpose(%x) {perm = [0, 2, 1]}\n%y = reduce_mean(%a) {axes = [1], keepdims = false}",
+        (("%a = transpose(%x) {perm = [0, 2, 1]}\n"
+          "%y = reduce_mean(%a) {axes = [1], keepdims = false}"),
          "reduce_mean(x, axes=[2], keepdims=False)"),
         ("%a = transpose(%x) {perm = [0, 2, 1]}\n%y = reduce_mean(%a) {axes = [1, 2]}",
          "reduce_mean(x, axes=[1,2])"),
@@ -93,11 +94,12 @@ def test_concat_of_transposes_transposes_once() -> None:
     [
         ("%a = reshape(%x) {shape = [B*S, 4]}\n%b = relu(%a)\n%y = reshape(%b) {shape = [B, S, 4]}",
          "relu(x)"),
-        ("%a = reshape(%x) {shape = [B*S, 4]}\n%k = literal f32[] 2\n%b = mul(%a, %k)\n"
-         "%y = reshape(%b) {shape = [B, S, 4]}", "mul(x, 2.0)"),
+        (("%a = reshape(%x) {shape = [B*S, 4]}\n%k = literal f32[] 2\n%b = mul(%a, %k)\n"
+         "%y = reshape(%b) {shape = [B, S, 4]}"), "mul(x, 2.0)"),
         # a vector along the last axis is no number
-        ("%a = reshape(%x) {shape = [B*S, 4]}\n%k = literal f32[4] [1, 2, 3, 4]\n%b = mul(%a, %k)\n"
-         "%y = reshape(%b) {shape = [B, S, 4]}",
+        (("%a = reshape(%x) {shape = [B*S, 4]}\n%k = literal f32[4] [1, 2, 3, 4]\n"
+          "%b = mul(%a, %k)\n"
+         "%y = reshape(%b) {shape = [B, S, 4]}"),
          "reshape(mul(reshape(x, shape=[B*S,4]), [1.0,2.0,3.0,4.0]), shape=[B,S,4])"),
         ("%a = reshape(%x) {shape = [B*S, 4]}\n%y = relu(%a)", "relu(reshape(x, shape=[B*S,4]))"),
     ],
@@ -143,15 +145,15 @@ def test_cast_chain(dtype: str, chain: tuple[str, ...], expected: str) -> None:
         ("%y = slice(%x) {starts = [0], ends = [4], axes = [2]}", "x"),
         ("%y = slice(%x) {starts = [3], ends = [-9223372036854775807], axes = [2], steps = [-1]}",
          "slice(x, axes=[2], ends=[-9223372036854775807], starts=[3], steps=[-1])"),
-        ("%a = slice(%x) {starts = [1], ends = [4], axes = [2]}\n"
-         "%y = slice(%a) {starts = [1], ends = [2], axes = [2]}",
+        (("%a = slice(%x) {starts = [1], ends = [4], axes = [2]}\n"
+         "%y = slice(%a) {starts = [1], ends = [2], axes = [2]}"),
          "slice(x, axes=[2], ends=[3], starts=[2])"),
-        ("%a = slice(%x) {starts = [1], ends = [4], axes = [2]}\n"
-         "%y = slice(%a) {starts = [1], ends = [9223372036854775807], axes = [1]}",
+        (("%a = slice(%x) {starts = [1], ends = [4], axes = [2]}\n"
+         "%y = slice(%a) {starts = [1], ends = [9223372036854775807], axes = [1]}"),
          "slice(x, axes=[1,2], ends=[2147483647,4], starts=[1,1])"),
         # of an unknown size, an end counted from the front may lie beyond
-        ("%a = slice(%x) {starts = [1], ends = [3], axes = [1]}\n"
-         "%y = slice(%a) {starts = [1], ends = [2], axes = [1]}",
+        (("%a = slice(%x) {starts = [1], ends = [3], axes = [1]}\n"
+         "%y = slice(%a) {starts = [1], ends = [2], axes = [1]}"),
          "slice(slice(x, axes=[1], ends=[3], starts=[1]), axes=[1], ends=[2], starts=[1])"),
         ("%y = concat(%x) {axis = 1}", "x"),
         ("%a = concat(%x, %x) {axis = 1}\n%y = concat(%a, %x) {axis = -2}",
