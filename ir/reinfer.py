@@ -12,7 +12,7 @@ from regraft.ir.types import TensorType, Type
 Finding = tuple[str, str, str | None]  # code, message, hint
 
 
-def reinfer_problems(node: Node) -> Iterator[Finding]:
+def reinfer_findings(node: Node) -> Iterator[Finding]:
     """Yields what inference says otherwise than the node's results record."""
     graph = node.graph
     if graph is None:

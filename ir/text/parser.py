@@ -11,13 +11,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from regraft.ir.attr_kinds import fits_kind
 from regraft.ir.constants import literal, weight
 from regraft.ir.dims import Dim, Symbol, symbols_of
 from regraft.ir.errors import TypeInferenceError
 from regraft.ir.graph import Graph, Node, Scope, Value
 from regraft.ir.module import Module, State, StateKind
+from regraft.ir.node_rules import form_findings
 from regraft.ir.ops import OPS
-from regraft.ir.opspec import OpSpec, Trait
+from regraft.ir.opspec import AttrKind, OpSpec, Trait
 from regraft.ir.reinfer import contradicts
 from regraft.ir.text.lexer import Scanner
 from regraft.ir.text.types import TypeScanner
@@ -249,6 +251,8 @@ class _Parser:
             )  # fmt: skip
             for value, type_ in zip(node.outputs, types or (), strict=False):
                 value.type = type_
+            for code, message, hint in form_findings(node):
+                raise s.error(f"{code}: {message}", at=start, hint=hint)
             node.infer()
         except TypeInferenceError as error:
             error.add_note(str(s.error("in this node", at=start)))
@@ -287,7 +291,12 @@ class _Parser:
                 hint = f"it has {', '.join(spec.all_attrs) or 'no attributes'}"
                 raise s.error(f"{spec.name}: attribute `{name}` {problem}", at=start, hint=hint)
             s.expect("=")
-            attrs[name] = scan_value(s, self.types, attr.kind)
+            value = scan_value(s, self.types, attr.kind)
+            if type(value) is int and attr.kind is AttrKind.FLOAT:
+                value = float(value)
+            if value is not None and not fits_kind(value, attr.kind):
+                raise s.error(f"{spec.name}: `{name}` is not of kind {attr.kind.value}", at=start)
+            attrs[name] = value
         return attrs
 
     def _types(self, num_results: int, start: int) -> list[Type] | None:
