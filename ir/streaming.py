@@ -1,22 +1,30 @@
-"""Matrix products with a memory-mapped weight, block by block, pages released as they are read."""
+"""Matrix products with a memory-mapped weight, read from its file block by block.
+
+Reading through the map would make every page of the weight resident and cost a page fault each;
+one small buffer is filled by plain reads instead.
+"""
 
 from __future__ import annotations
 
-import mmap
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from regraft.ir.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
 _BLOCK_BYTES = 1 << 22
-_MIN_BYTES = 1 << 23
+_MIN_BYTES = 1 << 22
 
 
 def is_streamed(b: Array) -> bool:
     """Returns whether the right operand is a mapped matrix large enough to be read in blocks."""
-    return b.ndim == 2 and b.nbytes >= _MIN_BYTES and _map_of(b) is not None and (
-        b.flags.c_contiguous or b.flags.f_contiguous
+    return (
+        b.ndim == 2
+        and b.nbytes >= _MIN_BYTES
+        and (b.flags.c_contiguous or b.flags.f_contiguous)
+        and _map_of(b) is not None
     )
 
 
@@ -26,35 +34,51 @@ def matmul_streamed(a: Array, b: Array) -> Array:
     Args:
         a: `f[*, K]`.
         b: `f[K, N]`, mapped; a transposed view is fine.
+
+    Raises:
+        InputError: When the file was truncated since it was mapped.
     """
+    base = _map_of(b)
+    if base is None or base.filename is None:
+        raise AssertionError("the operand is not mapped")
     out = np.zeros((*a.shape[:-1], b.shape[1]), np.result_type(a, b))
-    rows = a.reshape(-1, a.shape[-1])
-    flat = out.reshape(-1, b.shape[1])
-    mapped = _map_of(b)
-    if b.flags.c_contiguous:
-        step = max(1, _BLOCK_BYTES // (b.shape[1] * b.itemsize))
-        for start in range(0, b.shape[0], step):
-            flat += rows[:, start : start + step] @ np.asarray(b[start : start + step])
-            _release(mapped)
-    else:
-        step = max(1, _BLOCK_BYTES // (b.shape[0] * b.itemsize))
-        for start in range(0, b.shape[1], step):
-            flat[:, start : start + step] = rows @ np.asarray(b[:, start : start + step])
-            _release(mapped)
+    rows, flat = a.reshape(-1, a.shape[-1]), out.reshape(-1, b.shape[1])
+    by_rows = b.flags.c_contiguous
+    stored = b if by_rows else b.T  # as the file has it
+    step = max(1, _BLOCK_BYTES // (stored.shape[1] * b.itemsize))
+    buffer = np.empty((min(step, stored.shape[0]), stored.shape[1]), b.dtype)
+    with open(base.filename, "rb", buffering=0) as file:
+        file.seek(base.offset + _address(stored) - _address(base))
+        for start in range(0, stored.shape[0], step):
+            block = buffer[: min(step, stored.shape[0] - start)]
+            _fill(file, block)
+            if by_rows:
+                flat += rows[:, start : start + step] @ block
+            else:
+                flat[:, start : start + step] = rows @ block.T
     return out
 
 
-def _map_of(array: Array) -> mmap.mmap | None:
+def _fill(file: BinaryIO, block: Array) -> None:
+    view = memoryview(block.reshape(-1).view(np.uint8))
+    while view:
+        got = file.readinto(view)  # type: ignore[attr-defined]  # an unbuffered file has it
+        if not got:
+            raise InputError("an external data file was truncated while it was read")
+        view = view[got:]
+
+
+def _map_of(array: Array) -> np.memmap[Any, Any] | None:
+    """Returns the memmap that owns the mapping, whose `offset` is that of its first byte."""
+    owner: np.memmap[Any, Any] | None = None
     base: Any = array
-    while base is not None:
+    while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap):
-            found = getattr(base, "_mmap", None)
-            if isinstance(found, mmap.mmap):
-                return found
-        base = getattr(base, "base", None)
-    return None
+            owner = base
+        base = base.base
+    return owner
 
 
-def _release(mapped: mmap.mmap | None) -> None:
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)  # read-only pages: the file gives them again
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

@@ -47,19 +47,23 @@ def generate_samples(
     *,
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
+    max_samples: int | None = None,
 ) -> list[Sample]:
-    """Returns at least three samples that the source can run.
+    """Returns at least three samples that the source can run, `max_samples` when given.
 
     Args:
         module: The source module.
         runs: Whether the source runs on given inputs.
         dims: Sizes that the user fixed for samples.
         seed: Seed of the values.
+        max_samples: Stop at so many; the sizes found first are then the only ones.
 
     Raises:
         UnsupportedError: When an input has no generator or no sizes run.
     """
     domains = input_domains(module.graph)
+    if max_samples == 1:
+        return [_first_sample(module, runs, dims or {}, domains, seed)]
     bindings = _choose_bindings(module, runs, dims or {}, domains, seed)
     samples = []
     for number, binding in enumerate(bindings):
@@ -70,6 +74,25 @@ def generate_samples(
     if not samples:
         raise UnsupportedError("the source ran on no generated sample", hint="give --inputs")
     return samples
+
+
+def _first_sample(
+    module: Module,
+    runs: Callable[[Mapping[str, Any]], bool],
+    dims: Mapping[str, int],
+    domains: Mapping[str, Domain],
+    seed: int,
+) -> Sample:
+    leading = _leading_symbols(module)
+    for size in (3, *_LADDER):
+        binding = {
+            s.name: dims.get(s.name, clamp_size(_LEADING[0] if s.name in leading else size, s))
+            for s in input_symbols(module)
+        }
+        inputs = make_inputs(module, binding, STYLES[0], domains, seed)
+        if runs(inputs):
+            return Sample(inputs, binding, STYLES[0])
+    raise UnsupportedError("the source runs at none of the generated sizes", hint="give --inputs")
 
 
 def _choose_bindings(
@@ -91,7 +114,7 @@ def _choose_bindings(
         made: Binding = {}
         for number, symbol in enumerate(symbols):
             wanted = lead if symbol.name in leading else size + 2 * number * distinct
-            made[symbol.name] = dims.get(symbol.name, _clamp(wanted, symbol))
+            made[symbol.name] = dims.get(symbol.name, clamp_size(wanted, symbol))
         return made
 
     def works(candidate: Binding) -> bool:
@@ -145,7 +168,8 @@ def _leading_symbols(module: Module) -> set[str]:
     return names
 
 
-def _clamp(size: int, symbol: Symbol) -> int:
+def clamp_size(size: int, symbol: Symbol) -> int:
+    """Returns the size nearest to `size` that the symbol's facts allow."""
     size = max(size, symbol.lo)
     size = -(-size // symbol.multiple_of) * symbol.multiple_of
     return size if symbol.hi is None else min(size, symbol.hi)
@@ -196,8 +220,10 @@ def _draw(
 ) -> Array:
     if dtype is DType.STRING:
         words = rng.integers(0, 1000, shape)
-        return np.vectorize(lambda n: f"w{n}", otypes=[object])(words) if words.size else np.empty(
-            shape, object
+        return (
+            np.vectorize(lambda n: f"w{n}", otypes=[object])(words)
+            if words.size
+            else np.empty(shape, object)
         )
     if dtype.is_complex:
         return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype.numpy)
