@@ -133,13 +133,15 @@ def test_batch_norm_folds_into_following_convolution(pads: str, folds: bool, gro
     ("body", "reason"),
     [
         ((f"%c = conv(%x, %w) {{{BARE}}}\n%r = relu(%c)\n%n = batch_norm(%c, %scale, %shift, %mean,"
-         " %var)\n%q = reduce_sum(%r)\n%y = add(%n, %q)"), "the result it normalizes is used elsewhere"),
+         " %var)\n%q = reduce_sum(%r)\n%y = add(%n, %q)"),
+         "the result it normalizes is used elsewhere"),
         ((f"%c = conv(%x, %w) {{{BARE}}}\n%o = conv(%x, %w) {{{PLAIN}}}\n%q = reduce_sum(%o)\n"
          "%n = batch_norm(%c, %scale, %shift, %mean, %var)\n%y = add(%n, %q)"),
          "the weight is shared"),
         ((f"%v = exp(%x)\n%u = reduce_sum(%v)\n%k = mul(%w, %u)\n%c = conv(%x, %k) {{{BARE}}}\n"
          "%y = batch_norm(%c, %scale, %shift, %mean, %var)"), "the weight is not constant"),
-        ((f"%c = conv(%x, %w) {{{BARE}}}\n%m = reduce_sum(%x) {{keepdims = false}}\n%u = expand(%m) {{shape = [6]}}\n"
+        ((f"%c = conv(%x, %w) {{{BARE}}}\n%m = reduce_sum(%x) {{keepdims = false}}\n"
+         "%u = expand(%m) {shape = [6]}\n"
          "%y = batch_norm(%c, %scale, %u, %mean, %var)"), "`bias` is not constant"),
         ("%c = relu(%z)\n%y = batch_norm(%c, %scale, %shift, %mean, %var)",
          "no convolution or matrix product comes before it"),
