@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,25 +15,44 @@ from regraft.ir.graph import Graph
 from regraft.ir.module import Module
 from regraft.ir.opspec import Trait
 from regraft.ir.verify import check as check_ir
+from regraft.passes.check.match_check import MatchChecker, describe
 from regraft.passes.check.module_check import CheckReport, Runner, check_module
 from regraft.passes.check.runners import EvalRunner
 from regraft.passes.check.samples import Sample
 from regraft.passes.pipeline import format_pass, format_pipeline
-from regraft.passes.protocol import Context, Pass, Skip
+from regraft.passes.protocol import Context, Pass, PassResult, Skip
 from regraft.passes.reproducer import write_reproducer
 
 
 class CheckMode(enum.Enum):
-    """When outputs are compared."""
+    """What is compared while and after passes run."""
 
     OFF = "off"
+    MATCH = "match"
+    """Every rewrite of a rule, on generated inputs."""
     MODULE = "module"
+    """Every rewrite, and the source with the emitted result, once, by the caller."""
     EACH = "each"
+    """Every rewrite, and all outputs after every pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassRecord:
-    """One pass of a finished pipeline, as `report.json` shows it."""
+    """One pass of a finished pipeline, as `report.json` shows it.
+
+    Args:
+        name: The pass.
+        pipeline: The pass with its options, as pipeline text.
+        changed: Whether the module differs from before.
+        seconds: Time of the pass itself, checks of its rewrites included.
+        contract: What it promises.
+        verified: `match`, `module`, `each` or `no (reason)`.
+        stats: Counts and figures.
+        skipped: Places left alone.
+        decisions: Resolved choices.
+        nodes_before: Compute nodes before.
+        nodes_after: Compute nodes after.
+    """
 
     name: str
     pipeline: str
@@ -53,7 +73,7 @@ class PassManager:
 
     Attributes:
         ctx: What passes may use.
-        check: When outputs are compared (`MODULE` is the caller's to do, on the emitted result).
+        check: What is compared (`MODULE` is the caller's to do, on the emitted result).
         samples: Samples for `EACH`, that the source runs.
         make_runner: Runs a module for `EACH`; the numpy evaluator by default.
         dump_dir: Folder for numbered text dumps after every pass, or None.
@@ -71,15 +91,18 @@ class PassManager:
         """Runs the pipeline.
 
         Raises:
-            CheckError: When a pass broke its contract under `EACH`; the module is as before the
-                pass, and the message names the reproducer folder.
+            CheckError: When a rule or a pass broke its contract; the module is as before the pass,
+                and the hint names the reproducer folder.
             RegraftError: What a pass raised, with the pass named in a note.
         """
         if module.level != "canonical":
-            late = [item.name for item in passes if getattr(item, "level", "canonical") == "canonical"]
+            late = [
+                item.name for item in passes if getattr(item, "level", "canonical") == "canonical"
+            ]
             if late:
                 raise UsageError(
-                    f"pass `{late[0]}` runs on canonical IR, the module is legalized for {module.level}",
+                    f"pass `{late[0]}` runs on canonical IR, "
+                    f"the module is legalized for {module.level}",
                     hint="run it before `legalize`",
                 )
         records = []
@@ -93,29 +116,61 @@ class PassManager:
         return records
 
     def _run_one(self, module: Module, item: Pass, rest: Sequence[Pass]) -> PassRecord:
-        snapshot = module.clone() if self.check is CheckMode.EACH else None
+        is_checked = self.check is not CheckMode.OFF
+        snapshot = module.clone() if is_checked else None
+        checker = MatchChecker(item.contract) if is_checked else None
+        ctx = dataclasses.replace(self.ctx, observer=checker or self.ctx.observer)
         before = count_nodes(module.graph)
         start = time.perf_counter()
         try:
-            result = item.run(module, self.ctx)
+            result = item.run(module, ctx)
+            seconds = time.perf_counter() - start
             check_ir(module)
+            verified = self._verify(snapshot, module, item, result, checker)
         except RegraftError as error:
             error.add_note(f"in pass `{format_pass(item)}`")
+            if snapshot is not None:
+                self._recover(module, snapshot, rest, error)
             raise
-        seconds = time.perf_counter() - start
-        verified = "module" if self.check is CheckMode.MODULE else "no (checks are off)"
-        if not result.changed:
-            verified = "unchanged"
-        elif snapshot is not None:
-            verified = self._check_one(snapshot, module, item, rest).verified
+        stats = dict(result.stats)
+        if checker is not None and result.changed:
+            stats |= describe(checker)
         return PassRecord(
             item.name, format_pass(item), result.changed, seconds, str(item.contract), verified,
-            result.stats, result.skipped, result.decisions, before, count_nodes(module.graph),
+            stats, result.skipped, result.decisions, before, count_nodes(module.graph),
         )  # fmt: skip
 
-    def _check_one(
-        self, snapshot: Module, module: Module, item: Pass, rest: Sequence[Pass]
-    ) -> CheckReport:
+    def _recover(
+        self, module: Module, snapshot: Module, rest: Sequence[Pass], error: RegraftError
+    ) -> None:
+        """Makes the module what it was before the pass and writes the reproducer."""
+        restore(module, snapshot)
+        if isinstance(error, CheckError):
+            where = write_reproducer(
+                snapshot, self.samples, format_pipeline(rest), self.ctx.work_dir
+            )
+            error.hint = f"the reproducer is in `{where}`"
+
+    def _verify(
+        self,
+        snapshot: Module | None,
+        module: Module,
+        item: Pass,
+        result: PassResult,
+        checker: MatchChecker | None,
+    ) -> str:
+        if self.check is CheckMode.OFF:
+            return "no (checks are off)"
+        if not result.changed:
+            return "no (nothing changed)"
+        if self.check is CheckMode.EACH and snapshot is not None and self.samples:
+            return self._compare(snapshot, module, item).verified
+        if checker is None or not checker.num_checked:
+            reasons = [] if checker is None else list(checker.unchecked)
+            return f"no ({reasons[0] if reasons else 'no rule was applied'})"
+        return "match"
+
+    def _compare(self, snapshot: Module, module: Module, item: Pass) -> CheckReport:
         report = check_module(
             self.make_runner(snapshot),
             EvalRunner(snapshot, oracle=True) if self.make_runner is EvalRunner else None,
@@ -124,26 +179,24 @@ class PassManager:
             contract=item.contract,
             verified="each",
         )
-        if report.ok:
-            return report
-        broken = max(report.outputs, key=lambda diff: (not diff.ok, diff.max_rel))
-        restore(module, snapshot)
-        where = write_reproducer(snapshot, self.samples, format_pipeline(rest), self.ctx.work_dir)
-        raise CheckError(
-            f"pass `{format_pass(item)}` changed output `{broken.name}`: {broken.reason}",
-            hint=f"the reproducer is in `{where}`" if where else None,
-        )
+        if not report.ok:
+            broken = max(report.outputs, key=lambda diff: (not diff.ok, diff.max_rel))
+            raise CheckError(
+                f"pass `{format_pass(item)}` changed output `{broken.name}`: {broken.reason}"
+            )
+        return report
 
 
 def restore(module: Module, snapshot: Module) -> None:
-    """Makes `module` what `snapshot` is; weights are shared."""
-    module.graph = snapshot.graph
-    module.states = snapshot.states
-    module.meta = snapshot.meta
-    module.level = snapshot.level
+    """Makes `module` what `snapshot` is, and leaves the snapshot usable; weights are shared."""
+    copy = snapshot.clone()
+    module.graph = copy.graph
+    module.states = copy.states
+    module.meta = copy.meta
+    module.level = copy.level
+    module.warnings = copy.warnings
 
 
 def count_nodes(graph: Graph) -> int:
     """Returns the number of compute nodes, bodies included, constants not."""
     return sum(not node.op.traits & Trait.CONSTANT for node in graph.walk())
-

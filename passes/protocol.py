@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from regraft.ir.module import Module
+from regraft.ir.rewrite import Observer
 
 Samples = Sequence[Mapping[str, np.ndarray[Any, Any]]]
 
@@ -116,6 +117,7 @@ class Context:
         max_memory_bytes: Working-memory budget, or None.
         explain: Name of a rule whose near misses are wanted, or None.
         explanations: Filled with near misses of that rule.
+        observer: Sees every rewrite of a rule; passes hand it to `rewrite`.
         work_dir: Folder for spilled weights and dumps, or None.
     """
 
@@ -126,6 +128,7 @@ class Context:
     max_memory_bytes: int | None = None
     explain: str | None = None
     explanations: list[str] = field(default_factory=list)
+    observer: Observer | None = None
     work_dir: Path | None = None
 
 

@@ -133,12 +133,14 @@ class Rewriter:
         graph = node.graph
         if graph is None:
             raise AssertionError(f"{node!r} is erased")
-        if self._observer is not None:
-            self._observer.replaced(self._rule, node, values)
+        fresh: list[Node] = []
         made = node.prev
         while made is not None and made is not self._mark:
             self._touch_new(made)
+            fresh.append(made)
             made = made.prev
+        if self._observer is not None:
+            self._observer.replaced(self._rule, node, values, fresh)
         retyped = [
             new
             for old, new in zip(node.outputs, values, strict=True)

@@ -52,8 +52,17 @@ class Compiled(Protocol):
 class Observer(Protocol):
     """Sees rewrites as they happen; the match check is one."""
 
-    def replaced(self, rule: str, node: Node, values: Sequence[Value]) -> None:
-        """Called while the old node and the values that replace its results both exist."""
+    def replaced(
+        self, rule: str, node: Node, values: Sequence[Value], made: Sequence[Node]
+    ) -> None:
+        """Called while the old node and the values that replace its results both exist.
+
+        Args:
+            rule: The rule's name.
+            node: The node that is about to go.
+            values: What replaces its results.
+            made: Nodes that the rule placed before it.
+        """
 
     def updated(self, rule: str, node: Node) -> None:
         """Called after a rule changed operands or attributes of a node in place."""

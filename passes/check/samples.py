@@ -137,16 +137,20 @@ def _choose_bindings(
         )
     sizes = [size for name, size in found[0].items() if name not in leading]
     base_size = max(sizes, default=1)
-    smallest = binding(1, 0)
-    others = [smallest, *(binding(1, size) for size in (1, 3, *_LADDER, base_size))]
+    others = [binding(1, size) for size in (0, 1, 3, *_LADDER, base_size)]
     more = [binding(3, base_size + delta) for delta in (2, 1, 16, 32, 0)]
-    for tries in (others, more):
-        pick = next((b for b in tries if b not in found and works(b)), None)
-        if pick is not None:
-            found.append(pick)
-    while len(found) < 3:
-        found.append(found[-1])
-    return found
+    _add_first(found, others, works)
+    _add_first(found, more, works)
+    return [*found, found[-1], found[-1]][:3]
+
+
+def _add_first(
+    found: list[Binding], tries: Sequence[Binding], works: Callable[[Binding], bool]
+) -> None:
+    """Adds the first new binding that works, if any."""
+    pick = next((b for b in tries if b not in found and works(b)), None)
+    if pick is not None:
+        found.append(pick)
 
 
 def input_symbols(module: Module) -> list[Symbol]:

@@ -1,0 +1,160 @@
+"""The match check: every rewrite of a rule, before and after, on generated inputs.
+
+At each replacement the cut (see `regraft.passes.check.cut`) is evaluated on both sides at two
+reduced bindings of its symbols. Rewrites of equal structure are evaluated once: 32 equal layers
+cost one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.errors import CheckError
+from regraft.ir.graph import Node, Value
+from regraft.ir.rewrite.explain import label
+from regraft.passes.check.compare import compare_outputs
+from regraft.passes.check.cut import Cut, close, deepen, first_cut
+from regraft.passes.check.cut_run import CannotRunError, CutRun, draws_of
+from regraft.passes.protocol import Contract, Exact, Lossy, Within
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the evaluation of one cut said.
+
+    Args:
+        outcome: `equal`, `differs` or `unknown`.
+        reason: What differs, or why it could not be evaluated.
+    """
+
+    outcome: str
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class MatchChecker:
+    """Observes a rewrite and checks every replacement.
+
+    Attributes:
+        contract: What the running pass promises.
+        num_checked: Rewrites that were proved equal on the generated inputs.
+        unchecked: Rewrites that could not be checked, by reason.
+        num_evaluated: Cuts evaluated; the other rewrites have a structure seen before.
+    """
+
+    contract: Contract = field(default_factory=Exact)
+    num_checked: int = 0
+    unchecked: Counter[str] = field(default_factory=Counter)
+    num_evaluated: int = 0
+    _known: dict[Hashable, Verdict] = field(default_factory=dict)
+
+    def replaced(
+        self, rule: str, node: Node, values: Sequence[Value], made: Sequence[Node]
+    ) -> None:
+        """Checks one replacement.
+
+        Raises:
+            CheckError: When the new values differ from the old ones, naming the rule and the node.
+        """
+        if isinstance(self.contract, Lossy):
+            self.unchecked["the pass is lossy"] += 1
+            return
+        cut = first_cut(node, values, made)
+        if not cut.old:
+            return  # nothing reads the results
+        verdict = self._judge(rule, cut)
+        match verdict.outcome:
+            case "equal":
+                self.num_checked += 1
+            case "unknown":
+                self.unchecked[verdict.reason] += 1
+            case _:
+                raise CheckError(
+                    f"rule `{rule}` at {label(node)}: {verdict.reason}",
+                    hint="the rule is wrong for this match; leave its pass out, or report it",
+                )
+
+    def updated(self, rule: str, node: Node) -> None:
+        """Counts a change in place: what the node was before is gone."""
+        self.unchecked["changed in place"] += 1
+
+    @property
+    def num_unchecked(self) -> int:
+        """Rewrites that could not be checked."""
+        return self.unchecked.total()
+
+    def _judge(self, rule: str, cut: Cut) -> Verdict:
+        """Evaluates the cut, further and further down until both sides agree."""
+        differs: Verdict | None = None
+        if not cut.new_sees_more:
+            first = self._evaluated(rule, cut)
+            if first.outcome == "equal":
+                return first
+            differs = first if first.outcome == "differs" else None
+        lowered = close(cut)
+        while True:
+            if lowered or differs is None:
+                if cut.new_sees_more:
+                    return differs or Verdict("unknown", "the common frontier is too far away")
+                verdict = self._evaluated(rule, cut)
+                if verdict.outcome == "equal":
+                    return verdict
+                if verdict.outcome == "unknown":
+                    return differs or verdict
+                differs = verdict
+            lowered = not cut.is_full and deepen(cut)
+            if not lowered:
+                return differs  # no frontier makes them equal
+            close(cut)
+
+    def _evaluated(self, rule: str, cut: Cut) -> Verdict:
+        key = (rule, cut.key())
+        known = self._known.get(key)
+        if known is None:
+            self.num_evaluated += 1
+            known = self._known[key] = compare_sides(cut, self.contract)
+        return known
+
+
+def compare_sides(cut: Cut, contract: Contract) -> Verdict:
+    """Evaluates both sides of a cut at two bindings and compares them by the contract."""
+    rtol = contract.bound if isinstance(contract, Within) else None
+    try:
+        run = CutRun(cut)
+        draws = draws_of(run)
+    except CannotRunError as error:
+        return Verdict("unknown", str(error))
+    for draw in draws:
+        try:
+            new = run.new(draw)
+        except CannotRunError as error:
+            if error.is_unsupported:
+                return Verdict("unknown", str(error))
+            return Verdict("differs", f"the new values cannot be computed: {error}{_at(draw.env)}")
+        diffs = compare_outputs(draw.expected, new, plain=draw.oracle, rtol=rtol)
+        for diff in diffs:
+            if not diff.ok:
+                return Verdict("differs", f"{diff.reason}{_at(draw.env)}{_cosine(diff.cosine)}")
+    return Verdict("equal")
+
+
+def _at(env: Mapping[str, int]) -> str:
+    return f" at {', '.join(f'{k}={v}' for k, v in env.items())}" if env else ""
+
+
+def _cosine(cosine: float) -> str:
+    return "" if np.isclose(cosine, 1.0) or cosine == 0.0 else f" (cosine {cosine:.3g})"
+
+
+def describe(checker: MatchChecker) -> dict[str, Any]:
+    """Returns counts for `stats` of a pass record."""
+    return {
+        "match-checked": checker.num_checked,
+        "match-evaluated": checker.num_evaluated,
+        "match-unchecked": checker.num_unchecked,
+    }
