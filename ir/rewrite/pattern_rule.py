@@ -42,6 +42,9 @@ class Rule:
         """The rule's name: the class name in kebab-case."""
         return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", type(self).__name__).lower()
 
+    def __str__(self) -> str:
+        return self.name
+
     def pattern(self, p: Patterns, *args: Any, **kwargs: Any) -> Apply | AnyOf:
         """Returns the pattern; further parameters are the variables."""
         raise NotImplementedError

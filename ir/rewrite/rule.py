@@ -90,6 +90,9 @@ class LocalRule:
     roots: Roots
     apply: Apply
 
+    def __str__(self) -> str:
+        return self.name
+
     def compile(self) -> LocalRule:
         """Returns the rule itself."""
         return self

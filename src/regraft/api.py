@@ -11,6 +11,7 @@ from regraft.conversion import ConvertOptions, ConvertResult, resolve_passes
 from regraft.conversion import convert as _convert
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
+from regraft.ir.rewrite import Rule
 from regraft.output import staged
 from regraft.passes.check.compare import OutputDiff
 from regraft.passes.check.module_check import CheckReport, check_module
@@ -36,7 +37,7 @@ def load(source: Any) -> Module:
 
 def apply(
     module: Module,
-    passes: str | Sequence[Pass],
+    passes: str | Sequence[Pass | Rule],
     *,
     samples: Sequence[Mapping[str, Any]] = (),
     check: bool = False,
@@ -46,7 +47,7 @@ def apply(
 
     Args:
         module: The module.
-        passes: A pipeline string or pass objects.
+        passes: A pipeline string, or pass objects and rewrite rules.
         samples: Samples for calibration and checks.
         check: Compare outputs after every pass, in the numpy evaluator.
         seed: Seed of everything random.
@@ -125,7 +126,7 @@ def compare(
     Raises:
         UnsupportedError: When neither ONNX Runtime nor the evaluator can run one of them.
     """
-    from regraft.comparison import compare_sources  # noqa: PLC0415
+    from regraft.comparison import compare_sources
 
     return compare_sources(
         open_source(a), open_source(b), samples=samples, dims=dims, seed=seed, rtol=rtol, atol=atol

@@ -14,6 +14,7 @@ from regraft.checking import Checker
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.module import Module
+from regraft.ir.rewrite import Rule
 from regraft.output import check_destination, staged
 from regraft.passes import PASSES
 from regraft.passes.check.module_check import CheckReport, combined_contract
@@ -22,6 +23,7 @@ from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import parse_pipeline, suggest
 from regraft.passes.protocol import Context, Pass
 from regraft.passes.recipe import Recipe, format_recipe
+from regraft.passes.rules import ApplyRules
 from regraft.report import build_report, operator_counts, versions
 from regraft.samples import bind_samples
 from regraft.sources import Source, open_source
@@ -92,14 +94,17 @@ class ConvertResult:
 
 
 def resolve_passes(
-    passes: str | Sequence[Pass] | None, extra: tuple[type[Pass], ...] = ()
+    passes: str | Sequence[Pass | Rule] | None, extra: tuple[type[Pass], ...] = ()
 ) -> list[Pass]:
-    """Returns pass objects of a pipeline string, a sequence, or the default."""
+    """Returns pass objects of a pipeline string, a sequence, or the default.
+
+    A rewrite rule in the sequence becomes a pass that applies it.
+    """
     if passes is None:
         passes = DEFAULT_PASSES
     if isinstance(passes, str):
         return parse_pipeline(passes, (*PASSES, *extra))
-    return list(passes)
+    return [ApplyRules((item,)) if isinstance(item, Rule) else item for item in passes]
 
 
 def convert(
@@ -211,7 +216,7 @@ class _Conversion:
         make_report: Callable[[CheckReport, int], dict[str, Any]],
     ) -> tuple[CheckReport, dict[str, Any]]:
         options = self.options
-        import tempfile  # noqa: PLC0415
+        import tempfile
 
         target = self.out
         if options.dry_run or target is None:
@@ -235,7 +240,7 @@ class _Conversion:
                 (temp / "report.json").write_text(json.dumps(report, indent=2) + "\n")
                 (temp / "recipe.yaml").write_text(self._recipe(source, records))
         if options.dry_run or self.out is None:
-            import shutil  # noqa: PLC0415
+            import shutil
 
             shutil.rmtree(target.parent, ignore_errors=True)
         return check, report
