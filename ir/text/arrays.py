@@ -22,6 +22,9 @@ Array = np.ndarray[Any, Any]
 MAX_DIGITS = 256
 """Arrays of more elements print as hexadecimal bytes."""
 
+MAX_SPLAT_BYTES = 1 << 26
+"""Literals hold their elements: larger ones are refused before memory is taken."""
+
 _FLOAT = re.compile(r"-?(?:\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+|(?:inf|nan)\b)")
 _NAN_BITS = re.compile(r"nan\(0x([0-9a-f]{16})\)")
 _DEFAULT_NAN = struct.unpack("<Q", struct.pack("<d", math.nan))[0]
@@ -99,15 +102,15 @@ def scan_elements(s: Scanner, dtype: DType, shape: tuple[int, ...]) -> Array:
     """
     start, size = s.pos, math.prod(shape)
     if s.take_word("splat"):
+        if dtype.nbytes(size) > MAX_SPLAT_BYTES:
+            raise s.error("too large for a literal", at=start, hint="make it a weight")
         return np.full(shape, scan_item(s, dtype), dtype.numpy)
-    blob = None if s.peek("[") else s.blob()
-    if blob is not None:
-        if len(blob) != dtype.nbytes(size):
-            expected = dtype.nbytes(size)
-            raise s.error(f"expected {expected} bytes, found {len(blob)}", at=start)
-        return unpack(np.frombuffer(blob, np.uint8), dtype, shape).copy()
-    if shape == () and not s.peek("["):
-        return scan_item(s, dtype)
+    if not s.peek("["):
+        blob = s.blob()
+        if blob is None and shape == ():
+            return scan_item(s, dtype)
+        if blob is not None:
+            return _from_bytes(s, blob, dtype, shape, start)
     s.expect("[", "and the elements of an array")
     items: list[Any] = []
     while not s.take("]"):
@@ -116,14 +119,7 @@ def scan_elements(s: Scanner, dtype: DType, shape: tuple[int, ...]) -> Array:
         items.append(_scan_element(s, dtype))
     if len(items) != size:
         raise s.error(f"expected {size} elements, found {len(items)}", at=start)
-    if dtype is DType.STRING:
-        array = np.empty(size, object)
-        array[:] = items
-        return array.reshape(shape)
-    if dtype.is_integer and dtype.bits >= 8:
-        return np.array(items, dtype.numpy).reshape(shape)
-    wide = np.float64 if dtype.is_float else np.int64 if dtype.is_integer else None
-    return np.array(items, wide).astype(dtype.numpy).reshape(shape)
+    return _from_items(s, items, dtype, start).reshape(shape)
 
 
 def scan_item(s: Scanner, dtype: DType) -> Array:
@@ -132,21 +128,41 @@ def scan_item(s: Scanner, dtype: DType) -> Array:
     Raises:
         ParseError: When there is none.
     """
+    start = s.pos
     blob = None if dtype is DType.STRING else s.blob()
     if blob is not None:
-        return unpack(np.frombuffer(blob, np.uint8), dtype, ()).copy()
-    item = _scan_element(s, dtype)
+        return _from_bytes(s, blob, dtype, (), start)
+    return _from_items(s, [_scan_element(s, dtype)], dtype, start).reshape(())
+
+
+def _from_bytes(s: Scanner, blob: bytes, dtype: DType, shape: tuple[int, ...], start: int) -> Array:
+    expected = dtype.nbytes(math.prod(shape))
+    if dtype is DType.STRING or len(blob) != expected:
+        raise s.error(f"expected {expected} bytes, found {len(blob)}", at=start)
+    return unpack(np.frombuffer(blob, np.uint8), dtype, shape).copy()
+
+
+def _from_items(s: Scanner, items: list[Any], dtype: DType, start: int) -> Array:
     if dtype is DType.STRING:
-        array = np.empty((), object)
-        array[()] = item
+        array = np.empty(len(items), object)
+        array[:] = items
         return array
-    return np.asarray(item).astype(dtype.numpy)
+    if not dtype.is_float:
+        # 4- and 2-bit types convert from i64 alone, 64-bit ones only directly
+        wide = dtype.numpy if dtype.bits >= 8 else np.dtype(np.int64)
+        return np.array(items, wide).astype(dtype.numpy)
+    exact = np.array(items, np.float64)
+    with np.errstate(over="ignore"):
+        array = exact.astype(dtype.numpy)
+    if (np.isfinite(exact) & ~np.isfinite(array.astype(np.float64))).any():
+        raise s.error(f"a number is too large for {dtype}", at=start)
+    return array
 
 
 def _scan_element(s: Scanner, dtype: DType) -> Any:
     if dtype is DType.STRING:
-        blob = s.blob()
-        return s.string() if blob is None else blob
+        raw = s.blob()
+        return s.string() if raw is None else raw
     if dtype is DType.BOOL:
         start = s.pos
         word = s.expect_word("`true` or `false`")

@@ -22,6 +22,7 @@ DTYPES: dict[str, DType] = {dtype.value: dtype for dtype in DType}
 _TENSOR = re.compile(r"[\w?]+\[[^\[\]\n]*\]")
 _SYMBOL = re.compile(r"`([^`\n]+)`|([^\W\d]\w*)")
 _DIGITS = re.compile(r"\d+")
+_MAX_POWER = 64
 _OPS: dict[str, Callable[..., DimLike]] = {
     "min": dim_min,
     "max": dim_max,
@@ -134,8 +135,11 @@ class TypeScanner:
         base = self._atom(s)
         if not s.take("^"):
             return base
-        result: DimLike = 1
-        for _ in range(s.integer("a power")):
+        start, power = s.pos, s.integer("a power")
+        if not 0 < power <= _MAX_POWER:
+            raise s.error(f"a power is between 1 and {_MAX_POWER}", at=start)
+        result = base
+        for _ in range(power - 1):
             result = result * base
         return result
 
@@ -157,6 +161,8 @@ class TypeScanner:
             while s.take(","):
                 args.append(self.dim(s))
             s.expect(")")
+            if name not in ("min", "max") and (len(args) != 2 or args[1] == 0):
+                raise s.error(f"`{name}` takes two sizes, the second not 0", at=start)
             return _OPS[name](*args)
         symbol = self._symbol(name)
         if symbol is None:
