@@ -22,7 +22,7 @@ from regraft.ir.ops import OPS
 from regraft.ir.opspec import AttrKind, OpSpec, Trait
 from regraft.ir.reinfer import contradicts
 from regraft.ir.text.lexer import Scanner
-from regraft.ir.text.types import TypeScanner
+from regraft.ir.text.types import SYMBOL, TypeScanner
 from regraft.ir.text.values import scan_array_of, scan_value
 from regraft.ir.text.weights import WeightParser
 from regraft.ir.types import Type
@@ -124,13 +124,10 @@ class _Parser:
     def _symbol_line(self) -> None:
         s = self.s
         start = s.pos
-        if s.take("`"):
-            s.pos = start
-            name = s.text[start + 1 : s.text.index("`", start + 1)]
-            s.pos += len(name) + 2
-            s.skip()
-        else:
-            name = s.expect_word("the name of a symbol")
+        match = s.match(SYMBOL)
+        if match is None:
+            raise s.error(f"expected the name of a symbol, found {s.found()}")
+        name = match[1] or match[2]
         if name in self.scope.symbols:
             raise s.error(f"symbol `{name}` is declared twice", at=start)
         facts: dict[str, Any] = {}

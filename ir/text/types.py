@@ -20,7 +20,7 @@ from regraft.ir.types import (
 DTYPES: dict[str, DType] = {dtype.value: dtype for dtype in DType}
 # A tensor type as a whole, to look up types that were read before.
 _TENSOR = re.compile(r"[\w?]+\[[^\[\]\n]*\]")
-_SYMBOL = re.compile(r"`([^`\n]+)`|([^\W\d]\w*)")
+SYMBOL = re.compile(r"`([^`\n]+)`|([^\W\d]\w*)")
 _DIGITS = re.compile(r"\d+")
 _MAX_POWER = 64
 _OPS: dict[str, Callable[..., DimLike]] = {
@@ -152,7 +152,7 @@ class TypeScanner:
             s.expect(")")
             return value
         start = s.pos
-        match = s.match(_SYMBOL)
+        match = s.match(SYMBOL)
         if match is None:
             raise s.error(f"expected a size, found {s.found()}")
         name = match[1] or match[2]
