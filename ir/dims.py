@@ -168,7 +168,10 @@ def _terms(value: DimLike) -> Iterable[tuple[Monomial, int]]:
 
 
 def _mono_key(mono: Monomial) -> tuple[int, str]:
-    return (-sum(power for _, power in mono), "*".join(f"{atom.key}^{power}" for atom, power in mono))
+    return (
+        -sum(power for _, power in mono),
+        "*".join(f"{atom.key}^{power}" for atom, power in mono),
+    )
 
 
 def _mul_mono(a: Monomial, b: Monomial) -> Monomial:
@@ -212,9 +215,7 @@ def _from_terms(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
     return Dim(tuple(sorted(total.items(), key=lambda item: _mono_key(item[0]))))
 
 
-def _div_term(
-    a: tuple[Monomial, int], b: tuple[Monomial, int]
-) -> tuple[Monomial, int] | None:
+def _div_term(a: tuple[Monomial, int], b: tuple[Monomial, int]) -> tuple[Monomial, int] | None:
     """Returns the term a / b when it is a term, else None."""
     if a[1] % b[1]:
         return None
@@ -319,7 +320,7 @@ def mod(a: DimLike, b: DimLike) -> DimLike:
         if isinstance(a, int):
             return a % b
         lo, hi = bounds(a)
-        if lo is not None and hi is not None and 0 <= lo and hi < b:
+        if lo is not None and hi is not None and lo >= 0 and hi < b:
             return a
     elif exact_quotient(a, b) is not None:
         return 0
@@ -452,7 +453,9 @@ def _op_bounds(op: DimOp) -> tuple[int | None, int | None]:
             return max(los, default=None), max(his) if len(his) == len(pairs) else None
         return min(los) if len(los) == len(pairs) else None, min(his, default=None)
     if op.kind == "mod":
-        return (0, None if bhi is None else bhi - 1) if blo is not None and blo > 0 else (None, None)
+        return (
+            (0, None if bhi is None else bhi - 1) if blo is not None and blo > 0 else (None, None)
+        )
     if blo is None or blo <= 0 or alo is None or alo < 0:
         if blo is not None and blo == bhi and blo > 0:  # a constant divisor keeps the order
             return (

@@ -107,9 +107,7 @@ def evaluate(
     """
     env = bind_inputs(module.graph, inputs)
     values = [inputs[str(value.name)] for value in module.graph.inputs]
-    results = evaluate_graph(
-        module.graph, values, env, oracle=oracle, seed=seed, observe=observe
-    )
+    results = evaluate_graph(module.graph, values, env, oracle=oracle, seed=seed, observe=observe)
     for assumption in module.assumptions:
         left, right = bind(assumption.left, env), bind(assumption.right, env)
         if isinstance(left, int) and isinstance(right, int) and left != right:
@@ -130,7 +128,8 @@ def bind_inputs(graph: Graph, inputs: Mapping[str, Any]) -> Env:
     for value in graph.inputs:
         if value.name not in inputs:
             raise InputError(
-                f"input `{value.name}` is missing", hint=f"the model takes {value.name}: {value.type}"
+                f"input `{value.name}` is missing",
+                hint=f"the model takes {value.name}: {value.type}",
             )
         array = inputs[value.name]
         type_ = value.type
@@ -172,45 +171,66 @@ def evaluate_graph(
     observe: Callable[[Value, Any], None] | None = None,
 ) -> list[Any]:
     """Evaluates one graph on positional inputs; `env` gains the sizes of defined symbols."""
+    return _Run(env, oracle, seed, observe).graph(graph, inputs)
 
-    def run_body(body: Graph, body_inputs: Sequence[Any]) -> list[Any]:
-        return evaluate_graph(body, body_inputs, dict(env), oracle=oracle, seed=seed)
 
-    values: dict[Value, Any] = {}
-    uses_left: dict[Value, int] = {}
+class _Run:
+    """One evaluation of a graph: the values alive, and how often each is still needed."""
 
-    def run(node: Node, operands: Sequence[Any]) -> None:
-        results = evaluate_node(node, operands, env, oracle=oracle, seed=seed, run_body=run_body)
+    __slots__ = ("env", "observe", "oracle", "seed", "uses_left", "values")
+
+    def __init__(
+        self, env: Env, oracle: bool, seed: int, observe: Callable[[Value, Any], None] | None
+    ) -> None:
+        self.env = env
+        self.oracle = oracle
+        self.seed = seed
+        self.observe = observe
+        self.values: dict[Value, Any] = {}
+        self.uses_left: dict[Value, int] = {}
+
+    def graph(self, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
+        for value, array in zip(graph.inputs, inputs, strict=True):
+            self.define(value, _widen(array) if self.oracle else array)
+        for node in graph:
+            if not node.op.traits & Trait.CONSTANT:
+                self.run(node, [self.fetch(value) for value in node.inputs])
+                self.release(node)
+        return [self.fetch(value) for value in graph.outputs]
+
+    def run(self, node: Node, operands: Sequence[Any]) -> None:
+        results = evaluate_node(
+            node, operands, self.env, oracle=self.oracle, seed=self.seed, run_body=self.body
+        )
         for value, result in zip(node.outputs, results, strict=False):
+            self.define(value, result)
             if value.num_uses:
-                values[value] = result
-                uses_left[value] = value.num_uses
-            _bind_type(value, result, env)
-            if observe is not None:
-                observe(value, result)
+                self.uses_left[value] = value.num_uses
+            else:
+                del self.values[value]
 
-    def fetch(value: Value | None) -> Any:
+    def define(self, value: Value, array: Any) -> None:
+        self.values[value] = array
+        _bind_type(value, array, self.env)
+        if self.observe is not None:
+            self.observe(value, array)
+
+    def fetch(self, value: Value | None) -> Any:
         if value is None:
             return None
-        if value not in values and value.producer is not None:
-            run(value.producer, ())  # constants are loaded where they are used, not all at once
-        return values[value]
+        if value not in self.values and value.producer is not None:
+            self.run(value.producer, ())  # constants load where they are used, not all at once
+        return self.values[value]
 
-    for value, array in zip(graph.inputs, inputs, strict=True):
-        values[value] = _widen(array) if oracle else array
-        _bind_type(value, array, env)
-        if observe is not None:
-            observe(value, values[value])
-    for node in graph:
-        if node.op.traits & Trait.CONSTANT:
-            continue
-        run(node, [fetch(value) for value in node.inputs])
+    def release(self, node: Node) -> None:
         for used in node.inputs:
-            if used is not None and used in uses_left:
-                uses_left[used] -= 1
-                if not uses_left[used]:
-                    del values[used], uses_left[used]
-    return [fetch(value) for value in graph.outputs]
+            if used is not None and used in self.uses_left:
+                self.uses_left[used] -= 1
+                if not self.uses_left[used]:
+                    del self.values[used], self.uses_left[used]
+
+    def body(self, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
+        return evaluate_graph(graph, inputs, dict(self.env), oracle=self.oracle, seed=self.seed)
 
 
 def evaluate_node(
@@ -249,9 +269,9 @@ def evaluate_node(
     results = list(results) if isinstance(results, tuple) else [results]
     for i, (value, result) in enumerate(zip(node.outputs, results, strict=False)):
         if isinstance(result, np.generic):
-            result = np.asarray(result)  # noqa: PLW2901 (numpy reductions give scalars)
+            result = np.asarray(result)
         if isinstance(result, np.ndarray):
-            result = _widen(result) if oracle else _round(result, value.dtype)  # noqa: PLW2901
+            result = _widen(result) if oracle else _round(result, value.dtype)
         results[i] = result
     return results
 

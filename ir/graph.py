@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from regraft.ir.axes import infer_from_rule
 from regraft.ir.dims import Dim, DimLike, Symbol
 from regraft.ir.errors import TypeInferenceError
 from regraft.ir.opspec import REQUIRED, OpSpec, Trait
@@ -284,12 +285,7 @@ class Node:
             TypeInferenceError: When the operator forbids these operands.
         """
         infer = self.op.infer
-        if infer is None:
-            from regraft.ir.axes import infer_from_rule  # noqa: PLC0415 (axes reads nodes)
-
-            types: Type | Sequence[Type] = infer_from_rule(self)
-        else:
-            types = infer(self)
+        types: Type | Sequence[Type] = infer_from_rule(self) if infer is None else infer(self)
         outputs = self.outputs
         if isinstance(types, TensorType):
             outputs[0].type = types
@@ -577,7 +573,7 @@ class Graph:
 def merge_loc(a: Loc, b: Loc) -> Loc:
     """Returns the union of two origin sets in order, at most 32 entries."""
     if not a or a == b:
-        return b if not a else a
+        return a or b
     merged = tuple(dict.fromkeys((*a, *b)))
     return merged[:_MAX_LOC]
 

@@ -60,7 +60,7 @@ def matmul_streamed(a: Array, b: Array) -> Array:
 
 
 def _fill(file: BinaryIO, block: Array) -> None:
-    view = memoryview(block.reshape(-1).view(np.uint8))
+    view = memoryview(block.reshape(-1).view(np.uint8).data)
     while view:
         got = file.readinto(view)  # type: ignore[attr-defined]  # an unbuffered file has it
         if not got:

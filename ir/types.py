@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from regraft.ir.dims import Dim, DimLike, Shape, substitute
+from regraft.ir.dims import DimLike, Shape, substitute
 from regraft.ir.dims import product as dim_product
 
 
@@ -251,7 +251,6 @@ def bind_type(type_: Type, values: Mapping[str, DimLike]) -> Type:
 
 def static_shape(type_: Type) -> tuple[int, ...] | None:
     """Returns the shape when every axis is a known integer, else None."""
-    if isinstance(type_, TensorType) and type_.shape is not None:
-        if all(not isinstance(dim, Dim) for dim in type_.shape):
-            return type_.shape  # type: ignore[return-value]  # every dim is an int here
-    return None
+    if not isinstance(type_, TensorType) or type_.shape is None or not type_.is_static:
+        return None
+    return type_.shape  # type: ignore[return-value]  # every dim is an int here

@@ -116,9 +116,7 @@ def contains_nan(array: np.ndarray[Any, Any]) -> bool:
     return bool(np.isnan(total)) and bool(np.isnan(array).any())
 
 
-def unpack(
-    raw: np.ndarray[Any, Any], dtype: DType, shape: tuple[int, ...]
-) -> np.ndarray[Any, Any]:
+def unpack(raw: np.ndarray[Any, Any], dtype: DType, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """Returns `dtype[*shape]` from little-endian packed bytes; a view where no unpacking is needed."""
     if dtype.bits >= 8:
         return raw.view(dtype.numpy).reshape(shape)

@@ -18,6 +18,7 @@ from typing import Any
 from regraft.ir.errors import UsageError
 from regraft.passes.protocol import Pass
 
+_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _BARE = re.compile(r"[^\s,{}\[\]\"=]+")
 
 Raw = "str | list[Raw]"
@@ -187,38 +188,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def _convert(raw: Any, hint: Any, where: str) -> Any:
     origin = typing.get_origin(hint)
-    args = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if raw is None or (raw == "none" and type(None) in args):
-            return None
-        errors = []
-        for option in args:
-            if option is type(None):
-                continue
-            try:
-                return _convert(raw, option, where)
-            except UsageError as error:
-                errors.append(error)
-        raise errors[0]
+        return _convert_union(raw, typing.get_args(hint), where)
     if origin is typing.Literal:
-        if raw in args:
-            return raw
-        raise UsageError(f"{where}: `{raw}` is not allowed", hint=suggest(str(raw), map(str, args)))
+        return _choose(raw, {str(arg): arg for arg in typing.get_args(hint)}, where)
     if origin in (tuple, list, Sequence):
         items = raw if isinstance(raw, list | tuple) else [raw]
-        return tuple(_convert(item, args[0], where) for item in items)
+        return tuple(_convert(item, typing.get_args(hint)[0], where) for item in items)
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        try:
-            return hint(raw)
-        except ValueError:
-            known = [str(member.value) for member in hint]
-            raise UsageError(f"{where}: `{raw}` is not allowed", hint=suggest(raw, known)) from None
+        return _choose(raw, {str(member.value): member for member in hint}, where)
     if hint is bool:
-        if isinstance(raw, bool):
-            return raw
-        if str(raw).lower() in ("true", "yes", "on", "false", "no", "off"):
-            return str(raw).lower() in ("true", "yes", "on")
-        raise UsageError(f"{where}: `{raw}` is not true or false")
+        return raw if isinstance(raw, bool) else _choose(str(raw).lower(), _BOOLS, where)
     if hint in (int, float):
         try:
             return hint(raw)
@@ -228,6 +208,27 @@ def _convert(raw: Any, hint: Any, where: str) -> Any:
     if hint is str or hint is Any:
         return raw if isinstance(raw, str) else str(raw)
     raise AssertionError(f"{where}: option type {hint} is not supported by pipelines")
+
+
+def _convert_union(raw: Any, options: Sequence[Any], where: str) -> Any:
+    if type(None) in options and (raw is None or raw == "none"):
+        return None
+    first: UsageError | None = None
+    for option in options:
+        if option is type(None):
+            continue
+        try:
+            return _convert(raw, option, where)
+        except UsageError as error:
+            first = first or error
+    raise first or UsageError(f"{where}: `{raw}` is not allowed")
+
+
+def _choose(raw: Any, known: Mapping[str, Any], where: str) -> Any:
+    found = known.get(str(raw))
+    if found is None:
+        raise UsageError(f"{where}: `{raw}` is not allowed", hint=suggest(str(raw), known))
+    return found
 
 
 def format_pipeline(passes: Sequence[Pass]) -> str:
@@ -248,9 +249,7 @@ def options_of(item: Pass, *, defaults: bool = False) -> dict[str, Any]:
         if not f.init:
             continue
         value = getattr(item, f.name)
-        default = (
-            f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        )
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         if defaults or value != default:
             options[f.name.replace("_", "-")] = value
     return options

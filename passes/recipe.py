@@ -91,7 +91,8 @@ def format_recipe(recipe: Recipe) -> str:
         data["passes"].append({item.name: options} if options else item.name)
     if recipe.provenance:
         data["provenance"] = dict(recipe.provenance)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def _plain(value: Any) -> Any:

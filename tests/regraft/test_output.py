@@ -15,6 +15,12 @@ def listing(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
+def write_half(out: Path, error: BaseException) -> None:
+    with staged(out, force=True) as temp:
+        (temp / "half").write_text("1")
+        raise error
+
+
 def test_folder_appears_whole(tmp_path: Path) -> None:
     with staged(tmp_path / "out", force=False) as temp:
         (temp / "a").write_text("1")
@@ -35,9 +41,8 @@ def test_nothing_is_left_after_a_failure(
     tmp_path: Path, name: str, error: type[BaseException]
 ) -> None:
     (tmp_path / "other").write_text("kept")
-    with pytest.raises(error), staged(tmp_path / name, force=False) as temp:
-        (temp / "half").write_text("1")
-        raise error
+    with pytest.raises(error):
+        write_half(tmp_path / name, error("boom"))
     assert listing(tmp_path) == ["other"]
 
 
@@ -47,9 +52,8 @@ def test_existing_output_needs_force_and_survives_a_failure(tmp_path: Path) -> N
     (out / "old").write_text("1")
     with pytest.raises(UsageError, match="exists"):
         check_destination(out, force=False)
-    with pytest.raises(ValueError, match="boom"), staged(out, force=True) as temp:
-        (temp / "new").write_text("2")
-        raise ValueError("boom")
+    with pytest.raises(ValueError, match="boom"):
+        write_half(out, ValueError("boom"))
     assert listing(tmp_path) == ["out", "out/old"]
     with staged(out, force=True) as temp:
         (temp / "new").write_text("2")
