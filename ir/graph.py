@@ -198,7 +198,10 @@ class Node:
         self.next: Node | None = None
         self.order = 0
         self._meta: dict[Key[Any], Any] | None = None
-        self.outputs = tuple(Value(None, UNKNOWN, self, i) for i in range(num_outputs))
+        if num_outputs == 1:  # nearly always: a generator costs as much as the rest
+            self.outputs: tuple[Value, ...] = (Value(None, UNKNOWN, self, 0),)
+        else:
+            self.outputs = tuple(Value(None, UNKNOWN, self, i) for i in range(num_outputs))
         for idx, value in enumerate(self._inputs):
             if value is not None:
                 value._uses[self, idx] = None
@@ -477,7 +480,7 @@ class Graph:
         if len(full) != len(op.all_attrs):
             _explain_attrs(op, full)
         if num_outputs is None:
-            num_outputs = sum(not name.endswith(("*", "?")) for name in op.results)
+            num_outputs = op.num_results
         node = Node(op, inputs, full, num_outputs, bodies, loc)
         for body in bodies:
             body.parent = node

@@ -155,6 +155,7 @@ class OpSpec:
     all_attrs: dict[str, Attr] = field(init=False, repr=False)
     operand_idx: dict[str, int] = field(init=False, repr=False)
     defaults: dict[str, Any] = field(init=False, repr=False)
+    num_results: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         attrs = {attr.name: attr for attr in self.attrs}
@@ -162,6 +163,8 @@ class OpSpec:
             if operand.either is not None:
                 attrs[operand.name] = Attr(operand.name, operand.either, None)
         object.__setattr__(self, "all_attrs", attrs)
+        always = sum(not name.endswith(("*", "?")) for name in self.results)
+        object.__setattr__(self, "num_results", always)
         object.__setattr__(self, "operand_idx", {o.name: i for i, o in enumerate(self.operands)})
         object.__setattr__(
             self,

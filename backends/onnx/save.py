@@ -18,6 +18,7 @@ from regraft.backends.onnx.storage import (
     data_file_name,
 )
 from regraft.backends.onnx.tensors import array_to_tensor, type_to_proto
+from regraft.ir.collector import collector_paused
 from regraft.ir.constants import literal, opaque, weight
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Graph, Value
@@ -49,7 +50,8 @@ def to_proto(
     opset = choose_opset(module, table, opset)
     emitter = GraphEmitter(table, opset, profile, storage=storage or Embedded())
     dim_names = module.meta.get("onnx.dim_names", {})
-    graph = emit_graph(module.graph, emitter, module.name, len(module.graph.inputs), dim_names)
+    with collector_paused():
+        graph = emit_graph(module.graph, emitter, module.name, len(module.graph.inputs), dim_names)
     known = module.meta.get("onnx.domains", {})
     imports = [helper.make_opsetid("", opset)]
     imports += [helper.make_opsetid(d, known.get(d, 1)) for d in sorted(emitter.domains)]
