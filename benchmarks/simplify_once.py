@@ -85,12 +85,28 @@ def _ort(source: str, out: str, mark: Clock) -> None:
     mark("simplify")  # loads, optimizes and saves in one call
 
 
+def _ort_transformers(source: str, out: str, mark: Clock) -> None:
+    from onnxruntime.transformers import optimizer
+
+    mark("import")
+    kind = "vit" if "ppocr" in Path(source).name else "bert"
+    # level 0: the session does the runtime's own optimizations when it loads the result
+    model = optimizer.optimize_model(source, kind, opt_level=0)
+    mark("simplify")
+    fused = {name: n for name, n in model.get_fused_operator_statistics().items() if n}
+    if not fused:
+        raise SystemExit("the transformer optimizer fuses nothing here")
+    model.save_model_to_file(out)
+    mark("save")
+
+
 TOOLS: dict[str, Callable[[str, str, Clock], None]] = {
     "regraft": _regraft,
     "onnxsim": _onnxsim,
     "onnxslim": _onnxslim,
     "onnxscript": _onnxscript,
     "ort": _ort,
+    "ort-transformers": _ort_transformers,
 }
 
 

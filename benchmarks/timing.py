@@ -1,71 +1,22 @@
-"""Interleaved timing with ratios per round; subprocesses with a time limit and a memory peak."""
+"""Subprocesses with a time limit and a memory peak; the timing rule is that of `regraft.timing`."""
 
-import math
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from regraft.timing import Ratio, interleaved, median, ratio
+
+__all__ = ["Finished", "PeerFailedError", "Ratio", "interleaved", "median", "ratio", "run"]
 
 POLL_S = 0.002
 
 
 class PeerFailedError(RuntimeError):
     """A measured command ended with an error or ran past its limit; the message ends its output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """The median of per-round ratios with a 95 % interval of the median (order statistics)."""
-
-    median: float
-    low: float
-    high: float
-    rounds: int
-
-    def __str__(self) -> str:
-        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}] over {self.rounds} rounds"
-
-
-def median(values: Sequence[float]) -> float:
-    """Returns the median; the mean of the two middle values where their number is even."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
-def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-    """Returns the median of `numerators[i] / denominators[i]`.
-
-    The interval holds the median with a probability of at least 95 % whatever the distribution;
-    below six rounds no interval does, and the whole range is given.
-    """
-    values = sorted(a / b for a, b in zip(numerators, denominators, strict=True))
-    count = len(values)
-    rank, tail = 0, 0.0
-    while rank < count // 2:
-        tail += math.comb(count, rank) / 2**count
-        if tail > 0.025:
-            break
-        rank += 1
-    low = max(rank - 1, 0)
-    return Ratio(median(values), values[low], values[count - 1 - low], count)
-
-
-def interleaved(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Returns, for every call, its seconds in each round; the order rotates from round to round."""
-    seconds: list[list[float]] = [[0.0] * rounds for _ in calls]
-    for call in calls:
-        call()  # caches warm, allocators grown
-    for idx in range(rounds):
-        for turn in range(len(calls)):
-            which = (idx + turn) % len(calls)
-            start = time.perf_counter()
-            calls[which]()
-            seconds[which][idx] = time.perf_counter() - start
-    return seconds
 
 
 @dataclass(frozen=True, slots=True)
