@@ -10,7 +10,7 @@ import numpy as np
 
 from regraft.ir.constants import constant_of
 from regraft.ir.dims import Dim, DimLike, Symbol, bind, symbols_of
-from regraft.ir.errors import RegraftError, UnsupportedError
+from regraft.ir.errors import UnsupportedError
 from regraft.ir.evaluate import evaluate_graph
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import clone_graph
@@ -19,6 +19,7 @@ from regraft.ir.rewrite.retype import defined_symbols
 from regraft.ir.types import DType, TensorType, bind_type
 from regraft.passes.analysis.domains import Domain, input_domains
 from regraft.passes.check.cut import NEW, OLD, Cut
+from regraft.passes.check.runners import PROBE_ERRORS
 from regraft.passes.check.samples import clamp_size, padding_mask
 
 Array = np.ndarray[Any, Any]
@@ -31,12 +32,6 @@ _SIZES = (1, 3, 4, 8, 16, 32, 64, 128, 256, 640)
 """Sizes tried for symbols; the first two that the old side runs at are used."""
 
 _NUM_DRAWS = 2
-
-_PROBE_ERRORS = (
-    RegraftError, ValueError, IndexError, OverflowError, ZeroDivisionError, KeyError, TypeError,
-    np.linalg.LinAlgError,
-)  # fmt: skip
-"""What evaluating operators on values that the model never sees may raise."""
 
 
 class CannotRunError(Exception):
@@ -147,7 +142,7 @@ def _run(
         results = evaluate_graph(graph, arrays, dict(env), oracle=oracle)
     except UnsupportedError as error:
         raise CannotRunError(error.message) from error
-    except _PROBE_ERRORS as error:
+    except PROBE_ERRORS as error:
         raise CannotRunError(str(error), is_unsupported=False) from error
     return dict(zip(graph.output_names, results, strict=True))
 

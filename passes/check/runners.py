@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from regraft.ir.constants import opaque
+from regraft.ir.errors import RegraftError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
+
+PROBE_ERRORS = (
+    RegraftError, ValueError, IndexError, KeyError, TypeError, OverflowError, ZeroDivisionError,
+    np.linalg.LinAlgError,
+)  # fmt: skip
+"""What running a model on generated inputs may raise when the inputs do not suit it."""
+
+
+def accepts(
+    runner: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> Callable[[Mapping[str, Any]], bool]:
+    """Returns a function that says whether a runner runs given inputs."""
+
+    def runs(inputs: Mapping[str, Any]) -> bool:
+        try:
+            runner(inputs)
+        except PROBE_ERRORS:
+            return False
+        return True
+
+    return runs
 
 
 class EvalRunner:

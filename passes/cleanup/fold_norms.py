@@ -215,6 +215,10 @@ class FoldNorms:
     name: ClassVar[str] = "fold-norms"
     contract: ClassVar[Contract] = Exact()
 
+    def rules(self) -> RuleSet:
+        """Returns the rules in the order in which they are tried."""
+        return RULES
+
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Folds to a fixpoint; every batch_norm that stays is reported with the reason."""
         explain = ctx.explain if ctx.explain in {rule.name for rule in RULES.compile()} else None

@@ -7,32 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import PROFILES, save_onnx
-from regraft.conversion import ConvertOptions, ConvertResult, resolve_passes
+from regraft.comparison import compare_sources
+from regraft.conversion import ConvertOptions, ConvertResult, check_rule_name, resolve_passes
 from regraft.conversion import convert as _convert
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Rule
-from regraft.output import staged
-from regraft.passes.check.compare import OutputDiff
-from regraft.passes.check.module_check import CheckReport, check_module
-from regraft.passes.check.runners import EvalRunner
-from regraft.passes.check.samples import generate_samples
+from regraft.output import save_text, staged
+from regraft.passes.check.module_check import CheckReport
+from regraft.passes.check.runners import EvalRunner, accepts
+from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.protocol import Context, Pass
+from regraft.plugins import Plugin, combine
 from regraft.samples import bind_samples
 from regraft.sources import open_source
 
 
-def load(source: Any) -> Module:
+def load(source: Any, *, plugins: Sequence[Plugin] = ()) -> Module:
     """Loads a model as a module.
 
     Args:
         source: A path to an `.onnx` or `.rg` file or an output folder, or a `ModelProto`.
+        plugins: Plugins whose operators a text module may use.
 
     Raises:
         InputError: When it cannot be used as it is.
     """
-    return open_source(source).module
+    return open_source(source, ops=combine(plugins).operators).module
 
 
 def apply(
@@ -40,28 +42,77 @@ def apply(
     passes: str | Sequence[Pass | Rule],
     *,
     samples: Sequence[Mapping[str, Any]] = (),
-    check: bool = False,
+    check: str = "match",
     seed: int = 0,
+    plugins: Sequence[Plugin] = (),
 ) -> list[PassRecord]:
     """Runs passes on a module, in place.
 
     Args:
         module: The module.
         passes: A pipeline string, or pass objects and rewrite rules.
-        samples: Samples for calibration and checks.
-        check: Compare outputs after every pass, in the numpy evaluator.
+        samples: Samples for calibration and for `check="each"`; default: generated ones.
+        check: `match` compares every rewrite of a rule before and after, on generated inputs;
+            `each` compares all outputs after every pass as well; `off` compares nothing.
         seed: Seed of everything random.
+        plugins: Plugins whose passes a pipeline string may name.
+
+    Returns:
+        One record per pass; `record.verified` says what was compared.
 
     Raises:
-        CheckError: When a pass broke its contract; the module is as before that pass.
+        CheckError: When a rule or pass broke its contract; the module is as before that pass.
+        UsageError: For an unknown pass or option.
     """
-    mode = CheckMode.EACH if check else CheckMode.OFF
+    resolved = resolve_passes(passes, combine(plugins).passes)
+    try:
+        mode = CheckMode(check)
+    except ValueError:
+        raise UsageError(f"unknown check `{check}`", hint="match, each or off") from None
+    return run_passes(module, resolved, samples=samples, check=mode, seed=seed)
+
+
+def run_passes(
+    module: Module,
+    passes: Sequence[Pass],
+    *,
+    samples: Sequence[Mapping[str, Any]] = (),
+    dims: Mapping[str, int] | None = None,
+    check: CheckMode = CheckMode.MATCH,
+    seed: int = 0,
+    explain: str | None = None,
+    explanations: list[str] | None = None,
+    dump_dir: Path | None = None,
+) -> list[PassRecord]:
+    """Runs pass objects on a module, in place: what `apply` and `regraft opt` do.
+
+    Args:
+        module: The module.
+        passes: The passes.
+        samples: The user's samples.
+        dims: Sizes of generated samples.
+        check: What is compared.
+        seed: Seed of everything random.
+        explain: Rule whose near misses are wanted.
+        explanations: Filled with them.
+        dump_dir: Folder for the text after every pass.
+
+    Raises:
+        CheckError: When a rule or pass broke its contract; the module is as before that pass.
+    """
+    check_rule_name(explain, passes)
     used = bind_samples(module, samples)
-    if check and not used:
-        runner = EvalRunner(module.clone())
-        used = generate_samples(module, lambda inputs: bool(runner(inputs)) or True, seed=seed)
-    manager = PassManager(Context(seed=seed, samples=samples), mode, used)
-    return manager.run(module, resolve_passes(passes))
+    if check is CheckMode.EACH and not used:
+        used = _generated(module, dims, seed)
+    ctx = Context(
+        seed=seed, samples=samples, explain=explain,
+        explanations=[] if explanations is None else explanations,
+    )  # fmt: skip
+    return PassManager(ctx, check, used, dump_dir=dump_dir).run(module, passes)
+
+
+def _generated(module: Module, dims: Mapping[str, int] | None, seed: int) -> list[Sample]:
+    return generate_samples(module, accepts(EvalRunner(module.clone())), dims=dims, seed=seed)
 
 
 def save(
@@ -72,14 +123,19 @@ def save(
     opset: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Writes a module as one model file (with external data beside it when large).
+    """Writes a module as one file: `.onnx`, or `.rg` for the text form.
+
+    Large weights go into a file beside it.
 
     Raises:
         UsageError: When `out` exists and `force` is not set, or the target writes no single file.
     """
+    path = Path(out)
+    if path.suffix == ".rg":
+        save_text(module, path, force=force)
+        return path
     if target not in PROFILES:
         raise UsageError(f"target `{target}` cannot be saved as one file", hint=", ".join(PROFILES))
-    path = Path(out)
     if not path.suffix:
         raise UsageError(f"`{path}` has no suffix", hint="name a file such as `model.onnx`")
     with staged(path, force=force) as temp:
@@ -92,8 +148,9 @@ def convert(
     out: str | Path | None,
     *,
     target: str = "ort-cpu",
-    passes: str | Sequence[Pass] | None = None,
+    passes: str | Sequence[Pass | Rule] | None = None,
     samples: Sequence[Mapping[str, Any]] = (),
+    plugins: Sequence[Plugin] = (),
     **options: Any,
 ) -> ConvertResult:
     """Converts a model: capture, passes, emission, check; the output is whole or absent.
@@ -102,12 +159,17 @@ def convert(
         source: A path, `ModelProto` or module.
         out: A folder, or a file name with a suffix.
         target: `onnx`, `ort-cpu` or `ort-cuda`.
-        passes: A pipeline string, pass objects, or None for the target's default.
+        passes: A pipeline string, passes and rules, or None for the target's default.
         samples: Samples to check and calibrate with.
+        plugins: Plugins whose passes a pipeline string may name.
         options: Further fields of `ConvertOptions`.
     """
     return _convert(
-        source, out, ConvertOptions(target=target, passes=passes, samples=samples, **options)
+        source,
+        out,
+        ConvertOptions(
+            target=target, passes=passes, samples=samples, extensions=combine(plugins), **options
+        ),
     )
 
 
@@ -124,22 +186,19 @@ def compare(
     """Compares two models on the same samples; `report.ok` says whether they agree.
 
     Raises:
+        InputError: When they have different inputs, or the second lacks an output.
         UnsupportedError: When neither ONNX Runtime nor the evaluator can run one of them.
     """
-    from regraft.comparison import compare_sources
-
     return compare_sources(
         open_source(a), open_source(b), samples=samples, dims=dims, seed=seed, rtol=rtol, atol=atol
-    )
+    ).report
 
 
 __all__ = [
     "CheckReport",
     "ConvertOptions",
     "ConvertResult",
-    "OutputDiff",
     "apply",
-    "check_module",
     "compare",
     "convert",
     "load",

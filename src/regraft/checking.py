@@ -9,11 +9,12 @@ from typing import Any
 import psutil
 
 from regraft.backends.onnx.runtime import OrtRunner
-from regraft.ir.errors import CheckError, RegraftError, UnsupportedError
+from regraft.ir.errors import CheckError, UnsupportedError
 from regraft.ir.module import Module
 from regraft.passes.check.module_check import CheckReport, Runner, check_module
 from regraft.passes.check.runners import (
     EvalRunner,
+    accepts,
     largest_weight_bytes,
     total_weight_bytes,
     unevaluable,
@@ -23,16 +24,13 @@ from regraft.passes.protocol import Contract
 from regraft.sources import Source
 
 DEFAULT_BUDGET_BYTES = 3 << 30
-"""Above this, source and result are not loaded into a runtime: the evaluator streams the weights."""
+"""Above this, models are not loaded into a runtime: the evaluator streams the weights."""
 
-_RUNTIME_COPIES = 3.0
+RUNTIME_COPIES = 3.0
 """A runtime session may hold the file, its own copy and packed weights."""
 
 _STREAM_COPIES = 1.0
 """Streaming holds at most the largest weight (of a matrix product only a few blocks of it)."""
-
-_PROBE_ERRORS = (RegraftError, ValueError, IndexError, OverflowError, ZeroDivisionError)
-"""What running a source on an unsuitable generated sample may raise."""
 
 
 class _Remembered:
@@ -86,7 +84,7 @@ class Checker:
         self._choose_runners(source, max_memory_bytes or min(free, DEFAULT_BUDGET_BYTES))
 
     def _choose_runners(self, source: Source, budget: int) -> None:
-        fits = total_weight_bytes(self.original) * _RUNTIME_COPIES <= budget
+        fits = total_weight_bytes(self.original) * RUNTIME_COPIES <= budget
         if source.runner is not None and fits:
             try:
                 self._reference = source.runner(True)
@@ -114,15 +112,7 @@ class Checker:
             return
         if self.streams:
             self._reference = _Remembered(self._reference)
-        reference = self._reference
-
-        def runs(inputs: Mapping[str, Any]) -> bool:
-            try:
-                reference(inputs)
-            except _PROBE_ERRORS:
-                return False
-            return True
-
+        runs = accepts(self._reference)
         if given:
             self.samples = [sample for sample in given if runs(sample.inputs)]
             if not self.samples:
@@ -142,9 +132,7 @@ class Checker:
         """Whether there is a reference and a sample."""
         return self._reference is not None and bool(self.samples)
 
-    def compare(
-        self, module: Module, emitted: Path | None, contract: Contract
-    ) -> CheckReport:
+    def compare(self, module: Module, emitted: Path | None, contract: Contract) -> CheckReport:
         """Compares the emitted file (the module itself when streaming or nothing was emitted).
 
         Raises:

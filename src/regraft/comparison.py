@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from regraft.backends.onnx import to_proto
 from regraft.backends.onnx.runtime import OrtRunner
+from regraft.checking import RUNTIME_COPIES
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.passes.check.compare import compare_outputs
 from regraft.passes.check.module_check import CheckReport, Runner, check_module
-from regraft.passes.check.runners import EvalRunner, unevaluable
+from regraft.passes.check.runners import EvalRunner, accepts, total_weight_bytes, unevaluable
 from regraft.passes.check.samples import Sample, generate_samples
 from regraft.samples import bind_samples
 from regraft.sources import Source
 
 _MAX_KEPT_ELEMENTS = 1 << 24
 """Intermediate values of the first model kept for the search of the first divergence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a comparison found, and the samples it used."""
+
+    report: CheckReport
+    samples: Sequence[Sample]
 
 
 def compare_sources(
@@ -33,56 +43,56 @@ def compare_sources(
     seed: int = 0,
     rtol: float | None = None,
     atol: float | None = None,
-) -> CheckReport:
+    max_memory_bytes: int | None = None,
+) -> Comparison:
     """Compares the outputs that the first model has.
+
+    Args:
+        a: The reference.
+        b: The other model.
+        samples: The user's samples; default: generated ones that `a` runs.
+        dims: Sizes of generated samples.
+        seed: Seed of generated samples.
+        rtol: Overrides the relative tolerance.
+        atol: Adds an absolute tolerance.
+        max_memory_bytes: Above it, a model is not loaded into a runtime: weights are streamed.
 
     Raises:
         InputError: When the second model takes other inputs or lacks an output.
         UnsupportedError: When one of them can be run nowhere, or no sample can be made.
     """
     check_interfaces(a.module, b.module)
-    run_a, run_b = make_runner(a), make_runner(b)
-    used = choose_samples(a.module, run_a, samples, dims, seed)
-    plain = a.runner(False) if a.runner is not None and isinstance(run_a, OrtRunner) else None
-    return check_module(run_a, plain, run_b, used, rtol=rtol, atol=atol, verified="compared")
-
-
-def choose_samples(
-    module: Module,
-    runner: Runner,
-    samples: Sequence[Mapping[str, Any]],
-    dims: Mapping[str, int] | None,
-    seed: int,
-) -> list[Sample]:
-    """Returns the user's samples, or generated ones that the model runs."""
+    run_a, run_b = make_runner(a, max_memory_bytes), make_runner(b, max_memory_bytes)
     if samples:
-        return bind_samples(module, samples)
-
-    def runs(inputs: Mapping[str, Any]) -> bool:
-        try:
-            runner(inputs)
-        except (UnsupportedError, ValueError, IndexError):
-            return False
-        return True
-
-    return generate_samples(module, runs, dims=dims, seed=seed)
+        used = bind_samples(a.module, samples)
+    else:
+        used = generate_samples(a.module, accepts(run_a), dims=dims, seed=seed)
+    plain = a.runner(False) if a.runner is not None and isinstance(run_a, OrtRunner) else None
+    report = check_module(run_a, plain, run_b, used, rtol=rtol, atol=atol, verified="compared")
+    return Comparison(report, used)
 
 
-def make_runner(source: Source) -> Runner:
+def make_runner(source: Source, max_memory_bytes: int | None = None) -> Runner:
     """Returns the best runner of a source: its runtime, else the evaluator.
 
     Raises:
         UnsupportedError: When neither can run it.
     """
-    failure = ""
-    try:
-        return source.runner(True) if source.runner else OrtRunner(to_proto(source.module))
-    except UnsupportedError as error:
-        failure = error.message
+    fits = (
+        max_memory_bytes is None
+        or total_weight_bytes(source.module) * RUNTIME_COPIES <= max_memory_bytes
+    )
+    failure = "its weights do not fit --max-memory"
+    if fits:
+        try:
+            return source.runner(True) if source.runner else OrtRunner(to_proto(source.module))
+        except UnsupportedError as error:
+            failure = error.message
     missing = unevaluable(source.module)
     if missing:
         raise UnsupportedError(
-            f"`{source.label}` cannot be run: {failure}; no numpy meaning for {', '.join(missing[:3])}"
+            f"`{source.label}` cannot be run: {failure}; "
+            f"no numpy meaning for {', '.join(missing[:3])}"
         )
     return EvalRunner(source.module)
 

@@ -14,16 +14,18 @@ from regraft.checking import Checker
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.module import Module
-from regraft.ir.rewrite import Rule
+from regraft.ir.rewrite import Rule, RuleSet
+from regraft.ir.types import DType
 from regraft.output import check_destination, staged
 from regraft.passes import PASSES
 from regraft.passes.check.module_check import CheckReport, combined_contract
 from regraft.passes.check.samples import Sample
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import parse_pipeline, suggest
-from regraft.passes.protocol import Context, Pass
+from regraft.passes.protocol import Context, Lossy, Pass
 from regraft.passes.recipe import Recipe, format_recipe
-from regraft.passes.rules import ApplyRules
+from regraft.passes.rule_pass import HasRules, pass_of_rules
+from regraft.plugins import Extensions, combine
 from regraft.report import build_report, operator_counts, versions
 from regraft.samples import bind_samples
 from regraft.sources import Source, open_source
@@ -31,6 +33,7 @@ from regraft.sources import Source, open_source
 TARGETS = (*PROFILES, "torch", "triton", "hf")
 DEFAULT_PASSES = "canonicalize,fold-norms,canonicalize"
 MODEL_FILE = "model.onnx"
+DTYPES = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,14 @@ class ConvertOptions:
         seed: Seed of everything random.
         force: Replace an existing output.
         dry_run: Do everything except writing the output.
-        extra_passes: Passes of plugins.
+        dtype: `fp32`, `fp16` or `bf16`; only the source's own is built yet.
+        max_drop: What lossy passes may lose.
+        extensions: Passes and operators, those of plugins among them; default: regraft's own.
         explain: Rule whose near misses are wanted.
     """
 
     target: str = "ort-cpu"
-    passes: str | Sequence[Pass] | None = None
+    passes: str | Sequence[Pass | Rule] | None = None
     opset: int | None = None
     freeze: Mapping[str, int] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -68,7 +73,9 @@ class ConvertOptions:
     seed: int = 0
     force: bool = False
     dry_run: bool = False
-    extra_passes: tuple[type[Pass], ...] = ()
+    dtype: str | None = None
+    max_drop: str | None = None
+    extensions: Extensions = field(default_factory=lambda: combine(()))
     explain: str | None = None
 
 
@@ -94,7 +101,7 @@ class ConvertResult:
 
 
 def resolve_passes(
-    passes: str | Sequence[Pass | Rule] | None, extra: tuple[type[Pass], ...] = ()
+    passes: str | Sequence[Pass | Rule] | None, known: Sequence[type[Pass]] = PASSES
 ) -> list[Pass]:
     """Returns pass objects of a pipeline string, a sequence, or the default.
 
@@ -103,8 +110,71 @@ def resolve_passes(
     if passes is None:
         passes = DEFAULT_PASSES
     if isinstance(passes, str):
-        return parse_pipeline(passes, (*PASSES, *extra))
-    return [ApplyRules((item,)) if isinstance(item, Rule) else item for item in passes]
+        return parse_pipeline(passes, known)
+    return [
+        pass_of_rules(item.name, RuleSet(item))() if isinstance(item, Rule) else item
+        for item in passes
+    ]
+
+
+def check_rule_name(rule: str | None, passes: Sequence[Pass]) -> None:
+    """Checks that a pass of the pipeline has the rule that `--explain` names.
+
+    Raises:
+        UsageError: When none has.
+    """
+    if rule is None:
+        return
+    known = [
+        each.name
+        for item in passes
+        if isinstance(item, HasRules)
+        for each in item.rules().compile()
+    ]
+    if rule not in known:
+        raise UsageError(f"no pass of the pipeline has a rule `{rule}`", hint=suggest(rule, known))
+
+
+def check_dtype(module: Module, wanted: str | None) -> None:
+    """Checks a requested element type: only the source's own is built yet.
+
+    Raises:
+        UsageError: For an unknown type.
+        UnsupportedError: For another type than that of the source's weights.
+    """
+    if wanted is None:
+        return
+    if wanted not in DTYPES:
+        raise UsageError(f"unknown dtype `{wanted}`", hint=suggest(wanted, DTYPES))
+    sizes: dict[DType, int] = {}
+    for name in module.weights:
+        weight = module.weights[name]
+        if weight.dtype.is_float:
+            sizes[weight.dtype] = sizes.get(weight.dtype, 0) + weight.nbytes
+    own = max(sizes, key=lambda dtype: sizes[dtype], default=None)
+    if own is not DTYPES[wanted]:
+        raise UnsupportedError(
+            f"`--dtype {wanted}`: the source's weights are {own or 'not floating point'}, and "
+            "changing the element type is not built yet",
+            hint="leave --dtype out",
+        )
+
+
+def check_max_drop(max_drop: str | None, passes: Sequence[Pass]) -> None:
+    """Checks `--max-drop`: it bounds what lossy passes may lose, and there are none yet.
+
+    Raises:
+        UsageError: When no pass is lossy.
+        UnsupportedError: When one is.
+    """
+    if max_drop is None:
+        return
+    if not any(isinstance(item.contract, Lossy) for item in passes):
+        raise UsageError(
+            "`--max-drop` bounds what lossy passes lose; every pass of this pipeline is exact",
+            hint="leave it out: the check of the result is stricter",
+        )
+    raise UnsupportedError("`--max-drop` is not built yet")
 
 
 def convert(
@@ -127,7 +197,9 @@ def convert(
     """
     options = options or ConvertOptions()
     if options.target not in TARGETS:
-        raise UsageError(f"unknown target `{options.target}`", hint=suggest(options.target, TARGETS))
+        raise UsageError(
+            f"unknown target `{options.target}`", hint=suggest(options.target, TARGETS)
+        )
     if options.target not in PROFILES:
         raise UnsupportedError(
             f"target `{options.target}` is not built yet", hint=f"use {', '.join(PROFILES)}"
@@ -137,7 +209,9 @@ def convert(
         raise UsageError("an output path is needed", hint="give -o OUT, or --dry-run")
     if path is not None and not options.dry_run:
         check_destination(path, force=options.force)
-    passes = resolve_passes(options.passes, options.extra_passes)
+    passes = resolve_passes(options.passes, options.extensions.passes)
+    check_rule_name(options.explain, passes)
+    check_max_drop(options.max_drop, passes)
     say = progress or (lambda stage: None)
     return _Conversion(source, path, options, passes, say).run()
 
@@ -169,8 +243,11 @@ class _Conversion:
 
     def run(self) -> ConvertResult:
         options = self.options
-        source: Source = self._stage("load", lambda: open_source(self.raw_source))
+        source: Source = self._stage(
+            "load", lambda: open_source(self.raw_source, ops=options.extensions.operators)
+        )
         module = source.module
+        check_dtype(module, options.dtype)
         given = bind_samples(module, options.samples)
         before = operator_counts(module.graph)
         checker = None
@@ -193,9 +270,7 @@ class _Conversion:
         )  # fmt: skip
         check, report = self._write(source, module, records, checker, make)
         out = None if options.dry_run else self.out
-        return ConvertResult(
-            out, module, tuple(records), check, report, tuple(ctx.explanations)
-        )
+        return ConvertResult(out, module, tuple(records), check, report, tuple(ctx.explanations))
 
     def _make_checker(self, source: Source, given: Sequence[Sample]) -> Checker:
         options = self.options

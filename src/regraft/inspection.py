@@ -22,9 +22,7 @@ DEFAULT_SIZE = 128
 
 def default_sizes(module: Module, given: Mapping[str, int]) -> dict[str, int]:
     """Returns a size for every input symbol: the given one, else 1 for leading axes and 128."""
-    leading = {
-        str(value.shape[0]) for value in module.graph.inputs if value.shape and value.rank
-    }
+    leading = {str(value.shape[0]) for value in module.graph.inputs if value.shape and value.rank}
     sizes = {
         symbol.name: 1 if symbol.name in leading else DEFAULT_SIZE
         for symbol in input_symbols(module)

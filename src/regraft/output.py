@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from regraft.ir.errors import RegraftError, UsageError
+from regraft.ir.module import Module
+from regraft.ir.text import write_module
 
 
 def check_destination(out: Path, *, force: bool) -> None:
@@ -74,3 +76,14 @@ def _explain(error: OSError, out: Path) -> RegraftError:
     if error.errno == errno.ENOSPC:
         return RegraftError(f"`{out}` was not written: the disk is full", hint="free some space")
     return RegraftError(f"`{out}` was not written: {error.strerror or error}")
+
+
+def save_text(module: Module, out: Path, *, force: bool) -> None:
+    """Writes a module in the text form, large weights into a file beside it.
+
+    Raises:
+        UsageError: When `out` exists without `force`.
+        RegraftError: When the disk is full or the folder cannot be written.
+    """
+    with staged(out, force=force) as temp:
+        write_module(module, temp / out.name)

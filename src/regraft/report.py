@@ -41,15 +41,23 @@ def operator_counts(graph: Graph) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def pass_entry(record: PassRecord) -> dict[str, Any]:
-    """Returns one pass as INTERFACE's JSON."""
+def pass_entry(record: PassRecord, check: CheckReport | None = None) -> dict[str, Any]:
+    """Returns one pass as the `passes` entry of `report.json`.
+
+    Args:
+        record: The pass.
+        check: The module check that followed, which then is what verified the pass.
+    """
+    verified = record.verified
+    if record.changed and check is not None and check.verified == "module" and verified != "each":
+        verified = "module"
     return {
         "name": record.name,
         "pipeline": record.pipeline,
         "changed": record.changed,
         "seconds": round(record.seconds, 6),
         "contract": record.contract,
-        "verified": record.verified,
+        "verified": verified,
         "stats": dict(record.stats),
         "skipped": [asdict(skip) for skip in record.skipped],
         "nodes": [record.nodes_before, record.nodes_after],
@@ -89,7 +97,7 @@ def build_report(
     return {
         "source": {"path": source.label, "sha256": source.sha256, "bytes": source.num_bytes},
         "target": target,
-        "passes": [pass_entry(record) for record in records],
+        "passes": [pass_entry(record, check) for record in records],
         "check": check_entry(check),
         "targets": [],
         "operators": {"before": dict(before), "after": after},

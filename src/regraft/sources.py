@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.module import Module
+from regraft.ir.ops import OPS
+from regraft.ir.opspec import OpSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -39,8 +41,12 @@ class Source:
     runner: Callable[[bool], Runner] | None
 
 
-def open_source(source: Any) -> Source:
+def open_source(source: Any, *, ops: Mapping[str, OpSpec] = OPS) -> Source:
     """Loads a path, ModelProto or module.
+
+    Args:
+        source: What to load.
+        ops: Operators by name that a text module may use.
 
     Raises:
         InputError: When the path does not exist or its content is not understood.
@@ -48,8 +54,10 @@ def open_source(source: Any) -> Source:
     """
     if isinstance(source, Module):
         return Source(source, source.name, None, None, None)
+    if isinstance(source, str):
+        _refuse_planned(source)
     if isinstance(source, str | Path):
-        return _open_path(Path(source))
+        return _open_path(Path(source), ops)
     if type(source).__name__ == "ModelProto":
         return _open_proto(source)
     raise UnsupportedError(
@@ -58,21 +66,34 @@ def open_source(source: Any) -> Source:
     )
 
 
-def _open_path(path: Path) -> Source:
+def _refuse_planned(source: str) -> None:
+    """Refuses the kinds of sources that have no frontend yet.
+
+    Raises:
+        UnsupportedError: For `hf:org/name`, a `.pt2` file or `module.py:factory`.
+    """
+    hint = "export it to ONNX first"
+    if source.startswith("hf:"):
+        raise UnsupportedError(f"`{source}`: Hugging Face sources are not built yet", hint=hint)
+    if source.endswith(".pt2"):
+        raise UnsupportedError(f"`{source}`: exported programs are not built yet", hint=hint)
+    if ".py:" in source:
+        raise UnsupportedError(f"`{source}`: PyTorch sources are not built yet", hint=hint)
+
+
+def _open_path(path: Path, ops: Mapping[str, OpSpec]) -> Source:
     if path.is_dir():
         path = _model_in(path)
     if not path.exists():
         raise InputError(f"`{path}` does not exist")
     if path.suffix == ".rg":
-        from regraft.ir.text import parse_module  # noqa: PLC0415
+        from regraft.ir.text import read_module
 
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"`{path}` cannot be read: {error}") from error
-        return Source(parse_module(text), str(path), sha256_of(path), path.stat().st_size, None)
-    from regraft.backends.onnx.runtime import OrtRunner  # noqa: PLC0415
-    from regraft.frontends.onnx import load_onnx  # noqa: PLC0415
+        module = read_module(path, ops=ops)
+        num_bytes = path.stat().st_size + _external_bytes(module)
+        return Source(module, str(path), sha256_of(path), num_bytes, None)
+    from regraft.backends.onnx.runtime import OrtRunner
+    from regraft.frontends.onnx import load_onnx
 
     module = load_onnx(path)
     num_bytes = path.stat().st_size + _external_bytes(module)
@@ -83,8 +104,8 @@ def _open_path(path: Path) -> Source:
 
 
 def _open_proto(proto: onnx.ModelProto) -> Source:
-    from regraft.backends.onnx.runtime import OrtRunner  # noqa: PLC0415
-    from regraft.frontends.onnx import load_onnx  # noqa: PLC0415
+    from regraft.backends.onnx.runtime import OrtRunner
+    from regraft.frontends.onnx import load_onnx
 
     return Source(
         load_onnx(proto), proto.graph.name or "ModelProto", None, None,
@@ -112,7 +133,7 @@ def _model_in(folder: Path) -> Path:
 
 
 def _external_bytes(module: Module) -> int:
-    from regraft.ir.weights import MappedWeight  # noqa: PLC0415
+    from regraft.ir.weights import MappedWeight
 
     weights = module.weights
     return sum(weights[n].nbytes for n in weights if isinstance(weights[n], MappedWeight))

@@ -3,71 +3,91 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from regraft.cli.options import load_samples, output_options, sample_options, tolerance_options
-from regraft.cli.show import out_console, print_json, progress, table, warn
+from regraft.cli.options import (
+    load_extensions,
+    load_samples,
+    memory_option,
+    output_options,
+    sample_options,
+    source_options,
+    tolerance_options,
+)
+from regraft.cli.show import out_console, print_json, print_table, progress, warn
+from regraft.cli.verb import Verb
+
+DIFFERENT = 3
+"""Exit code when the models differ."""
 
 
-@click.command("compare", epilog="Example: regraft compare model.onnx out/model.onnx")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.command("compare", cls=Verb, epilog="Example: regraft compare model.onnx out")
+@click.argument("a")
+@click.argument("b")
 @sample_options
 @tolerance_options
+@memory_option
+@source_options
 @output_options
 def command(
-    a: Path,
-    b: Path,
+    a: str,
+    b: str,
     inputs: Path | None,
     dims: dict[str, int],
     seed: int,
     rtol: float | None,
     atol: float | None,
+    max_memory: int | None,
+    plugins: tuple[str, ...],
+    trust_remote_code: bool,
     as_json: bool,
     quiet: bool,
     verbose: int,
 ) -> None:
     """Compare the outputs of models A and B on the same samples; exit 3 when they differ."""
-    from regraft.comparison import (  # noqa: PLC0415
-        choose_samples,
-        compare_sources,
-        first_divergence,
-        make_runner,
-    )
-    from regraft.report import check_entry  # noqa: PLC0415
-    from regraft.sources import open_source  # noqa: PLC0415
+    from regraft.comparison import compare_sources, first_divergence
+    from regraft.report import check_entry
+    from regraft.sources import open_source
 
-    source_a, source_b = open_source(a), open_source(b)
+    ops = load_extensions(plugins).operators
+    source_a, source_b = open_source(a, ops=ops), open_source(b, ops=ops)
     with progress(enabled=not quiet and not as_json) as say:
         say("running")
-        samples = load_samples(inputs)
-        report = compare_sources(
-            source_a, source_b, samples=samples, dims=dims, seed=seed, rtol=rtol, atol=atol
-        )
+        compared = compare_sources(
+            source_a, source_b, samples=load_samples(inputs), dims=dims, seed=seed, rtol=rtol,
+            atol=atol, max_memory_bytes=max_memory,
+        )  # fmt: skip
+        report = compared.report
         divergence = None
         if not report.ok:
             say("searching the first divergence")
-            runner = make_runner(source_a)
-            used = choose_samples(source_a.module, runner, samples, dims, seed)
-            divergence = first_divergence(source_a.module, source_b.module, used[0])
-    warn([*source_a.module.warnings, *source_b.module.warnings], quiet=quiet or not verbose)
+            divergence = first_divergence(source_a.module, source_b.module, compared.samples[0])
+    warn([*source_a.module.warnings, *source_b.module.warnings], quiet=quiet)
     entry = check_entry(report)
     if as_json:
-        print_json({"equal": report.ok, "outputs": entry["outputs"], "first_divergence": divergence})
+        outputs = entry["outputs"]
+        print_json({"equal": report.ok, "outputs": outputs, "first_divergence": divergence})
     else:
-        rows = [
-            (d.name, f"{d.max_abs:.3g}", f"{d.max_rel:.3g}", f"{d.cosine:.7f}", f"{d.allowed:.3g}",
-             "equal" if d.ok else d.reason)
-            for d in report.outputs
-        ]  # fmt: skip
-        columns = ("output", "max abs", "max rel", "cosine", "allowed", "verdict:")
-        title = f"{report.num_samples} samples, sizes {[dict(b) for b in report.bindings]}"
-        out_console().print(table(title, columns, rows))
-        if divergence:
-            out_console().print(
-                f"first divergence: `{divergence['value']}` ({divergence['operator']}): "
-                f"{divergence['reason']}"
-            )
+        _print_table(report, divergence)
     if not report.ok:
-        click.get_current_context().exit(3)
+        click.get_current_context().exit(DIFFERENT)
+
+
+def _print_table(report: Any, divergence: dict[str, Any] | None) -> None:
+    rows = [
+        (d.name, f"{d.max_abs:.3g}", f"{d.max_rel:.3g}", f"{d.cosine:.7f}", f"{d.allowed:.3g}",
+         "equal" if d.ok else d.reason)
+        for d in report.outputs
+    ]  # fmt: skip
+    columns = ("output", "max abs", "max rel", "cosine", "allowed", "verdict:")
+    sizes = "; ".join(", ".join(f"{k}={v}" for k, v in b.items()) for b in report.bindings)
+    title = f"{report.num_samples} samples" + (f" at {sizes}" if sizes else "")
+    console = out_console()
+    print_table(console, title, columns, rows)
+    if divergence:
+        console.print(
+            f"first divergence: {divergence['value']} ({divergence['operator']}): "
+            f"{divergence['reason']}"
+        )

@@ -9,51 +9,60 @@ import click
 
 from regraft.cli.options import (
     Assignments,
-    Memory,
+    load_extensions,
     load_samples,
+    memory_option,
     output_options,
-    plugin_options,
+    pipeline_options,
     sample_options,
+    show_explanations,
+    source_options,
     tolerance_options,
 )
-from regraft.cli.show import human_bytes, out_console, print_json, progress, table, warn
+from regraft.cli.show import human_bytes, out_console, print_json, print_table, progress, warn
+from regraft.cli.verb import Verb, check_option, planned
 
 
-@click.command("convert", epilog="Example: regraft convert model.onnx -o out --target ort-cpu")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.command(
+    "convert", cls=Verb, epilog="Example: regraft convert model.onnx -o out --target ort-cpu"
+)
+@click.argument("source")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="A folder, or a file name.")
-@click.option("--target", default="ort-cpu", show_default=True, help="onnx, ort-cpu or ort-cuda.")
-@plugin_options
+@click.option("--target", help="onnx, ort-cpu or ort-cuda; default: ort-cpu.")
+@pipeline_options
+@click.option("--dtype", help="fp32, fp16 or bf16; only the source's own is built yet.")
 @click.option("--opset", type=int, help="Opset to write, 13 to 26; default: the source's.")
 @click.option("--freeze", type=Assignments(), default=dict, help="Fix sizes: batch=1.")
-@click.option(
-    "--check/--no-check", "check", default=True, help="Compare the result with the source."
-)
-@click.option("--check-each", is_flag=True, help="Compare after every pass (also --check=each).")
+@click.option("--max-drop", metavar="X", help="What lossy passes may lose.")
+@planned("--aot", "compile kernels ahead of time", metavar="ARCHS")
+@check_option("module")
 @sample_options
 @tolerance_options
-@click.option("--max-memory", type=Memory(), help="Working-memory budget, such as 800MB.")
-@click.option("--explain", metavar="RULE", help="Say why a rule did not match.")
+@memory_option
+@source_options
 @click.option("--dry-run", is_flag=True, help="Do everything except writing the output.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options
 def command(
-    source: Path,
+    source: str,
     out: Path | None,
-    target: str,
+    target: str | None,
     passes: str | None,
     recipe: Path | None,
+    explain: str | None,
+    dtype: str | None,
     opset: int | None,
     freeze: dict[str, int],
-    check: bool,
-    check_each: bool,
+    max_drop: str | None,
+    check: str,
     inputs: Path | None,
     dims: dict[str, int],
     seed: int,
     rtol: float | None,
     atol: float | None,
     max_memory: int | None,
-    explain: str | None,
+    plugins: tuple[str, ...],
+    trust_remote_code: bool,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -61,42 +70,45 @@ def command(
     verbose: int,
 ) -> None:
     """Capture SOURCE, run passes, check the result against the source, and write OUT."""
-    from regraft.conversion import ConvertOptions, convert  # noqa: PLC0415
-    from regraft.ir.errors import UsageError  # noqa: PLC0415
-    from regraft.passes import PASSES  # noqa: PLC0415
-    from regraft.passes.manager import CheckMode  # noqa: PLC0415
-    from regraft.passes.recipe import read_recipe  # noqa: PLC0415
+    from regraft.conversion import ConvertOptions, convert
+    from regraft.ir.errors import UsageError
+    from regraft.passes.manager import CheckMode
+    from regraft.passes.recipe import read_recipe
 
     if passes is not None and recipe is not None:
         raise UsageError("give --passes or --recipe, not both")
+    extensions = load_extensions(plugins)
+    settings: dict[str, Any] = {}
     chosen: Any = passes
     if recipe is not None:
-        read = read_recipe(recipe, PASSES)
-        chosen = read.passes
-        opset = opset if opset is not None else read.settings.get("opset")
-        freeze = freeze or read.settings.get("freeze", {})
-        context = click.get_current_context()
-        if context.get_parameter_source("target") is click.core.ParameterSource.DEFAULT:
-            target = read.settings.get("target", target)
-    mode = CheckMode.EACH if check_each else CheckMode.MODULE if check else CheckMode.OFF
+        read = read_recipe(recipe, extensions.passes)
+        chosen, settings = read.passes, dict(read.settings)
+    given = {
+        "target": target, "dtype": dtype, "opset": opset, "freeze": freeze or None,
+        "dims": dims or None, "seed": seed if _is_given("seed") else None,
+    }  # fmt: skip
+    settings |= {name: value for name, value in given.items() if value is not None}
     options = ConvertOptions(
-        target=target, passes=chosen, opset=opset, freeze=freeze, dims=dims,
-        samples=load_samples(inputs), check=mode, rtol=rtol, atol=atol,
-        max_memory_bytes=max_memory, seed=seed, force=force, dry_run=dry_run, explain=explain,
+        passes=chosen, samples=load_samples(inputs), check=CheckMode(check), rtol=rtol, atol=atol,
+        max_memory_bytes=max_memory, max_drop=max_drop, force=force, dry_run=dry_run,
+        extensions=extensions, explain=explain, **settings,
     )  # fmt: skip
     with progress(enabled=not quiet and not as_json) as say:
         result = convert(source, out, options, progress=say)
     warn(result.report["warnings"], quiet=quiet)
-    if explain is not None:
-        for line in result.explanations or (f"rule `{explain}` had no near miss",):
-            click.echo(line, err=True)
+    show_explanations(explain, result.explanations)
     if as_json:
         print_json({"out": None if result.out is None else str(result.out), **result.report})
         return
-    _print_table(result.report, result.out, verbose)
+    _print_tables(result.report, result.out, verbose)
 
 
-def _print_table(report: Any, out: Path | None, verbose: int) -> None:
+def _is_given(name: str) -> bool:
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
+
+
+def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
     console = out_console()
     nodes, size, check = report["nodes"], report["bytes"], report["check"]
     rows: list[tuple[Any, ...]] = [
@@ -108,12 +120,20 @@ def _print_table(report: Any, out: Path | None, verbose: int) -> None:
     changed = [n for n in names if before.get(n, 0) != after.get(n, 0)]
     shown = names if verbose else changed[:12]
     rows += [(f"  {n}", before.get(n, 0), after.get(n, 0)) for n in shown]
-    console.print(table(str(report["source"]["path"]), ("", "before", "after"), rows))
+    print_table(console, str(report["source"]["path"]), ("", "before", "after"), rows)
     passes = [
-        (p["name"], "yes" if p["changed"] else "no", p["contract"], f"{p['seconds']:.2f}")
+        (p["name"], "yes" if p["changed"] else "no", p["contract"], p["verified"],
+         f"{p['seconds']:.2f}")
         for p in report["passes"]
-    ]
-    console.print(table("passes", ("pass", "changed:", "contract:", "seconds"), passes))
+    ]  # fmt: skip
+    columns = ("pass", "changed:", "contract:", "verified:", "seconds")
+    print_table(console, "passes", columns, passes)
+    if verbose:
+        for entry in report["passes"]:
+            for name, count in entry["stats"].items():
+                console.print(f"{entry['name']}: {name} {count}")
+            for skip in entry["skipped"]:
+                console.print(f"{entry['name']}: left alone {skip['node']}: {skip['reason']}")
     console.print(f"checked: {check['verified']}{_check_detail(check)}")
     console.print(f"written: {out}" if out is not None else "written: nothing (dry run)")
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-from regraft.cli.show import human_bytes, out_console, print_json, table
+from regraft.cli.options import output_options
+from regraft.cli.show import human_bytes, out_console, print_json, print_table
+from regraft.cli.verb import Verb
 
 _REQUIRED = ("numpy", "ml_dtypes", "onnx", "onnxruntime", "networkx", "scipy", "safetensors")
 _OPTIONAL = {
@@ -21,18 +23,18 @@ _OPTIONAL = {
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 
 
-@click.command("doctor", epilog="Example: regraft doctor --json")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(as_json: bool) -> None:
+@click.command("doctor", cls=Verb, epilog="Example: regraft doctor --json")
+@output_options
+def command(as_json: bool, quiet: bool, verbose: int) -> None:
     """Show versions, CPU flags, runtime providers, and what is missing; exit 1 when broken."""
     report = build()
     if as_json:
         print_json(report)
     else:
         console = out_console()
-        console.print(table("machine", ("", "value:"), list(report["machine"].items())))
+        print_table(console, "machine", ("", "value:"), list(report["machine"].items()))
         rows = [(n, v or "missing") for n, v in report["packages"].items()]
-        console.print(table("packages", ("package", "version:"), rows))
+        print_table(console, "packages", ("package", "version:"), rows)
         console.print(f"providers: {', '.join(report['providers']) or 'none'}")
         for problem in report["problems"]:
             console.print(f"problem: {problem}")
@@ -44,7 +46,7 @@ def command(as_json: bool) -> None:
 
 def build() -> dict[str, Any]:
     """Returns the report as data."""
-    from regraft import __version__  # noqa: PLC0415
+    from regraft import __version__
 
     packages = {"regraft": __version__, **{name: _version(name) for name in _REQUIRED}}
     problems = [f"package `{name}` is missing" for name in _REQUIRED if packages[name] is None]
@@ -55,10 +57,10 @@ def build() -> dict[str, Any]:
             notes.append(f"`{name}` is absent; it is needed for {what}")
     providers: list[str] = []
     if packages["onnxruntime"] is not None:
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime
 
         providers = list(onnxruntime.get_available_providers())
-    import psutil  # noqa: PLC0415
+    import psutil
 
     machine = {
         "cpu": _cpu_name(),

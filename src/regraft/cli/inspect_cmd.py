@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from regraft.cli.options import Assignments, output_options
-from regraft.cli.show import human_bytes, out_console, print_json, table, warn
+from regraft.cli.options import Assignments, load_extensions, output_options, source_options
+from regraft.cli.show import human_bytes, human_count, out_console, print_json, print_table, warn
+from regraft.cli.verb import Verb, planned
+
+_SHOWN_OPERATORS = 20
 
 
-@click.command("inspect", epilog="Example: regraft inspect model.onnx --dims batch=1,seq=128")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.command(
+    "inspect", cls=Verb, epilog="Example: regraft inspect model.onnx --dims batch=1,seq=128"
+)
+@click.argument("source")
 @click.option("--dims", type=Assignments(), default=dict, help="Sizes to report for.")
+@planned("--couplings", "show which axes must be pruned together")
+@planned("--html", "write the report as a page", metavar="FILE")
+@source_options
 @output_options
 def command(
-    source: Path, dims: dict[str, int], as_json: bool, quiet: bool, verbose: int
+    source: str,
+    dims: dict[str, int],
+    plugins: tuple[str, ...],
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
 ) -> None:
     """Show parameters, bytes, FLOPs, peak activation and operators of SOURCE."""
-    from regraft.inspection import inspect_module  # noqa: PLC0415
-    from regraft.sources import open_source  # noqa: PLC0415
+    from regraft.inspection import inspect_module
+    from regraft.sources import open_source
 
-    opened = open_source(source)
+    opened = open_source(source, ops=load_extensions(plugins).operators)
     report = inspect_module(opened.module, dims)
     warn(opened.module.warnings, quiet=quiet)
     if as_json:
         print_json(report)
         return
     console = out_console()
+    sizes = ", ".join(f"{name}={size}" for name, size in report["dims"].items())
+    unknown = sum(report["flops_unknown"].values())
     rows: list[tuple[str, Any]] = [
         ("parameters", f"{report['parameters']:,}"),
         ("weights", human_bytes(report["bytes"])),
-        ("MACs", report["macs"]),
-        ("FLOPs", report["flops"]),
-        ("peak activation", report["peak_activation_bytes"]),
+        ("MACs", human_count(report["macs"])),
+        ("FLOPs", human_count(report["flops"])),
+        ("nodes of unknown cost", unknown),
+        ("peak activation", human_bytes(report["peak_activation_bytes"])),
+        ("at sizes", sizes or "fixed"),
         ("opaque operators", ", ".join(report["opaque"]) or "none"),
     ]
-    console.print(table(opened.label, ("", "value"), rows))
+    print_table(console, opened.label, ("", "value"), rows)
     types = [("in", n, t) for n, t in report["inputs"].items()]
     types += [("out", n, t) for n, t in report["outputs"].items()]
-    console.print(table("interface", ("", "name:", "type:"), types))
+    print_table(console, "interface", ("", "name:", "type:"), types)
     operators = list(report["operators"].items())
-    shown = operators if verbose else operators[:20]
-    console.print(table("operators", ("operator", "nodes"), shown))
+    shown = operators if verbose else operators[:_SHOWN_OPERATORS]
+    print_table(console, "operators", ("operator", "nodes"), shown)
     if len(operators) > len(shown):
         console.print(f"and {len(operators) - len(shown)} more (-v shows all)")

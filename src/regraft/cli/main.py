@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import click
 
@@ -21,6 +21,12 @@ VERBS: dict[str, str] = {
     "doctor": "Versions, CPU flags, providers, what is missing.",
 }
 """Verb -> one line; the command is `regraft.cli.<verb>_cmd:command`."""
+
+PLANNED = ("bench", "audit", "lint", "bisect", "search", "tune", "rerun")
+"""Verbs of the interface that are not built yet."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 
 
 class LazyGroup(click.Group):
@@ -41,13 +47,14 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Adds `did you mean` to the error for an unknown verb."""
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
-            import difflib  # noqa: PLC0415
-
-            close = difflib.get_close_matches(args[0], VERBS, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"verbs: {', '.join(VERBS)}"
-            raise click.UsageError(f"unknown verb `{args[0]}`\nhint: {hint}")
+        """Adds a suggestion to the error for an unknown verb."""
+        verb = args[0]
+        if verb in PLANNED:
+            raise click.UsageError(
+                f"the verb `{verb}` is not built yet\nhint: it is planned; see docs/interface.md"
+            )
+        if verb not in VERBS and not verb.startswith("-"):
+            raise click.UsageError(f"unknown verb `{verb}`\nhint: {_suggest(verb, VERBS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -58,7 +65,12 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+    subcommand_metavar="VERB …",
     epilog="Example: regraft convert model.onnx -o out",
 )
 @click.version_option(__version__, "--version", message="regraft %(version)s")
@@ -67,19 +79,19 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits with a code of INTERFACE: 0, 1, 2, 3 or 4."""
+    """Runs the command line and exits with the code that `docs/interface.md` lists."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         code = cli.main(args, prog_name="regraft", standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
-    except click.Abort:
-        code = _fail("interrupted; nothing was written", None, 130, args)
-    except KeyboardInterrupt:
-        code = _fail("interrupted; nothing was written", None, 130, args)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("interrupted; nothing was written", None, INTERRUPTED, args)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        code = 2
     except click.ClickException as error:
-        message, _, hint = error.format_message().partition("\nhint: ")
-        code = _fail(message, hint or None, 2, args)
+        code = _fail(*_words_of(error), 2, args)
     except BrokenPipeError:
         # the reader of our output went away; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,13 +99,61 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MemoryError:
         code = _fail("out of memory", "give --max-memory, or --no-check", 1, args)
     except Exception as error:
-        from regraft.ir.errors import RegraftError  # noqa: PLC0415
-
-        if not isinstance(error, RegraftError):
-            raise
-        notes = getattr(error, "__notes__", [])
-        code = _fail("\n".join([error.message, *notes]), error.hint, error.exit_code, args)
+        code = _fail_with(error, args)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail_with(error: Exception, args: Sequence[str]) -> int:
+    from regraft.ir.errors import RegraftError
+
+    if isinstance(error, RegraftError):
+        notes = getattr(error, "__notes__", [])
+        return _fail("\n".join([error.message, *notes]), error.hint, error.exit_code, args)
+    import traceback
+
+    traceback.print_exc()
+    return _fail(
+        f"internal error: {type(error).__name__}: {error}",
+        "this is a bug of regraft: please report it with the lines above",
+        1,
+        args,
+    )
+
+
+def _words_of(error: click.ClickException) -> tuple[str, str | None]:
+    """Returns the message and hint of a usage error, in the words of all other errors."""
+    verb = (
+        error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "regraft"
+    )
+    hint = f"`{verb} --help` shows the options"
+    match error:
+        case click.NoSuchOption():
+            known = [
+                name
+                for param in (error.ctx.command.params if error.ctx else ())
+                for name in (*param.opts, *param.secondary_opts)
+                if name.startswith("--")
+            ]
+            return f"unknown option `{error.option_name}`", _suggest(error.option_name, known, hint)
+        case click.MissingParameter():
+            name = error.param.human_readable_name if error.param else ""
+            return f"`{verb}` needs {name}", hint
+        case click.BadParameter() if error.param is not None and error.param.name != "verb":
+            option = max(error.param.opts, key=len)
+            return f"`{option}`: {error.message.rstrip('.')}", hint
+        case _:
+            message, _, own = error.format_message().rstrip(".").partition("\nhint: ")
+            return message, own or hint
+
+
+def _suggest(name: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    import difflib
+
+    names = list(known)
+    close = difflib.get_close_matches(name.replace("_", "-"), names, n=1)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return otherwise or f"verbs: {', '.join(names)}"
 
 
 def _fail(message: str, hint: str | None, code: int, args: Sequence[str]) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from regraft.plugins import Extensions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -15,7 +18,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-class Assignments(click.ParamType):
+class Assignments(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
     """`batch=1,seq=128` as a dict of sizes."""
 
     name = "name=size,…"
@@ -29,21 +32,21 @@ class Assignments(click.ParamType):
         sizes: dict[str, int] = {}
         for part in filter(None, str(value).split(",")):
             name, equals, number = part.partition("=")
-            if not equals or not number.strip().isdigit():
+            if not equals or not number.strip().isdecimal():
                 self.fail(f"`{part}` is not `name=size`", param, ctx)
+            if name.strip() in sizes:
+                self.fail(f"`{name.strip()}` is given twice", param, ctx)
             sizes[name.strip()] = int(number)
         return sizes
 
 
-class Memory(click.ParamType):
+class Memory(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5
     """`800MB`, `2GiB` or a number of bytes."""
 
     name = "size"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Parses the text; both MB and MiB are powers of 1000 and 1024 respectively."""
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parses the text: MB are powers of 1000, MiB powers of 1024."""
         if isinstance(value, int):
             return value
         match = _SIZE.fullmatch(str(value).strip())
@@ -53,54 +56,85 @@ class Memory(click.ParamType):
         return int(float(number) * (1024 if binary else 1000) ** _UNITS[unit.lower()])
 
 
-def sample_options(function: F) -> F:
-    """Adds `--inputs`, `--dims`, `--seed`."""
-    for option in (
-        click.option("--seed", type=int, default=0, help="Seed of everything random."),
-        click.option("--dims", type=Assignments(), default=dict, help="Sizes of generated samples."),
-        click.option(
-            "--inputs", type=click.Path(path_type=Path), help="Samples: a .npz file or a folder of them."
-        ),
-    ):
-        function = option(function)
-    return function
+def _all(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Returns a decorator that adds options in the order in which help shows them."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-def tolerance_options(function: F) -> F:
-    """Adds `--rtol` and `--atol`."""
-    for option in (
-        click.option("--atol", type=float, help="Absolute tolerance added to the relative one."),
-        click.option("--rtol", type=float, help="Relative tolerance of the largest output element."),
-    ):
-        function = option(function)
-    return function
+sample_options = _all(
+    click.option(
+        "--inputs",
+        type=click.Path(path_type=Path),
+        help="Samples: a .npz file or a folder of them.",
+    ),
+    click.option("--dims", type=Assignments(), default=dict, help="Sizes of generated samples."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of everything random."),
+)
+"""`--inputs`, `--dims`, `--seed`."""
 
+tolerance_options = _all(
+    click.option("--rtol", type=float, help="Tolerance relative to the largest output element."),
+    click.option("--atol", type=float, help="Absolute tolerance, added to the relative one."),
+)
+"""`--rtol`, `--atol`."""
 
-def output_options(function: F) -> F:
-    """Adds `--json`, `-q` and `-v`."""
-    for option in (
-        click.option("-v", "--verbose", count=True, help="Say more on stderr."),
-        click.option("-q", "--quiet", is_flag=True, help="Say nothing but results and errors."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-    ):
-        function = option(function)
-    return function
+memory_option = click.option(
+    "--max-memory", type=Memory(), help="Working-memory budget, such as 800MB."
+)
 
+source_options = _all(
+    click.option(
+        "--plugin",
+        "plugins",
+        multiple=True,
+        metavar="FILE.py:NAME",
+        help="Load a plugin (runs it).",
+    ),
+    click.option(
+        "--trust-remote-code", is_flag=True, help="Let a Hugging Face source run its own code."
+    ),
+)
+"""`--plugin`, `--trust-remote-code`."""
 
-def plugin_options(function: F) -> F:
-    """Adds `--passes` and `--recipe`."""
-    for option in (
-        click.option("--recipe", type=click.Path(path_type=Path), help="A YAML recipe."),
-        click.option("--passes", help="A pipeline: `name{option=value},name2`."),
-    ):
-        function = option(function)
-    return function
+output_options = _all(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+    click.option("-q", "--quiet", is_flag=True, help="No warnings and no progress."),
+    click.option("-v", "--verbose", count=True, help="Say more."),
+)
+"""`--json`, `-q`, `-v`."""
+
+pipeline_options = _all(
+    click.option("--passes", metavar="PIPELINE", help="`name{option=value},name2`."),
+    click.option("--recipe", type=click.Path(path_type=Path), help="A YAML recipe."),
+    click.option("--explain", metavar="RULE", help="Say on stderr why a rule did not match."),
+)
+"""`--passes`, `--recipe`, `--explain`."""
 
 
 def load_samples(inputs: Path | None) -> list[dict[str, Any]]:
     """Returns the samples of `--inputs`, none when it is absent."""
     if inputs is None:
         return []
-    from regraft.samples import read_samples  # noqa: PLC0415
+    from regraft.samples import read_samples
 
     return read_samples(inputs)
+
+
+def load_extensions(places: tuple[str, ...]) -> Extensions:
+    """Returns regraft's passes and operators with those of `--plugin`."""
+    from regraft.plugins import combine, load_plugin
+
+    return combine([load_plugin(place) for place in places])
+
+
+def show_explanations(rule: str | None, lines: list[str] | tuple[str, ...]) -> None:
+    """Prints near misses on stderr when they were asked for."""
+    if rule is not None:
+        for line in lines or [f"rule `{rule}` has no near miss: it matched, or nothing is like it"]:
+            click.echo(line, err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,41 +13,50 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+_PIPED_WIDTH = 100
+
 
 def out_console() -> Console:
     """Returns the console for results; plain and 100 columns wide when piped."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100, highlight=False)
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    # no markup: `f32[batch]` and paths would lose their brackets
+    return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 
 def err_console() -> Console:
     """Returns the console for talk."""
-    return Console(file=sys.stderr, highlight=False)
+    return Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
 
 
 def print_json(data: Any) -> None:
     """Prints one document; NaN and infinities become strings, so that it is valid JSON."""
-    click.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
+    click.echo(json.dumps(finite(data), indent=2, allow_nan=False))
 
 
-def _finite(data: Any) -> Any:
+def finite(data: Any) -> Any:
+    """Returns data that JSON can hold."""
     if isinstance(data, dict):
-        return {str(key): _finite(value) for key, value in data.items()}
+        return {str(key): finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(item) for item in data]
-    if isinstance(data, float) and (data != data or data in (float("inf"), float("-inf"))):
+        return [finite(item) for item in data]
+    if isinstance(data, float) and not math.isfinite(data):
         return str(data)
     return data
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """Returns a table; columns after the first are right-aligned unless their name ends in `:`."""
-    made = Table(title=title, title_justify="left", header_style="bold")
+def print_table(
+    console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """Prints a title line and a table; columns whose name ends in `:` are left-aligned."""
+    made = Table(header_style="bold")
     for i, column in enumerate(columns):
         left = i == 0 or column.endswith(":")
         made.add_column(column.rstrip(":"), justify="left" if left else "right", overflow="fold")
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
-    return made
+    # a title longer than the line is cut by no one: it may be a path
+    console.print(title, style="italic", soft_wrap=True)
+    console.print(made)
 
 
 def human_bytes(count: int | None) -> str:
@@ -54,11 +64,21 @@ def human_bytes(count: int | None) -> str:
     if count is None:
         return "-"
     number = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000 or unit == "GB":
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1000
-    raise AssertionError("unreachable")
+    return f"{number:.1f} GB"
+
+
+def human_count(count: int | None) -> str:
+    """Returns a large count with a unit: `1.27 G`."""
+    if count is None:
+        return "-"
+    for factor, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M")):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count:,}"
 
 
 @contextmanager
