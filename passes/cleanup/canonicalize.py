@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from regraft.ir.collector import collector_paused
+from regraft.ir.errors import RegraftError
 from regraft.ir.module import Module
 from regraft.ir.rewrite import RuleSet, rewrite
 from regraft.passes.cleanup import (
@@ -88,7 +89,10 @@ class Canonicalize:
                 if not self._round(module, rules, explain, counts, ctx):
                     break
             else:
-                raise AssertionError(f"no fixpoint after {_MAX_ROUNDS} rounds: {counts}")
+                raise RegraftError(
+                    f"canonicalize did not come to rest in {_MAX_ROUNDS} rounds; it did {counts}",
+                    hint="two rules undo each other; please report the model",
+                )
         stats = {name: count for name, count in sorted(counts.items()) if count}
         return PassResult(bool(stats), stats)
 

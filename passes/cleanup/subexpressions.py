@@ -18,9 +18,11 @@ from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node
 from regraft.ir.opspec import OpSpec, Trait
 from regraft.ir.rewrite.retype import contradict, rename_symbols, symbol_renames
-from regraft.ir.weights import ArrayWeight, Role, WeightStore
+from regraft.ir.weights import Role, WeightStore
 
 Key = Hashable
+
+_SAMPLED = 256  # elements at either end of a constant
 
 
 def merge_subexpressions(graph: Graph) -> list[Node]:
@@ -46,7 +48,6 @@ def merge_subexpressions(graph: Graph) -> list[Node]:
 class _Merger:
     def __init__(self, weights: WeightStore) -> None:
         self.weights = weights
-        self.digests: dict[str, bytes] = {}
         self.kept: list[Node] = []
         self.renamed: dict[str, DimLike] = {}
         self._commutes: dict[OpSpec, bool | None] = {}
@@ -60,24 +61,28 @@ class _Merger:
             if key is None:
                 continue
             first = seen.setdefault(key, node)
-            if first is node or len(first.outputs) != len(node.outputs):
-                continue
-            if any(
-                contradict(old.type, new.type)
-                for old, new in zip(node.outputs, first.outputs, strict=True)
-            ):
-                continue
-            for old, new in zip(node.outputs, first.outputs, strict=True):
-                if old.type != new.type:
-                    self.renamed.update(symbol_renames(old.type, new.type))
-            graph.replace(node, first.outputs)
-            self.kept.append(first)
+            if first is not node and node.op is weight and not self._same_weight(first, node):
+                # alike at both ends only: the whole content decides
+                content = self.weights[node.attrs["name"]].numpy()
+                first = seen.setdefault(array_key(content, digest=True), node)
+            if first is not node and len(first.outputs) == len(node.outputs):
+                self._replace(graph, node, first)
+
+    def _replace(self, graph: Graph, node: Node, first: Node) -> None:
+        pairs = list(zip(node.outputs, first.outputs, strict=True))
+        if any(contradict(old.type, new.type) for old, new in pairs):
+            return
+        for old, new in pairs:
+            if old.type != new.type:
+                self.renamed.update(symbol_renames(old.type, new.type))
+        graph.replace(node, first.outputs)
+        self.kept.append(first)
 
     def _key(self, node: Node) -> Key | None:
         op = node.op
-        commutes = self._commutes.get(op, 0)
-        if commutes == 0:
-            commutes = self._commutes[op] = _commutes(op)
+        if op not in self._commutes:
+            self._commutes[op] = _commutes(op)
+        commutes = self._commutes[op]
         if commutes is None or node.bodies:
             return None
         if op is weight:
@@ -93,16 +98,19 @@ class _Merger:
         return op, *inputs, *[attr_key(attrs[name]) for name in op.all_attrs]
 
     def _weight_key(self, name: str) -> Key:
+        """Returns a key that equal constants share, made from both ends: little is read."""
         if self.weights.role(name) is not Role.CONST:
             return "weight", self.weights.aliases.get(name, name)
-        digest = self.digests.get(name)
-        if digest is None:
-            stored = self.weights[name]
-            array = stored.numpy()
-            digest = hashlib.blake2b(repr(array_key(array, digest=True)).encode()).digest()
-            if isinstance(stored, ArrayWeight):
-                self.digests[name] = digest
-        return "content", digest
+        flat = self.weights[name].numpy()
+        shape, flat = flat.shape, flat.reshape(-1)
+        return shape, array_key(flat[:_SAMPLED]), array_key(flat[-_SAMPLED:])
+
+    def _same_weight(self, first: Node, node: Node) -> bool:
+        a, b = first.attrs["name"], node.attrs["name"]
+        if a == b or self.weights.role(b) is not Role.CONST:
+            return True  # the key of another role is the name
+        left, right = self.weights[a].numpy(), self.weights[b].numpy()
+        return left.size <= _SAMPLED or left.tobytes() == right.tobytes()
 
 
 def _commutes(op: OpSpec) -> bool | None:

@@ -156,3 +156,18 @@ def test_undecided_branch_loses_unused_results_and_captures() -> None:
     assert [value.name for value in node.inputs if value is not None] == ["c", "x"]
     assert [len(body.inputs) for body in node.bodies] == [1, 1]
     assert [[n.op.name for n in body] for body in node.bodies] == [["literal", "add"]] * 2
+
+
+@pytest.mark.parametrize("middle", [0, 1])
+def test_large_constants_merge_only_when_all_elements_are_equal(middle: int) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    arrays = [np.zeros(2000, np.float32) for _ in range(3)]
+    for array in arrays[1:]:
+        array[1000] = middle
+    for idx, array in enumerate(arrays):
+        graph.add_output(f"y{idx}", b.constant(array))
+    merge_subexpressions(graph)
+    first, second, third = graph.outputs
+    assert second is third
+    assert (first is second) == (middle == 0)

@@ -1,0 +1,120 @@
+"""Stated cost per node of each stage, on stacks of unfused transformer-like blocks.
+
+The figures were measured on an unloaded core of the reference machine, together with a loop of
+plain Python. A test measures that loop again, scales the figures by it, and allows a factor of 3:
+it fails when a stage does three times the work, not when the machine is slow.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.blocks import NODES_PER_BLOCK, stack
+from regraft.backends.onnx import to_proto
+from regraft.frontends.onnx import load_onnx
+from regraft.ir.module import Module
+from regraft.ir.verify import verify
+from regraft.passes.cleanup import Canonicalize, FoldNorms
+from regraft.passes.protocol import Context
+
+REFERENCE_LOOP_US = 0.2
+"""One turn of `_loop_us` on the reference machine."""
+
+STATED_US = {
+    "load": 24.0,
+    "canonicalize": 12.0,
+    "canonicalize again": 2.6,
+    "fold-norms": 2.6,
+    "save": 6.0,
+}
+"""Microseconds per node of the model that is loaded."""
+
+_ALLOWED_FACTOR = 3.0
+_ROUNDS = 3
+
+
+class _Item:
+    __slots__ = ("key", "uses", "value")
+
+    def __init__(self, key: int, value: tuple[int, ...]) -> None:
+        self.key = key
+        self.value = value
+        self.uses: dict[int, None] = {}
+
+
+def _loop_us() -> float:
+    """Measures object creation, dict and tuple traffic: what the compiler's stages consist of."""
+    turns = 100_000
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        table: dict[int, _Item] = {}
+        start = time.perf_counter()
+        for i in range(turns):
+            item = _Item(i, (i, i + 1))
+            item.uses[i] = None
+            table[i & 1023] = item
+        best = min(best, time.perf_counter() - start)
+    return best / turns * 1e6
+
+
+def _best_us(num_nodes: int, make: Callable[[], Module], run: Callable[[Module], object]) -> float:
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        module = make()
+        gc.collect()
+        start = time.perf_counter()
+        run(module)
+        best = min(best, time.perf_counter() - start)
+    return best / num_nodes * 1e6
+
+
+def _canonicalize(module: Module) -> Module:
+    Canonicalize().run(module, Context())
+    return module
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    file = tmp_path_factory.mktemp("stack") / "model.onnx"
+    file.write_bytes(stack(50, hidden=16, ffn=16).SerializeToString())
+    yield file
+    file.unlink()
+
+
+@pytest.mark.parametrize("stage", STATED_US)
+def test_stage_costs_what_is_stated(stage: str, path: Path) -> None:
+    num_nodes = 50 * NODES_PER_BLOCK
+    loaded = load_onnx(path)
+    small = _canonicalize(loaded.clone())
+    runs: dict[str, tuple[Callable[[], Module], Callable[[Module], object]]] = {
+        "load": (lambda: loaded, lambda _: load_onnx(path)),
+        "canonicalize": (loaded.clone, _canonicalize),
+        "canonicalize again": (small.clone, _canonicalize),
+        "fold-norms": (small.clone, lambda module: FoldNorms().run(module, Context())),
+        "save": (lambda: small, lambda module: to_proto(module).SerializeToString()),
+    }
+    cost_us = _best_us(num_nodes, *runs[stage])
+    speed = _loop_us() / REFERENCE_LOOP_US
+    assert cost_us <= _ALLOWED_FACTOR * speed * STATED_US[stage], f"{cost_us:.1f} us per node"
+
+
+@pytest.mark.slow
+def test_canonicalize_is_linear() -> None:
+    """Time per node at 92,000 nodes is at most 1.3 times that at 9,200 (best of three)."""
+    costs = []
+    for blocks in (200, 2000):
+        module = load_onnx(stack(blocks, hidden=8, ffn=8))
+        costs.append(_best_us(blocks * NODES_PER_BLOCK, module.clone, _canonicalize))
+    assert costs[1] <= 1.3 * costs[0], costs
+
+
+def test_canonicalize_leaves_a_valid_module(path: Path) -> None:
+    module = _canonicalize(load_onnx(path))
+    assert verify(module, "full") == []
+    compute = [node for node in module.graph if node.inputs]
+    assert len(compute) <= 50 * 26  # 46 nodes a block, of which cleanup can remove 18, and gains
