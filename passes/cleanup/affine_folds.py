@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,12 @@ class Folded:
     """New constants of a producer.
 
     Args:
-        weight: Scaled weight, f64.
+        weight: Scaled weight, f64; None when the producer's own stays.
         bias: f64[C], or None when it is zero and the producer has none.
         attrs: Attributes of the producer that change.
     """
 
-    weight: Array
+    weight: Array | None
     bias: Array | None
     attrs: dict[str, Any]
 
@@ -119,9 +119,18 @@ def fold_into(node: Node, affine: Affine) -> Folded | Reject:
     if node.op is linalg.matmul and wide[0].ndim < 2:
         return Reject("the weight is a vector", w)
     folded = _FOLDS[node.op](node, wide[0], wide[1], affine)
-    if isinstance(folded, Folded) and not _fits(folded, w.dtype):
+    if isinstance(folded, Reject):
+        return folded
+    if not _scales(node, affine):
+        folded = replace(folded, weight=None)
+    if not _fits(folded, w.dtype):
         return Reject(f"the folded weight leaves the range of {w.dtype}", w)
     return folded
+
+
+def _scales(node: Node, affine: Affine) -> bool:
+    """Returns whether a fold changes the weight, and not the bias alone."""
+    return bool((affine.scale != 1).any()) or node.attrs.get("alpha", 1.0) != 1.0
 
 
 def _unsuitable(node: Node, w: Value | None, bias: Value | None, affine: Affine) -> Reject | None:
@@ -129,7 +138,7 @@ def _unsuitable(node: Node, w: Value | None, bias: Value | None, affine: Affine)
         return Reject("the weight is not constant", node)
     if bias is not None and not is_constant(bias):
         return Reject("the bias is not constant", bias)
-    if w.num_uses > 1:
+    if w.num_uses > 1 and _scales(node, affine):
         return Reject("the weight is shared", w)
     if w.dtype is None or not w.dtype.is_float or w.dtype.bits < 16:
         return Reject("the weight is quantized", w)
@@ -156,7 +165,9 @@ def rebuild(b: Builder, node: Node, x: Value, folded: Folded, role: Role) -> Val
     if w is None or w.dtype is None:
         raise AssertionError("a fold was planned for a producer without a weight")
     name = _name(w, node)
-    made_weight = constant(b, folded.weight, w.dtype, f"{name}.folded", role)
+    made_weight = w
+    if folded.weight is not None:
+        made_weight = constant(b, folded.weight, w.dtype, f"{name}.folded", role)
     bias: Value | None = None
     if folded.bias is not None:
         bias = constant(b, folded.bias, w.dtype, f"{name}.bias", role)

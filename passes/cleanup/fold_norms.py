@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from regraft.ir.constants import constant_of
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, conv, linalg, norm
@@ -94,8 +95,8 @@ def fold_into_producer(node: Node, rw: Rewriter) -> bool | Reject:
         return False
     if not only_used_by(chain.source, chain.nodes[0]):
         return Reject("the producer's result is used elsewhere", chain.source)
-    if producer.op is linalg.matmul and len(chain.nodes) == 1 and node.op is arithmetic.add:
-        return False  # a matmul and its bias: the form that is kept
+    if producer.op in (linalg.matmul, linalg.gemm) and not _belongs(producer, chain):
+        return False
     folded = fold_into(producer, chain.affine)
     if isinstance(folded, Reject):
         return folded
@@ -132,9 +133,23 @@ def fold_into_consumer(node: Node, rw: Rewriter) -> bool | Reject:
     return True
 
 
+def _belongs(product: Node, chain: _Chain) -> bool:
+    """Returns whether a chain is part of a linear layer: its normalization, or a gemm's bias.
+
+    Other scales keep a meaning of their own: the 1 / sqrt(d) of attention scores stands behind the
+    projection of the queries in some models.
+    """
+    if any(node.op is norm.batch_norm for node in chain.nodes):
+        return True
+    return product.op is linalg.gemm and not bool((chain.affine.scale != 1).any())
+
+
 def _scale_inputs(node: Node, plain: Folded, affine: Affine) -> Folded:
     """W (s x + t) + b = (W s) x + (b + sum of W t over input channels and taps)."""
-    groups, w = node.attrs["groups"], plain.weight
+    groups, own = node.attrs["groups"], constant_of(node.inputs[1], 1 << 62)
+    if own is None:
+        raise AssertionError("the weight was constant before")
+    w = own.astype(np.float64)
     num_in = w.shape[1] * groups
     ones = (1,) * (w.ndim - 2)
     scale, shift = (
@@ -189,9 +204,10 @@ class FoldNorms:
 
     ## What it does
     `batch_norm`, and products, quotients, sums and differences with constants along the channel
-    axis, vanish into the weight and bias of the `conv`, `conv_transpose`, `gemm` or `matmul` whose
-    result they map; a `batch_norm` also into the `conv` that follows it. What has no such
-    neighbour is joined into one product and one sum.
+    axis, vanish into the weight and bias of the `conv` or `conv_transpose` whose result they map;
+    into a `gemm` or `matmul` only together with a `batch_norm`, so that the scale of attention
+    scores stays visible. A `batch_norm` also vanishes into the `conv` that follows it. What has no
+    such neighbour is joined into one product and one sum.
 
     ## When it applies
     The weight is constant, floating point, and used once; the mapped value has no other user.

@@ -155,6 +155,34 @@ def test_batch_norm_that_stays_says_why(body: str, reason: str) -> None:
     assert [skip.reason for skip in result.skipped] == [reason]
 
 
+@pytest.mark.parametrize("op", ["gemm", "matmul"])
+def test_scale_behind_a_projection_stays(op: str) -> None:
+    module = parse(
+        "weight @w : f32[3, 4] role=param = random(1)\ngraph(%x : f32[B, 3]) {\n"
+        f"%w = weight @w\n%k = literal f32[] 0.5\n%m = {op}(%x, %w)\n%y = mul(%m, %k)\n"
+        "return %y\n}"
+    )
+    assert not FoldNorms().run(module, Context()).changed
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        ("gemm(%x, %w)", "gemm(x, @w, @w.bias)"),
+        ("gemm(%x, %w, %k) {beta = 2.0}", "gemm(x, @w, @w.bias)"),
+        ("gemm(%x, %w) {alpha = 2.0}", "gemm(x, @w.folded, @w.bias)"),
+    ],
+)
+def test_bias_alone_leaves_the_weight_and_its_name(op: str, expected: str) -> None:
+    module = parse(
+        "weight @w : f32[3, 4] role=param = random(1)\ngraph(%x : f32[B, 3]) {\n"
+        f"%w = weight @w\n%k = literal f32[4] [1, 2, 3, 4]\n%m = {op}\n%y = add(%m, %k)\n"
+        "return %y\n}"
+    )
+    run(module, PASSES)
+    assert outputs(module) == expected
+
+
 def test_overflow_is_not_folded() -> None:
     text = """
 weight @w : f16[2, 1, 1, 1] role=param = splat 60000
