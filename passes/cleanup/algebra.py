@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from regraft.ir.constants import is_constant
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import activation, arithmetic, functions, linalg, logical
 from regraft.ir.opspec import OpSpec
@@ -102,6 +103,22 @@ def idempotent(node: Node, rw: Rewriter) -> bool:
 def extremum_of_itself(node: Node, rw: Rewriter) -> bool:
     """min(x, x) -> x, max(x, x) -> x."""
     return node.inputs[0] is node.inputs[1] and _forward(node, rw, node.inputs[0])
+
+
+@local_rule(arithmetic.min_, arithmetic.max_)
+def extremum_of_extremum(node: Node, rw: Rewriter) -> bool:
+    """max(max(x, a), b) -> max(x, max(a, b)) for constants a and b; min likewise."""
+    for idx in (0, 1):
+        bound, inner = node.inputs[1 - idx], made_by(node.inputs[idx], node.op)
+        if inner is None or bound is None or not is_constant(bound):
+            continue
+        for side in (0, 1):
+            x, first = inner.inputs[side], inner.inputs[1 - side]
+            if x is not None and first is not None and is_constant(first) and not is_constant(x):
+                b = rw.builder(node)
+                rw.replace(node, b.op(node.op, x, b.op(node.op, first, bound)))
+                return True
+    return False
 
 
 @local_rule(activation.clip)
@@ -206,6 +223,7 @@ RULES = RuleSet(
     involution,
     idempotent,
     extremum_of_itself,
+    extremum_of_extremum,
     clip_of_clip,
     clip_without_bounds,
     relu_of_clip,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from regraft.ir.constants import is_constant
 from regraft.ir.dims import known_equal, product
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import cast, reshaping
+from regraft.ir.ops import cast, reduce, reshaping
 from regraft.ir.rewrite import LocalRule, Rewriter, RuleSet, local_rule
 from regraft.ir.types import DType
 from regraft.passes.cleanup.facts import is_broadcasting, made_by, only_used_by, same_type
@@ -71,6 +71,25 @@ def squeeze_as_reshape(node: Node, rw: Rewriter) -> bool:
         return False  # the operand says at run time which axes
     if not known_equal(product(x.shape), product(out)):
         return False  # a squeezed size is only assumed to be 1
+    rw.replace(node, rw.builder(node).op(reshape, x, shape=out))
+    return True
+
+
+_OF_ONE_ELEMENT = tuple(
+    op
+    for op in reduce.OPS
+    if op.name in {f"reduce_{kind}" for kind in ("sum", "mean", "max", "min", "prod")}
+)
+
+
+@local_rule(*_OF_ONE_ELEMENT)
+def reduction_of_one_element(node: Node, rw: Rewriter) -> bool:
+    """reduce_sum(x) over axes of size 1 -> reshape(x); mean, max, min and prod likewise."""
+    x, axes, out = node.inputs[0], node.attrs["axes"], node.outputs[0].shape
+    if x is None or x.shape is None or not axes or out is None:
+        return False
+    if any(x.shape[axis] != 1 for axis in axes):
+        return False
     rw.replace(node, rw.builder(node).op(reshape, x, shape=out))
     return True
 
@@ -179,6 +198,7 @@ RULES = RuleSet(
     reshape_of_reshape,
     reshape_resolved,
     squeeze_as_reshape,
+    reduction_of_one_element,
     sink_reshape,
     cast_to_own_type,
     cast_of_cast,

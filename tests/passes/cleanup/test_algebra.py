@@ -41,6 +41,10 @@ L = "%x : bool[B, 4]"
         (F, "%a = relu(%x)\n%y = abs(%a)", "relu(x)"),
         (F, "%a = abs(%x)\n%y = relu(%a)", "relu(abs(x))"),
         (F, "%y = max(%x, %x)", "x"),
+        (F, "%a = literal f32[] 1\n%b = literal f32[] 2\n%m = max(%x, %a)\n%y = max(%b, %m)",
+         "max(x, 2.0)"),
+        (F, "%a = literal f32[] 1\n%b = literal f32[] 2\n%m = min(%a, %x)\n%y = max(%b, %m)",
+         "max(2.0, min(1.0, x))"),
         (I, "%k = literal i32[] 0\n%y = bitwise_or(%x, %k)", "x"),
     ],
 )  # fmt: skip

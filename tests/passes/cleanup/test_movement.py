@@ -19,6 +19,9 @@ X = "%x : f32[B, S, 4]"
         ("%y = reshape(%x) {shape = [B, -1]}", "reshape(x, shape=[B,4*S])"),
         ("%y = unsqueeze(%x) {axes = [1]}", "reshape(x, shape=[B,1,S,4])"),
         ("%a = unsqueeze(%x) {axes = [1]}\n%y = squeeze(%a) {axes = [1]}", "x"),
+        (("%a = reshape(%x) {shape = [B, 1, S, 4]}\n"
+         "%y = reduce_mean(%a) {axes = [1], keepdims = false}"), "x"),
+        ("%y = reduce_mean(%x) {axes = [0]}", "reduce_mean(x, axes=[0])"),
         ("%s = shape(%x)\n%y = reshape(%x, %s)", "x"),
         # the shape of another value keeps the reshape
         ("%s = literal i64[2] [-1, 4]\n%y = reshape(%x, %s)", "reshape(x, shape=[B*S,4])"),
