@@ -126,12 +126,12 @@ def bind_inputs(graph: Graph, inputs: Mapping[str, Any]) -> Env:
     """
     env: Env = {}
     for value in graph.inputs:
-        if value.name not in inputs:
+        name = str(value.name)
+        if name not in inputs:
             raise InputError(
-                f"input `{value.name}` is missing",
-                hint=f"the model takes {value.name}: {value.type}",
+                f"input `{name}` is missing", hint=f"the model takes {name}: {value.type}"
             )
-        array = inputs[value.name]
+        array = inputs[name]
         type_ = value.type
         if not isinstance(type_, TensorType) or not isinstance(array, np.ndarray):
             continue

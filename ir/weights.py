@@ -59,7 +59,8 @@ class ArrayWeight:
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes."""
-        return self.array.shape
+        shape: tuple[int, ...] = self.array.shape
+        return shape
 
     @property
     def nbytes(self) -> int:
@@ -146,7 +147,8 @@ def pack(array: np.ndarray[Any, Any], dtype: DType) -> bytes:
     padded[: codes.size] = codes & mask
     shifts = np.arange(per_byte, dtype=np.uint8) * dtype.bits
     packed = (padded.reshape(-1, per_byte) << shifts).sum(axis=1, dtype=np.uint8)
-    return packed.tobytes()
+    data: bytes = packed.tobytes()
+    return data
 
 
 class WeightStore:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 from onnx import helper
 
@@ -27,43 +29,60 @@ def choose_opset(module: Module, table: EmitTable, requested: int | None) -> int
     if requested is not None and not MIN_OPSET <= requested <= MAX_OPSET:
         raise UsageError(f"opset {requested} is out of range", hint=f"{MIN_OPSET} to {MAX_OPSET}")
     source = module.meta.get("onnx.opset") or MIN_OPSET
-    least, needs = MIN_OPSET, None
-    opaques: dict[tuple[str, int], Node] = {}
-    for node in module.graph.walk():
-        if node.op in (literal, weight):
-            continue
-        if node.op is opaque:
-            if node.attrs["dialect"] == "onnx:":
-                opaques.setdefault((node.attrs["op_type"], node.attrs["version"]), node)
-            continue
-        wanted = table.min_opset(node)
-        if wanted is None:
-            raise UnsupportedError(f"operator `{node.op.name}`{_where(node)} cannot be emitted as ONNX")
-        if wanted > least:
-            least, needs = wanted, node
-    if requested is not None:
-        if least > requested and needs is not None:
-            raise UnsupportedError(
-                f"operator `{needs.op.name}`{_where(needs)} needs opset {least}, "
-                f"{requested} was requested"
-            )
-        candidates = range(requested, requested + 1)
-    else:
+    least, needs = _least_opset(module, table)
+    if requested is None:
         start = max(least, min(source, MAX_OPSET))
         # opsets that runtimes do not load by default are a last resort for opaque operators
         candidates = range(start, max(MAX_OPSET, source, least) + 1)
+    elif needs is not None and least > requested:
+        raise UnsupportedError(
+            f"operator `{needs.op.name}`{_where(needs)} needs opset {least}, "
+            f"{requested} was requested"
+        )
+    else:
+        candidates = range(requested, requested + 1)
+    opaques = _opaque_schemas(module)
     for opset in candidates:
         if all(_schema_unchanged(op_type, version, opset) for op_type, version in opaques):
             return opset
+    raise _explain(opaques, candidates)
+
+
+def _least_opset(module: Module, table: EmitTable) -> tuple[int, Node | None]:
+    """Returns the least opset at which every operator has a row, and the node that needs it."""
+    least, needs = MIN_OPSET, None
+    for node in module.graph.walk():
+        if node.op in (literal, weight, opaque):
+            continue
+        wanted = table.min_opset(node)
+        if wanted is None:
+            raise UnsupportedError(
+                f"operator `{node.op.name}`{_where(node)} cannot be emitted as ONNX"
+            )
+        if wanted > least:
+            least, needs = wanted, node
+    return least, needs
+
+
+def _opaque_schemas(module: Module) -> dict[tuple[str, int], Node]:
+    """Returns the (operator, since-version) of opaque standard operators, each with a node."""
+    found: dict[tuple[str, int], Node] = {}
+    for node in module.graph.walk():
+        if node.op is opaque and node.attrs["dialect"] == "onnx:":
+            found.setdefault((node.attrs["op_type"], node.attrs["version"]), node)
+    return found
+
+
+def _explain(opaques: Mapping[tuple[str, int], Node], candidates: range) -> UnsupportedError:
     for (op_type, version), node in opaques.items():
         if not any(_schema_unchanged(op_type, version, opset) for opset in candidates):
-            raise UnsupportedError(
+            return UnsupportedError(
                 f"operator `{op_type}`{_where(node)} is of opset version {version}, "
                 f"which opsets {candidates[0]} to {candidates[-1]} no longer have",
                 hint="convert the model to a newer opset first",
             )
     names = ", ".join(f"{op_type}-{version}" for op_type, version in opaques)
-    raise UnsupportedError(f"no opset from {candidates[0]} has all of {names} unchanged")
+    return UnsupportedError(f"no opset from {candidates[0]} has all of {names} unchanged")
 
 
 def _schema_unchanged(op_type: str, version: int, opset: int) -> bool:

@@ -61,11 +61,11 @@ class OrtRunner:
         if isinstance(source, Path):
             source = str(source)
         try:
-            self.session = ort.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"]
-            )
+            self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except RUNTIME_ERRORS as error:
-            raise UnsupportedError(f"ONNX Runtime does not load the model: {_short(error)}") from error
+            raise UnsupportedError(
+                f"ONNX Runtime does not load the model: {_short(error)}"
+            ) from error
         self.input_names = [item.name for item in self.session.get_inputs()]
         self.output_names = [item.name for item in self.session.get_outputs()]
 
@@ -88,7 +88,9 @@ class OrtRunner:
                 }
                 results = [r.numpy() for r in self.session.run_with_ort_values(None, values)]
         except (*RUNTIME_ERRORS, RuntimeError, ValueError) as error:
-            raise UnsupportedError(f"ONNX Runtime does not run the sample: {_short(error)}") from error
+            raise UnsupportedError(
+                f"ONNX Runtime does not run the sample: {_short(error)}"
+            ) from error
         return dict(zip(self.output_names, results, strict=True))
 
 
