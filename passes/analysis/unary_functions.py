@@ -1,0 +1,308 @@
+"""Activation functions, told by what they compute: one table of hypotheses for all spellings.
+
+A hypothesis names a canonical operator and reads its parameters off a few probes; it holds when the
+operator, evaluated on all probes, agrees with the cone. Nothing here knows how an exporter spells
+a function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.ops import activation, functions
+from regraft.ir.opspec import OpSpec
+from regraft.passes.analysis.cones import Cone, ConeFinder, same_sizes
+from regraft.passes.analysis.probing import (
+    constant_error,
+    evaluate_cone,
+    evaluate_operator,
+    short_number,
+    snap,
+)
+
+Array = np.ndarray[Any, Any]
+At = Callable[[float], float]
+Params = dict[str, float | bool]
+
+SATURATING = frozenset({"sigmoid", "hard_sigmoid", "softmax", "tanh"})
+"""Activations that gate something rather than feed a layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryFunction:
+    """A function of one number.
+
+    Args:
+        name: `gelu`, `gelu_tanh`, `swish`, `quick_gelu`, `relu`, `relu_squared`, …
+        op: The canonical operator, None when it takes several.
+        attrs: The operator's attributes, as pairs.
+    """
+
+    name: str
+    op: OpSpec | None
+    attrs: tuple[tuple[str, float | bool], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activation:
+    """A place where an activation function is computed.
+
+    Args:
+        function: What is computed.
+        input: What it is applied to.
+        output: The result.
+        nodes: What computes it, the last node first.
+        node: The canonical operator's node, None when it is spelled out.
+    """
+
+    function: UnaryFunction
+    input: Value
+    output: Value
+    nodes: tuple[Node, ...]
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether one canonical operator computes it."""
+        return len(self.nodes) == 1 and self.nodes[0].op is self.function.op
+
+
+@dataclass(frozen=True, slots=True)
+class _Hypothesis:
+    op: OpSpec
+    solve: Callable[[At], Params | None] = lambda at: {}
+
+
+_FAR = 60.0
+_HUGE = 1e6
+
+
+def _clip(at: At) -> Params | None:
+    low, high = at(-_HUGE), at(_HUGE)
+    params: Params = {}
+    if abs(low) < _HUGE / 10:
+        params["min"] = low
+    if abs(high) < _HUGE / 10:
+        params["max"] = high
+    return params if params and low < high else None
+
+
+def _leaky(at: At) -> Params | None:
+    slope = -at(-1.0)
+    return {"alpha": slope} if slope != 1 else None  # else the identity
+
+
+def _hard_sigmoid(at: At) -> Params | None:
+    middle = at(0.0)
+    if not 0 < middle < 1:
+        return None
+    return {"alpha": (at(1e-3) - middle) / 1e-3, "beta": middle}
+
+
+def _swish(at: At) -> Params | None:
+    gate = at(1.0)
+    return {"alpha": math.log(gate / (1 - gate))} if 0 < gate < 1 else None
+
+
+def _selu(at: At) -> Params | None:
+    gamma = at(1.0)
+    return {"gamma": gamma, "alpha": -at(-_FAR) / gamma} if gamma else None
+
+
+_HYPOTHESES = (
+    _Hypothesis(activation.relu),
+    _Hypothesis(activation.clip, _clip),
+    _Hypothesis(activation.leaky_relu, _leaky),
+    _Hypothesis(activation.gelu, lambda at: {"tanh": False}),
+    _Hypothesis(activation.gelu, lambda at: {"tanh": True}),
+    _Hypothesis(activation.swish, _swish),
+    _Hypothesis(activation.hard_swish),
+    _Hypothesis(activation.hard_sigmoid, _hard_sigmoid),
+    _Hypothesis(activation.sigmoid),
+    _Hypothesis(functions.tanh),
+    _Hypothesis(activation.softplus),
+    _Hypothesis(activation.mish),
+    _Hypothesis(activation.elu, lambda at: {"alpha": -at(-_FAR)}),
+    _Hypothesis(activation.celu, lambda at: {"alpha": -at(-_FAR)}),
+    _Hypothesis(activation.selu, _selu),
+    _Hypothesis(activation.softsign),
+)
+
+ACTIVATIONS = frozenset(
+    {*activation.OPS, functions.tanh} - {activation.prelu, activation.shrink, activation.clip}
+)
+"""Operators that are activation functions by themselves; a clip is one when its bounds are static."""
+
+_SPECIAL = (0.0, 1.0, -1.0, 1e-3, _FAR, -_FAR, _HUGE, -_HUGE)
+_GRID = np.concatenate(
+    [
+        np.array(_SPECIAL),
+        np.linspace(-12, 12, 241),
+        np.geomspace(1e-4, _FAR, 30),
+        -np.geomspace(1e-4, _FAR, 30),
+        np.array([-3e4, -500.0, 500.0, 3e4]),
+    ]
+)
+
+
+class ActivationFinder:
+    """Finds the activation functions of a graph; identifies equal structures once."""
+
+    __slots__ = ("_finder", "_known")
+
+    def __init__(self, finder: ConeFinder | None = None) -> None:
+        self._finder = finder or ConeFinder(reductions=False, max_nodes=24)
+        self._known: dict[int, UnaryFunction | None] = {}
+
+    def find(self, graph: Graph, taken: set[Node] | None = None) -> tuple[Activation, ...]:
+        """Returns the activations of one graph in topological order, the largest cones.
+
+        Args:
+            graph: The graph; bodies are graphs of their own.
+            taken: Nodes that belong to something else; the nodes found are added.
+
+        Cost: O(nodes x nodes of a cone).
+        """
+        taken = set() if taken is None else taken
+        found: list[Activation] = []
+        self._finder.scan(graph)
+        for node in reversed(graph):
+            if node in taken or not self._finder.joins(node.op):
+                continue
+            here = self._largest(node)
+            if here is not None:
+                found.append(here)
+                taken.update(here.nodes)
+        return tuple(reversed(found))
+
+    def _largest(self, node: Node) -> Activation | None:
+        """Returns the largest activation that the node is the last of."""
+        y = node.outputs[0]
+        if y.dtype is None or not y.dtype.is_float:
+            return None
+        best: Activation | None = None
+        for cone in self._finder.cones(y):
+            if cone.vectors or cone.escaping:
+                break
+            if len(cone.nodes) == 1:
+                own = canonical_function(node)
+                if own is not None:
+                    best = Activation(own, cone.x, y, cone.nodes)
+                continue
+            if not _keeps_type(cone):
+                continue
+            if cone.key not in self._known:
+                self._known[cone.key] = identify(cone)
+            function = self._known[cone.key]
+            if function is not None:
+                best = Activation(function, cone.x, y, cone.nodes)
+        return best
+
+
+def canonical_function(node: Node) -> UnaryFunction | None:
+    """Returns the function that a single operator computes, None when it is no activation."""
+    attrs = node.attrs
+    if node.op is activation.clip:
+        if any(value is not None for value in node.inputs[1:]):
+            return None
+        return _function(activation.clip, {k: v for k, v in attrs.items() if v is not None})
+    return _function(node.op, attrs) if node.op in ACTIVATIONS else None
+
+
+def identify(cone: Cone) -> UnaryFunction | None:
+    """Returns the function that a cone without vectors computes, None when it is none we know."""
+    probes = np.concatenate([_GRID, *_around(cone.numbers.values())])
+    wanted = evaluate_cone(cone, probes)
+    if wanted.size != probes.size:
+        return None
+    wanted = wanted.reshape(probes.shape)
+    near = np.abs(probes) <= _FAR
+    if not np.isfinite(wanted[near]).all() or np.ptp(wanted) == 0:
+        return None
+    error = constant_error(cone)
+    special = dict(zip(_SPECIAL, wanted.tolist(), strict=False))
+    best: UnaryFunction | None = None
+    for op, params in _solved(cone, special):
+        distance = _distance(evaluate_operator(op, params, probes), wanted)
+        if distance <= error:
+            best, error = _function(op, params), distance
+            if distance == 0:
+                return best
+    if best is None and _distance(np.maximum(probes, 0) ** 2, wanted) <= error:
+        return UnaryFunction("relu_squared", None)
+    return best
+
+
+def _solved(cone: Cone, special: Mapping[float, float]) -> Iterator[tuple[OpSpec, Params]]:
+    for hypothesis in _HYPOTHESES:
+        params = hypothesis.solve(special.__getitem__)
+        if params is None or not all(np.isfinite(list(params.values()))):
+            continue
+        yield (
+            hypothesis.op,
+            {k: v if isinstance(v, bool) else _settle(v, cone) for k, v in params.items()},
+        )
+
+
+def _settle(number: float, cone: Cone) -> float:
+    """Returns a solved parameter as the number that was meant."""
+    snapped = snap(number, cone, within=1e-5)
+    if snapped != number:
+        return snapped
+    short = short_number(number, cone.x.dtype)
+    return short if abs(short - number) <= 1e-6 * abs(number) else number
+
+
+def _around(numbers: Sequence[float] | Any) -> Iterator[Array]:
+    """Yields probes on both sides of the numbers that a cone may compare with."""
+    for number in numbers:
+        if np.isfinite(number) and abs(number) < _HUGE:
+            step = max(abs(number), 1.0) * 1e-3
+            yield np.array([number - step, number, number + step, -number - step, -number + step])
+
+
+def _distance(found: Array, wanted: Array) -> float:
+    """Returns the largest difference, relative to 1 and above; far overflow is forgiven."""
+    both = np.isfinite(found) & np.isfinite(wanted)
+    if not np.isfinite(found).all():
+        return math.inf
+    scale = np.maximum(np.abs(found), 1.0)
+    return float(np.max(np.abs(found - wanted)[both] / scale[both]))
+
+
+def _function(op: OpSpec, attrs: Mapping[str, Any]) -> UnaryFunction:
+    name = op.name
+    if op is activation.gelu and attrs["tanh"]:
+        name = "gelu_tanh"
+    elif op is activation.swish:
+        alpha = attrs["alpha"]
+        name = {1.0: "silu", 1.702: "quick_gelu"}.get(round(alpha, 6), "swish")
+    elif op is activation.clip and attrs == {"min": 0.0, "max": 6.0}:
+        name = "relu6"
+    elif op is activation.clip and attrs == {"min": 0.0}:
+        name = "relu"
+    return UnaryFunction(name, op, tuple(sorted(attrs.items())))
+
+
+def _keeps_type(cone: Cone) -> bool:
+    """Returns whether the function maps a tensor to one of its type, and loses nothing on the way.
+
+    Interior values may be wider than the ends, never narrower.
+    """
+    x, y = cone.x, cone.y
+    if x.dtype is not y.dtype or x.dtype is None:
+        return False
+    if not same_sizes(x, y) and not all(value.rank == 0 for value in cone.numbers):
+        return False
+    for node in cone.nodes:
+        dtype = node.outputs[0].dtype
+        if dtype is None or (
+            dtype.is_float and dtype is not x.dtype and dtype.bits <= x.dtype.bits
+        ):
+            return False
+    return True
