@@ -47,8 +47,12 @@ def read_recipe(path: Path, passes: Iterable[type[Pass]]) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe `{path}` cannot be read: {error}") from error
+        raise UsageError(f"recipe `{path}` cannot be read: {_short(error)}") from error
     return parse_recipe(text, passes, str(path))
+
+
+def _short(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def parse_recipe(text: str, passes: Iterable[type[Pass]], where: str = "recipe") -> Recipe:
@@ -70,7 +74,24 @@ def parse_recipe(text: str, passes: Iterable[type[Pass]], where: str = "recipe")
         raise UsageError(f"{where}: `passes` is not a list")
     steps = [_step(item, f"{where}: passes[{i}]") for i, item in enumerate(data["passes"])]
     settings = {key: data[key] for key in SETTINGS if key in data}
+    _check_settings(settings, where)
     return Recipe(tuple(resolve(steps, passes)), settings, data.get("provenance") or {})
+
+
+def _check_settings(settings: Mapping[str, Any], where: str) -> None:
+    for key, value in settings.items():
+        match key:
+            case "opset" | "seed":
+                fits, kind = isinstance(value, int) and not isinstance(value, bool), "a number"
+            case "freeze" | "dims":
+                fits = isinstance(value, dict) and all(
+                    isinstance(k, str) and isinstance(v, int) for k, v in value.items()
+                )
+                kind = "sizes by name"
+            case _:
+                fits, kind = isinstance(value, str), "a name"
+        if not fits:
+            raise UsageError(f"{where}: `{key}` is `{value}`, expected {kind}")
 
 
 def _step(item: Any, where: str) -> Step:

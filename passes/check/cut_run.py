@@ -31,7 +31,7 @@ MAX_ELEMENTS = 1 << 21
 _SIZES = (1, 3, 4, 8, 16, 32, 64, 128, 256, 640)
 """Sizes tried for symbols; the first two that the old side runs at are used."""
 
-_NUM_DRAWS = 2
+_NUM_SIZES = 2
 
 
 class CannotRunError(Exception):
@@ -177,40 +177,52 @@ def _dims(value: Value) -> tuple[DimLike, ...]:
     return (*(value.shape or ()), *(item for item in content if item is not None))
 
 
-def draws_of(run: CutRun) -> list[Draw]:
-    """Returns two evaluations of the old side, at different sizes where it has symbols.
+def draws_of(run: CutRun, num_draws: int) -> Iterator[Draw]:
+    """Yields evaluations of the old side, at different sizes where it has symbols.
+
+    Args:
+        run: The cut.
+        num_draws: How many; the first two differ in sizes, later ones take turns.
 
     Raises:
         CannotRunError: When the old side runs at none of the sizes tried, or is too large.
     """
-    draws: list[Draw] = []
     failure = CannotRunError("no sizes fit")
-    for number, env in enumerate(_bindings(run)):
-        style = len(draws)
+    envs: list[Env] = []
+    for env in _bindings(run):
         try:
-            arrays = [
-                _draw(value, env, domain, style, np.random.default_rng([number, i]))
-                for i, (value, domain) in enumerate(
-                    zip(run.frontier, run.domains(env), strict=True)
-                )
-            ]
-            _check_size(run, env)
-            expected = run.old(arrays, env)
-            draws.append(Draw(env, arrays, expected, run.old(arrays, env, oracle=True)))
+            draw = _one(run, env, len(envs))
         except CannotRunError as error:
             failure = error
             continue
-        if len(draws) == _NUM_DRAWS:
+        envs.append(env)
+        yield draw
+        if len(envs) == _NUM_SIZES:
             break
-    if not draws:
+    if not envs:
         raise CannotRunError(f"the cut does not run on generated inputs ({failure})")
-    return draws
+    for number in range(len(envs), num_draws):
+        try:
+            yield _one(run, envs[-1 - number % len(envs)], number)
+        except CannotRunError:
+            continue  # these sizes have run before: other values do not suit the operators
+
+
+def _one(run: CutRun, env: Env, number: int) -> Draw:
+    """Evaluates the old side on values of its own."""
+    _check_size(run, env)
+    domains = zip(run.frontier, run.domains(env), strict=True)
+    arrays = [
+        _draw(value, env, domain, number, np.random.default_rng([number, i]))
+        for i, (value, domain) in enumerate(domains)
+    ]
+    return Draw(env, arrays, run.old(arrays, env), run.old(arrays, env, oracle=True))
 
 
 def _bindings(run: CutRun) -> Iterator[Env]:
     names = _classes(run)
     if not names:
-        yield from ({} for _ in range(_NUM_DRAWS))
+        yield from ({} for _ in range(_NUM_SIZES))
         return
     for size in _SIZES:
         if size == 3:  # distinct odd sizes: what must not be equal is not
@@ -253,7 +265,7 @@ def _check_size(run: CutRun, env: Env) -> None:
 # -- values ---------------------------------------------------------------------------------------
 
 
-def _draw(value: Value, env: Env, domain: Domain, style: int, rng: np.random.Generator) -> Array:
+def _draw(value: Value, env: Env, domain: Domain, number: int, rng: np.random.Generator) -> Array:
     known = constant_of(value, 1 << 20) if value.producer is None else None
     if known is not None:
         return known
@@ -267,8 +279,9 @@ def _draw(value: Value, env: Env, domain: Domain, style: int, rng: np.random.Gen
     if int(np.prod(shape, dtype=np.int64)) > MAX_ELEMENTS:
         raise CannotRunError("its values are too large")
     if dtype.is_float:
-        drawn = rng.uniform(0.1, 2.0, shape) if style else rng.standard_normal(shape)
-        return np.asarray(drawn).astype(dtype.numpy)
+        # of both signs, positive (what roots and logarithms want), negative, and again
+        drawn = rng.uniform(0.1, 2.0, shape) if number % 3 else rng.standard_normal(shape)
+        return np.asarray(-drawn if number % 3 == 2 else drawn).astype(dtype.numpy)
     if dtype.is_complex:
         return np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(
             dtype.numpy
@@ -277,21 +290,21 @@ def _draw(value: Value, env: Env, domain: Domain, style: int, rng: np.random.Gen
         return rng.integers(0, 2, shape).astype(np.bool_)
     if dtype is DType.STRING:
         raise CannotRunError("a value on the frontier holds strings")
-    return _draw_ints(dtype, shape, domain, style, rng)
+    return _draw_ints(dtype, shape, domain, number, rng)
 
 
 def _draw_ints(
-    dtype: DType, shape: tuple[int, ...], domain: Domain, style: int, rng: np.random.Generator
+    dtype: DType, shape: tuple[int, ...], domain: Domain, number: int, rng: np.random.Generator
 ) -> Array:
     if domain.choices and not shape:
         choices = sorted(domain.choices)
-        return np.asarray(choices[style % len(choices)], dtype.numpy)
+        return np.asarray(choices[number % len(choices)], dtype.numpy)
     if domain.high is not None:
         return rng.integers(0, max(domain.high, 1), shape).astype(dtype.numpy)
     if domain.is_mask:
         return padding_mask(shape, "normal").astype(dtype.numpy)
     # small and of both signs in the first draw; the second is valid as sizes and counts
-    low = 1 if style or dtype.name.startswith("U") else -4
+    low = 1 if number % 2 or dtype.name.startswith("U") else -4
     return rng.integers(low, 6, shape).astype(dtype.numpy)
 
 

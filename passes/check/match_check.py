@@ -19,8 +19,11 @@ from regraft.ir.graph import Node, Value
 from regraft.ir.rewrite.explain import label
 from regraft.passes.check.compare import compare_outputs
 from regraft.passes.check.cut import Cut, close, deepen, first_cut
-from regraft.passes.check.cut_run import CannotRunError, CutRun, draws_of
+from regraft.passes.check.cut_run import CannotRunError, CutRun, Draw, draws_of
 from regraft.passes.protocol import Contract, Exact, Lossy, Within
+
+_THOROUGH = 12
+"""Evaluations once values have been found at which both sides differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,8 @@ class MatchChecker:
             if lowered or differs is None:
                 if cut.new_sees_more:
                     return differs or Verdict("unknown", "the common frontier is too far away")
-                verdict = self._evaluated(rule, cut)
+                # against a difference for free values, a few equal numbers prove little
+                verdict = self._evaluated(rule, cut, _THOROUGH if differs else 2)
                 if verdict.outcome == "equal":
                     return verdict
                 if verdict.outcome == "unknown":
@@ -112,35 +116,47 @@ class MatchChecker:
                 return differs  # no frontier makes them equal
             close(cut)
 
-    def _evaluated(self, rule: str, cut: Cut) -> Verdict:
-        key = (rule, cut.key())
+    def _evaluated(self, rule: str, cut: Cut, num_draws: int = 2) -> Verdict:
+        key = (rule, num_draws, cut.key())
         known = self._known.get(key)
         if known is None:
             self.num_evaluated += 1
-            known = self._known[key] = compare_sides(cut, self.contract)
+            known = self._known[key] = compare_sides(cut, self.contract, num_draws)
         return known
 
 
-def compare_sides(cut: Cut, contract: Contract) -> Verdict:
-    """Evaluates both sides of a cut at two bindings and compares them by the contract."""
+def compare_sides(cut: Cut, contract: Contract, num_draws: int = 2) -> Verdict:
+    """Evaluates both sides of a cut and compares them by the contract.
+
+    Args:
+        cut: The cut.
+        contract: What the pass promises.
+        num_draws: Evaluations: at two bindings of its symbols, on different values.
+    """
     rtol = contract.bound if isinstance(contract, Within) else None
     try:
         run = CutRun(cut)
-        draws = draws_of(run)
+        for draw in draws_of(run, num_draws):
+            reason = _difference(run, draw, rtol)
+            if reason:
+                return Verdict("differs", reason)
     except CannotRunError as error:
         return Verdict("unknown", str(error))
-    for draw in draws:
-        try:
-            new = run.new(draw)
-        except CannotRunError as error:
-            if error.is_unsupported:
-                return Verdict("unknown", str(error))
-            return Verdict("differs", f"the new values cannot be computed: {error}{_at(draw.env)}")
-        diffs = compare_outputs(draw.expected, new, plain=draw.oracle, rtol=rtol)
-        for diff in diffs:
-            if not diff.ok:
-                return Verdict("differs", f"{diff.reason}{_at(draw.env)}{_cosine(diff.cosine)}")
     return Verdict("equal")
+
+
+def _difference(run: CutRun, draw: Draw, rtol: float | None) -> str:
+    """Returns how the new side differs at one draw, "" when it does not."""
+    try:
+        new = run.new(draw)
+    except CannotRunError as error:
+        if error.is_unsupported:
+            raise
+        return f"the new values cannot be computed: {error}{_at(draw.env)}"
+    for diff in compare_outputs(draw.expected, new, plain=draw.oracle, rtol=rtol):
+        if not diff.ok:
+            return f"{diff.reason}{_at(draw.env)}{_cosine(diff.cosine)}"
+    return ""
 
 
 def _at(env: Mapping[str, int]) -> str:

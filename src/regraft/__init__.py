@@ -28,19 +28,36 @@ if not (Path(__file__).parent / "ir").is_dir():
     )
 
 if TYPE_CHECKING:
+    from regraft import testing
     from regraft.api import ConvertResult, apply, compare, convert, load, save
     from regraft.ir.errors import RegraftError
     from regraft.ir.module import Module
-    from regraft.ir.rewrite import Rule
-    from regraft.passes.protocol import Pass, PassResult
+    from regraft.ir.rewrite import Reject, Rule
+    from regraft.passes.protocol import (
+        Context,
+        Exact,
+        Lossy,
+        Pass,
+        PassResult,
+        Skip,
+        Within,
+    )
+    from regraft.plugins import Plugin
 
 _LAZY = {
+    "Context": "regraft.passes.protocol",
     "ConvertResult": "regraft.api",
+    "Exact": "regraft.passes.protocol",
+    "Lossy": "regraft.passes.protocol",
     "Module": "regraft.ir.module",
     "Pass": "regraft.passes.protocol",
     "PassResult": "regraft.passes.protocol",
+    "Plugin": "regraft.plugins",
     "RegraftError": "regraft.ir.errors",
+    "Reject": "regraft.ir.rewrite",
     "Rule": "regraft.ir.rewrite",
+    "Skip": "regraft.passes.protocol",
+    "Within": "regraft.passes.protocol",
     "apply": "regraft.api",
     "compare": "regraft.api",
     "convert": "regraft.api",
@@ -49,22 +66,32 @@ _LAZY = {
 }
 
 __all__ = [
+    "Context",
     "ConvertResult",
+    "Exact",
+    "Lossy",
     "Module",
     "Pass",
     "PassResult",
+    "Plugin",
     "RegraftError",
+    "Reject",
     "Rule",
+    "Skip",
+    "Within",
     "__version__",
     "apply",
     "compare",
     "convert",
     "load",
     "save",
+    "testing",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testing":
+        return importlib.import_module("regraft.testing")
     if name not in _LAZY:
         raise AttributeError(f"module `regraft` has no attribute `{name}`")
     return getattr(importlib.import_module(_LAZY[name]), name)

@@ -20,7 +20,7 @@ from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.protocol import Context, Pass
 from regraft.plugins import Plugin, combine
-from regraft.samples import bind_samples
+from regraft.samples import bind_samples, check_dims
 from regraft.sources import open_source
 
 
@@ -112,6 +112,7 @@ def run_passes(
 
 
 def _generated(module: Module, dims: Mapping[str, int] | None, seed: int) -> list[Sample]:
+    check_dims(module, dims or {})
     return generate_samples(module, accepts(EvalRunner(module.clone())), dims=dims, seed=seed)
 
 

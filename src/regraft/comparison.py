@@ -19,7 +19,7 @@ from regraft.passes.check.compare import compare_outputs
 from regraft.passes.check.module_check import CheckReport, Runner, check_module
 from regraft.passes.check.runners import EvalRunner, accepts, total_weight_bytes, unevaluable
 from regraft.passes.check.samples import Sample, generate_samples
-from regraft.samples import bind_samples
+from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source
 
 _MAX_KEPT_ELEMENTS = 1 << 24
@@ -66,6 +66,7 @@ def compare_sources(
     if samples:
         used = bind_samples(a.module, samples)
     else:
+        check_dims(a.module, dims or {})
         used = generate_samples(a.module, accepts(run_a), dims=dims, seed=seed)
     plain = a.runner(False) if a.runner is not None and isinstance(run_a, OrtRunner) else None
     report = check_module(run_a, plain, run_b, used, rtol=rtol, atol=atol, verified="compared")

@@ -27,7 +27,7 @@ from regraft.passes.recipe import Recipe, format_recipe
 from regraft.passes.rule_pass import HasRules, pass_of_rules
 from regraft.plugins import Extensions, combine
 from regraft.report import build_report, operator_counts, versions
-from regraft.samples import bind_samples
+from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source, open_source
 
 TARGETS = (*PROFILES, "torch", "triton", "hf")
@@ -125,12 +125,12 @@ def check_rule_name(rule: str | None, passes: Sequence[Pass]) -> None:
     """
     if rule is None:
         return
-    known = [
+    known = {
         each.name
         for item in passes
         if isinstance(item, HasRules)
         for each in item.rules().compile()
-    ]
+    }
     if rule not in known:
         raise UsageError(f"no pass of the pipeline has a rule `{rule}`", hint=suggest(rule, known))
 
@@ -248,6 +248,7 @@ class _Conversion:
         )
         module = source.module
         check_dtype(module, options.dtype)
+        check_dims(module, options.dims)
         given = bind_samples(module, options.samples)
         before = operator_counts(module.graph)
         checker = None

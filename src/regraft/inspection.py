@@ -15,6 +15,7 @@ from regraft.ir.weights import Role
 from regraft.passes.analysis.liveness import peak_activation_bytes
 from regraft.passes.check.samples import input_symbols
 from regraft.report import operator_counts
+from regraft.samples import check_dims
 
 DEFAULT_SIZE = 128
 """Size of a symbol that is not the leading axis of an input, when the user gives none."""
@@ -37,6 +38,7 @@ def inspect_module(module: Module, dims: Mapping[str, int]) -> dict[str, Any]:
         module: The module.
         dims: Sizes to report for; missing ones get defaults, and `dims` in the result says which.
     """
+    check_dims(module, dims)
     sizes = default_sizes(module, dims)
     weights = module.weights
     parameters = sum(

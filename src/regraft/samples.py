@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.errors import InputError
+from regraft.ir.errors import InputError, UsageError
 from regraft.ir.evaluate import bind_inputs
 from regraft.ir.module import Module
-from regraft.passes.check.samples import Sample
+from regraft.passes.check.samples import Sample, input_symbols
+from regraft.passes.pipeline import suggest
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -33,11 +34,25 @@ def _read_npz(path: Path) -> dict[str, Any]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise InputError(f"`{path}` does not exist") from error
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except OSError as error:
+        raise InputError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    except (ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
         raise InputError(
-            f"`{path}` is not a `.npz` file of plain arrays: {error}",
+            f"`{path}` is not a `.npz` file of plain arrays",
             hint="write it with `numpy.savez(path, input_name=array, …)`",
         ) from error
+
+
+def check_dims(module: Module, dims: Mapping[str, int]) -> None:
+    """Checks that `--dims` names sizes that the model's inputs have.
+
+    Raises:
+        UsageError: For a size that they do not have.
+    """
+    known = [symbol.name for symbol in input_symbols(module)]
+    for name in dims:
+        if name not in known:
+            raise UsageError(f"the model's inputs have no size `{name}`", hint=suggest(name, known))
 
 
 def bind_samples(module: Module, samples: Sequence[Mapping[str, Any]]) -> list[Sample]:

@@ -16,7 +16,7 @@ from regraft.cli.options import (
     source_options,
     tolerance_options,
 )
-from regraft.cli.show import out_console, print_json, print_table, progress, warn
+from regraft.cli.show import out_console, plural, print_json, print_table, progress, warn
 from regraft.cli.verb import Verb
 
 DIFFERENT = 3
@@ -83,7 +83,7 @@ def _print_table(report: Any, divergence: dict[str, Any] | None) -> None:
     ]  # fmt: skip
     columns = ("output", "max abs", "max rel", "cosine", "allowed", "verdict:")
     sizes = "; ".join(", ".join(f"{k}={v}" for k, v in b.items()) for b in report.bindings)
-    title = f"{report.num_samples} samples" + (f" at {sizes}" if sizes else "")
+    title = plural(report.num_samples, "sample") + (f" at {sizes}" if sizes else "")
     console = out_console()
     print_table(console, title, columns, rows)
     if divergence:

@@ -19,7 +19,15 @@ from regraft.cli.options import (
     source_options,
     tolerance_options,
 )
-from regraft.cli.show import human_bytes, out_console, print_json, print_table, progress, warn
+from regraft.cli.show import (
+    human_bytes,
+    out_console,
+    plural,
+    print_json,
+    print_table,
+    progress,
+    warn,
+)
 from regraft.cli.verb import Verb, check_option, planned
 
 
@@ -143,6 +151,6 @@ def _check_detail(check: Any) -> str:
         return ""
     worst = max(check["outputs"].values(), key=lambda o: o["max_rel"])
     return (
-        f", {check['samples']} samples, {len(check['bindings'])} sizes, "
+        f", {plural(check['samples'], 'sample')}, {plural(len(check['bindings']), 'size')}, "
         f"largest difference {worst['max_abs']:.2g} (allowed {worst['allowed']:.2g})"
     )

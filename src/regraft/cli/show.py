@@ -81,6 +81,11 @@ def human_count(count: int | None) -> str:
     return f"{count:,}"
 
 
+def plural(count: int, noun: str) -> str:
+    """Returns `1 sample`, `2 samples`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 @contextmanager
 def progress(*, enabled: bool) -> Iterator[Callable[[str], None]]:
     """Shows the current stage on a terminal; says nothing elsewhere."""

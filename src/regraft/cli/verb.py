@@ -22,7 +22,13 @@ class Verb(click.Command):
             words = {"--check": f"--check={option.when_bare}"}
             words |= {"--no-check": "--check=off", "--no_check": "--check=off"}
             end = args.index("--") if "--" in args else len(args)
-            args = [words.get(word, word) for word in args[:end]] + args[end:]
+            spelled: list[str] = []
+            for word in args[:end]:
+                if spelled and spelled[-1] == words["--check"] and word in CHECK_MODES:
+                    spelled[-1] = f"--check={word}"
+                else:
+                    spelled.append(words.get(word, word))
+            args = spelled + args[end:]
         return super().parse_args(ctx, args)
 
 

@@ -1,0 +1,229 @@
+"""What every verb and every flag prints, and its exit code; errors too."""
+
+# ruff: noqa: E501  (a command line stands in one line)
+
+from __future__ import annotations
+
+import io
+import shlex
+import tempfile
+from pathlib import Path
+
+import click
+import pytest
+
+from regraft.cli import doctor_cmd
+from regraft.cli.main import VERBS, cli
+from tests.cli.snapshot import SNAPSHOTS, compare, run, transcript
+from tests.cli.workplace import TEXT, populate
+
+CASES = {
+    # -- without a verb
+    "no-verb": "",
+    "version": "--version",
+    "help": "--help",
+    "help-short": "-h",
+    "unknown-verb": "convrt model.onnx",
+    "planned-verb": "bench model.onnx",
+    "unknown-flag-before-verb": "--verbos",
+    # -- convert
+    "convert-help": "convert -h",
+    "convert": "convert model.onnx -o out",
+    "convert-file": "convert model.onnx --out out.onnx",
+    "convert-verbose": "convert model.onnx -o out --verbose",
+    "convert-quiet": "convert model.onnx -o out -q",
+    "convert-json": "convert model.onnx -o out --json",
+    "convert-dry-run": "convert model.onnx --dry-run",
+    "convert-snake-case": "convert model.onnx --dry_run --no_check",
+    "convert-target": "convert model.onnx -o out --target onnx",
+    "convert-target-ort-cuda": "convert model.onnx -o out --target ort-cuda",
+    "convert-target-planned": "convert model.onnx -o out --target torch",
+    "convert-target-unknown": "convert model.onnx -o out --target ort-cpo",
+    "convert-passes": "convert model.onnx --dry-run --passes canonicalize{max-fold-bytes=16}",
+    "convert-passes-none": "convert model.onnx --dry-run --passes ''",
+    "convert-passes-unknown": "convert model.onnx --dry-run --passes canonicalise",
+    "convert-passes-bad-option": "convert model.onnx --dry-run --passes canonicalize{max-fold=1}",
+    "convert-passes-bad-value": "convert model.onnx --dry-run --passes canonicalize{max-fold-bytes=x}",
+    "convert-passes-syntax": "convert model.onnx --dry-run --passes canonicalize{max",
+    "convert-recipe": "convert model.onnx --dry-run --recipe recipe.yaml",
+    "convert-recipe-unknown-key": "convert model.onnx --dry-run --recipe bad-recipe.yaml",
+    "convert-recipe-absent": "convert model.onnx --dry-run --recipe absent.yaml",
+    "convert-passes-and-recipe": "convert model.onnx --dry-run --passes canonicalize --recipe recipe.yaml",
+    "convert-explain": "convert model.onnx --dry-run --passes canonicalize --explain transpose-of-transpose",
+    "convert-explain-unknown": "convert model.onnx --dry-run --explain transpose-of-transposes",
+    "convert-dtype-own": "convert model.onnx --dry-run --dtype fp32",
+    "convert-dtype-other": "convert model.onnx --dry-run --dtype fp16",
+    "convert-dtype-unknown": "convert model.onnx --dry-run --dtype fp17",
+    "convert-opset": "convert model.onnx -o out.onnx --opset 20",
+    "convert-opset-too-new": "convert model.onnx -o out.onnx --opset 27",
+    "convert-opset-no-number": "convert model.onnx -o out.onnx --opset new",
+    "convert-freeze": "convert model.onnx --dry-run --freeze batch=2",
+    "convert-freeze-unknown": "convert model.onnx --dry-run --freeze bach=2",
+    "convert-freeze-syntax": "convert model.onnx --dry-run --freeze batch",
+    "convert-max-drop": "convert model.onnx --dry-run --max-drop 1%",
+    "convert-max-drop-lossy": "convert model.onnx --dry-run --max-drop 1% --plugin plugin.py:PLUGIN --passes forget",
+    "convert-aot": "convert model.onnx --dry-run --aot sm_80",
+    "convert-check": "convert --check model.onnx --dry-run",
+    "convert-check-each": "convert model.onnx --dry-run --check=each",
+    "convert-check-match": "convert model.onnx --dry-run --check match",
+    "convert-check-unknown": "convert model.onnx --dry-run --check=every",
+    "convert-no-check": "convert model.onnx --dry-run --no-check",
+    "convert-inputs": "convert model.onnx --dry-run --inputs samples",
+    "convert-inputs-file": "convert model.onnx --dry-run --inputs samples/1.npz",
+    "convert-inputs-bad-shape": "convert model.onnx --dry-run --inputs bad-shape.npz",
+    "convert-inputs-bad-name": "convert model.onnx --dry-run --inputs bad-name.npz",
+    "convert-inputs-absent": "convert model.onnx --dry-run --inputs absent.npz",
+    "convert-inputs-no-samples": "convert model.onnx --dry-run --inputs exists",
+    "convert-inputs-not-npz": "convert model.onnx --dry-run --inputs recipe.yaml",
+    "convert-dims": "convert model.onnx --dry-run --dims batch=5",
+    "convert-dims-unknown": "convert model.onnx --dry-run --dims bach=5",
+    "convert-seed": "convert model.onnx --dry-run --seed 3",
+    "convert-tolerances": "convert model.onnx --dry-run --rtol 1e-6 --atol 1e-7",
+    "convert-max-memory": "convert model.onnx --dry-run --max-memory 10B",
+    "convert-max-memory-syntax": "convert model.onnx --dry-run --max-memory much",
+    "convert-trust-remote-code": "convert model.onnx --dry-run --trust-remote-code",
+    "convert-exists": "convert model.onnx -o exists",
+    "convert-force": "convert model.onnx -o exists --force",
+    "convert-no-out": "convert model.onnx",
+    "convert-out-in-no-folder": "convert model.onnx -o absent/out",
+    "convert-absent": "convert absent.onnx -o out",
+    "convert-absent-json": "convert absent.onnx -o out --json",
+    "convert-broken": "convert broken.onnx -o out",
+    "convert-text": "convert model.rg -o out",
+    "convert-text-broken": "convert wrong.rg -o out",
+    "convert-folder-without-model": "convert exists -o out",
+    "convert-hugging-face-folder": "convert hf -o out",
+    "convert-hugging-face-name": "convert hf:org/name -o out",
+    "convert-exported-program": "convert model.pt2 -o out",
+    "convert-factory": "convert module.py:factory -o out",
+    "convert-no-source": "convert",
+    "convert-unknown-flag": "convert model.onnx --dry-rum",
+    "convert-unlike-any-flag": "convert model.onnx --zzz",
+    "convert-two-sources": "convert model.onnx other.onnx",
+    "convert-wrong-rule": "convert model.onnx -o out --plugin plugin.py:PLUGIN --passes acme",
+    "convert-wrong-rule-each": "convert model.onnx -o out --plugin plugin.py:PLUGIN --passes acme --check=each",
+    "convert-wrong-rule-json": "convert model.onnx -o out --plugin plugin.py:PLUGIN --passes acme --json",
+    "convert-wrong-rule-unchecked": "convert model.onnx --dry-run --plugin plugin.py:PLUGIN --passes acme --no-check",
+    "convert-wrong-pass": "convert model.onnx -o out --plugin plugin.py:PLUGIN --passes drop-relu",
+    "convert-wrong-pass-each": "convert model.onnx -o out --plugin plugin.py:PLUGIN --passes drop-relu --check=each",
+    # -- plugins
+    "plugin-absent": "passes --plugin absent.py:PLUGIN",
+    "plugin-no-name": "passes --plugin plugin.py",
+    "plugin-unknown-name": "passes --plugin plugin.py:PLUGGIN",
+    "plugin-fails": "passes --plugin failing.py:PLUGIN",
+    "plugin-no-plugin": "passes --plugin plugin.py:NUMBER",
+    "plugin-version": "passes --plugin plugin.py:LATER",
+    "plugin-clash": "passes --plugin plugin.py:CLASH",
+    "plugin-twice": "passes --plugin plugin.py:PLUGIN --plugin plugin.py:PLUGIN",
+    "plugin-operator-outside": "passes --plugin plugin.py:OUTSIDE",
+    # -- inspect
+    "inspect-help": "inspect -h",
+    "inspect": "inspect model.onnx",
+    "inspect-dims": "inspect model.onnx --dims batch=8",
+    "inspect-dims-unknown": "inspect model.onnx --dims bach=8",
+    "inspect-json": "inspect model.onnx --json",
+    "inspect-verbose": "inspect model.onnx -v",
+    "inspect-quiet": "inspect model.onnx -q",
+    "inspect-couplings": "inspect model.onnx --couplings",
+    "inspect-html": "inspect model.onnx --html page.html",
+    "inspect-broken": "inspect broken.onnx",
+    "inspect-plugin": "inspect twice.rg --plugin plugin.py:PLUGIN --trust-remote-code",
+    # -- compare
+    "compare-help": "compare -h",
+    "compare": "compare model.onnx model.onnx",
+    "compare-different": "compare model.onnx other.onnx",
+    "compare-different-json": "compare model.onnx other.onnx --json",
+    "compare-json": "compare model.onnx model.onnx --json",
+    "compare-tolerances": "compare model.onnx other.onnx --rtol 2 --atol 0.5",
+    "compare-inputs": "compare model.onnx model.onnx --inputs samples",
+    "compare-dims": "compare model.onnx model.onnx --dims batch=4 --seed 1",
+    "compare-max-memory": "compare model.onnx model.onnx --max-memory 10B",
+    "compare-quiet": "compare model.onnx model.onnx -q",
+    "compare-verbose": "compare model.onnx model.onnx -v",
+    "compare-outputs-differ": "compare model.onnx renamed.onnx",
+    "compare-plugin": "compare twice.rg twice.rg --plugin plugin.py:PLUGIN --trust-remote-code",
+    "compare-inputs-bad-shape": "compare model.onnx model.onnx --inputs bad-shape.npz",
+    "compare-one": "compare model.onnx",
+    # -- opt
+    "opt-help": "opt -h",
+    "opt": "opt model.rg",
+    "opt-passes": "opt model.rg --passes canonicalize",
+    "opt-stdin": "opt - --passes canonicalize",
+    "opt-onnx": "opt model.onnx --passes canonicalize",
+    "opt-recipe": "opt model.onnx --recipe recipe.yaml",
+    "opt-passes-and-recipe": "opt model.rg --passes canonicalize --recipe recipe.yaml",
+    "opt-verbose": "opt model.rg --passes canonicalize -v",
+    "opt-quiet": "opt model.rg --passes canonicalize -q",
+    "opt-json": "opt model.rg --passes canonicalize --json",
+    "opt-out": "opt model.rg --passes canonicalize -o out.rg",
+    "opt-out-exists": "opt model.rg -o model.rg",
+    "opt-force": "opt model.rg -o model.rg --force",
+    "opt-dump": "opt model.rg --passes canonicalize,fold-norms --dump dumps -o out.rg",
+    "opt-explain": "opt model.rg --passes canonicalize --explain involution",
+    "opt-check-each": "opt model.rg --passes canonicalize --check=each -v",
+    "opt-no-check": "opt model.rg --passes canonicalize --no-check -v",
+    "opt-samples": "opt model.rg --passes canonicalize --check=each --dims B=3 --seed 1",
+    "opt-inputs": "opt model.rg --passes canonicalize --check=each --inputs samples",
+    "opt-wrong-rule": "opt model.rg --passes acme --plugin plugin.py:PLUGIN",
+    "opt-plugin-operator": "opt twice.rg --plugin plugin.py:PLUGIN --trust-remote-code",
+    "opt-unknown-operator": "opt wrong.rg",
+    "opt-plugin-operator-without-plugin": "opt twice.rg",
+    # -- passes
+    "passes-help": "passes -h",
+    "passes": "passes",
+    "passes-json": "passes --json",
+    "passes-name": "passes fold_norms",
+    "passes-name-json": "passes canonicalize --json",
+    "passes-unknown": "passes canonicalise",
+    "passes-plugin": "passes --plugin plugin.py:PLUGIN --trust-remote-code -q -v",
+    # -- doctor
+    "doctor-help": "doctor -h",
+    "doctor": "doctor",
+    "doctor-json": "doctor --json -q -v",
+    "doctor-broken": "doctor --unknown",
+}  # fmt: skip
+
+DOCTOR = {
+    "machine": {"cpu": "Example CPU", "cores": 2, "memory": "8.0 GB"},
+    "packages": {"regraft": "0.1.0", "numpy": "2.0.0", "torch": None},
+    "providers": ["CPUExecutionProvider"],
+    "problems": [],
+    "notes": ["`torch` is absent; it is needed for capture"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    populate(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO(TEXT))
+    monkeypatch.setattr(doctor_cmd, "build", lambda: DOCTOR)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_prints_what_was_recorded(
+    name: str, capsys: pytest.CaptureFixture[str], pytestconfig: pytest.Config
+) -> None:
+    argv = shlex.split(CASES[name])
+    text = transcript(argv, *run(argv, capsys))
+    compare(name, text, update=pytestconfig.getoption("--update-snapshots"))
+
+
+def test_no_snapshot_is_left_over() -> None:
+    assert {path.stem for path in SNAPSHOTS.glob("*.txt")} == set(CASES)
+
+
+def test_every_flag_of_every_verb_is_in_a_case() -> None:
+    missing = []
+    for verb in VERBS:
+        command = cli.get_command(click.Context(cli), verb)
+        assert command is not None
+        lines = [shlex.split(line) for line in CASES.values() if line.split()[:1] == [verb]]
+        words = {word.split("=")[0] for line in lines for word in line}
+        for param in command.params:
+            if isinstance(param, click.Option) and not words & {*param.opts, *param.secondary_opts}:
+                missing.append(f"{verb} {param.opts[0]}")
+    assert missing == []
