@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 from regraft.ir.builder import Builder
 from regraft.ir.collector import collector_paused
-from regraft.ir.constants import opaque
 from regraft.ir.errors import RegraftError
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import Module
 from regraft.ir.opspec import OpSpec
 from regraft.ir.rewrite.explain import Explainer, NearMiss, Trace, label
+from regraft.ir.rewrite.liveness import is_detached, is_droppable
 from regraft.ir.rewrite.retype import Retyper
 from regraft.ir.rewrite.rule import Compiled, Observer, Reject, RuleSet
 
@@ -213,7 +213,7 @@ class Rewriter:
         while queue:
             node = queue.popleft()
             queued.discard(node)
-            if node.graph is None or _is_detached(node.graph):
+            if node.graph is None or is_detached(node.graph):
                 continue
             if self._drop_if_dead(node):
                 continue
@@ -283,25 +283,6 @@ class Rewriter:
             self.num_dropped += 1
             self.changed = True
             dead.extend(producer for producer in producers if producer is not None)
-
-
-def is_droppable(node: Node) -> bool:
-    """Returns whether a node may go when nothing uses its results.
-
-    No operator of the vocabulary and none of ONNX has an effect besides its results; an opaque
-    operator of another dialect may.
-    """
-    return node.op is not opaque or node.attrs["dialect"].startswith("onnx:")
-
-
-def _is_detached(graph: Graph) -> bool:
-    """Returns whether the graph is the body of an erased node."""
-    parent = graph.parent
-    while parent is not None:
-        if parent.graph is None:
-            return True
-        parent = parent.graph.parent
-    return False
 
 
 def _endless(limit: int, recent: Iterable[str]) -> RegraftError:

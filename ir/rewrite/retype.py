@@ -7,13 +7,14 @@ anew, and a symbol that lost its definition is renamed wherever it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from regraft.ir.dims import Dim, DimLike, Symbol, bind, known_different, symbols_of
+from regraft.ir.dims import Dim, DimLike, bind, known_different, symbols_of
 from regraft.ir.errors import RegraftError
 from regraft.ir.graph import Assumption, Content, Graph, Node, Value
 from regraft.ir.opspec import AttrKind
+from regraft.ir.rewrite.liveness import defined_symbol, defined_symbols
 from regraft.ir.types import TensorType, Type, bind_type
 
 
@@ -108,26 +109,10 @@ def symbol_renames(before: Type, after: Type) -> dict[str, DimLike]:
     renamed: dict[str, DimLike] = {}
     if isinstance(before, TensorType) and isinstance(after, TensorType):
         for old, new in zip(before.shape or (), after.shape or (), strict=False):
-            symbol = None if type(old) is int else _defined(old)
+            symbol = None if type(old) is int else defined_symbol(old)
             if symbol is not None and old != new:
                 renamed[symbol.name] = new
     return renamed
-
-
-def _defined(dim: DimLike) -> Symbol | None:
-    symbol = dim.as_symbol() if isinstance(dim, Dim) else None
-    return symbol if symbol is not None and symbol.defined else None
-
-
-def defined_symbols(node: Node) -> Iterator[Symbol]:
-    """Yields the defined symbols that are axes of a result of `node` and of no operand."""
-    for value in node.outputs:
-        for dim in value.shape or ():
-            symbol = None if type(dim) is int else _defined(dim)
-            if symbol is not None and not any(
-                dim in (operand.shape or ()) for operand in node.inputs if operand is not None
-            ):
-                yield symbol
 
 
 def contradict(a: Type, b: Type) -> bool:
@@ -149,11 +134,14 @@ def merge_types(new: Type, old: Type) -> Type:
     if new.shape is None or old.shape is None or len(new.shape) != len(old.shape):
         shape = old.shape if new.shape is None else new.shape
     else:
-        shape = tuple(
-            b if type(a) is not int and _defined(a) is not None and _defined(b) is None else a
-            for a, b in zip(new.shape, old.shape, strict=True)
-        )
+        shape = tuple(map(_merge_dims, new.shape, old.shape))
     return new if (dtype, shape) == (new.dtype, new.shape) else TensorType(dtype, shape)
+
+
+def _merge_dims(new: DimLike, old: DimLike) -> DimLike:
+    if type(new) is int or defined_symbol(new) is None:
+        return new
+    return new if defined_symbol(old) is not None else old
 
 
 def rename_symbols(graph: Graph, renamed: dict[str, DimLike]) -> None:
@@ -201,16 +189,3 @@ def _rename(content: Content | Any, renamed: dict[str, DimLike]) -> Any:
     if isinstance(content, tuple):
         return tuple(bind(dim, renamed) for dim in content)
     return bind(content, renamed) if isinstance(content, Dim) else content
-
-
-def needed_symbols(node: Node) -> Iterator[Symbol]:
-    """Yields the defined symbols in the size attributes of a node."""
-    for attr in node.op.all_attrs.values():
-        if attr.kind is not AttrKind.DIMS and attr.kind is not AttrKind.DIM:
-            continue
-        value = node.attrs.get(attr.name)
-        if value is None or type(value) is int:
-            continue
-        for symbol in symbols_of(value if isinstance(value, tuple) else (value,)):
-            if symbol.defined:
-                yield symbol

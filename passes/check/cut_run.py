@@ -15,7 +15,7 @@ from regraft.ir.evaluate import evaluate_graph
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import clone_graph
 from regraft.ir.opspec import AttrKind
-from regraft.ir.rewrite.retype import defined_symbols
+from regraft.ir.rewrite.liveness import defined_symbols
 from regraft.ir.types import DType, TensorType, bind_type
 from regraft.passes.analysis.domains import Domain, input_domains
 from regraft.passes.check.cut import NEW, OLD, Cut

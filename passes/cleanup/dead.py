@@ -11,8 +11,7 @@ from regraft.ir.dims import Symbol
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import control
-from regraft.ir.rewrite.engine import is_droppable
-from regraft.ir.rewrite.retype import defined_symbols, needed_symbols
+from regraft.ir.rewrite.liveness import defined_symbols, is_droppable, needed_symbols
 
 
 def drop_dead_code(module: Module) -> int:
