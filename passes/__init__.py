@@ -6,8 +6,8 @@ if __name__ != "regraft.passes":
         "hint: import it as `regraft.passes`; `src/regraft/passes` is a link to this folder"
     )
 
-from regraft.passes import cleanup
+from regraft.passes import cleanup, fusion
 from regraft.passes.protocol import Pass
 
-PASSES: tuple[type[Pass], ...] = (*cleanup.PASSES,)
+PASSES: tuple[type[Pass], ...] = (*cleanup.PASSES, *fusion.PASSES)
 """All passes, assembled by explicit concatenation."""

@@ -283,3 +283,18 @@ def same_sizes(a: Value, b: Value) -> bool:
         and x.shape is not None
         and x.shape == y.shape
     )
+
+
+def loses_nothing(cone: Cone) -> bool:
+    """Returns whether interior values are at least as precise as the floats at the cone's ends.
+
+    Of two 16-bit floats, neither holds the other's values.
+    """
+    x = cone.x.dtype
+    for node in cone.nodes:
+        dtype = node.outputs[0].dtype
+        if dtype is None or x is None:
+            return False
+        if dtype.is_float and dtype is not x and dtype.bits <= x.bits:
+            return False
+    return True

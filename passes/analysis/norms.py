@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import norm, response_norm
-from regraft.passes.analysis.cones import REDUCTIONS, Cone, ConeFinder, is_pointwise, same_sizes
+from regraft.passes.analysis.cones import (
+    REDUCTIONS,
+    Cone,
+    ConeFinder,
+    is_pointwise,
+    loses_nothing,
+    same_sizes,
+)
 from regraft.passes.analysis.norm_fit import NearNorm, NormFit, Term, fit, reduced
 from regraft.passes.protocol import Skip
 
@@ -229,13 +236,7 @@ def _is_candidate(cone: Cone) -> bool:
         return False
     if reduced(cone) is None:
         return False
-    for node in cone.nodes:
-        dtype = node.outputs[0].dtype
-        if dtype is None or (
-            dtype.is_float and dtype is not x.dtype and dtype.bits <= x.dtype.bits
-        ):
-            return False
-    return True
+    return loses_nothing(cone)
 
 
 def _block(cone: Cone, found: NormFit) -> NormBlock:

@@ -17,7 +17,7 @@ import numpy as np
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import activation, functions
 from regraft.ir.opspec import OpSpec
-from regraft.passes.analysis.cones import Cone, ConeFinder, same_sizes
+from regraft.passes.analysis.cones import Cone, ConeFinder, loses_nothing, same_sizes
 from regraft.passes.analysis.probing import (
     constant_error,
     evaluate_cone,
@@ -39,7 +39,7 @@ class UnaryFunction:
     """A function of one number.
 
     Args:
-        name: `gelu`, `gelu_tanh`, `swish`, `quick_gelu`, `relu`, `relu_squared`, …
+        name: `gelu`, `gelu_tanh`, `swish`, `quick_gelu`, `relu`, `relu2`, …
         op: The canonical operator, None when it takes several.
         attrs: The operator's attributes, as pairs.
     """
@@ -136,7 +136,7 @@ _HYPOTHESES = (
 ACTIVATIONS = frozenset(
     {*activation.OPS, functions.tanh} - {activation.prelu, activation.shrink, activation.clip}
 )
-"""Operators that are activation functions by themselves; a clip is one when its bounds are static."""
+"""Operators that are activation functions by themselves; so is a clip whose bounds are static."""
 
 _SPECIAL = (0.0, 1.0, -1.0, 1e-3, _FAR, -_FAR, _HUGE, -_HUGE)
 _GRID = np.concatenate(
@@ -234,7 +234,7 @@ def identify(cone: Cone) -> UnaryFunction | None:
             if distance == 0:
                 return best
     if best is None and _distance(np.maximum(probes, 0) ** 2, wanted) <= error:
-        return UnaryFunction("relu_squared", None)
+        return UnaryFunction("relu2", None)
     return best
 
 
@@ -290,19 +290,10 @@ def _function(op: OpSpec, attrs: Mapping[str, Any]) -> UnaryFunction:
 
 
 def _keeps_type(cone: Cone) -> bool:
-    """Returns whether the function maps a tensor to one of its type, and loses nothing on the way.
-
-    Interior values may be wider than the ends, never narrower.
-    """
+    """Returns whether the function maps a tensor to one of its type, and loses nothing on the way."""
     x, y = cone.x, cone.y
     if x.dtype is not y.dtype or x.dtype is None:
         return False
     if not same_sizes(x, y) and not all(value.rank == 0 for value in cone.numbers):
         return False
-    for node in cone.nodes:
-        dtype = node.outputs[0].dtype
-        if dtype is None or (
-            dtype.is_float and dtype is not x.dtype and dtype.bits <= x.dtype.bits
-        ):
-            return False
-    return True
+    return loses_nothing(cone)

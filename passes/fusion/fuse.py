@@ -1,0 +1,89 @@
+"""The pass `fuse`: raises what is spelled out to the canonical operators."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from regraft.ir.collector import collector_paused
+from regraft.ir.graph import Graph, Node
+from regraft.ir.module import Module
+from regraft.ir.rewrite import rewrite
+from regraft.passes.analysis.group_norms import join_groups
+from regraft.passes.analysis.norms import NormFinder
+from regraft.passes.analysis.unary_functions import ActivationFinder
+from regraft.passes.fusion.plan import Plan
+from regraft.passes.fusion.raise_activations import plan_activations
+from regraft.passes.fusion.raise_norms import plan_norms
+from regraft.passes.protocol import Context, Contract, Exact, PassResult
+
+_MAX_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Fuse:
+    """Raises normalizations and activation functions to one operator each.
+
+    ## What it does
+    Finds what computes a layer, RMS, group or instance norm, a GELU, SiLU, hard-swish and the other
+    activation functions, and replaces it by the operator of that name. What a place computes is
+    found by evaluating it, so that it does not matter how an exporter spelled it.
+
+    ## When it applies
+    Where nothing else uses the inside of a place. Places that nearly are a norm (epsilon added to
+    the standard deviation, another axis than the last) are reported as skipped.
+
+    ## Example
+    ```
+    %1 = div(%x, %sqrt2)
+    %2 = erf(%1)
+    %3 = add(%2, %one)
+    %4 = mul(%x, %3)
+    %5 = mul(%4, %half)                     // becomes gelu(%x)
+    ```
+
+    ## Exactness
+    Exact in real arithmetic, up to the rounding of constants such as sqrt(2) in the element type
+    that holds them.
+
+    ## References
+    Hendrycks and Gimpel 2016 (GELU); Ba et al. 2016 (layer norm); Zhang and Sennrich 2019 (RMS norm).
+    """
+
+    name: ClassVar[str] = "fuse"
+    contract: ClassVar[Contract] = Exact()
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        """Plans and raises until nothing is left to raise."""
+        counts: Counter[str] = Counter()
+        changed = False
+        with collector_paused():
+            for _ in range(_MAX_ROUNDS):
+                plan = _plan(module)
+                if not plan.places:
+                    return PassResult(changed, dict(sorted(counts.items())), tuple(plan.skipped))
+                stats = rewrite(
+                    module, plan.rules(), start=tuple(plan.places), observer=ctx.observer
+                )
+                counts.update(stats.counts)
+                changed = True
+        raise AssertionError(f"something is raised to what is raised again: {counts}")
+
+
+def _plan(module: Module) -> Plan:
+    """Recognizes norms and activations in the graph and in all bodies."""
+    plan = Plan()
+    norms, activations = NormFinder(), ActivationFinder()
+    for graph in graphs_of(module.graph):
+        taken: set[Node] = set()
+        search = norms.find(graph, taken)
+        plan.skipped += search.skipped
+        plan_norms(join_groups(search.norms, taken), plan)
+        plan_activations(activations.find(graph, taken), plan)
+    return plan
+
+
+def graphs_of(graph: Graph) -> list[Graph]:
+    """Returns a graph and its bodies, at any depth."""
+    return [graph, *(body for node in graph.walk() for body in node.bodies)]
