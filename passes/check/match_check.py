@@ -22,8 +22,14 @@ from regraft.passes.check.cut import Cut, close, deepen, first_cut
 from regraft.passes.check.cut_run import CannotRunError, CutRun, Draw, draws_of
 from regraft.passes.protocol import Contract, Exact, Lossy, Within
 
-_THOROUGH = 12
-"""Evaluations once values have been found at which both sides differ."""
+_USUAL = (3, 64)
+"""Evaluations (both signs, positive, negative), and compared elements, that make a match right."""
+
+_THOROUGH = (12, 256)
+"""The same once values have been found at which both sides differ: that one is excused."""
+
+_MAX_DRAWS = 24
+"""Evaluations after which few elements must do: some results are scalars."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,7 @@ class MatchChecker:
                 if cut.new_sees_more:
                     return differs or Verdict("unknown", "the common frontier is too far away")
                 # against a difference for free values, a few equal numbers prove little
-                verdict = self._evaluated(rule, cut, _THOROUGH if differs else 2)
+                verdict = self._evaluated(rule, cut, _THOROUGH if differs else _USUAL)
                 if verdict.outcome == "equal":
                     return verdict
                 if verdict.outcome == "unknown":
@@ -116,30 +122,34 @@ class MatchChecker:
                 return differs  # no frontier makes them equal
             close(cut)
 
-    def _evaluated(self, rule: str, cut: Cut, num_draws: int = 2) -> Verdict:
-        key = (rule, num_draws, cut.key())
+    def _evaluated(self, rule: str, cut: Cut, evidence: tuple[int, int] = _USUAL) -> Verdict:
+        key = (rule, evidence, cut.key())
         known = self._known.get(key)
         if known is None:
             self.num_evaluated += 1
-            known = self._known[key] = compare_sides(cut, self.contract, num_draws)
+            known = self._known[key] = compare_sides(cut, self.contract, evidence)
         return known
 
 
-def compare_sides(cut: Cut, contract: Contract, num_draws: int = 2) -> Verdict:
+def compare_sides(cut: Cut, contract: Contract, evidence: tuple[int, int] = _USUAL) -> Verdict:
     """Evaluates both sides of a cut and compares them by the contract.
 
     Args:
         cut: The cut.
         contract: What the pass promises.
-        num_draws: Evaluations: at two bindings of its symbols, on different values.
+        evidence: Evaluations and compared elements that are enough.
     """
     rtol = contract.bound if isinstance(contract, Within) else None
     try:
         run = CutRun(cut)
-        for draw in draws_of(run, num_draws):
+        num_elements = 0
+        for number, draw in enumerate(draws_of(run, _MAX_DRAWS), 1):
             reason = _difference(run, draw, rtol)
             if reason:
                 return Verdict("differs", reason)
+            num_elements += sum(np.size(value) for value in draw.expected.values())
+            if number >= evidence[0] and num_elements >= evidence[1]:
+                break
     except CannotRunError as error:
         return Verdict("unknown", str(error))
     return Verdict("equal")

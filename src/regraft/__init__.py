@@ -28,7 +28,7 @@ if not (Path(__file__).parent / "ir").is_dir():
     )
 
 if TYPE_CHECKING:
-    from regraft import testing
+    import regraft.testing as testing
     from regraft.api import ConvertResult, apply, compare, convert, load, save
     from regraft.ir.errors import RegraftError
     from regraft.ir.module import Module

@@ -128,7 +128,9 @@ def first_divergence(a: Module, b: Module, sample: Sample) -> dict[str, Any] | N
 
     def keep(value: Value, array: Any) -> None:
         nonlocal budget
-        if value.name and isinstance(array, np.ndarray) and array.size <= budget:
+        if value.owner is not a.graph or not value.name or not isinstance(array, np.ndarray):
+            return
+        if array.size <= budget:
             kept[value.name] = array
             budget -= array.size
 
@@ -136,7 +138,7 @@ def first_divergence(a: Module, b: Module, sample: Sample) -> dict[str, Any] | N
     found: list[dict[str, Any]] = []
 
     def look(value: Value, array: Any) -> None:
-        if found or value.name not in kept or not isinstance(array, np.ndarray):
+        if found or value.name not in kept or value.owner is not b.graph:
             return
         (diff,) = compare_outputs({value.name: kept[value.name]}, {value.name: array})
         if not diff.ok:

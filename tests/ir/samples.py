@@ -13,7 +13,7 @@ import numpy as np
 from regraft.ir.ops import OPS
 from regraft.ir.opspec import OpSpec, Trait
 from regraft.ir.types import DType
-from tests.ir.soundness import Draw, Sample, bools, fixed, floats, ints
+from regraft.soundness import Draw, Sample, bools, fixed, floats, ints
 
 F32 = DType.F32
 

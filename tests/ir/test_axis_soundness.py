@@ -15,8 +15,8 @@ from regraft.ir.ops import OPS
 from regraft.ir.ops.shapes import infer_same
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType
+from regraft.soundness import FLOATS, Sample, attack, floats, make_node
 from tests.ir.samples import SAMPLES, samples_of
-from tests.ir.soundness import FLOATS, Sample, attack, floats, make_node
 
 RULED = [spec for spec in OPS.values() if spec.axes is not None]
 

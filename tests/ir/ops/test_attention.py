@@ -10,8 +10,8 @@ from regraft.ir.ops.attention import attention
 from regraft.ir.ops.linear_attention import RULES, linear_attention
 from regraft.ir.ops.rotary import rotary_embedding
 from regraft.ir.types import DType, TensorType
+from regraft.soundness import Sample, attack, bools, floats, ints
 from tests.ir.ops.both_ways import computed
-from tests.ir.soundness import Sample, attack, bools, floats, ints
 
 B, H, G, S, T, D, E = 2, 4, 2, 3, 6, 5, 7
 RNG = np.random.default_rng(0)

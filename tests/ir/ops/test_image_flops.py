@@ -8,7 +8,7 @@ import pytest
 from regraft.ir.flops import flops_of
 from regraft.ir.ops.grid_sample import grid_sample
 from regraft.ir.ops.resize import resize
-from tests.ir.soundness import make_node
+from regraft.soundness import make_node
 
 
 @pytest.mark.parametrize(("mode", "taps"), [("nearest", 0), ("linear", 2), ("cubic", 4)])

@@ -12,7 +12,7 @@ from regraft.ir.graph import Graph, Node
 from regraft.ir.ops import OPS, reduce
 from regraft.ir.ops.einsum import parse_equation
 from regraft.ir.types import DType, TensorType
-from tests.ir.soundness import Sample, attack, floats
+from regraft.soundness import Sample, attack, floats
 
 B, S = Dim.of("B"), Dim.of("S")
 

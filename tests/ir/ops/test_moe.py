@@ -7,8 +7,8 @@ from regraft.ir.errors import TypeInferenceError
 from regraft.ir.graph import Graph
 from regraft.ir.ops.moe import ACTIVATIONS, SCORINGS, moe
 from regraft.ir.types import DType, TensorType
+from regraft.soundness import Sample, attack, floats
 from tests.ir.ops.both_ways import computed
-from tests.ir.soundness import Sample, attack, floats
 
 E, F, D, R = 5, 6, 4, 3
 RNG = np.random.default_rng(1)

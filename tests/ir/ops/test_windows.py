@@ -14,7 +14,7 @@ from regraft.ir.graph import Graph, Node
 from regraft.ir.ops.conv import conv, conv_transpose, convolve
 from regraft.ir.ops.windows import Windows, pad_spatial, padding, static_pads, window_counts
 from regraft.ir.types import DType, TensorType
-from tests.ir.soundness import make_node
+from regraft.soundness import make_node
 
 STRIDE_1 = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0)}
 N = Dim.of("N")

@@ -287,7 +287,7 @@ def test_record_never_claims_what_was_not_checked() -> None:
 def test_few_values_are_not_enough_to_excuse_a_difference() -> None:
     # the sum of four positive numbers is rarely negative: a look or two would not see the relu
     text = (
-        "graph(%x : f32[B, 4]) {\n %w = literal f32[4, 1] [[1.0], [1.0], [1.0], [0.5]]\n"
+        "graph(%x : f32[B, 4]) {\n %w = literal f32[4, 1] [1, 1, 1, 0.5]\n"
         " %m = matmul(%x, %w)\n %r = relu(%m)\n return %r as %out\n}"
     )
     with pytest.raises(CheckError, match="relu-is-nothing"):

@@ -74,7 +74,8 @@ def fixed(array: Any) -> Draw:
     array = np.asarray(array)
 
     def draw(_: np.random.Generator, kind: str, dtype: np.dtype[Any]) -> Array:
-        return array.astype(dtype) if array.dtype == np.float64 else array
+        typed: Array = array.astype(dtype) if array.dtype == np.float64 else array
+        return typed
 
     return draw
 
@@ -289,7 +290,8 @@ def _zero(array: Array, term: tuple[Axis, ...], bound: BoundRule, label: str, ke
 
 def _kept(flat: Array, position: int, keep: Array) -> Array:
     if len(keep) == 1:
-        return np.take(flat, keep[0], position)
+        taken: Array = np.take(flat, keep[0], position)
+        return taken
     moved = np.moveaxis(flat, position, -1)
     rest = moved.shape[position:-1]
     blocks = moved.reshape(len(keep), -1, moved.shape[-1])
