@@ -110,12 +110,16 @@ class ConeFinder:
 
     def constant(self, value: Value) -> Constant | None:
         """Returns what is known of a constant or of what follows from constants, else None."""
-        found = self._constants.get(value, False)
-        if found is False:
+        if value not in self._constants:
             return None
+        found = self._constants[value]
         if found is None:
             found = self._constants[value] = self._read(value)
-        return found  # type: ignore[return-value]  # True is never stored
+        return found
+
+    def is_constant(self, value: Value) -> bool:
+        """Returns whether no input of the model changes a value of a scanned graph."""
+        return value in self._constants
 
     def _read(self, value: Value) -> Constant:
         shape, dtype = static_shape(value.type), value.dtype

@@ -50,7 +50,8 @@ class NormBlock:
     """A normalization.
 
     Args:
-        kind: `layer_norm`, `rms_norm`, `l2_norm`, `group_norm` or `instance_norm`.
+        kind: `layer_norm`, `rms_norm`, `l2_norm`, `group_norm`, `instance_norm` or `batch_norm` (with
+            running statistics, which are among the operands of its node).
         input: What is normalized.
         output: The result.
         axes: Normalized axes, counted from the end; of a group norm, those after the channels.
@@ -155,8 +156,7 @@ class NormFinder:
         for node in graph:
             op = node.op
             if op in norm.OPS:
-                if op is not norm.batch_norm:
-                    yield node
+                yield node
             elif op is response_norm.lp_norm or op is response_norm.mean_variance_norm:
                 yield node
             elif op in REDUCTIONS:
@@ -214,7 +214,7 @@ class NormFinder:
 def canonical_norm(node: Node) -> NormBlock | None:
     """Returns the block of a canonical operator's node, None for other nodes."""
     op, attrs = node.op, node.attrs
-    if op not in norm.OPS or op is norm.batch_norm:
+    if op not in norm.OPS:
         return None
     x = node.inputs[0]
     if x is None or x.rank is None or node.inputs[1] is None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from regraft.ir.collector import collector_paused
-from regraft.ir.graph import Graph, Node
+from regraft.ir.graph import Node
 from regraft.ir.module import Module
 from regraft.ir.rewrite import rewrite
+from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.analysis.group_norms import join_groups
 from regraft.passes.analysis.norms import NormFinder
 from regraft.passes.analysis.unary_functions import ActivationFinder
@@ -83,7 +84,3 @@ def _plan(module: Module) -> Plan:
         plan_activations(activations.find(graph, taken), plan)
     return plan
 
-
-def graphs_of(graph: Graph) -> list[Graph]:
-    """Returns a graph and its bodies, at any depth."""
-    return [graph, *(body for node in graph.walk() for body in node.bodies)]

@@ -1,0 +1,334 @@
+"""Feed-forward blocks: linear, activation, linear, with or without a gate, over any axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from regraft.ir.dims import DimLike, known_equal
+from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.ops import arithmetic, conv, gathering, pool, reduce, reshaping, slicing
+from regraft.passes.analysis.linear_layers import (
+    MOVES,
+    IsConstant,
+    Linear,
+    linear_layers,
+    moved_axis,
+    only_user,
+)
+from regraft.passes.analysis.norms import NormBlock
+from regraft.passes.analysis.unary_functions import SATURATING, Activation
+
+_MAX_STEPS = 12
+"""Most nodes of data movement between two parts of a block."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FfnBlock:
+    """A feed-forward block.
+
+    Args:
+        input: What the first layers read.
+        output: The result of the last layer, its bias included.
+        up: The layer that makes the hidden channels (of a gated block: those that are gated).
+        gate: The layer under the activation of a gated block, else None. It is the layer `up` when
+            one product makes both halves.
+        down: The layer that reads the hidden channels.
+        activation: `gelu`, `silu`, `relu2`, …
+        hidden: Number of hidden channels.
+        axis: The axis of `input` that the layers mix, counted from the end.
+        norm: A norm of the hidden channels before `down`, or None.
+        depthwise: A depthwise convolution between the layers, or None.
+        is_expert: Whether it reads tokens that were picked at run time.
+        nodes: What computes it.
+    """
+
+    input: Value
+    output: Value
+    up: Linear
+    gate: Linear | None
+    down: Linear
+    activation: str
+    hidden: DimLike
+    axis: int
+    norm: NormBlock | None
+    depthwise: Node | None
+    is_expert: bool
+    nodes: tuple[Node, ...]
+
+    @property
+    def num_experts(self) -> int:
+        """How many experts are stacked in its weights."""
+        return self.up.num_experts
+
+    def describe(self) -> dict[str, object]:
+        """Returns it as JSON data."""
+        return {
+            "input": self.input.name,
+            "output": self.output.name,
+            "activation": self.activation,
+            "gated": self.gate is not None,
+            "hidden": self.hidden if isinstance(self.hidden, int) else str(self.hidden),
+            "axis": self.axis,
+            "convolution": self.down.is_convolution,
+            "depthwise": self.depthwise is not None,
+            "weights": {
+                "up": self.up.weight.name,
+                "gate": None if self.gate is None else self.gate.weight.name,
+                "down": self.down.weight.name,
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A linear layer found on the way back from a value.
+
+    Args:
+        layer: The layer.
+        axis: The axis of the value that holds the layer's channels.
+        part: Which part of the channels: the index of a split's result or the start of a slice,
+            None for all.
+        depthwise: A depthwise convolution on the way, or None.
+        nodes: What lies between.
+    """
+
+    layer: Linear
+    axis: int
+    part: DimLike | None
+    depthwise: Node | None
+    nodes: tuple[Node, ...]
+
+
+class FfnFinder:
+    """Finds the feed-forward blocks of one graph around its activations."""
+
+    def __init__(
+        self, graph: Graph, is_constant: IsConstant, norms: Sequence[NormBlock]
+    ) -> None:
+        self.layers = linear_layers(graph, is_constant)
+        self._readers: dict[Value, list[Linear]] = {}
+        for layer in self.layers.values():
+            self._readers.setdefault(layer.input, []).append(layer)
+        self._norms = {norm.input: norm for norm in norms}
+        self._is_constant = is_constant
+        self._activated: set[Value] = set()
+
+    def find(self, activations: Sequence[Activation]) -> list[FfnBlock]:
+        """Returns the blocks in order of their activations."""
+        self._activated = {activation.input for activation in activations}
+        found = (self._block(activation) for activation in activations)
+        return [block for block in found if block is not None]
+
+    def _block(self, activation: Activation) -> FfnBlock | None:
+        first = self._source(activation.input)
+        if first is None:
+            return None
+        hidden, nodes = activation.output, [*activation.nodes, *first.nodes]
+        up, gate = first, None
+        user = only_user(hidden)
+        if user is None:
+            return None
+        if user.op is arithmetic.mul:
+            other = user.inputs[1] if user.inputs[0] is hidden else user.inputs[0]
+            second = None if other is None else self._source(other)
+            if second is None or not _are_halves(first, second):
+                return None
+            up, gate = second, first
+            hidden = user.output
+            nodes += [user, *second.nodes]
+        axis: int | None = first.axis
+        if gate is None and first.part is not None:
+            return None  # a half of a product alone
+        down, norm, between = self._reader(hidden, axis)
+        if down is None:
+            return None
+        nodes += [*between, *down.nodes]
+        layers = {id(each.layer): each.layer for each in (first, up)}
+        for layer in layers.values():
+            nodes += layer.nodes
+        size = down.in_size
+        if size is None or not self._is_block(up.layer, down):
+            return None
+        source, axis = _untransposed(up.layer.input, up.layer.in_axis)
+        return FfnBlock(
+            source, down.output, up.layer, None if gate is None else gate.layer, down,
+            activation.function.name, size, axis, norm, first.depthwise,
+            picking_node(up.layer.input, self._is_constant) is not None, tuple(dict.fromkeys(nodes)),
+        )  # fmt: skip
+
+    def _source(self, value: Value) -> _Source | None:
+        """Returns the linear layer whose result, moved or halved, a value is."""
+        steps: list[Node] = []
+        part: DimLike | None = None
+        depthwise: Node | None = None
+        while value not in self.layers:
+            node = value.producer
+            if node is None or len(steps) >= _MAX_STEPS:
+                return None
+            if node.op is slicing.split:
+                part = value.index
+            elif node.op is slicing.slice:
+                part = _start(node)
+            elif _is_depthwise(node):
+                depthwise = node
+            elif not (node.op in MOVES or self._is_bias(node)):
+                return None
+            steps.append(node)
+            source = self._varying(node)
+            if source is None:
+                return None
+            value = source
+        layer = self.layers[value]
+        axis: int | None = layer.out_axis
+        for node in reversed(steps):
+            if node.op in MOVES:
+                axis = moved_axis(node, axis)
+            elif _is_depthwise(node):
+                axis = axis if node.output.rank is not None and axis == 1 - node.output.rank else None
+            elif node.op in (slicing.split, slicing.slice) and not _cuts(node, axis):
+                return None
+            if axis is None:
+                return None
+        return _Source(layer, axis, part, depthwise, tuple(steps))
+
+    def _varying(self, node: Node) -> Value | None:
+        values = [v for v in node.inputs if v is not None and not self._is_constant(v)]
+        return values[0] if len(values) == 1 else None
+
+    def _is_bias(self, node: Node) -> bool:
+        return node.op is arithmetic.add and self._varying(node) is not None
+
+    def _reader(
+        self, value: Value, axis: int | None
+    ) -> tuple[Linear | None, NormBlock | None, list[Node]]:
+        """Returns the layer that sums over the hidden channels, and what lies between."""
+        nodes: list[Node] = []
+        norm: NormBlock | None = None
+        while axis is not None and len(nodes) < _MAX_STEPS:
+            here = self._norms.get(value)
+            if here is not None and norm is None and here.axes == (axis,):
+                norm, value = here, here.output
+                nodes += here.nodes
+                continue
+            readers = self._readers.get(value)
+            node = only_user(value)
+            if node is None:
+                return None, None, []
+            if readers:
+                layer = readers[-1]  # the one with its bias
+                fits = layer.in_axis == axis and layer.nodes[-1] is node
+                return (layer if fits else None), norm, nodes
+            if node.op not in MOVES:
+                return None, None, []
+            axis, value = moved_axis(node, axis), node.output
+            nodes.append(node)
+        return None, None, []
+
+    def _is_block(self, up: Linear, down: Linear) -> bool:
+        """Returns whether two layers around an activation are a block rather than a head or gate."""
+        if not known_equal(up.in_size, down.out_size):
+            return False  # a head or a projection into another space
+        if self._feeds_activation(down.output):
+            return False  # one more layer of a plain perceptron, or a gate
+        return not _is_pooled(up.input, self._is_constant)
+
+    def _feeds_activation(self, value: Value) -> bool:
+        for _ in range(_MAX_STEPS):
+            if value in self._activated:
+                return True
+            node = only_user(value)
+            if node is None:
+                return False
+            if node.op.name in SATURATING:
+                return True
+            if node.op not in MOVES:
+                # squeeze-and-excitation of two poolings sums before it gates
+                after = only_user(node.output)
+                gates = after is not None and after.op.name in ("sigmoid", "hard_sigmoid")
+                return node.op is arithmetic.add and gates
+            value = node.output
+        return False
+
+
+def _are_halves(first: _Source, second: _Source) -> bool:
+    """Returns whether two sources are two layers on one input, or two parts of one layer."""
+    if first.layer is second.layer:
+        return first.part is not None and second.part is not None and first.part != second.part
+    return first.layer.input is second.layer.input and first.part is None and second.part is None
+
+
+def _untransposed(value: Value, axis: int) -> tuple[Value, int]:
+    """Returns what a value is a transpose of, and where its axis was: mixers mix positions."""
+    node = value.producer
+    while node is not None and node.op is reshaping.transpose and node.inputs[0] is not None:
+        perm = node.attrs["perm"] or tuple(range(value.rank or 0))[::-1]
+        axis = perm[axis] - len(perm)
+        value = node.inputs[0]
+        node = value.producer
+    return value, axis
+
+
+def _start(node: Node) -> DimLike | None:
+    starts = node.static("starts")
+    return starts[0] if isinstance(starts, tuple) and len(starts) == 1 else None
+
+
+def _cuts(node: Node, axis: int | None) -> bool:
+    """Returns whether a split or slice cuts exactly that axis."""
+    x = node.inputs[0]
+    if x is None or x.rank is None or axis is None:
+        return False
+    if node.op is slicing.split:
+        return bool(node.attrs["axis"] % x.rank == axis + x.rank)
+    return slicing.sliced_axes(node) in ((axis,), (axis + x.rank,))
+
+
+def _is_depthwise(node: Node) -> bool:
+    x = node.inputs[0]
+    if node.op is not conv.conv or x is None or x.shape is None:
+        return False
+    return bool(node.attrs["groups"] != 1 and known_equal(x.shape[1], node.attrs["groups"]))
+
+
+_POOLS = frozenset(
+    {reduce.reduce_mean, reduce.reduce_max, reduce.reduce_sum, pool.average_pool, pool.max_pool}
+)
+_PICKS = frozenset({gathering.gather, gathering.gather_nd, gathering.gather_elements})
+
+
+def _origin(value: Value, is_constant: IsConstant) -> Node | None:
+    """Returns the node that a value comes from, data movement and constants' arithmetic aside."""
+    for _ in range(_MAX_STEPS):
+        node = value.producer
+        if node is None:
+            return None
+        if node.op not in MOVES and node.op not in (arithmetic.mul, arithmetic.add):
+            return node
+        varying = [v for v in node.inputs if v is not None and not is_constant(v)]
+        if len(varying) != 1:
+            return node
+        value = varying[0]
+    return None
+
+
+def _is_pooled(value: Value, is_constant: IsConstant) -> bool:
+    """Returns whether a value holds one vector per sample: no position is left after a pooling."""
+    node = _origin(value, is_constant)
+    if node is None or node.op not in _POOLS:
+        return False
+    shape = node.output.shape
+    if node.op in (pool.average_pool, pool.max_pool):
+        return shape is not None and all(size == 1 for size in shape[2:])
+    return True
+
+
+def picking_node(value: Value, is_constant: IsConstant) -> Node | None:
+    """Returns the gather that picked the tokens of a value at run time, or None."""
+    node = _origin(value, is_constant)
+    if node is None or node.op not in _PICKS:
+        return None
+    data, indices = node.inputs[0], node.inputs[1]
+    if data is None or indices is None or is_constant(data) or is_constant(indices):
+        return None
+    return node

@@ -1,0 +1,184 @@
+"""Linear layers, whatever their operator: matmul, gemm or a convolution of window 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from regraft.ir.dims import DimLike, known_equal, product
+from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.ops import arithmetic, cast, conv, linalg, reshaping
+from regraft.passes.cleanup.facts import same_type
+
+IsConstant = Callable[[Value], bool]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """`output = x . weight + bias` along one axis of `x`.
+
+    Args:
+        input: The varying operand.
+        output: The result, the bias included.
+        weight: The constant operand.
+        bias: The constant that is added, or None.
+        in_axis: The axis of `input` that is summed over, counted from the end.
+        out_axis: The axis of `output` that takes its place, counted from the end.
+        weight_in: The axis of the weight that is summed over, counted from the end.
+        weight_out: The axis of the weight that becomes `out_axis`, counted from the end.
+        num_experts: How many weights are stacked along a batch axis; 1 for a plain layer.
+        nodes: What computes it, the last node first.
+    """
+
+    input: Value
+    output: Value
+    weight: Value
+    bias: Value | None
+    in_axis: int
+    out_axis: int
+    weight_in: int
+    weight_out: int
+    num_experts: int
+    nodes: tuple[Node, ...]
+
+    @property
+    def in_size(self) -> DimLike | None:
+        """Size of the axis that is summed over."""
+        return None if self.weight.shape is None else self.weight.shape[self.weight_in]
+
+    @property
+    def out_size(self) -> DimLike | None:
+        """Size of the new axis."""
+        return None if self.weight.shape is None else self.weight.shape[self.weight_out]
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is spelled as a convolution of window 1."""
+        return self.nodes[-1].op is conv.conv
+
+
+def linear_layers(graph: Graph, is_constant: IsConstant) -> dict[Value, Linear]:
+    """Returns the linear layers of one graph by their result, with and without the bias."""
+    found: dict[Value, Linear] = {}
+    for node in graph:
+        layer = _plain(node, is_constant)
+        if layer is None:
+            continue
+        found[layer.output] = layer
+        biased = _biased(layer, is_constant)
+        if biased is not None:
+            found[biased.output] = biased
+    return found
+
+
+def _plain(node: Node, is_constant: IsConstant) -> Linear | None:
+    if node.op is linalg.matmul:
+        return _matmul(node, is_constant)
+    if node.op is linalg.gemm:
+        return _gemm(node, is_constant)
+    if node.op is conv.conv and is_window_of_one(node):
+        x, weight, bias = node.inputs[0], node.inputs[1], node.inputs[2]
+        if x is None or weight is None or x.rank is None or not is_constant(weight):
+            return None
+        axis = 1 - x.rank
+        return Linear(
+            x, node.output, weight, bias, axis, axis, axis, axis - 1, 1, (node,)
+        )
+    return None
+
+
+def _matmul(node: Node, is_constant: IsConstant) -> Linear | None:
+    a, b = node.inputs[0], node.inputs[1]
+    if a is None or b is None or a.rank is None or b.rank is None or a.rank < 2 or b.rank < 2:
+        return None
+    if is_constant(a) == is_constant(b):
+        return None
+    x, weight, left = (b, a, True) if is_constant(a) else (a, b, False)
+    experts = 1
+    for size in (weight.shape or ())[:-2]:
+        if not isinstance(size, int):
+            return None
+        experts *= size
+    if left:
+        return Linear(x, node.output, weight, None, -2, -2, -1, -2, experts, (node,))
+    return Linear(x, node.output, weight, None, -1, -1, -2, -1, experts, (node,))
+
+
+def _gemm(node: Node, is_constant: IsConstant) -> Linear | None:
+    a, b, bias = node.inputs[0], node.inputs[1], node.inputs[2]
+    if a is None or b is None or is_constant(a) == is_constant(b):
+        return None
+    if bias is not None and not is_constant(bias):
+        return None
+    trans_a, trans_b = node.attrs["trans_a"], node.attrs["trans_b"]
+    if is_constant(b):
+        weight_in = -1 if trans_b else -2
+        return Linear(
+            a, node.output, b, bias, -2 if trans_a else -1, -1, weight_in, -3 - weight_in, 1, (node,)
+        )
+    weight_in = -2 if trans_a else -1
+    return Linear(
+        b, node.output, a, bias, -1 if trans_b else -2, -2, weight_in, -3 - weight_in, 1, (node,)
+    )
+
+
+def is_window_of_one(node: Node) -> bool:
+    """Returns whether a convolution maps channels position by position."""
+    weight, attrs = node.inputs[1], node.attrs
+    if weight is None or weight.shape is None or attrs["groups"] != 1:
+        return False
+    return (
+        all(size == 1 for size in weight.shape[2:])
+        and all(stride == 1 for stride in attrs["strides"] or ())
+        and all(pad == 0 for pad in attrs["pads"] or ())
+    )
+
+
+def _biased(layer: Linear, is_constant: IsConstant) -> Linear | None:
+    """Returns the layer with the constant that is added to its only use."""
+    node = only_user(layer.output)
+    if layer.bias is not None or node is None or node.op is not arithmetic.add:
+        return None
+    other = node.inputs[1] if node.inputs[0] is layer.output else node.inputs[0]
+    if other is None or not is_constant(other) or not same_type(layer.output, node.output):
+        return None
+    return replace(layer, output=node.output, bias=other, nodes=(node, *layer.nodes))
+
+
+def only_user(value: Value) -> Node | None:
+    """Returns the one node that uses a value once, None when there are others or outputs."""
+    if value.num_uses != 1:
+        return None
+    ((user, _),) = value.uses
+    return user if isinstance(user, Node) else None
+
+
+MOVES = frozenset(
+    {reshaping.reshape, reshaping.transpose, reshaping.squeeze, reshaping.unsqueeze, cast.cast,
+     cast.identity}
+)  # fmt: skip
+"""Operators that keep every element; `moved_axis` follows an axis through them."""
+
+
+def moved_axis(node: Node, axis: int) -> int | None:
+    """Returns where a move puts an axis of its operand, None when it splits or merges it.
+
+    Args:
+        node: A node whose operator is in `MOVES`.
+        axis: Counted from the end, as is the result.
+    """
+    x, out = node.inputs[0], node.outputs[0].shape
+    if x is None or x.shape is None or out is None:
+        return axis if node.op in (cast.cast, cast.identity) else None
+    shape = x.shape
+    if node.op is reshaping.transpose:
+        perm = node.attrs["perm"] or tuple(range(len(shape)))[::-1]
+        return int(perm.index(axis % len(shape))) - len(shape)
+    if shape == out:
+        return axis
+    after = product(shape[len(shape) + axis + 1 :])
+    for other in range(-1, -len(out) - 1, -1):
+        same = known_equal(out[other], shape[axis])
+        if same and known_equal(product(out[len(out) + other + 1 :]), after):
+            return other
+    return None
