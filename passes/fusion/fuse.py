@@ -11,13 +11,16 @@ from regraft.ir.graph import Node
 from regraft.ir.module import Module
 from regraft.ir.rewrite import rewrite
 from regraft.passes.analysis.blocks import graphs_of
+from regraft.passes.analysis.attention import AttentionFinder
 from regraft.passes.analysis.group_norms import join_groups
 from regraft.passes.analysis.norms import NormFinder
 from regraft.passes.analysis.unary_functions import ActivationFinder
 from regraft.passes.fusion.plan import Plan
+from regraft.passes.fusion.prove import Prover
 from regraft.passes.fusion.raise_activations import plan_activations
+from regraft.passes.fusion.raise_attention import plan_attention
 from regraft.passes.fusion.raise_norms import plan_norms
-from regraft.passes.protocol import Context, Contract, Exact, PassResult
+from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
 
 _MAX_ROUNDS = 8
 
@@ -59,9 +62,10 @@ class Fuse:
         """Plans and raises until nothing is left to raise."""
         counts: Counter[str] = Counter()
         changed = False
+        prover = Prover()
         with collector_paused():
             for _ in range(_MAX_ROUNDS):
-                plan = _plan(module)
+                plan = _plan(module, prover)
                 if not plan.places:
                     return PassResult(changed, dict(sorted(counts.items())), tuple(plan.skipped))
                 stats = rewrite(
@@ -72,9 +76,10 @@ class Fuse:
         raise AssertionError(f"something is raised to what is raised again: {counts}")
 
 
-def _plan(module: Module) -> Plan:
-    """Recognizes norms and activations in the graph and in all bodies."""
+def _plan(module: Module, prover: Prover) -> Plan:
+    """Recognizes norms, activations and attention in the graph and in all bodies."""
     plan = Plan()
+    attentions = AttentionFinder()
     norms, activations = NormFinder(), ActivationFinder()
     for graph in graphs_of(module.graph):
         taken: set[Node] = set()
@@ -82,5 +87,9 @@ def _plan(module: Module) -> Plan:
         plan.skipped += search.skipped
         plan_norms(join_groups(search.norms, taken), plan)
         plan_activations(activations.find(graph, taken), plan)
+        plan_attention(attentions.find(graph), plan, prover)
+    plan.skipped += [
+        Skip(str(value.name), f"attention: {reason}") for value, reason in attentions.rejected
+    ]
     return plan
 

@@ -1,0 +1,165 @@
+"""Plans to raise attention to the operator `attention`.
+
+A row whose keys are all hidden keeps its meaning: conditions that fill with a finite number become
+added numbers, those that fill with -inf hide keys. Only where the source gives NaN for such a row
+(-inf everywhere and no guard) does the operator give 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from regraft.ir.builder import Builder
+from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.ops import arithmetic, attention, cast, logical, repeating, reshaping
+from regraft.ir.rewrite import Rewriter
+from regraft.ir.types import DType
+from regraft.passes.analysis.attention import Attention, align
+from regraft.passes.analysis.attention_masks import ALL
+from regraft.passes.analysis.attention_scores import Cond, Term
+from regraft.passes.analysis.views import (
+    Axes,
+    Axis,
+    View,
+    axes_of,
+    emit_view,
+    leaves,
+    size_of,
+    view_of,
+)
+from regraft.passes.fusion.plan import Plan
+from regraft.passes.fusion.prove import Prover
+from regraft.passes.protocol import Skip
+
+
+def plan_attention(found: Iterable[Attention], plan: Plan, prover: Prover) -> None:
+    """Adds every attention that the operator stands for, proved on generated inputs."""
+    for each in found:
+        reason = each.problem or _refuted(each, prover)
+        if reason:
+            plan.skipped.append(Skip(str(each.output.name), f"attention: {reason}"))
+            continue
+        node = each.output.producer
+        if node is None:
+            raise AssertionError("attention ends in a node")
+        plan.add(node, "raise-attention", lambda at, rw, a=each: _apply(a, at, rw))
+
+
+def _apply(a: Attention, node: Node, rw: Rewriter) -> None:
+    rw.replace(node, build(a, rw.builder(node)))
+
+
+def _refuted(a: Attention, prover: Prover) -> str:
+    """Returns how the raised form differs, or ""."""
+    graph = a.output.owner
+    if graph is None:
+        raise AssertionError("the place is gone")
+    scratch = Graph(graph.scope)
+    made = build(a, Builder(scratch))
+    reason = prover.refute(a.output, made, scratch)
+    for node in reversed(scratch):
+        scratch.erase(node)
+    return reason
+
+
+def build(a: Attention, b: Builder) -> Value:
+    """Builds the operator and the data movement around it; returns what equals the weighted sum."""
+    lay = a.layout
+    q = _full(b, emit_view(b, a.q, [lay.batch, lay.heads, lay.rows, lay.inner]), lay.batch)
+    for term in a.scales:
+        q = b.op(arithmetic.mul, q, _aligned(b, term, a))
+    k = emit_view(b, a.k, [lay.batch, lay.kv_heads, lay.keys, lay.inner])
+    v = emit_view(b, a.v, [lay.batch, lay.kv_heads, lay.keys, lay.channels])
+    k, v = _full(b, k, lay.batch, lay.kv_heads), _full(b, v, lay.batch, lay.kv_heads)
+    window = a.masks.window
+    made = b.op(
+        attention.attention,
+        q,
+        k,
+        v,
+        _mask(b, a),
+        None,
+        None if a.sinks is None else _sinks(b, a.sinks),
+        scale=a.scale,
+        kv_groups=lay.kv_groups,
+        causal_offset=None if window == ALL else window.offset,
+        window=(-1, 0) if window == ALL else (window.left, window.right),
+        softcap=a.softcap,
+        mask_before_softcap=bool(a.early),
+        softmax_dtype=None if a.softmax_dtype is a.q.base.dtype else a.softmax_dtype,
+    )
+    axes: Axes = [lay.batch, lay.heads, lay.rows, lay.channels]
+    return emit_view(b, View(made, axes, axes), a.output_axes)
+
+
+def _full(b: Builder, x: Value, batch: Axis, heads: Axis | None = None) -> Value:
+    """Repeats an operand that all sequences of the batch share, or all heads."""
+    shape = x.shape
+    if shape is None:
+        raise AssertionError("views have shapes")
+    wanted = (size_of(batch), shape[1] if heads is None else size_of(heads), *shape[2:])
+    return x if shape == wanted else b.op(repeating.expand, x, shape=wanted)
+
+
+def _aligned(b: Builder, term: Term, a: Attention) -> Value:
+    """Returns a term's value with the axes [B, H, S, T], 1 where it is broadcast."""
+    lay = a.layout
+    view = view_of(term.value)
+    if not align(view, term):
+        axes = axes_of(term.value.shape or ())
+        view = View(term.value, axes, axes)
+        if not align(view, term):
+            raise AssertionError("a term whose axes were read does not fit them")
+    return emit_view(b, view, [lay.batch, lay.heads, lay.rows, lay.keys])
+
+
+def _mask(b: Builder, a: Attention) -> Value | None:
+    dtype = a.q.base.dtype
+    if dtype is None:
+        raise AssertionError("the element type was checked")
+    added: Value | None = None
+    for term in (*a.early, *a.masks.terms):
+        part = _added(b, term, a, dtype)
+        added = part if added is None else b.op(arithmetic.add, added, part)
+    for cond in a.masks.soft:
+        lower = b.constant(cond.fill, dtype)
+        part = _chosen(b, cond, a, lower, b.constant(0.0, dtype))
+        added = part if added is None else b.op(arithmetic.add, added, part)
+    visible: Value | None = None
+    for cond in a.masks.conds:
+        part = _aligned(b, cond.term, a)
+        if cond.hides:
+            part = b.op(logical.logical_not, part)
+        visible = part if visible is None else b.op(logical.logical_and, visible, part)
+    if added is None or visible is None:
+        return visible if added is None else added
+    return b.op(logical.where, visible, added, b.constant(-np.inf, dtype))
+
+
+def _added(b: Builder, term: Term, a: Attention, dtype: DType) -> Value:
+    part = _aligned(b, term, a)
+    if term.factor != 1.0:
+        part = b.op(arithmetic.mul, part, b.constant(term.factor, part.dtype))
+    return part if part.dtype is dtype else b.op(cast.cast, part, to=dtype)
+
+
+def _chosen(b: Builder, cond: Cond, a: Attention, hidden: Value, shown: Value) -> Value:
+    condition = _aligned(b, cond.term, a)
+    yes, no = (hidden, shown) if cond.hides else (shown, hidden)
+    return b.op(logical.where, condition, yes, no)
+
+
+def _sinks(b: Builder, term: Term) -> Value:
+    """Returns the sinks as [H]."""
+    view = view_of(term.value)
+    if not align(view, term):
+        raise AssertionError("the sinks were checked")
+    heads = [leaf for axis in term.axes for leaf in leaves(axis)]
+    own = [atom for atom in heads if atom in view.atoms()]
+    if own != heads:
+        return b.op(
+            reshaping.reshape, emit_view(b, view, [heads]), shape=(size_of(heads),)
+        )
+    return emit_view(b, view, [heads])
