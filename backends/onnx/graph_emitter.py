@@ -34,6 +34,7 @@ class GraphEmitter:
     parent: GraphEmitter | None = None
     names: dict[Value, str] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
+    numbers: dict[str, int] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     domains: set[str] = field(default_factory=set)
@@ -50,9 +51,9 @@ class GraphEmitter:
 
     def fresh(self, hint: str) -> str:
         """Returns an unused name that starts with `hint`."""
-        name, number = hint, 0
+        name = hint
         while name in self.taken:
-            number += 1
+            number = self.numbers[hint] = self.numbers.get(hint, 0) + 1
             name = f"{hint}_{number}"
         self.taken.add(name)
         return name
@@ -122,34 +123,40 @@ class GraphEmitter:
     def body(self, graph: Graph, captures: Sequence[Value], hint: str) -> onnx.GraphProto:
         """Emits a body graph; its last inputs refer to the outer names of `captures`."""
         inner = GraphEmitter(
-            self.table, self.opset, self.profile, parent=self, taken=self.taken, graph=graph
+            self.table,
+            self.opset,
+            self.profile,
+            parent=self,
+            taken=self.taken,
+            numbers=self.numbers,
+            graph=graph,
         )
         num_formals = len(graph.inputs) - len(captures)
         for value, outer in zip(graph.inputs[num_formals:], captures, strict=True):
             inner.names[value] = self.names[outer]
-        proto = inner.emit_graph(graph, f"body_{hint}", num_formals)
+        proto = onnx.GraphProto(name=f"body_{hint}")
+        inner.emit_graph(graph, proto, num_formals)
         self.domains |= inner.domains
         return proto
 
     def emit_graph(
         self,
         graph: Graph,
-        name: str,
+        proto: onnx.GraphProto,
         num_inputs: int,
         dim_names: Mapping[str, str] | None = None,
-    ) -> onnx.GraphProto:
-        """Emits a whole graph.
+    ) -> None:
+        """Emits a whole graph into `proto`.
 
         Args:
             graph: The graph.
-            name: Name of the GraphProto.
+            proto: The empty GraphProto of its name; filled in place, since a copy costs as much.
             num_inputs: Number of formal inputs; the rest are captures, named by the caller.
             dim_names: Original dim parameters of renamed symbols.
         """
-        inputs = []
         for value in graph.inputs[:num_inputs]:
             self.names[value] = self.fresh(value.name or "input")
-            inputs.append(_value_info(self.names[value], value.type, dim_names))
+            proto.input.append(_value_info(self.names[value], value.type, dim_names))
         for value in graph.inputs:
             self.sizes.note(value)
         own = self._name_outputs(graph)
@@ -157,7 +164,6 @@ class GraphEmitter:
             for value in node.outputs:
                 self.names[value] = own.get(value) or self.fresh(value.name or node.op.name)
             self.emit_node(node)
-        outputs = []
         for out_name, value in zip(graph.output_names, graph.outputs, strict=True):
             final = self.names[value]
             if self.parent is not None and own.pop(value, None) is not None:
@@ -165,8 +171,9 @@ class GraphEmitter:
             elif final != out_name:
                 source, final = final, out_name if self.parent is None else self.fresh(out_name)
                 self.emit("Identity", [source], [final], "", {})
-            outputs.append(_value_info(final, value.type, dim_names))
-        return helper.make_graph(self.nodes, name, inputs, outputs, self.initializers)
+            proto.output.append(_value_info(final, value.type, dim_names))
+        proto.node.extend(self.nodes)
+        proto.initializer.extend(self.initializers)
 
     def _name_outputs(self, graph: Graph) -> dict[Value, str]:
         """Reserves the names of the outputs; returns those that their values can carry."""

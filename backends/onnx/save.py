@@ -51,13 +51,14 @@ def to_proto(
         table, opset, profile, storage=storage or Embedded(), graph=module.graph, places=places
     )
     dim_names = module.meta.get("onnx.dim_names", {})
+    model = onnx.ModelProto(ir_version=ir_version(opset), producer_name="regraft")
+    model.graph.name = module.name
     with collector_paused():
-        graph = emitter.emit_graph(module.graph, module.name, len(module.graph.inputs), dim_names)
+        emitter.emit_graph(module.graph, model.graph, len(module.graph.inputs), dim_names)
     known = module.meta.get("onnx.domains", {})
-    imports = [helper.make_opsetid("", opset)]
-    imports += [helper.make_opsetid(d, known.get(d, 1)) for d in sorted(emitter.domains)]
-    model = helper.make_model(graph, opset_imports=imports, producer_name="regraft")
-    model.ir_version = ir_version(opset)
+    model.opset_import.append(helper.make_opsetid("", opset))
+    for domain in sorted(emitter.domains):
+        model.opset_import.append(helper.make_opsetid(domain, known.get(domain, 1)))
     model.doc_string = module.meta.get("onnx.doc", "")
     model.model_version = module.meta.get("onnx.model_version", 0)
     helper.set_model_props(model, module.meta.get("onnx.metadata", {}))
