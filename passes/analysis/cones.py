@@ -143,7 +143,7 @@ class ConeFinder:
             y: A result of a node that joins.
         """
         node = y.producer
-        if node is None or not self.joins(node.op):
+        if node is None or y in self._constants or not self.joins(node.op):
             return
         walk = _Walk(self, y)
         while len(walk.nodes) < self.max_nodes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from regraft.ir.dims import DimLike, known_equal
@@ -103,9 +103,7 @@ class _Source:
 class FfnFinder:
     """Finds the feed-forward blocks of one graph around its activations."""
 
-    def __init__(
-        self, graph: Graph, is_constant: IsConstant, norms: Sequence[NormBlock]
-    ) -> None:
+    def __init__(self, graph: Graph, is_constant: IsConstant, norms: Sequence[NormBlock]) -> None:
         self.layers = linear_layers(graph, is_constant)
         self._readers: dict[Value, list[Linear]] = {}
         for layer in self.layers.values():
@@ -137,10 +135,9 @@ class FfnFinder:
             up, gate = second, first
             hidden = user.output
             nodes += [user, *second.nodes]
-        axis: int | None = first.axis
         if gate is None and first.part is not None:
             return None  # a half of a product alone
-        down, norm, between = self._reader(hidden, axis)
+        down, norm, between = self._reader(hidden, first.axis)
         if down is None:
             return None
         nodes += [*between, *down.nodes]
@@ -150,11 +147,12 @@ class FfnFinder:
         size = down.in_size
         if size is None or not self._is_block(up.layer, down):
             return None
-        source, axis = _untransposed(up.layer.input, up.layer.in_axis)
+        source, mixed = _untransposed(up.layer.input, up.layer.in_axis)
+        is_expert = picking_node(up.layer.input, self._is_constant) is not None
         return FfnBlock(
             source, down.output, up.layer, None if gate is None else gate.layer, down,
-            activation.function.name, size, axis, norm, first.depthwise,
-            picking_node(up.layer.input, self._is_constant) is not None, tuple(dict.fromkeys(nodes)),
+            activation.function.name, size, mixed, norm, first.depthwise, is_expert,
+            tuple(dict.fromkeys(nodes)),
         )  # fmt: skip
 
     def _source(self, value: Value) -> _Source | None:
@@ -168,7 +166,7 @@ class FfnFinder:
                 return None
             if node.op is slicing.split:
                 part = value.index
-            elif node.op is slicing.slice:
+            elif node.op is slicing.slice_:
                 part = _start(node)
             elif _is_depthwise(node):
                 depthwise = node
@@ -180,17 +178,8 @@ class FfnFinder:
                 return None
             value = source
         layer = self.layers[value]
-        axis: int | None = layer.out_axis
-        for node in reversed(steps):
-            if node.op in MOVES:
-                axis = moved_axis(node, axis)
-            elif _is_depthwise(node):
-                axis = axis if node.output.rank is not None and axis == 1 - node.output.rank else None
-            elif node.op in (slicing.split, slicing.slice) and not _cuts(node, axis):
-                return None
-            if axis is None:
-                return None
-        return _Source(layer, axis, part, depthwise, tuple(steps))
+        axis = _followed(layer.out_axis, reversed(steps))
+        return None if axis is None else _Source(layer, axis, part, depthwise, tuple(steps))
 
     def _varying(self, node: Node) -> Value | None:
         values = [v for v in node.inputs if v is not None and not self._is_constant(v)]
@@ -226,8 +215,9 @@ class FfnFinder:
         return None, None, []
 
     def _is_block(self, up: Linear, down: Linear) -> bool:
-        """Returns whether two layers around an activation are a block rather than a head or gate."""
-        if not known_equal(up.in_size, down.out_size):
+        """Returns whether two layers around an activation are a block, not a head or a gate."""
+        before, after = up.in_size, down.out_size
+        if before is None or after is None or not known_equal(before, after):
             return False  # a head or a projection into another space
         if self._feeds_activation(down.output):
             return False  # one more layer of a plain perceptron, or a gate
@@ -249,6 +239,24 @@ class FfnFinder:
                 return node.op is arithmetic.add and gates
             value = node.output
         return False
+
+
+def _followed(axis: int, nodes: Iterable[Node]) -> int | None:
+    """Returns where the channels of a layer are after nodes that move, halve or convolve them."""
+    for node in nodes:
+        at = axis
+        if node.op in MOVES:
+            moved = moved_axis(node, axis)
+            if moved is None:
+                return None
+            at = moved
+        elif _is_depthwise(node):
+            if node.output.rank != 1 - axis:
+                return None
+        elif node.op in (slicing.split, slicing.slice_) and not _cuts(node, axis):
+            return None
+        axis = at
+    return axis
 
 
 def _are_halves(first: _Source, second: _Source) -> bool:

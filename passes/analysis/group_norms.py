@@ -1,4 +1,4 @@
-"""Group and instance norms: norms between two reshapes, or over whole channels, and their affine."""
+"""Group and instance norms: between two reshapes or over whole channels, affine included."""
 
 from __future__ import annotations
 

@@ -81,9 +81,7 @@ def _plain(node: Node, is_constant: IsConstant) -> Linear | None:
         if x is None or weight is None or x.rank is None or not is_constant(weight):
             return None
         axis = 1 - x.rank
-        return Linear(
-            x, node.output, weight, bias, axis, axis, axis, axis - 1, 1, (node,)
-        )
+        return Linear(x, node.output, weight, bias, axis, axis, axis, axis - 1, 1, (node,))
     return None
 
 
@@ -114,7 +112,16 @@ def _gemm(node: Node, is_constant: IsConstant) -> Linear | None:
     if is_constant(b):
         weight_in = -1 if trans_b else -2
         return Linear(
-            a, node.output, b, bias, -2 if trans_a else -1, -1, weight_in, -3 - weight_in, 1, (node,)
+            a,
+            node.output,
+            b,
+            bias,
+            -2 if trans_a else -1,
+            -1,
+            weight_in,
+            -3 - weight_in,
+            1,
+            (node,),
         )
     weight_in = -2 if trans_a else -1
     return Linear(

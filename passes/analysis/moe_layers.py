@@ -139,9 +139,7 @@ def _choice(expert: FfnBlock, is_constant: IsConstant) -> Node | None:
 _SCORING = frozenset({softmax.softmax, activation.sigmoid, arithmetic.add, *MOVES})
 
 
-def _router(
-    choice: Node, layers: Mapping[Value, Linear], is_constant: IsConstant
-) -> Linear | None:
+def _router(choice: Node, layers: Mapping[Value, Linear], is_constant: IsConstant) -> Linear | None:
     value = choice.inputs[0]
     while value is not None and value not in layers:
         node = value.producer

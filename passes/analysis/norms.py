@@ -27,6 +27,10 @@ _MAX_TAIL = 5
 """Most nodes between the last statistic and the end of a norm: casts, gain, shift."""
 
 
+_WHOLE = frozenset({response_norm.lp_norm, response_norm.mean_variance_norm})
+"""Operators that take a statistic and divide by it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scale:
     """`factor * product(values)`; the values are constants of the graph.
@@ -50,8 +54,8 @@ class NormBlock:
     """A normalization.
 
     Args:
-        kind: `layer_norm`, `rms_norm`, `l2_norm`, `group_norm`, `instance_norm` or `batch_norm` (with
-            running statistics, which are among the operands of its node).
+        kind: `layer_norm`, `rms_norm`, `l2_norm`, `group_norm`, `instance_norm` or `batch_norm`
+            (with running statistics, which are among the operands of its node).
         input: What is normalized.
         output: The result.
         axes: Normalized axes, counted from the end; of a group norm, those after the channels.
@@ -155,9 +159,7 @@ class NormFinder:
         finder = self._finder
         for node in graph:
             op = node.op
-            if op in norm.OPS:
-                yield node
-            elif op is response_norm.lp_norm or op is response_norm.mean_variance_norm:
+            if op in norm.OPS or op in _WHOLE:
                 yield node
             elif op in REDUCTIONS:
                 statistics.add(node.outputs[0])
@@ -165,7 +167,7 @@ class NormFinder:
                 kinds = {
                     value in statistics
                     for value in node._inputs
-                    if value is not None and finder.constant(value) is None
+                    if value is not None and not finder.is_constant(value)
                 }
                 if kinds == {True}:
                     statistics.add(node.outputs[0])
@@ -203,10 +205,9 @@ class NormFinder:
             ((user, _),) = value._uses
             if not isinstance(user, Node) or not is_pointwise(user.op):
                 return
-            for operand in user._inputs:
-                if operand is not None and operand is not value:
-                    if self._finder.constant(operand) is None:
-                        return
+            others = (v for v in user._inputs if v is not None and v is not value)
+            if not all(map(self._finder.is_constant, others)):
+                return
             value = user.outputs[0]
             yield value
 

@@ -86,6 +86,8 @@ def short_number(number: float, dtype: DType | None) -> float:
     """Returns the shortest decimal that the element type does not tell from `number`."""
     if dtype is DType.F64:
         return float(f"{number:.15g}")
+    if abs(number) > np.finfo(np.float32).max:
+        return number
     return float(str(np.float32(number)))
 
 

@@ -29,6 +29,7 @@ from regraft.passes.analysis.probing import (
 Array = np.ndarray[Any, Any]
 At = Callable[[float], float]
 Params = dict[str, float | bool]
+References = dict[tuple[OpSpec, tuple[tuple[str, float | bool], ...]], Array]
 
 SATURATING = frozenset({"sigmoid", "hard_sigmoid", "softmax", "tanh"})
 """Activations that gate something rather than feed a layer."""
@@ -74,8 +75,11 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class _Hypothesis:
+    """An operator, and its parameters: fixed ones, or solved from probes."""
+
     op: OpSpec
-    solve: Callable[[At], Params | None] = lambda at: {}
+    solve: Callable[[At], Params | None] | None = None
+    fixed: tuple[tuple[str, float | bool], ...] = ()
 
 
 _FAR = 60.0
@@ -94,32 +98,45 @@ def _clip(at: At) -> Params | None:
 
 def _leaky(at: At) -> Params | None:
     slope = -at(-1.0)
-    return {"alpha": slope} if slope != 1 else None  # else the identity
+    return {"alpha": slope} if _near(at(_FAR), _FAR) and slope != 1 else None  # 1: the identity
 
 
 def _hard_sigmoid(at: At) -> Params | None:
     middle = at(0.0)
-    if not 0 < middle < 1:
+    if not 0 < middle < 1 or not _near(at(_HUGE), 1.0):
         return None
     return {"alpha": (at(1e-3) - middle) / 1e-3, "beta": middle}
 
 
 def _swish(at: At) -> Params | None:
     gate = at(1.0)
-    return {"alpha": math.log(gate / (1 - gate))} if 0 < gate < 1 else None
+    if not 0 < gate < 1 or not _near(at(_HUGE), _HUGE):
+        return None
+    return {"alpha": math.log(gate / (1 - gate))}
+
+
+def _elu(at: At) -> Params | None:
+    return {"alpha": -at(-_FAR)} if _near(at(_FAR), _FAR) else None
 
 
 def _selu(at: At) -> Params | None:
     gamma = at(1.0)
-    return {"gamma": gamma, "alpha": -at(-_FAR) / gamma} if gamma else None
+    if gamma == 0 or not _near(at(_FAR), _FAR * gamma):
+        return None
+    return {"gamma": gamma, "alpha": -at(-_FAR) / gamma}
+
+
+def _near(number: float, wanted: float) -> bool:
+    """Returns whether a probe can be what a hypothesis wants, rounded constants considered."""
+    return abs(number - wanted) <= 1e-2 * abs(wanted)
 
 
 _HYPOTHESES = (
     _Hypothesis(activation.relu),
     _Hypothesis(activation.clip, _clip),
     _Hypothesis(activation.leaky_relu, _leaky),
-    _Hypothesis(activation.gelu, lambda at: {"tanh": False}),
-    _Hypothesis(activation.gelu, lambda at: {"tanh": True}),
+    _Hypothesis(activation.gelu, fixed=(("tanh", False),)),
+    _Hypothesis(activation.gelu, fixed=(("tanh", True),)),
     _Hypothesis(activation.swish, _swish),
     _Hypothesis(activation.hard_swish),
     _Hypothesis(activation.hard_sigmoid, _hard_sigmoid),
@@ -127,8 +144,8 @@ _HYPOTHESES = (
     _Hypothesis(functions.tanh),
     _Hypothesis(activation.softplus),
     _Hypothesis(activation.mish),
-    _Hypothesis(activation.elu, lambda at: {"alpha": -at(-_FAR)}),
-    _Hypothesis(activation.celu, lambda at: {"alpha": -at(-_FAR)}),
+    _Hypothesis(activation.elu, _elu),
+    _Hypothesis(activation.celu, _elu),
     _Hypothesis(activation.selu, _selu),
     _Hypothesis(activation.softsign),
 )
@@ -153,11 +170,12 @@ _GRID = np.concatenate(
 class ActivationFinder:
     """Finds the activation functions of a graph; identifies equal structures once."""
 
-    __slots__ = ("_finder", "_known")
+    __slots__ = ("_finder", "_known", "_references")
 
     def __init__(self, finder: ConeFinder | None = None) -> None:
         self._finder = finder or ConeFinder(reductions=False, max_nodes=24)
         self._known: dict[int, UnaryFunction | None] = {}
+        self._references: References = {}
 
     def find(self, graph: Graph, taken: set[Node] | None = None) -> tuple[Activation, ...]:
         """Returns the activations of one graph in topological order, the largest cones.
@@ -197,7 +215,7 @@ class ActivationFinder:
             if not _keeps_type(cone):
                 continue
             if cone.key not in self._known:
-                self._known[cone.key] = identify(cone)
+                self._known[cone.key] = identify(cone, self._references)
             function = self._known[cone.key]
             if function is not None:
                 best = Activation(function, cone.x, y, cone.nodes)
@@ -214,20 +232,32 @@ def canonical_function(node: Node) -> UnaryFunction | None:
     return _function(node.op, attrs) if node.op in ACTIVATIONS else None
 
 
-def identify(cone: Cone) -> UnaryFunction | None:
-    """Returns the function that a cone without vectors computes, None when it is none we know."""
+def identify(cone: Cone, references: References | None = None) -> UnaryFunction | None:
+    """Returns the function that a cone without vectors computes, None when it is none we know.
+
+    Args:
+        cone: The cone.
+        references: What functions without solved parameters give on the grid; filled on the way.
+    """
+    references = {} if references is None else references
     probes = np.concatenate([_GRID, *_around(cone.numbers.values())])
     wanted = evaluate_cone(cone, probes)
     if wanted.size != probes.size:
         return None
     wanted = wanted.reshape(probes.shape)
     near = np.abs(probes) <= _FAR
-    if not np.isfinite(wanted[near]).all() or np.ptp(wanted) == 0:
+    if not np.isfinite(wanted[near]).all() or _is_affine(probes[near], wanted[near]):
         return None
     error = constant_error(cone)
     special = dict(zip(_SPECIAL, wanted.tolist(), strict=False))
     best: UnaryFunction | None = None
     for op, params in _solved(cone, special):
+        if not params or op is activation.gelu:  # nothing was solved: the grid is known
+            key = op, tuple(params.items())
+            if key not in references:
+                references[key] = evaluate_operator(op, params, _GRID)
+            if _distance(references[key], wanted[: _GRID.size]) > error:
+                continue
         distance = _distance(evaluate_operator(op, params, probes), wanted)
         if distance <= error:
             best, error = _function(op, params), distance
@@ -238,8 +268,19 @@ def identify(cone: Cone) -> UnaryFunction | None:
     return best
 
 
+def _is_affine(x: Array, y: Array) -> bool:
+    """Returns whether y is a constant or a straight line."""
+    low, high = int(np.argmin(x)), int(np.argmax(x))
+    slope = (y[high] - y[low]) / (x[high] - x[low])
+    line = y[low] + slope * (x - x[low])
+    return bool(np.abs(y - line).max() <= 1e-9 * max(np.abs(y).max(), 1.0))
+
+
 def _solved(cone: Cone, special: Mapping[float, float]) -> Iterator[tuple[OpSpec, Params]]:
     for hypothesis in _HYPOTHESES:
+        if hypothesis.solve is None:
+            yield hypothesis.op, dict(hypothesis.fixed)
+            continue
         params = hypothesis.solve(special.__getitem__)
         if params is None or not all(np.isfinite(list(params.values()))):
             continue
@@ -290,7 +331,7 @@ def _function(op: OpSpec, attrs: Mapping[str, Any]) -> UnaryFunction:
 
 
 def _keeps_type(cone: Cone) -> bool:
-    """Returns whether the function maps a tensor to one of its type, and loses nothing on the way."""
+    """Returns whether the function maps a tensor to one of its type and loses nothing inside."""
     x, y = cone.x, cone.y
     if x.dtype is not y.dtype or x.dtype is None:
         return False

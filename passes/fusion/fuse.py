@@ -10,8 +10,8 @@ from regraft.ir.collector import collector_paused
 from regraft.ir.graph import Node
 from regraft.ir.module import Module
 from regraft.ir.rewrite import rewrite
-from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.analysis.attention import AttentionFinder
+from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.analysis.group_norms import join_groups
 from regraft.passes.analysis.norms import NormFinder
 from regraft.passes.analysis.unary_functions import ActivationFinder
@@ -52,7 +52,8 @@ class Fuse:
     that holds them.
 
     ## References
-    Hendrycks and Gimpel 2016 (GELU); Ba et al. 2016 (layer norm); Zhang and Sennrich 2019 (RMS norm).
+    Hendrycks and Gimpel 2016 (GELU), Ba et al. 2016 (layer norm), Zhang and Sennrich 2019
+    (RMS norm).
     """
 
     name: ClassVar[str] = "fuse"
@@ -92,4 +93,3 @@ def _plan(module: Module, prover: Prover) -> Plan:
         Skip(str(value.name), f"attention: {reason}") for value, reason in attentions.rejected
     ]
     return plan
-

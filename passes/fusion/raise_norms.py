@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def _raised(block: NormBlock, ones: _Ones) -> Raise:
             raise AssertionError("only norms of known sizes are planned")
         x = block.input
         gain = _constant(b, block.gain, sizes, x.dtype, ones)
-        attrs = {"epsilon": block.epsilon}
+        attrs: dict[str, Any] = {"epsilon": block.epsilon}
         if block.kind == "group_norm":
             attrs["groups"] = block.groups or 1
         elif block.kind != "instance_norm":

@@ -12,8 +12,11 @@ from regraft.ir.graph import Graph, Node
 from regraft.ir.module import Module
 from regraft.ir.opspec import Trait
 from regraft.ir.weights import Role
+from regraft.passes.analysis.blocks import recognize
 from regraft.passes.analysis.liveness import peak_activation_bytes
 from regraft.passes.check.samples import input_symbols
+from regraft.passes.cleanup import Canonicalize
+from regraft.passes.protocol import Context
 from regraft.report import operator_counts
 from regraft.samples import check_dims
 
@@ -55,7 +58,7 @@ def inspect_module(module: Module, dims: Mapping[str, int]) -> dict[str, Any]:
         "peak_activation_bytes": peak_activation_bytes(module.graph, sizes),
         "dims": sizes,
         "operators": operator_counts(module.graph),
-        "blocks": None,  # recognition of structure is not built yet
+        "blocks": _blocks(module),
         "opaque": sorted(
             {node.attrs["op_type"] for node in module.graph.walk() if node.op is opaque}
         ),
@@ -66,6 +69,13 @@ def inspect_module(module: Module, dims: Mapping[str, int]) -> dict[str, Any]:
         },
         "warnings": list(module.warnings),
     }
+
+
+def _blocks(module: Module) -> dict[str, list[dict[str, object]]]:
+    """Returns the blocks of the canonical form, which is free of what exporters leave around."""
+    canonical = module.clone()
+    Canonicalize().run(canonical, Context())
+    return recognize(canonical).describe()
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -22,8 +22,16 @@ def _gelu(e: EmitContext) -> None:
     e.emit("Gelu", e.inputs, approximate="tanh" if e.node.attrs["tanh"] else "none")
 
 
+def _has_contrib_kernel(e: EmitContext) -> bool:
+    """Returns whether the target runs com.microsoft activations on this element type."""
+    return e.profile != "onnx" and e.node.output.dtype is DType.F32
+
+
 def _gelu_13(e: EmitContext) -> None:
     (x,) = e.inputs
+    if _has_contrib_kernel(e):
+        e.emit("FastGelu" if e.node.attrs["tanh"] else "Gelu", [x], domain="com.microsoft")
+        return
     if e.node.attrs["tanh"]:
         cubed = e.op("Mul", e.op("Mul", x, x), x)
         inner = e.op("Add", x, e.op("Mul", cubed, _const(e, 0.044715)))
@@ -41,9 +49,12 @@ def _hard_swish_13(e: EmitContext) -> None:
 
 
 def _swish(e: EmitContext) -> None:
-    # also where Swish-24 exists: ONNX Runtime has no kernel for it, and fuses this form
+    # also where Swish-24 exists: ONNX Runtime has no kernel for it, but one for QuickGelu
     (x,) = e.inputs
     alpha = e.node.attrs["alpha"]
+    if _has_contrib_kernel(e):
+        e.emit("QuickGelu", [x], domain="com.microsoft", alpha=alpha)
+        return
     scaled = x if alpha == 1 else e.op("Mul", x, _const(e, alpha))
     e.emit("Mul", [x, e.op("Sigmoid", scaled)])
 
