@@ -6,7 +6,8 @@ and operators without either make the emission fail, naming the node and the ver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import onnx
 from regraft.ir.builder import Builder
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.opspec import Body, OpSpec
+from regraft.ir.opspec import Body, OpSpec, Trait
 
 if TYPE_CHECKING:
     from regraft.backends.onnx.graph_emitter import GraphEmitter
@@ -143,28 +144,44 @@ class EmitContext:
                 graph that reads the node's operands directly; the module is as before afterwards.
         """
         node, graph = self.node, self.graph
-        build = body or node.op.body
-        if build is None or node.graph is None:
-            raise AssertionError(f"`{node.op.name}` has no body")
-        scratch = Graph(node.graph.scope)
-        built = build(node, Builder(scratch, loc=node.loc))
-        results = [built] if isinstance(built, Value) else list(built)
-        # outputs of the scratch graph are uses: results that nothing else reads are emitted too
-        scratch.set_outputs([("", result) for result in results])
-        wanted: dict[Value, str] = {}
-        for value, result in zip(node.outputs, results, strict=True):
-            if result.producer is not None and result.producer.graph is scratch:
-                wanted.setdefault(result, self.name(value))
-        for inner in scratch:
-            for value in inner.outputs:
-                graph.names[value] = wanted.get(value) or graph.fresh(value.name or inner.op.name)
-            graph.emit_node(inner)
-        for value, result in zip(node.outputs, results, strict=True):
-            if graph.names[result] != self.name(value):
-                graph.emit("Identity", [graph.names[result]], [self.name(value)], "", {})
-        scratch.set_outputs([])
-        for inner in reversed(scratch):
-            scratch.erase(inner)
+        with built_body(node, body) as scratch:
+            results = scratch.outputs
+            wanted: dict[Value, str] = {}
+            for value, result in zip(node.outputs, results, strict=True):
+                if result.producer is not None and result.producer.graph is scratch:
+                    wanted.setdefault(result, self.name(value))
+            for inner in scratch:
+                for value in inner.outputs:
+                    name = wanted.get(value)
+                    graph.names[value] = name or graph.fresh(value.name or inner.op.name)
+                graph.emit_node(inner)
+            for value, result in zip(node.outputs, results, strict=True):
+                if graph.names[result] != self.name(value):
+                    graph.emit("Identity", [graph.names[result]], [self.name(value)], "", {})
+
+
+@contextmanager
+def built_body(node: Node, body: Body | None = None) -> Iterator[Graph]:
+    """Builds the body of a node in a scratch graph, whose outputs are the node's results.
+
+    The nodes read the operands of `node` directly; afterwards the module is as before.
+
+    Args:
+        node: The node.
+        body: Builds it; default: the operator's own body.
+    """
+    build = body or node.op.body
+    if build is None or node.graph is None:
+        raise AssertionError(f"`{node.op.name}` has no body")
+    scratch = Graph(node.graph.scope)
+    built = build(node, Builder(scratch, loc=node.loc))
+    results = [built] if isinstance(built, Value) else list(built)
+    # outputs of the scratch graph are uses: results that nothing else reads are emitted too
+    scratch.set_outputs([("", result) for result in results])
+    yield scratch
+    scratch.set_outputs([])
+    for inner in reversed(scratch):
+        scratch.erase(inner)
 
 
 Emitter = Callable[[EmitContext], object]
@@ -200,10 +217,10 @@ class EmitTable:
                 self.rows[row.spec] = row
 
     def find(self, spec: OpSpec, opset: int) -> Emitter | None:
-        """Returns the emitter of an operator at an opset, or None."""
+        """Returns the emitter of an operator at an opset, by default of its body, or None."""
         row = self.rows.get(spec)
         if row is None:
-            return None
+            return None if spec.body is None else EmitContext.inline
         best = max((since for since in row.rows if since <= opset), default=None)
         return None if best is None else row.rows[best]
 
@@ -211,6 +228,14 @@ class EmitTable:
         """Returns the least opset at which the node can be emitted, None when at none."""
         row = self.rows.get(node.op)
         if row is None:
-            return None
+            return None if node.op.body is None else self._min_opset_of_body(node)
         least = min(row.rows)
         return max(least, row.min_opset(node)) if row.min_opset is not None else least
+
+    def _min_opset_of_body(self, node: Node) -> int | None:
+        with built_body(node) as body:
+            needs = [
+                self.min_opset(inner) for inner in body if Trait.CONSTANT not in inner.op.traits
+            ]
+        known = [need for need in needs if need is not None]
+        return max(known, default=MIN_OPSET) if len(known) == len(needs) else None

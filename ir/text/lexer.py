@@ -103,6 +103,17 @@ class Scanner:
             raise self.error(f"expected {what}, found {self.found()}")
         return word
 
+    def expect_dotted(self, what: str) -> str:
+        """Consumes an identifier that may hold dots: an operator, with its namespace.
+
+        Raises:
+            ParseError: When there is none.
+        """
+        match = self.match(IDENTIFIER)
+        if match is None:
+            raise self.error(f"expected {what}, found {self.found()}")
+        return match[0]
+
     def take_word(self, word: str) -> bool:
         """Consumes the identifier `word` when it is the next one."""
         if self.peek_word() != word:

@@ -218,7 +218,7 @@ class _Parser:
         while s.take(","):
             results.append((s.pos, s.value_name()))
         s.expect("=")
-        op_at, word = s.pos, s.expect_word("an operator")
+        op_at, word = s.pos, s.expect_dotted("an operator")
         spec = self.ops.get(word)
         if spec is None:
             close = get_close_matches(word, self.ops, 1)

@@ -1,0 +1,59 @@
+"""The pages under docs/: generated ones are current, code on the others runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from docs.generate import FOLDER, PAGES
+from regraft.ir.text import parse_module, print_module
+
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#:]+)\)")
+ROOT = FOLDER.parent
+PROSE = [*sorted(FOLDER.glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Returns the fenced blocks of a language."""
+    return [text for lang, text in _BLOCK.findall(page.read_text("utf-8")) if lang == language]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_page_is_current(name: str) -> None:
+    current = (FOLDER / name).read_text("utf-8")
+    assert current == PAGES[name](), "run `python -m docs.generate`"
+
+
+@pytest.mark.parametrize("page", [p for p in PROSE if blocks(p, "python")], ids=lambda p: p.name)
+def test_python_blocks_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {"__name__": "docs"}
+    for number, code in enumerate(blocks(page, "python")):
+        exec(compile(code, f"{page.name}[{number}]", "exec", dont_inherit=True), scope)
+
+
+@pytest.mark.parametrize("page", [p for p in PROSE if blocks(p, "rg")], ids=lambda p: p.name)
+def test_text_modules_print_as_they_stand(page: Path) -> None:
+    for text in blocks(page, "rg"):
+        assert print_module(parse_module(text)) == text
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda p: p.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for target in _LINK.findall(page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_own_rule_and_pass_are_as_short_as_said() -> None:
+    code = "\n".join(blocks(FOLDER / "custom_passes.md", "python"))
+    rule = re.search(r"^class DivideByPowerOfTwo.*?(?=\n\n)", code, re.MULTILINE | re.DOTALL)
+    item = re.search(r"^@dataclass.*?PassResult\(bool.*?$", code, re.MULTILINE | re.DOTALL)
+    assert rule is not None
+    assert item is not None
+    assert len([line for line in rule.group().splitlines() if line.strip()]) <= 10
+    assert len([line for line in item.group().splitlines() if line.strip()]) <= 15
