@@ -21,6 +21,7 @@ from regraft.ir.types import DType, TensorType, dtype_of
 
 Array = np.ndarray[Any, Any]
 Env = dict[str, int]
+Observe = Callable[[Value, Any], Any]
 
 _WIDE = {np.dtype(np.float32), np.dtype(np.float64)}
 
@@ -90,7 +91,7 @@ def evaluate(
     *,
     oracle: bool = False,
     seed: int = 0,
-    observe: Callable[[Value, Any], None] | None = None,
+    observe: Observe | None = None,
 ) -> dict[str, Any]:
     """Returns the outputs of a module by name.
 
@@ -99,7 +100,8 @@ def evaluate(
         inputs: One array (list for a sequence, None for an absent optional) per graph input.
         oracle: Compute floats in f64 and do not round between nodes.
         seed: Seed of random operators.
-        observe: Called with every value and its content as it is computed.
+        observe: Called with every value and its content as it is computed, in bodies too; what it
+            returns, unless None, takes the place of the content.
 
     Raises:
         InputError: When an input is missing, or its shape or element type does not fit.
@@ -168,7 +170,7 @@ def evaluate_graph(
     *,
     oracle: bool = False,
     seed: int = 0,
-    observe: Callable[[Value, Any], None] | None = None,
+    observe: Observe | None = None,
 ) -> list[Any]:
     """Evaluates one graph on positional inputs; `env` gains the sizes of defined symbols."""
     return _Run(env, oracle, seed, observe).graph(graph, inputs)
@@ -179,9 +181,7 @@ class _Run:
 
     __slots__ = ("env", "observe", "oracle", "seed", "uses_left", "values")
 
-    def __init__(
-        self, env: Env, oracle: bool, seed: int, observe: Callable[[Value, Any], None] | None
-    ) -> None:
+    def __init__(self, env: Env, oracle: bool, seed: int, observe: Observe | None) -> None:
         self.env = env
         self.oracle = oracle
         self.seed = seed
@@ -210,10 +210,11 @@ class _Run:
                 del self.values[value]
 
     def define(self, value: Value, array: Any) -> None:
+        if self.observe is not None:
+            other = self.observe(value, array)
+            array = array if other is None else other
         self.values[value] = array
         _bind_type(value, array, self.env)
-        if self.observe is not None:
-            self.observe(value, array)
 
     def fetch(self, value: Value | None) -> Any:
         if value is None:
@@ -230,7 +231,7 @@ class _Run:
                     del self.values[used], self.uses_left[used]
 
     def body(self, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
-        return evaluate_graph(graph, inputs, dict(self.env), oracle=self.oracle, seed=self.seed)
+        return _Run(dict(self.env), self.oracle, self.seed, self.observe).graph(graph, inputs)
 
 
 def evaluate_node(

@@ -6,8 +6,9 @@ if __name__ != "regraft.passes":
         "hint: import it as `regraft.passes`; `src/regraft/passes` is a link to this folder"
     )
 
-from regraft.passes import cleanup, fusion
+from regraft.passes import cleanup, fusion, precision
+from regraft.passes.legalize import Legalize
 from regraft.passes.protocol import Pass
 
-PASSES: tuple[type[Pass], ...] = (*cleanup.PASSES, *fusion.PASSES)
+PASSES: tuple[type[Pass], ...] = (*cleanup.PASSES, *fusion.PASSES, *precision.PASSES, Legalize)
 """All passes, assembled by explicit concatenation."""

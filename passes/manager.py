@@ -17,10 +17,11 @@ from regraft.ir.opspec import Trait
 from regraft.ir.verify import check as check_ir
 from regraft.passes.check.match_check import MatchChecker, describe
 from regraft.passes.check.module_check import CheckReport, Runner, check_module
+from regraft.passes.check.rounding import RetypedRunner, plain_for
 from regraft.passes.check.runners import EvalRunner
 from regraft.passes.check.samples import Sample
 from regraft.passes.pipeline import format_pass, format_pipeline
-from regraft.passes.protocol import Context, Pass, PassResult, Skip
+from regraft.passes.protocol import Context, Pass, PassResult, Rounded, Skip
 from regraft.passes.reproducer import write_reproducer
 
 
@@ -95,16 +96,7 @@ class PassManager:
                 and the hint names the reproducer folder.
             RegraftError: What a pass raised, with the pass named in a note.
         """
-        if module.level != "canonical":
-            late = [
-                item.name for item in passes if getattr(item, "level", "canonical") == "canonical"
-            ]
-            if late:
-                raise UsageError(
-                    f"pass `{late[0]}` runs on canonical IR, "
-                    f"the module is legalized for {module.level}",
-                    hint="run it before `legalize`",
-                )
+        refuse_late(module.level, passes)
         records = []
         for i, item in enumerate(passes):
             if self.progress is not None:
@@ -171,10 +163,14 @@ class PassManager:
         return "match"
 
     def _compare(self, snapshot: Module, module: Module, item: Pass) -> CheckReport:
+        oracle = EvalRunner(snapshot, oracle=True) if self.make_runner is EvalRunner else None
+        result = self.make_runner(module)
         report = check_module(
             self.make_runner(snapshot),
-            EvalRunner(snapshot, oracle=True) if self.make_runner is EvalRunner else None,
-            self.make_runner(module),
+            plain_for(item.contract, snapshot, oracle),
+            RetypedRunner(result, snapshot, module)
+            if isinstance(item.contract, Rounded)
+            else result,
             self.samples,
             contract=item.contract,
             verified="each",
@@ -185,6 +181,22 @@ class PassManager:
                 f"pass `{format_pass(item)}` changed output `{broken.name}`: {broken.reason}"
             )
         return report
+
+
+def refuse_late(level: str, passes: Sequence[Pass]) -> None:
+    """Checks that no canonical pass runs on target IR.
+
+    Raises:
+        UsageError: Naming the first one that does.
+    """
+    for item in passes:
+        if level != "canonical" and getattr(item, "level", "canonical") == "canonical":
+            raise UsageError(
+                f"pass `{item.name}` runs on canonical IR, the module is legalized for {level}",
+                hint="run it before `legalize`",
+            )
+        if getattr(item, "lowers", False):
+            level = getattr(item, "target", "") or "the target"
 
 
 def restore(module: Module, snapshot: Module) -> None:

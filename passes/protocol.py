@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Observer
+from regraft.ir.types import DType
+
+if TYPE_CHECKING:
+    from regraft.passes.legalize import Legalizer
 
 Samples = Sequence[Mapping[str, np.ndarray[Any, Any]]]
 
@@ -38,6 +42,20 @@ class Within:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounded:
+    """Equal but for rounding values to `dtype`: the noise of that rounding is the tolerance.
+
+    The noise floor is measured on the source, every value disturbed at random by at most half a
+    step of the type. None stands for the type that an option gives.
+    """
+
+    dtype: DType | None = None
+
+    def __str__(self) -> str:
+        return f"rounded to {self.dtype or 'its dtype'}"
+
+
+@dataclass(frozen=True, slots=True)
 class Lossy:
     """The pass trades quality; `bound` comes from the user, None means unbounded."""
 
@@ -48,7 +66,7 @@ class Lossy:
         return f"lossy ({self.metric}: {'unbounded' if self.bound is None else self.bound})"
 
 
-Contract = Exact | Within | Lossy
+Contract = Exact | Within | Rounded | Lossy
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +131,33 @@ class Context:
         seed: Seed of everything random.
         target: Where the result will run (`onnx`, `ort-cpu`, …).
         samples: User samples (calibration, checks), empty when none were given.
+        probes: Generated samples that the source runs, when there are no user samples.
+        replay: Recorded decisions by name of the pass, which passes then take again.
         executor: Runs modules, or None.
         max_memory_bytes: Working-memory budget, or None.
         explain: Name of a rule whose near misses are wanted, or None.
         explanations: Filled with near misses of that rule.
         observer: Sees every rewrite of a rule; passes hand it to `rewrite`.
         work_dir: Folder for spilled weights and dumps, or None.
+        dims: Sizes that are expected at run time, by symbol.
+        legalizers: What `legalize` may lower to, by target.
+        decided: Forms by place that `legalize` takes again, for a replay.
     """
 
     seed: int = 0
     target: str = "ort-cpu"
     samples: Samples = ()
+    probes: Samples = ()
+    replay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     executor: Executor | None = None
     max_memory_bytes: int | None = None
     explain: str | None = None
     explanations: list[str] = field(default_factory=list)
     observer: Observer | None = None
     work_dir: Path | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+    legalizers: Mapping[str, Legalizer] = field(default_factory=dict)
+    decided: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable

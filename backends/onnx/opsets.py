@@ -8,6 +8,7 @@ import onnx
 from onnx import helper
 
 from regraft.backends.onnx.emitter import MAX_OPSET, MIN_OPSET, EmitTable
+from regraft.backends.onnx.half_types import least_opset_of_types
 from regraft.ir.constants import literal, opaque, weight
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.graph import Node
@@ -59,6 +60,7 @@ def _least_opset(module: Module, table: EmitTable) -> tuple[int, Node | None]:
             raise UnsupportedError(
                 f"operator `{node.op.name}`{_where(node)} cannot be emitted as ONNX"
             )
+        wanted = max(wanted, least_opset_of_types(node))
         if wanted > least:
             least, needs = wanted, node
     return least, needs

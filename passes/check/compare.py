@@ -30,6 +30,11 @@ _EPS: dict[DType, float] = {
 }
 
 
+def step_of(dtype: DType | None) -> float:
+    """Returns the relative step of a half-precision or smaller float type, 0 for wider ones."""
+    return 0.0 if dtype is None else _EPS.get(dtype, 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class OutputDiff:
     """How one output differs between a reference and a candidate.

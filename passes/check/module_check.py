@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from regraft.ir.errors import CheckError
-from regraft.passes.check.compare import OutputDiff, compare_outputs
+from regraft.passes.check.compare import OutputDiff, compare_outputs, step_of
 from regraft.passes.check.samples import Sample
-from regraft.passes.protocol import Contract, Exact, Lossy, Within
+from regraft.passes.protocol import Contract, Exact, Lossy, Rounded, Within
 
 Runner = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -24,6 +24,7 @@ class CheckReport:
         outputs: The worst difference of each output over all samples.
         bindings: The sizes that were tried.
         num_samples: Number of samples compared.
+        place: The first value inside that leaves its tolerance, where it was looked for.
     """
 
     verified: str
@@ -31,6 +32,7 @@ class CheckReport:
     outputs: tuple[OutputDiff, ...] = ()
     bindings: tuple[Mapping[str, int], ...] = ()
     num_samples: int = 0
+    place: str = ""
 
     def raise_if_failed(self) -> None:
         """Raises `CheckError` naming the worst output when the check failed."""
@@ -38,7 +40,8 @@ class CheckReport:
             return
         worst = max(self.outputs, key=lambda diff: (not diff.ok, diff.max_rel))
         raise CheckError(
-            f"output `{worst.name}`: {worst.reason}",
+            f"output `{worst.name}`: {worst.reason}"
+            + (f"; the first value that is off is {self.place}" if self.place else ""),
             hint="nothing was written; find the pass with `--check=each`",
         )
 
@@ -47,6 +50,7 @@ def combined_contract(contracts: Iterable[Contract]) -> Contract:
     """Returns the weakest contract of a pipeline, which is judged once, source against result."""
     weakest: Contract = Exact()
     bound = 0.0
+    rounded: Rounded | None = None
     for contract in contracts:
         match contract:
             case Lossy():
@@ -54,9 +58,12 @@ def combined_contract(contracts: Iterable[Contract]) -> Contract:
             case Within(limit, why):
                 bound = max(bound, limit)
                 weakest = Within(bound, why)
+            case Rounded():
+                rounded = max(rounded or contract, contract, key=lambda c: step_of(c.dtype))
             case Exact():
                 continue
-    return weakest
+    # the noise of rounding is measured, and covers what bounded approximations add
+    return rounded or weakest
 
 
 def check_module(
@@ -74,7 +81,8 @@ def check_module(
 
     Args:
         reference: Runs the source.
-        plain: Runs the source with runtime optimizations off, for the noise floor.
+        plain: Runs the source with runtime optimizations off, or with the noise of rounding, for
+            the noise floor.
         result: Runs the result.
         samples: Samples that the source runs.
         contract: What the passes promise; a lossy pipeline is measured, not judged.
@@ -84,6 +92,8 @@ def check_module(
     """
     if isinstance(contract, Within) and rtol is None:
         rtol = contract.bound
+    if isinstance(contract, Rounded) and rtol is None:
+        rtol = step_of(contract.dtype)  # one step of the largest element, where noise is nil
     worst: dict[str, OutputDiff] = {}
     counted: set[str] = set()
     for sample in samples:

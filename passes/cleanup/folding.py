@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.builder import Builder
+from regraft.ir.builder import INLINE_BYTES, Builder
 from regraft.ir.constants import constant_of, literal, opaque, weight
 from regraft.ir.derive import DerivedWeight, derive
 from regraft.ir.dims import Dim
 from regraft.ir.evaluate import evaluate_node
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import quant
+from regraft.ir.ops.cast import cast
 from regraft.ir.opspec import AttrKind, OpSpec, Trait
 from regraft.ir.rewrite import LocalRule, Reject, Rewriter, RuleSet
 from regraft.ir.types import DType, TensorType, static_shape
@@ -116,6 +117,8 @@ def _fold_constants(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Re
     role = _role(node)
     if role is not Role.CONST and not options.fold_params:
         return Reject("an operand is a parameter, and fold-params is off", node)
+    if _widens_codes(node):
+        return Reject("a weight stored in 8 bits or fewer would be stored wider", node)
     limit = max(options.max_fold_bytes, _operand_bytes(node))
     size = _result_bytes(node)
     if size is not None and size > limit:
@@ -166,6 +169,15 @@ def _role(node: Node) -> Role:
     return found
 
 
+def _widens_codes(node: Node) -> bool:
+    """Returns whether the node casts a quantized weight: exporters spell it cast, then mul."""
+    x = node.inputs[0] if node.op is cast else None
+    if x is None or x.dtype is None or not (x.dtype.is_integer and x.dtype.bits <= 8):
+        return False
+    size = _nbytes(x)
+    return size is not None and size > INLINE_BYTES and node.attrs["to"].bits > x.dtype.bits
+
+
 def _operand_bytes(node: Node) -> int:
     return sum(_nbytes(value) or 0 for value in node.inputs if value is not None)
 
@@ -201,6 +213,8 @@ def _fold_movement(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Rej
         return False  # folded by value
     if not options.fold_params:
         return Reject("an operand is a parameter, and fold-params is off", node)
+    if _widens_codes(node):
+        return Reject("a weight stored in 8 bits or fewer would be stored wider", node)
     trees = []
     names = []
     for value in node.inputs:

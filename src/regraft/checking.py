@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import psutil
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.ir.errors import CheckError, UnsupportedError
 from regraft.ir.module import Module
+from regraft.ir.types import DType
 from regraft.passes.check.module_check import CheckReport, Runner, check_module
+from regraft.passes.check.rounding import (
+    RetypedRunner,
+    depth_bound,
+    first_beyond,
+    plain_for,
+)
 from regraft.passes.check.runners import (
     EvalRunner,
     accepts,
@@ -20,7 +28,7 @@ from regraft.passes.check.runners import (
     unevaluable,
 )
 from regraft.passes.check.samples import Sample, generate_samples
-from regraft.passes.protocol import Contract
+from regraft.passes.protocol import Contract, Rounded, Within
 from regraft.sources import Source
 
 DEFAULT_BUDGET_BYTES = 3 << 30
@@ -140,21 +148,45 @@ class Checker:
         """
         if self._reference is None or not self.samples:
             return CheckReport(f"no ({self.reason})", True)
-        make: Callable[[], Runner] = lambda: EvalRunner(module)  # noqa: E731
-        if emitted is not None and not self.streams:
-            make = lambda: OrtRunner(emitted)  # noqa: E731
+        if self.streams or _only_evaluator(module):
+            emitted = None
         try:
-            result = make()
-            return check_module(
-                self._reference, self._plain, result, self.samples,
-                contract=contract, rtol=self.rtol, atol=self.atol,
-                verified="module",
-            )  # fmt: skip
+            result: Runner = EvalRunner(module) if emitted is None else OrtRunner(emitted)
+            report = self._check(result, module, contract)
         except UnsupportedError as error:
-            if emitted is not None and isinstance(self._reference, EvalRunner):
-                # the runtime cannot take the source's operators either
-                return check_module(
-                    self._reference, self._plain, EvalRunner(module), self.samples,
-                    contract=contract, rtol=self.rtol, atol=self.atol,
-                )  # fmt: skip
-            raise CheckError(f"the source runs, the result does not: {error.message}") from error
+            if emitted is None or not isinstance(self._reference, EvalRunner):
+                message = f"the source runs, the result does not: {error.message}"
+                raise CheckError(message) from error
+            # the runtime cannot take the source's operators either
+            report = self._check(EvalRunner(module), module, contract)
+        if not report.ok and isinstance(contract, Rounded) and contract.dtype is not None:
+            return self._with_place(report, module, contract.dtype)
+        return report
+
+    def _check(self, result: Runner, module: Module, contract: Contract) -> CheckReport:
+        if self._reference is None:
+            raise AssertionError("there is nothing to compare with")
+        plain = self._plain
+        if isinstance(contract, Rounded) and contract.dtype is not None:
+            result = RetypedRunner(result, self.original, module)
+            if unevaluable(self.original):
+                bound = depth_bound(self.original, contract.dtype)
+                contract = Within(bound, "rounding along the longest path")
+            else:
+                plain = plain_for(contract, self.original, plain)
+        return check_module(
+            self._reference, plain, result, self.samples, contract=contract, rtol=self.rtol,
+            atol=self.atol, verified="module",
+        )  # fmt: skip
+
+    def _with_place(self, report: CheckReport, module: Module, dtype: DType) -> CheckReport:
+        """Adds to the report the first value that is further off than rounding explains."""
+        if unevaluable(self.original) or unevaluable(module):
+            return report
+        place = first_beyond(self.original, module, self.samples[0].inputs, dtype)
+        return report if place is None else replace(report, place=place)
+
+
+def _only_evaluator(module: Module) -> bool:
+    """Whether the runtime's CPU provider has no kernels for a type that the module computes in."""
+    return any(value.dtype is DType.BF16 for node in module.graph.walk() for value in node.outputs)

@@ -22,6 +22,7 @@ from regraft.passes.check.module_check import CheckReport, combined_contract
 from regraft.passes.check.samples import Sample
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import parse_pipeline, suggest
+from regraft.passes.precision import Cast
 from regraft.passes.protocol import Context, Lossy, Pass
 from regraft.passes.recipe import Recipe, format_recipe
 from regraft.passes.rule_pass import HasRules, pass_of_rules
@@ -54,10 +55,11 @@ class ConvertOptions:
         seed: Seed of everything random.
         force: Replace an existing output.
         dry_run: Do everything except writing the output.
-        dtype: `fp32`, `fp16` or `bf16`; only the source's own is built yet.
+        dtype: `fp32`, `fp16` or `bf16`: adds the pass `cast`.
         max_drop: What lossy passes may lose.
         extensions: Passes and operators, those of plugins among them; default: regraft's own.
         explain: Rule whose near misses are wanted.
+        replay: Recorded decisions by name of the pass, which passes take again.
     """
 
     target: str = "ort-cpu"
@@ -77,6 +79,7 @@ class ConvertOptions:
     max_drop: str | None = None
     extensions: Extensions = field(default_factory=lambda: combine(()))
     explain: str | None = None
+    replay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,29 +138,48 @@ def check_rule_name(rule: str | None, passes: Sequence[Pass]) -> None:
         raise UsageError(f"no pass of the pipeline has a rule `{rule}`", hint=suggest(rule, known))
 
 
-def check_dtype(module: Module, wanted: str | None) -> None:
-    """Checks a requested element type: only the source's own is built yet.
+def with_dtype(
+    passes: Sequence[Pass], module: Module, wanted: str | None, target: str
+) -> list[Pass]:
+    """Returns the pipeline with the pass that `--dtype` asks for, before the module is legalized.
 
     Raises:
-        UsageError: For an unknown type.
-        UnsupportedError: For another type than that of the source's weights.
+        UsageError: For an unknown type, or when the pipeline casts already.
+        UnsupportedError: For a wider type than the source's, or one that the target cannot run.
     """
     if wanted is None:
-        return
+        return list(passes)
     if wanted not in DTYPES:
         raise UsageError(f"unknown dtype `{wanted}`", hint=suggest(wanted, DTYPES))
+    if any(isinstance(item, Cast) for item in passes):
+        raise UsageError("the pipeline has a pass `cast`, and --dtype is given", hint="give one")
+    own = _own_dtype(module)
+    if own is DTYPES[wanted]:
+        return list(passes)
+    if wanted == "fp32":
+        raise UnsupportedError(
+            f"`--dtype fp32`: the source's weights are {own or 'not floating point'}, and casting "
+            "to a wider type is not built yet",
+            hint="leave --dtype out",
+        )
+    if wanted == "bf16" and target == "ort-cpu":
+        raise UnsupportedError(
+            "`--dtype bf16`: ONNX Runtime's CPU provider has no bf16 kernels",
+            hint="use --dtype fp16, or --target onnx or ort-cuda",
+        )
+    late = [getattr(item, "level", "canonical") != "canonical" for item in passes]
+    place = late.index(True) if any(late) else len(passes)
+    return [*passes[:place], Cast("fp16" if wanted == "fp16" else "bf16"), *passes[place:]]
+
+
+def _own_dtype(module: Module) -> DType | None:
+    """Returns the float type that most of the weights' bytes have."""
     sizes: dict[DType, int] = {}
     for name in module.weights:
         weight = module.weights[name]
         if weight.dtype.is_float:
             sizes[weight.dtype] = sizes.get(weight.dtype, 0) + weight.nbytes
-    own = max(sizes, key=lambda dtype: sizes[dtype], default=None)
-    if own is not DTYPES[wanted]:
-        raise UnsupportedError(
-            f"`--dtype {wanted}`: the source's weights are {own or 'not floating point'}, and "
-            "changing the element type is not built yet",
-            hint="leave --dtype out",
-        )
+    return max(sizes, key=lambda dtype: sizes[dtype], default=None)
 
 
 def check_max_drop(max_drop: str | None, passes: Sequence[Pass]) -> None:
@@ -247,7 +269,7 @@ class _Conversion:
             "load", lambda: open_source(self.raw_source, ops=options.extensions.operators)
         )
         module = source.module
-        check_dtype(module, options.dtype)
+        self.passes = with_dtype(self.passes, module, options.dtype, options.target)
         check_dims(module, options.dims)
         given = bind_samples(module, options.samples)
         before = operator_counts(module.graph)
@@ -258,6 +280,8 @@ class _Conversion:
             freeze(module, options.freeze)
         ctx = Context(
             seed=options.seed, target=options.target, samples=options.samples,
+            probes=[s.inputs for s in checker.samples] if checker else (),
+            replay=options.replay,
             max_memory_bytes=options.max_memory_bytes, explain=options.explain,
         )  # fmt: skip
         manager = PassManager(
