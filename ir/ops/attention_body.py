@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from regraft.ir.builder import Builder
@@ -25,6 +26,7 @@ from regraft.ir.ops import (
     softmax,
 )
 from regraft.ir.ops.content import at_least
+from regraft.ir.ops.finite import may_be_infinite
 from regraft.ir.types import DType
 
 
@@ -48,12 +50,54 @@ class AttentionParts:
 
 
 def attention_body(node: Node, b: Builder) -> Value:
-    """Returns the result of an `attention` node made of standard operators."""
-    return expand_attention(node.inputs, node.attrs, b).out
+    """Returns the result of an `attention` node made of standard operators.
+
+    Masks are added numbers, the cheapest form: a small tensor that all layers share.
+    """
+    attrs, (_, _, v, mask, lengths, sinks, offset) = node.attrs, node.inputs
+    if v is None:
+        raise AssertionError("attention without values")
+    scores = _Scores.of(node.inputs, attrs, b)
+    capped = _capped(scores, mask, attrs, b)
+    visible = visible_mask(b, attrs, (scores.S, scores.T), lengths, offset)
+    may_empty = may_hide_all(attrs, lengths, offset)
+    if mask is not None and mask.dtype is DType.BOOL:
+        may_empty = True
+        visible = mask if visible is None else b.op(logical.logical_and, visible, mask)
+        mask = None
+    hidden = b.constant(-np.inf, scores.dtype)
+    if mask is not None:
+        may_hide = may_be_infinite(mask)
+        added = mask if visible is None else b.op(logical.where, visible, mask, hidden)
+        if attrs["mask_before_softcap"]:
+            is_shown = may_hide or visible is not None
+            biased = (
+                b.op(logical.where, b.op(logical.equal, added, hidden), hidden, capped)
+                if is_shown
+                else capped
+            )
+        else:
+            biased = b.op(arithmetic.add, capped, added)
+        weights = _softmax(b, biased, sinks, scores, attrs)
+        if (may_hide or may_empty) and sinks is None:
+            # softmax of a row of -inf is NaN
+            empty = b.op(logical.equal, added, hidden)
+            weights = b.op(logical.where, empty, b.constant(0, scores.dtype), weights)
+    elif visible is not None:
+        # the lowest number instead of -inf: the softmax of a row without a key is no NaN
+        low = b.constant(_lowest(scores.dtype), scores.dtype) if may_empty else hidden
+        added = b.op(logical.where, visible, b.constant(0, scores.dtype), low)
+        weights = _softmax(b, b.op(arithmetic.add, capped, added), sinks, scores, attrs)
+        if may_empty and sinks is None:
+            shown = b.op(cast.cast, visible, to=scores.dtype)
+            weights = b.op(arithmetic.mul, weights, shown)
+    else:
+        weights = _softmax(b, capped, sinks, scores, attrs)
+    return _weighted(b, weights, v, scores, attrs)
 
 
 def expand_attention(operands: Any, attrs: Mapping[str, Any], b: Builder) -> AttentionParts:
-    """Builds attention from standard operators.
+    """Builds attention from standard operators, every intermediate value as ONNX defines it.
 
     Args:
         operands: q, k, v, mask, kv_lengths, sinks, causal_offset (None where absent).
@@ -63,44 +107,79 @@ def expand_attention(operands: Any, attrs: Mapping[str, Any], b: Builder) -> Att
     Raises:
         AssertionError: When the shapes or the element type are unknown.
     """
-    q, k, v, mask, lengths, sinks, offset = operands
-    if q.shape is None or k.shape is None or v.shape is None or q.dtype is None:
-        raise AssertionError("the body of attention needs shapes and an element type")
-    dtype: DType = q.dtype
-    B, H, S, _ = q.shape
-    T, G = k.shape[2], attrs["kv_groups"]
-    scaled = b.op(arithmetic.mul, q, b.constant(attrs["scale"], dtype))
-    keys = b.op(reshaping.transpose, k, perm=(0, 1, 3, 2))
-    raw = _grouped(b, scaled, keys, G, (B, H, S, T))
-    additive = mask is not None and mask.dtype is not DType.BOOL
-    early = additive and attrs["mask_before_softcap"]
-    capped = b.op(arithmetic.add, raw, mask) if early else raw
-    if attrs["softcap"] > 0:
-        cap = b.constant(attrs["softcap"], dtype)
-        ratio = b.op(functions.tanh, b.op(arithmetic.div, capped, cap))
-        capped = b.op(arithmetic.mul, ratio, cap)
-    hidden = b.constant(-np.inf, dtype)
-    visible = visible_mask(b, attrs, (S, T), lengths, offset)
-    biased = capped
-    if early:
+    _, _, v, mask, lengths, sinks, offset = operands
+    scores = _Scores.of(operands, attrs, b)
+    capped = biased = _capped(scores, mask, attrs, b)
+    hidden = b.constant(-np.inf, scores.dtype)
+    visible = visible_mask(b, attrs, (scores.S, scores.T), lengths, offset)
+    if mask is not None and mask.dtype is DType.BOOL:
+        visible = mask if visible is None else b.op(logical.logical_and, visible, mask)
+    elif mask is not None and attrs["mask_before_softcap"]:
         # the cap made hidden scores finite
         biased = b.op(logical.where, b.op(logical.equal, mask, hidden), hidden, biased)
-    elif additive:
-        biased = b.op(arithmetic.add, biased, mask)
     elif mask is not None:
-        visible = mask if visible is None else b.op(logical.logical_and, visible, mask)
+        biased = b.op(arithmetic.add, biased, mask)
     if visible is not None:
         biased = b.op(logical.where, visible, biased, hidden)
-    logits, wide = biased, attrs["softmax_dtype"] or dtype
-    if wide is not dtype:
-        logits = b.op(cast.cast, logits, to=wide)
-    empty_rows = mask is not None or may_hide_all(attrs, lengths, offset)
-    weights = _softmax(b, logits, sinks, (B, H, S, T), empty_rows=empty_rows)
-    if wide is not dtype:
-        weights = b.op(cast.cast, weights, to=dtype)
-    values = v if v.dtype is dtype else b.op(cast.cast, v, to=dtype)
-    out = _grouped(b, weights, values, G, (B, H, S, v.shape[3]))
-    return AttentionParts(raw, capped, biased, weights, out)
+    weights = _softmax(b, biased, sinks, scores, attrs)
+    if sinks is None and (mask is not None or may_hide_all(attrs, lengths, offset)):
+        # softmax of a row of -inf is NaN
+        top = b.op(reduce.reduce_max, biased, axes=(3,), keepdims=True)
+        empty = b.op(logical.equal, top, hidden)
+        weights = b.op(logical.where, empty, b.constant(0, scores.dtype), weights)
+    out = _weighted(b, weights, v, scores, attrs)
+    return AttentionParts(scores.raw, capped, biased, weights, out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Scaled products of queries and keys, and the sizes that the rest needs."""
+
+    raw: Value
+    dtype: DType
+    B: DimLike
+    H: DimLike
+    S: DimLike
+    T: DimLike
+
+    @staticmethod
+    def of(operands: Any, attrs: Mapping[str, Any], b: Builder) -> _Scores:
+        """Builds the products; the scale goes to the queries, the smaller operand."""
+        q, k, v = operands[:3]
+        if q.shape is None or k.shape is None or v.shape is None or q.dtype is None:
+            raise AssertionError("the body of attention needs shapes and an element type")
+        B, H, S, _ = q.shape
+        T, scale = k.shape[2], attrs["scale"]
+        if scale != 1.0:
+            q = b.op(arithmetic.mul, q, b.constant(scale, q.dtype))
+        keys = b.op(reshaping.transpose, k, perm=(0, 1, 3, 2))
+        raw = _grouped(b, q, keys, attrs["kv_groups"], (B, H, S, T))
+        return _Scores(raw, q.dtype, B, H, S, T)
+
+
+def _capped(scores: _Scores, mask: Value | None, attrs: Mapping[str, Any], b: Builder) -> Value:
+    """Applies the soft cap, after a mask that is added before it."""
+    x = scores.raw
+    if mask is not None and mask.dtype is not DType.BOOL and attrs["mask_before_softcap"]:
+        x = b.op(arithmetic.add, x, mask)
+    if attrs["softcap"] > 0:
+        cap = b.constant(attrs["softcap"], scores.dtype)
+        x = b.op(arithmetic.mul, b.op(functions.tanh, b.op(arithmetic.div, x, cap)), cap)
+    return x
+
+
+def _lowest(dtype: DType) -> float:
+    return float(ml_dtypes.finfo(dtype.numpy).min)
+
+
+def _weighted(
+    b: Builder, weights: Value, v: Value, scores: _Scores, attrs: Mapping[str, Any]
+) -> Value:
+    if v.shape is None:
+        raise AssertionError("the body of attention needs shapes")
+    values = v if v.dtype is scores.dtype else b.op(cast.cast, v, to=scores.dtype)
+    shape = (scores.B, scores.H, scores.S, v.shape[3])
+    return _grouped(b, weights, values, attrs["kv_groups"], shape)
 
 
 def _grouped(b: Builder, left: Value, right: Value, groups: int, out: tuple[DimLike, ...]) -> Value:
@@ -185,27 +264,21 @@ def _shifted(b: Builder, rows: Value, by: int) -> Value:
 
 
 def _softmax(
-    b: Builder,
-    logits: Value,
-    sinks: Value | None,
-    shape: tuple[DimLike, ...],
-    *,
-    empty_rows: bool,
+    b: Builder, logits: Value, sinks: Value | None, scores: _Scores, attrs: Mapping[str, Any]
 ) -> Value:
-    dtype = logits.dtype
-    B, H, S, T = shape
-    if sinks is not None:
+    wide = attrs["softmax_dtype"] or scores.dtype
+    if wide is not scores.dtype:
+        logits = b.op(cast.cast, logits, to=wide)
+    if sinks is None:
+        weights = b.op(softmax.softmax, logits, axis=-1)
+    else:
         # one more column takes weight and is cut off again; no row is ever empty
-        column = b.op(reshaping.unsqueeze, sinks, axes=(0, 2, 3))
-        if sinks.dtype is not dtype:
-            column = b.op(cast.cast, column, to=dtype)
-        column = b.op(repeating.expand, column, shape=(B, H, S, 1))
-        wide = b.op(softmax.softmax, b.op(slicing.concat, logits, column, axis=3), axis=-1)
-        return b.op(slicing.slice_, wide, starts=(0,), ends=(T,), axes=(3,), steps=(1,))
-    weights = b.op(softmax.softmax, logits, axis=-1)
-    if not empty_rows:
-        return weights
-    # softmax of a row of -inf is NaN
-    top = b.op(reduce.reduce_max, logits, axes=(3,), keepdims=True)
-    empty = b.op(logical.equal, top, b.constant(-np.inf, dtype))
-    return b.op(logical.where, empty, b.constant(0, dtype), weights)
+        column = b.op(reshaping.reshape, sinks, shape=(1, scores.H, 1, 1))
+        if sinks.dtype is not wide:
+            column = b.op(cast.cast, column, to=wide)
+        column = b.op(repeating.expand, column, shape=(scores.B, scores.H, scores.S, 1))
+        joined = b.op(softmax.softmax, b.op(slicing.concat, logits, column, axis=3), axis=-1)
+        weights = b.op(slicing.slice_, joined, starts=(0,), ends=(scores.T,), axes=(3,), steps=(1,))
+    if wide is not scores.dtype:
+        weights = b.op(cast.cast, weights, to=scores.dtype)
+    return weights

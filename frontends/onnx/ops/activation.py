@@ -58,12 +58,11 @@ def _clip(item: NodeImport) -> Value:
     attrs: dict[str, float] = {}
     for idx, name in ((1, "min"), (2, "max")):
         array = None if x.dtype is None else item.const(idx, max_bytes=8)
-        if array is None or array.size != 1:
-            bounds.append(item.input(idx))
+        if array is None or array.size != 1 or float(array.flat[0]) != array.flat[0]:
+            bounds.append(item.input(idx))  # also an integer that no float holds
             continue
         bounds.append(None)
-        scalar = array.reshape(())
-        attrs[name] = int(scalar) if array.dtype.kind in "iu" else float(scalar)
+        attrs[name] = float(array.flat[0])
     return item.b.op(ops.clip, x, *bounds, **attrs)
 
 
