@@ -20,6 +20,7 @@ from regraft.backends.onnx.ops import (
     movement,
     norm,
     optional,
+    ort,
     pool,
     quant,
     random,
@@ -55,4 +56,5 @@ FAMILIES: tuple[tuple[Emit, ...], ...] = (
     sequence.EMITS,
     moe.EMITS,
     optional.EMITS,
+    ort.EMITS,
 )

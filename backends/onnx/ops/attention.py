@@ -26,7 +26,8 @@ from regraft.ir.types import DType
 _NATIVE_SINCE, _LENGTHS_SINCE = 23, 24
 
 
-def _attention(e: EmitContext) -> None:
+def emit_native(e: EmitContext) -> None:
+    """Emits ONNX Attention, the mask written out where positions are not the plain causal ones."""
     node = e.node
     attrs = node.attrs
     q, k, mask, lengths, sinks = (node.inputs[i] for i in (0, 1, 3, 4, 5))
@@ -117,7 +118,7 @@ def _rotary(e: EmitContext) -> None:
 
 
 EMITS: tuple[Emit, ...] = (
-    Emit(attention.attention, {13: EmitContext.inline, _NATIVE_SINCE: _attention}),
+    Emit(attention.attention, {13: EmitContext.inline, _NATIVE_SINCE: emit_native}),
     Emit(rotary.rotary_embedding, {13: _rotary}),
     Emit(linear_attention.linear_attention, {13: EmitContext.inline}),
 )

@@ -1,0 +1,89 @@
+"""Emitters of the target level: operators that only ONNX Runtime has, and flat attention."""
+
+from __future__ import annotations
+
+from regraft.backends.onnx import ort_ops as ops
+from regraft.backends.onnx.emitter import Emit, EmitContext
+from regraft.backends.onnx.ops.attention import emit_native
+from regraft.ir.graph import Node
+
+_MICROSOFT = "com.microsoft"
+_NATIVE_SINCE = 23
+
+
+def _flat_attention(e: EmitContext) -> None:
+    attrs = e.node.attrs
+    e.emit(
+        "Attention", e.inputs,
+        q_num_heads=attrs["heads"],
+        kv_num_heads=attrs["kv_heads"],
+        scale=attrs["scale"],
+        is_causal=True if attrs["causal"] else None,
+        softcap=attrs["softcap"] or None,
+    )  # fmt: skip
+
+
+def _multi_head(e: EmitContext) -> None:
+    attrs = e.node.attrs
+    e.emit(
+        "MultiHeadAttention", e.inputs, domain=_MICROSOFT,
+        num_heads=attrs["heads"],
+        scale=attrs["scale"],
+        unidirectional=True if attrs["causal"] else None,
+    )  # fmt: skip
+
+
+def _group_query(e: EmitContext) -> None:
+    q, k, v, past, last, total = e.inputs
+    attrs = e.node.attrs
+    # both present results must be named
+    outputs = [e.name(e.node.output), e.temp("present_key"), e.temp("present_value")]
+    e.emit(
+        "GroupQueryAttention", [q, k, v, past, past, last, total], outputs, domain=_MICROSOFT,
+        num_heads=attrs["heads"],
+        kv_num_heads=attrs["kv_heads"],
+        scale=attrs["scale"],
+        softcap=attrs["softcap"] or None,
+        causal=None if attrs["causal"] else 0,
+    )  # fmt: skip
+
+
+def _flat_rotary(e: EmitContext) -> None:
+    x, cos, sin, *rest = e.inputs
+    attrs = e.node.attrs
+    common = {
+        "interleaved": attrs["interleaved"],
+        "rotary_embedding_dim": attrs["rotary_size"],
+        "num_heads": attrs["heads"],
+    }
+    if e.opset >= _NATIVE_SINCE:
+        e.emit("RotaryEmbedding", [x, cos, sin, *rest], **common)
+        return
+    e.emit("RotaryEmbedding", [x, *rest, cos, sin], domain=_MICROSOFT, **common)
+
+
+def _rotary_min_opset(node: Node) -> int:
+    positions = node.inputs[3]
+    return 13 if positions is not None else _NATIVE_SINCE
+
+
+def _bias_gelu(e: EmitContext) -> None:
+    e.emit("FastGelu" if e.node.attrs["tanh"] else "BiasGelu", e.inputs, domain=_MICROSOFT)
+
+
+def _skip_norm(e: EmitContext, op_type: str) -> None:
+    out, total = e.node.outputs
+    outputs = [e.name(out)] + (["", "", e.name(total)] if total.num_uses else [])
+    e.emit(op_type, e.inputs, outputs, domain=_MICROSOFT, epsilon=e.node.attrs["epsilon"])
+
+
+EMITS: tuple[Emit, ...] = (
+    Emit(ops.native_attention, {_NATIVE_SINCE: emit_native}),
+    Emit(ops.flat_attention, {_NATIVE_SINCE: _flat_attention}),
+    Emit(ops.multi_head_attention, {13: _multi_head}),
+    Emit(ops.group_query_attention, {13: _group_query}),
+    Emit(ops.flat_rotary, {13: _flat_rotary}, _rotary_min_opset),
+    Emit(ops.bias_gelu, {13: _bias_gelu}),
+    Emit(ops.skip_layer_norm, {13: lambda e: _skip_norm(e, "SkipLayerNormalization")}),
+    Emit(ops.skip_rms_norm, {13: lambda e: _skip_norm(e, "SkipSimplifiedLayerNormalization")}),
+)
