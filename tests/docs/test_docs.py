@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,19 @@ def test_own_rule_and_pass_are_as_short_as_said() -> None:
     assert item is not None
     assert len([line for line in rule.group().splitlines() if line.strip()]) <= 10
     assert len([line for line in item.group().splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.parametrize("number", range(3), ids=["operator", "pass", "backend"])
+def test_diffs_of_contributing_apply(number: int, tmp_path: Path) -> None:
+    diff = blocks(ROOT / "CONTRIBUTING.md", "diff")[number]
+    touched = re.findall(r"^--- a/(.+)$", diff, re.MULTILINE)
+    assert touched
+    for name in touched:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    # one line of context on each side must still be there
+    done = subprocess.run(
+        ["git", "apply", "--check", "-C1", "-"],
+        cwd=tmp_path, input=diff, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
