@@ -16,7 +16,7 @@ import numpy as np
 
 from regraft.ir.constants import constant_of, is_constant, weight
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import cast, reduce, response_norm
+from regraft.ir.ops import cast, logical, reduce, response_norm
 from regraft.ir.opspec import OpSpec, Trait
 from regraft.ir.types import DType, TensorType, static_shape
 from regraft.ir.weights import Role
@@ -28,6 +28,10 @@ MEAN_LIKE = frozenset({reduce.reduce_mean, reduce.reduce_max, reduce.reduce_min}
 """Reductions whose value does not depend on how many equal positions there are."""
 
 REDUCTIONS = frozenset({*reduce.OPS, response_norm.lp_norm, response_norm.mean_variance_norm})
+
+_COMPARISONS = frozenset(
+    {logical.less, logical.less_or_equal, logical.greater, logical.greater_or_equal}
+)
 
 _MAX_NUMBER_BYTES = 1 << 16
 _NO_ATTRS: tuple[()] = ()
@@ -159,7 +163,12 @@ class ConeFinder:
 
 
 def is_pointwise(op: OpSpec) -> bool:
-    """Returns whether each result element depends on the elements at its position, smoothly."""
+    """Returns whether each result element depends on the elements at its position alone.
+
+    Of the operators that jump, only comparisons: they choose between branches of a function.
+    """
+    if op in _COMPARISONS:
+        return True
     return is_broadcasting(op) and Trait.DISCRETE not in op.traits and op is not cast.bitcast
 
 

@@ -276,15 +276,13 @@ def _near(kind: str, damping: Sequence[float] | Array, power: Array) -> NearNorm
     """Says how epsilon enters when it is not added to the power."""
     damping = np.asarray(damping)
     deviation = np.sqrt(power)
-    usable = (damping > 0.02) & (damping < 0.98)
+    usable = (damping > 1e-7) & (damping < 0.999)
     what = "variance" if kind == "layer_norm" else "mean square"
-    if usable.any():
+    if usable.sum() > 1:
         added = (deviation * (1 / damping - 1))[usable]
         if np.ptp(added) <= 1e-3 * added.mean():
             return NearNorm(f"epsilon {added.mean():.3g} is added to the root of the {what}")
         least = (deviation / damping)[usable]
         if np.ptp(least) <= 1e-3 * least.mean():
-            return NearNorm(
-                f"the root of the {what} is at least {least.mean():.3g}, no epsilon is added"
-            )
+            return NearNorm(f"the root of the {what} is at least {least.mean():.3g}")
     return NearNorm(f"it differs from {kind} for small inputs")

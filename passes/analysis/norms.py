@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import norm, response_norm
+from regraft.ir.ops import arithmetic, norm, response_norm
 from regraft.passes.analysis.cones import (
     REDUCTIONS,
     Cone,
@@ -138,20 +138,41 @@ class NormFinder:
                 search.norms.append(own)
                 taken.add(node)
                 continue
-            cone, found = self._best(node)
-            if isinstance(found, NearNorm):
-                name = str(cone.y.name) if cone is not None else node.op.name
-                search.skipped.append(Skip(name, found.reason))
-            elif found is not None and cone is not None:
-                block = _block(cone, found)
-                if cone.escaping:
-                    sharing.append(block)
-                else:
-                    search.norms.append(block)
-                    taken.update(block.nodes)
+            for end in self._branches(node):
+                self._judge(end, search, sharing, taken)
         search.norms += _sharing(sharing, taken, search)
         search.norms.sort(key=_order)
         return search
+
+    def _judge(
+        self, node: Node, search: NormSearch, sharing: list[NormBlock], taken: set[Node]
+    ) -> None:
+        """Adds the norm that ends at or after a node to what it belongs to."""
+        cone, found = self._best(node)
+        if isinstance(found, NearNorm):
+            name = node.outputs[0].name if cone is None else cone.y.name
+            search.skipped.append(Skip(str(name), found.reason))
+        elif found is not None and cone is not None:
+            block = _block(cone, found)
+            if cone.escaping:
+                sharing.append(block)
+            else:
+                search.norms.append(block)
+                taken.update(block.nodes)
+
+    def _branches(self, node: Node) -> list[Node]:
+        """Returns the gains that share normal values, else the node that makes those."""
+        users = [user for user, _ in node.outputs[0]._uses if isinstance(user, Node)]
+        if len(users) == node.outputs[0].num_uses > 1 and all(map(self._is_gain, users)):
+            return users
+        return [node]
+
+    def _is_gain(self, node: Node) -> bool:
+        """Returns whether a node multiplies by a constant per position."""
+        if node.op is not arithmetic.mul:
+            return False
+        constants = [self._finder.constant(value) for value in node._inputs if value is not None]
+        return any(known is not None and known.number is None for known in constants)
 
     def _ends(self, graph: Graph) -> Iterator[Node]:
         """Yields canonical norms, and nodes where a statistic meets what varies."""
