@@ -7,15 +7,17 @@ keys. Names and exporters play no part.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import arithmetic, functions, softmax
+from regraft.ir.ops import arithmetic, attention, functions, softmax
 from regraft.ir.types import DType
-from regraft.passes.analysis.attention_masks import MaskReader, Masks
+from regraft.passes.analysis.attention_masks import ALL, MaskReader, Masks, Window, joined
 from regraft.passes.analysis.attention_scores import (
+    Cond,
     Scores,
     Site,
     Sum,
@@ -89,6 +91,7 @@ class Attention:
         softmax_dtype: Element type of the softmax when it differs.
         is_guarded: Whether a row without keys gives 0 rather than NaN.
         nodes: The nodes between queries, keys, values and the output, in graph order.
+        is_canonical: Whether it is one operator that says all of this already.
         is_channel: Whether it mixes channels, with positions summed over (cross-covariance).
         problem: Why the operator `attention` cannot stand for it, or "".
     """
@@ -108,6 +111,7 @@ class Attention:
     softmax_dtype: DType | None = None
     is_guarded: bool = False
     nodes: tuple[Node, ...] = ()
+    is_canonical: bool = False
     is_channel: bool = False
     problem: str = ""
 
@@ -145,9 +149,12 @@ class AttentionFinder:
         reader = MaskReader(data)
         found = []
         for site in sites:
-            attention = self._at(site, data, reader)
-            if attention is not None:
-                found.append(attention)
+            if isinstance(site, Node):
+                each = from_operator(site, reader)
+            else:
+                each = self._at(site, data, reader)
+            if each is not None:
+                found.append(each)
         return found
 
     def _at(self, site: Site, data: set[Value], reader: MaskReader) -> Attention | None:
@@ -168,9 +175,11 @@ class AttentionFinder:
         return _assemble(site, scores, total, views, data, reader)
 
 
-def _sites(graph: Graph) -> Iterator[Site]:
+def _sites(graph: Graph) -> Iterator[Site | Node]:
     for node in graph:
-        if node.op in _ROOTS:
+        if node.op is attention.attention:
+            yield node
+        elif node.op in _ROOTS:
             site = softmax_site(node)
             if site is not None:
                 yield site
@@ -201,7 +210,8 @@ def _assemble(
     rest = [leaf for axis in scores.axes for leaf in leaves(axis) if leaf not in keys]
     own = {*keys, *rest}
     channels = [leaf for axis in output_axes for leaf in leaves(axis) if leaf not in own]
-    heads = _heads(total.product.node, output_axes, channels, rest, q, inner, scores.axes)
+    ways_out = _ways_out(total.product.node, output_axes)
+    heads = _heads(ways_out, channels, rest, q, inner, scores.axes)
     in_k, in_v = k.atoms(), v.atoms()
     batch = [a for a in rest if a not in heads and (a in in_k or a in in_v)]
     rows = [a for a in rest if a not in heads and a not in batch]
@@ -232,11 +242,77 @@ def _assemble(
         softmax_dtype=scores.softmax_dtype,
         is_guarded=total.is_guarded,
         nodes=tuple(sorted(nodes, key=lambda node: node.order)),
-        is_channel=_is_channel(layout, q, k),
+        is_channel=_is_channel(layout, ways_out, k),
         problem=problem,
     )
     result.problem = result.problem or _misfit(result)
     return result
+
+
+def from_operator(node: Node, reader: MaskReader) -> Attention | None:
+    """Reads an `attention` operator, whose operands may still repeat heads or hide a window."""
+    q_in, k_in, v_in, mask, lengths, sinks, offset = node.inputs
+    if q_in is None or k_in is None or v_in is None:
+        return None
+    if None in (q_in.shape, k_in.shape, v_in.shape):
+        return None
+    attrs = node.attrs
+    q, k, v = view_of(q_in, scales=True), view_of(k_in, scales=True), view_of(v_in)
+    groups = [] if attrs["kv_groups"] == 1 else [Atom(attrs["kv_groups"])]
+    pairs = (
+        (q.axes[0], k.axes[0]), (q.axes[1], [*k.axes[1], *groups]), (q.axes[3], k.axes[3]),
+        (v.axes[0], k.axes[0]), (v.axes[1], k.axes[1]), (v.axes[2], k.axes[2]),
+    )  # fmt: skip
+    fits = all(unify(a, b) for a, b in pairs)
+    batch, heads, rows = (leaves(axis) for axis in q.axes[:3])
+    keys, inner, channels = leaves(k.axes[2]), leaves(q.axes[3]), leaves(v.axes[3])
+    kv_heads = _kv_heads(heads, k.atoms(), v.atoms()) if fits else heads
+    layout = Layout(batch, heads, kv_heads, rows, keys, inner, channels)
+    axes: Axes = [batch, heads, rows, keys]
+    terms = [] if mask is None or mask.shape is None else [_operand_term(mask, axes)]
+    is_bool = mask is not None and mask.dtype is DType.BOOL
+    is_early = attrs["mask_before_softcap"] and not is_bool
+    masks = reader.read(
+        [Cond(term, False, -math.inf) for term in terms] if is_bool else [],
+        [] if is_bool or is_early else terms,
+        rows,
+        keys,
+        (size_of(rows), size_of(keys)),
+    )
+    static: DimLike | None = attrs["causal_offset"]
+    own = ALL if static is None else Window(static, *attrs["window"])
+    window = joined(masks.window, own)
+    improves = (
+        layout.kv_groups != attrs["kv_groups"] or masks.num_read > 0 or q.scale * k.scale != 1.0
+    )
+    is_fixed = lengths is not None or offset is not None or window is None or not fits
+    masks.window = own if window is None else window
+    result = Attention(
+        output=node.outputs[0],
+        output_axes=[batch, heads, rows, channels],
+        q=q,
+        k=k,
+        v=v,
+        layout=layout,
+        scale=attrs["scale"] * q.scale * k.scale,
+        softcap=attrs["softcap"],
+        early=terms if is_early else [],
+        masks=masks,
+        sinks=None if sinks is None else Term(sinks, [heads]),
+        softmax_dtype=attrs["softmax_dtype"],
+        is_guarded=True,
+        nodes=(node,),
+        is_canonical=is_fixed or not improves or q.scale * k.scale <= 0,
+    )
+    if not result.is_canonical:
+        result.is_canonical = bool(_misfit(result))
+    return result
+
+
+def _operand_term(value: Value, axes: Axes) -> Term:
+    shape = value.shape or ()
+    own = axes[len(axes) - len(shape) :]
+    return Term(value, [[] if dim == 1 else a for dim, a in zip(shape, own, strict=True)])
 
 
 def _keys_operand(
@@ -272,9 +348,23 @@ def _summed(
     ]
 
 
+def _ways_out(node: Node, axes: Axes) -> list[Axes]:
+    """Returns the axes of a result, and of what it becomes while data only moves."""
+    value = node.outputs[0]
+    found = [axes]
+    while True:
+        users = value.users
+        if len(users) != 1 or value.num_uses != 1 or not is_movement(users[0]):
+            return found
+        after = moved(users[0], found[-1])
+        if after is None:
+            return found
+        value = users[0].outputs[0]
+        found.append(after)
+
+
 def _heads(
-    node: Node,
-    axes: Axes,
+    ways_out: list[Axes],
     channels: list[Atom],
     rest: list[Atom],
     q: View,
@@ -286,37 +376,24 @@ def _heads(
     On the way out heads and channels are merged; on the way in, heads and head size are split from
     one axis. Where neither happens, the axis before the positions of a rank 4 score holds the heads.
     """
-    value = node.outputs[0]
-    while True:
+    for axes in ways_out:
         for axis in axes:
             atoms = leaves(axis)
             if channels and atoms[-len(channels) :] == channels and len(atoms) > len(channels):
-                heads = [atom for atom in atoms[: -len(channels)] if atom in rest]
-                if heads and len(heads) == len(atoms) - len(channels):
-                    return _not_folded(heads, rest, axes)
-        users = value.users
-        if len(users) != 1 or value.num_uses != 1 or not is_movement(users[0]):
-            break
-        after = moved(users[0], axes)
-        if after is None:
-            break
-        value, axes = users[0].outputs[0], after
+                heads = atoms[: -len(channels)]
+                if set(heads) < set(rest) or (set(heads) == set(rest) and len(axes) > 1):
+                    return heads
     for axis in q.base_axes:
         atoms = leaves(axis)
-        if inner and set(inner) < set(atoms):
-            heads = [atom for atom in atoms if atom not in inner]
-            if set(heads) <= set(rest) and atoms[-len(inner) :] == inner:
+        if inner and set(inner) < set(atoms) and atoms[-len(inner) :] == inner:
+            heads = atoms[: -len(inner)]
+            if set(heads) <= set(rest):
                 return heads
     if len(score_axes) >= 4:
-        middle = [atom for axis in score_axes[-3:-2] for atom in leaves(axis)]
+        middle = leaves(score_axes[-3])
         if set(middle) <= set(rest):
             return middle
     return []
-
-
-def _not_folded(heads: list[Atom], rest: list[Atom], axes: Axes) -> list[Atom]:
-    """An axis that all atoms are folded into says nothing of heads."""
-    return heads if len(heads) < len(rest) or len(axes) > 1 else []
 
 
 def _kv_heads(heads: list[Atom], in_k: set[Atom], in_v: set[Atom]) -> list[Atom]:
@@ -348,41 +425,35 @@ def _with_mask_axes(layout: Layout, masks: Masks) -> Layout:
     )
 
 
-def _without_zeroed(scores: Scores, total: Sum) -> list | None:  # type: ignore[type-arg]
-    """Returns the conditions; one whose weights are set to 0 as well hides its keys altogether."""
+def _without_zeroed(scores: Scores, total: Sum) -> list[Cond] | None:
+    """Returns the conditions; one whose weights are set to 0 as well hides its keys altogether.
+
+    None when weights are set to 0 where no score is hidden.
+    """
     conds = list(scores.conds)
     for zeroed in total.zeroed:
-        match = next(
-            (
-                i
-                for i, cond in enumerate(conds)
-                if cond.term.value is zeroed.term.value and cond.hides == zeroed.hides
-            ),
-            None,
-        )
-        if match is None:
+        for i, cond in enumerate(conds):
+            if cond.term.value is zeroed.term.value and cond.hides == zeroed.hides:
+                conds[i] = Cond(cond.term, cond.hides, -math.inf)
+                break
+        else:
             return None
-        conds[match] = zeroed if conds[match].term.axes is None else _hardened(conds[match])
     return conds
 
 
-def _hardened(cond):  # type: ignore[no-untyped-def]
-    return type(cond)(cond.term, cond.hides, float("-inf"))
-
-
-def _is_channel(layout: Layout, q: View, k: View) -> bool:
-    """Whether the keys are channels: heads and keys were split from one axis of the operand."""
+def _is_channel(layout: Layout, ways_out: list[Axes], k: View) -> bool:
+    """Whether queries and keys are channels: they share an axis with the heads, positions do not."""
     if not layout.heads:
         return False
-    for view in (q, k):
-        for axis in view.base_axes:
-            atoms = set(leaves(axis))
-            if atoms & set(layout.inner):
-                return False
+    heads = set(layout.heads)
+    for axis in (axis for axes in ways_out for axis in axes):
+        atoms = set(leaves(axis))
+        if atoms & heads and atoms & set(layout.rows) and not atoms & set(layout.channels):
+            return atoms <= heads | set(layout.rows)
     for axis in k.base_axes:
         atoms = set(leaves(axis))
-        if atoms & set(layout.keys) and atoms & set(layout.heads):
-            return True
+        if atoms & set(layout.keys) and atoms & heads and not atoms & set(layout.inner):
+            return atoms <= heads | set(layout.keys)
     return False
 
 
@@ -407,8 +478,8 @@ def _misfit(a: Attention) -> str:
     if a.early and (len(a.early) > 1 or a.masks.conds or a.masks.soft):
         return "several masks around the soft cap"
     if a.sinks is not None:
-        atoms = [leaf for axis in a.sinks.axes for leaf in leaves(axis)]
-        if atoms != layout.heads:
+        sink_atoms = [leaf for axis in a.sinks.axes for leaf in leaves(axis)]
+        if sink_atoms != layout.heads:
             return "the sinks are not one number per head"
     own = {*known, *layout.keys, *layout.inner, *layout.channels}
     for view, kinds in (

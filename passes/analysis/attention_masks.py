@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.constants import constant_of
-from regraft.ir.dims import Dim, DimLike, Symbol, bind, symbols_of
+from regraft.ir.dims import Dim, DimLike, Symbol, bind, known_equal, symbols_of
 from regraft.ir.errors import RegraftError
 from regraft.ir.evaluate import evaluate_node
 from regraft.ir.graph import Node, Value
@@ -60,12 +60,14 @@ class Masks:
         conds: Conditions that hide keys altogether.
         soft: Conditions that lower scores to a finite number.
         terms: What is added to the scores.
+        num_read: Masks of positions that became the window, or hid nothing.
     """
 
     window: Window = ALL
     conds: list[Cond] = field(default_factory=list)
     soft: list[Cond] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
+    num_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +120,10 @@ class MaskReader:
         others = [*(c.term for c in (*masks.conds, *masks.soft)), *masks.terms]
         is_alone = not any(term.value in self._data for term in others)
         for window, source in windows:
-            joint = _joined(masks.window, window) if is_alone else None
+            joint = joined(masks.window, window) if is_alone else None
             if joint is not None:
                 masks.window = joint
+                masks.num_read += 1
             elif isinstance(source, Term):
                 masks.terms.append(source)
             else:
@@ -137,9 +140,10 @@ class MaskReader:
                 if window is not None and not is_hard:
                     windows.append((window, part))
                     continue
-                joint = None if window is None else _joined(masks.window, window)
+                joint = None if window is None else joined(masks.window, window)
                 if joint is not None:
                     masks.window = joint
+                    masks.num_read += 1
                     continue
             (masks.conds if is_hard else masks.soft).append(part)
 
@@ -310,6 +314,8 @@ def _fit(
     S, T = sizes
     anchors = highs if highs[0] is not None else lows
     for offset in (0, T - S):
+        if offset == 0 and not known_equal(S, T) and _are_equal(bands, sizes):
+            return None  # the sizes do not tell where the first query stands
         shifts = {
             anchor - (value if isinstance(value, int) else 0)
             for (env, _, _), anchor in zip(bands, anchors, strict=True)
@@ -328,7 +334,14 @@ def _fit(
     return None
 
 
-def _joined(a: Window, b: Window) -> Window | None:
+def _are_equal(
+    bands: list[tuple[Mapping[str, int], int | None, int | None]],
+    sizes: tuple[DimLike, DimLike],
+) -> bool:
+    return all(bind(sizes[0], env) == bind(sizes[1], env) for env, _, _ in bands)
+
+
+def joined(a: Window, b: Window) -> Window | None:
     """Returns the keys that both windows show, None when that is no window."""
     if a == ALL or b == ALL:
         return b if a == ALL else a
@@ -355,12 +368,27 @@ def _evaluate_twice(value: Value) -> tuple[tuple[Mapping[str, int], Array], ...]
         return None
     results = []
     for first in (largest + 3, largest + 8):
-        env = {s.name: _clamped(first + 2 * i, s) for i, s in enumerate(symbols)}
-        array = _evaluate(value, nodes, env)
-        if array is None:
+        for step in (2, 0):  # distinct sizes, unless the graph takes some of them for equal
+            env = {s.name: _clamped(first + step * i, s) for i, s in enumerate(symbols)}
+            array = _evaluate(value, nodes, env) if _is_consistent(value, env) else None
+            if array is not None:
+                results.append((env, array))
+                break
+        else:
             return None
-        results.append((env, array))
     return tuple(results)
+
+
+def _is_consistent(value: Value, env: Mapping[str, int]) -> bool:
+    """Whether sizes that the graph assumes equal are equal."""
+    graph = value.owner
+    if graph is None:
+        return False
+    for left, right in graph.scope.assumptions:
+        a, b = bind(left, env), bind(right, env)
+        if isinstance(a, int) and isinstance(b, int) and a != b:
+            return False
+    return True
 
 
 def _cone(value: Value) -> list[Node] | None:

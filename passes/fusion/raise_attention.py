@@ -29,7 +29,7 @@ from regraft.passes.analysis.views import (
     size_of,
     view_of,
 )
-from regraft.passes.fusion.plan import Plan
+from regraft.passes.fusion.plan import Plan, Raise
 from regraft.passes.fusion.prove import Prover
 from regraft.passes.protocol import Skip
 
@@ -37,6 +37,8 @@ from regraft.passes.protocol import Skip
 def plan_attention(found: Iterable[Attention], plan: Plan, prover: Prover) -> None:
     """Adds every attention that the operator stands for, proved on generated inputs."""
     for each in found:
+        if each.is_canonical:
+            continue
         reason = each.problem or _refuted(each, prover)
         if reason:
             plan.skipped.append(Skip(str(each.output.name), f"attention: {reason}"))
@@ -44,11 +46,14 @@ def plan_attention(found: Iterable[Attention], plan: Plan, prover: Prover) -> No
         node = each.output.producer
         if node is None:
             raise AssertionError("attention ends in a node")
-        plan.add(node, "raise-attention", lambda at, rw, a=each: _apply(a, at, rw))
+        plan.add(node, "raise-attention", _raised(each))
 
 
-def _apply(a: Attention, node: Node, rw: Rewriter) -> None:
-    rw.replace(node, build(a, rw.builder(node)))
+def _raised(a: Attention) -> Raise:
+    def apply(node: Node, rw: Rewriter) -> None:
+        rw.replace(node, build(a, rw.builder(node)))
+
+    return apply
 
 
 def _refuted(a: Attention, prover: Prover) -> str:
@@ -159,7 +164,5 @@ def _sinks(b: Builder, term: Term) -> Value:
     heads = [leaf for axis in term.axes for leaf in leaves(axis)]
     own = [atom for atom in heads if atom in view.atoms()]
     if own != heads:
-        return b.op(
-            reshaping.reshape, emit_view(b, view, [heads]), shape=(size_of(heads),)
-        )
+        return b.op(reshaping.reshape, emit_view(b, view, [heads]), shape=(size_of(heads),))
     return emit_view(b, view, [heads])
