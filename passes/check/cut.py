@@ -59,6 +59,11 @@ class Cut:
         """Whether the new values depend on free values that the old ones do not see."""
         return any(sides == NEW for sides in self.frontier.values())
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether both sides use every value of the frontier that could be lowered."""
+        return next(_one_sided(self), None) is None
+
     def key(self) -> Hashable:
         """Returns what repeated layers share: structure, types, small literals."""
         numbers: dict[Value, int] = {}

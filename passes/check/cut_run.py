@@ -25,7 +25,7 @@ from regraft.passes.check.samples import clamp_size, padding_mask
 Array = np.ndarray[Any, Any]
 Env = dict[str, int]
 
-MAX_ELEMENTS = 1 << 21
+MAX_ELEMENTS = 1 << 22
 """Elements of all values of a cut together; larger ones are not evaluated."""
 
 _SIZES = (1, 3, 4, 8, 16, 32, 64, 128, 256, 640)

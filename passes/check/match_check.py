@@ -100,26 +100,27 @@ class MatchChecker:
     def _judge(self, rule: str, cut: Cut) -> Verdict:
         """Evaluates the cut, further and further down until both sides agree."""
         differs: Verdict | None = None
-        if not cut.new_sees_more:
-            first = self._evaluated(rule, cut)
-            if first.outcome == "equal":
-                return first
-            differs = first if first.outcome == "differs" else None
-        lowered = close(cut)
+        conclusive: Verdict | None = None
+        lowered = True
         while True:
-            if lowered or differs is None:
-                if cut.new_sees_more:
-                    return differs or Verdict("unknown", "the common frontier is too far away")
+            if lowered and not cut.new_sees_more:
                 # against a difference for free values, a few equal numbers prove little
                 verdict = self._evaluated(rule, cut, _THOROUGH if differs else _USUAL)
                 if verdict.outcome == "equal":
                     return verdict
                 if verdict.outcome == "unknown":
-                    return differs or verdict
+                    # a difference counts only above a frontier that both sides share
+                    return conclusive or verdict
                 differs = verdict
+                conclusive = verdict if cut.is_closed else conclusive
+            if not cut.is_closed and not cut.is_full:
+                lowered = close(cut)
+                continue
+            if cut.new_sees_more:
+                return conclusive or Verdict("unknown", "the common frontier is too far away")
             lowered = not cut.is_full and deepen(cut)
             if not lowered:
-                return differs  # no frontier makes them equal
+                return differs or Verdict("unknown", "it was not evaluated")  # nothing is below
             close(cut)
 
     def _evaluated(self, rule: str, cut: Cut, evidence: tuple[int, int] = _USUAL) -> Verdict:
