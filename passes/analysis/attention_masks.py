@@ -26,6 +26,9 @@ from regraft.passes.cleanup.facts import uniform
 
 Array = np.ndarray[Any, Any]
 
+_Contents = tuple[tuple[tuple[Mapping[str, int], Array], ...], ...]
+"""For each of two sizes, the content with distinct and with equal sizes, where the graph runs."""
+
 _MAX_NODES = 80
 _MAX_SIZE = 2048
 _MAX_ELEMENTS = 1 << 23
@@ -88,7 +91,7 @@ class MaskReader:
 
     def __init__(self, data: set[Value]) -> None:
         self._data = data
-        self._arrays: dict[Value, tuple[tuple[Mapping[str, int], Array], ...] | None] = {}
+        self._arrays: dict[Value, _Contents | None] = {}
 
     def read(
         self,
@@ -172,18 +175,23 @@ class MaskReader:
         if found is None:
             return None
         bands: list[tuple[Mapping[str, int], int | None, int | None]] = []
-        for env, array in found:
-            S, T = (bind(size, env) for size in sizes)
-            if not isinstance(S, int) or not isinstance(T, int):
+        for candidates in found:
+            for env, array in candidates:
+                S, T = (bind(size, env) for size in sizes)
+                if not isinstance(S, int) or not isinstance(T, int):
+                    return None
+                visible = _visible(cond, array, rows, keys, (S, T))
+                if visible is not None:
+                    break
+            else:
                 return None
-            visible = _visible(cond, array, rows, keys, (S, T))
-            band = None if visible is None else _band(visible)
+            band = _band(visible)
             if band is None:
                 return None
             bands.append((env, *band))
         return _fit(bands, sizes)
 
-    def _evaluated(self, value: Value) -> tuple[tuple[Mapping[str, int], Array], ...] | None:
+    def _evaluated(self, value: Value) -> _Contents | None:
         """Returns the content of a value of positions at two bindings."""
         if value not in self._arrays:
             self._arrays[value] = _evaluate_twice(value)
@@ -355,27 +363,28 @@ def joined(a: Window, b: Window) -> Window | None:
 # -- evaluation -------------------------------------------------------------------------------------
 
 
-def _evaluate_twice(value: Value) -> tuple[tuple[Mapping[str, int], Array], ...] | None:
+def _evaluate_twice(value: Value) -> _Contents | None:
     nodes = _cone(value)
     if nodes is None:
         return None
     symbols = _symbols(value, nodes)
     constant = constant_of(value, 1 << 26)
     if constant is not None:
-        return (({}, constant), ({}, constant))
+        return ((({}, constant),), (({}, constant),))
     largest = _largest_number(nodes)
     if largest > _MAX_SIZE:
         return None
     results = []
     for first in (largest + 3, largest + 8):
-        for step in (2, 0):  # distinct sizes, unless the graph takes some of them for equal
+        candidates: list[tuple[Mapping[str, int], Array]] = []
+        for step in (2, 0):
             env = {s.name: _clamped(first + step * i, s) for i, s in enumerate(symbols)}
             array = _evaluate(value, nodes, env) if _is_consistent(value, env) else None
             if array is not None:
-                results.append((env, array))
-                break
-        else:
+                candidates.append((env, array))
+        if not candidates:
             return None
+        results.append(tuple(candidates))
     return tuple(results)
 
 
