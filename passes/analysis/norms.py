@@ -196,25 +196,38 @@ class NormFinder:
                     yield node
 
     def _best(self, node: Node) -> tuple[Cone | None, NormFit | NearNorm | None]:
-        """Returns the largest norm that ends in the constants after `node`, or the nearest miss."""
+        """Returns the largest norm that ends in the constants after `node`, or the nearest miss.
+
+        A number that follows is left to what follows, where the rest is a norm without it: the
+        scale of attention is no gain.
+        """
+        scaled: tuple[Cone, NormFit] | None = None
         near: tuple[Cone | None, NearNorm | None] = (None, None)
         for y in reversed(list(self._tail(node))):
-            best: tuple[Cone, NormFit] | None = None
-            for cone in self._finder.cones(y):
-                if best is not None and cone.escaping and not best[0].escaping:
-                    break
-                if not _is_candidate(cone):
-                    continue
-                if cone.key not in self._known:
-                    self._known[cone.key] = fit(cone)
-                found = self._known[cone.key]
-                if isinstance(found, NormFit):
-                    best = cone, found  # the larger the better: it may centre, too
-                elif isinstance(found, NearNorm):
-                    near = cone, found
-            if best is not None:
+            best, miss = self._of(y)
+            near = miss or near
+            if best is not None and best[1].gain.factor == 1:
                 return best
-        return near
+            scaled = scaled or best
+        return near if scaled is None else scaled
+
+    def _of(self, y: Value) -> tuple[tuple[Cone, NormFit] | None, tuple[Cone, NearNorm] | None]:
+        """Returns the norm whose result is `y`, and how a cone of `y` nearly is one."""
+        best: tuple[Cone, NormFit] | None = None
+        near: tuple[Cone, NearNorm] | None = None
+        for cone in self._finder.cones(y):
+            if best is not None and cone.escaping and not best[0].escaping:
+                break
+            if not _is_candidate(cone):
+                continue
+            if cone.key not in self._known:
+                self._known[cone.key] = fit(cone)
+            found = self._known[cone.key]
+            if isinstance(found, NormFit) and (best is None or _centres(best[1], found)):
+                best = cone, found
+            elif isinstance(found, NearNorm):
+                near = cone, found
+        return best, near
 
     def _tail(self, node: Node) -> Iterator[Value]:
         """Yields the result of `node`, and what constants and casts alone make of it."""
@@ -249,6 +262,15 @@ def canonical_norm(node: Node) -> NormBlock | None:
         Scale(1.0, (node.inputs[1],)), None if bias is None else Scale(1.0, (bias,)), (node,),
         attrs.get("groups"),
     )  # fmt: skip
+
+
+def _centres(inner: NormFit, outer: NormFit) -> bool:
+    """Returns whether a larger cone is the same norm with its centring.
+
+    A norm of a norm is one norm, too, but of another epsilon.
+    """
+    same_epsilon = abs(outer.epsilon - inner.epsilon) <= 1e-6 * inner.epsilon
+    return (inner.kind, outer.kind) == ("rms_norm", "layer_norm") and same_epsilon
 
 
 def _is_candidate(cone: Cone) -> bool:

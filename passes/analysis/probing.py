@@ -80,7 +80,7 @@ def _is_exact(number: float, dtype: DType) -> bool:
     """
     if not np.isfinite(number) or abs(number) >= 1e6:
         return True
-    return (number * 2 ** (_FRACTION_BITS.get(dtype, 2) // 2 - 1)).is_integer()
+    return float(number * 2.0 ** (_FRACTION_BITS.get(dtype, 2) // 2 - 1)).is_integer()
 
 
 def short_number(number: float, dtype: DType | None) -> float:

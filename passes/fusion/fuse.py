@@ -69,9 +69,7 @@ class Fuse:
                 plan = _plan(module, prover)
                 if not plan.places:
                     return PassResult(changed, dict(sorted(counts.items())), tuple(plan.skipped))
-                stats = rewrite(
-                    module, plan.rules(), start=tuple(plan.places), observer=ctx.observer
-                )
+                stats = rewrite(module, plan.rules(), start=plan.in_order(), observer=ctx.observer)
                 counts.update(stats.counts)
                 changed = True
         raise AssertionError(f"something is raised to what is raised again: {counts}")

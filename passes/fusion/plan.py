@@ -29,6 +29,10 @@ class Plan:
         """Plans to replace the results of `node`."""
         self.places[node] = rule, apply
 
+    def in_order(self) -> list[Node]:
+        """Returns the planned nodes, users first: what a place reads is then still in the graph."""
+        return sorted(self.places, key=lambda node: -node.order)
+
     def rules(self) -> RuleSet:
         """Returns one rule per kind of place; each applies at the planned nodes alone."""
         names = dict.fromkeys(rule for rule, _ in self.places.values())

@@ -99,7 +99,9 @@ def _constant(
     if not scale.values:
         key = b.graph, sizes, dtype, scale.factor
         if key not in ones:
-            ones[key] = b.constant(np.full(sizes, scale.factor, np.float32), dtype)
+            # at the front: places are raised from the last to the first
+            front = Builder(b.graph, b.graph.first)
+            ones[key] = front.constant(np.full(sizes, scale.factor, np.float32), dtype)
         return ones[key]
     result: Value | None = None
     for value in scale.values:

@@ -177,6 +177,24 @@ def test_bias_before_the_gain() -> None:
     assert sorted(str(v.name) for v in found.shift.values) == ["b", "g"]
 
 
+def test_scale_of_what_follows_is_no_gain() -> None:
+    body = RMS_NORMS["pow, sqrt, div"] + "\n%q2 = mul(%n, %g)\n%y = mul(%q2, 0.125)"
+    found = only(spelled(body, weights={"g": "f32[16]"}))
+    assert found.output.name == "q2"
+    assert found.gain.factor == 1
+
+
+def test_norm_of_a_norm_is_two() -> None:
+    """Together they are a layer norm of another epsilon, which nobody wrote."""
+    first = LAYER_NORMS["pow, sqrt, div"].replace("%", "%a_").replace("%a_x", "%x")
+    second = LAYER_NORMS["mul, reciprocal"].replace("%x", "%a_n")
+    found = search(spelled(f"{first}\n{second}\n%y = relu(%n)")).norms
+    assert [(block.kind, block.input.name) for block in found] == [
+        ("layer_norm", "x"),
+        ("layer_norm", "a_n"),
+    ]
+
+
 def test_gain_of_one_plus_weight_is_one_constant() -> None:
     body = RMS_NORMS["pow, sqrt, div"] + "\n%h = add(%g, 1)\n%y = mul(%n, %h)"
     assert names(only(spelled(body, weights={"g": "f32[16]"}))) == (["h"], [])

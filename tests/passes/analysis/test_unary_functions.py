@@ -127,8 +127,12 @@ OTHERS = [
     ("sigmoid", {}, "%a = mul(%x, 0.5)\n%b = tanh(%a)\n%c = add(%b, 1)\n%y = mul(%c, 0.5)"),
     (
         "tanh", {},
-        "%a = exp(%x)\n%b = neg(%x)\n%c = exp(%b)\n%d = sub(%a, %c)\n%e = add(%a, %c)\n"
-        "%y = div(%d, %e)",
+        """%a = exp(%x)
+        %b = neg(%x)
+        %c = exp(%b)
+        %d = sub(%a, %c)
+        %e = add(%a, %c)
+        %y = div(%d, %e)""",
     ),
     ("tanh", {}, "%a = mul(%x, 2)\n%b = sigmoid(%a)\n%c = mul(%b, 2)\n%y = sub(%c, 1)"),
     ("softplus", {}, "%a = exp(%x)\n%b = add(%a, 1)\n%y = log(%b)"),
