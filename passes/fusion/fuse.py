@@ -14,12 +14,14 @@ from regraft.passes.analysis.attention import AttentionFinder
 from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.analysis.group_norms import join_groups
 from regraft.passes.analysis.norms import NormFinder
+from regraft.passes.analysis.rotary import find_rotary
 from regraft.passes.analysis.unary_functions import ActivationFinder
 from regraft.passes.fusion.plan import Plan
 from regraft.passes.fusion.prove import Prover
 from regraft.passes.fusion.raise_activations import plan_activations
 from regraft.passes.fusion.raise_attention import plan_attention
 from regraft.passes.fusion.raise_norms import plan_norms
+from regraft.passes.fusion.raise_rotary import plan_rotary
 from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
 
 _MAX_ROUNDS = 8
@@ -86,6 +88,7 @@ def _plan(module: Module, prover: Prover) -> Plan:
         plan.skipped += search.skipped
         plan_norms(join_groups(search.norms, taken), plan)
         plan_activations(activations.find(graph, taken), plan)
+        plan_rotary(find_rotary(graph), plan, prover)
         plan_attention(attentions.find(graph), plan, prover)
     plan.skipped += [
         Skip(str(value.name), f"attention: {reason}") for value, reason in attentions.rejected
