@@ -25,13 +25,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import core_memory, core_simplify, core_startup
+from benchmarks import core_checks, core_memory, core_simplify, core_startup
 from benchmarks.measure import RESULTS, ROOT, Measurement, Row, Settings, by_name
 
 MEASUREMENTS: tuple[Measurement, ...] = (
     *core_startup.MEASUREMENTS,
     *core_simplify.MEASUREMENTS,
     *core_memory.MEASUREMENTS,
+    *core_checks.MEASUREMENTS,
 )
 
 CPU_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")

@@ -24,7 +24,7 @@ CASES = {
     "help": "--help",
     "help-short": "-h",
     "unknown-verb": "convrt model.onnx",
-    "planned-verb": "bench model.onnx",
+    "planned-verb": "lint model.onnx",
     "unknown-flag-before-verb": "--verbos",
     # -- convert
     "convert-help": "convert -h",
