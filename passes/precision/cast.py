@@ -77,7 +77,7 @@ class Cast:
     Args:
         dtype: `fp16` or `bf16`.
         keep: What stays in f32: operator names, value names, `re:` patterns of value names.
-        io: `keep` leaves the types of inputs and outputs, `cast` changes them too.
+        io: `keep` leaves the types of inputs and outputs, `cast` changes those in range too.
         range_check: Run the module on samples to find values out of range.
     """
 
@@ -99,10 +99,14 @@ class Cast:
             notes += self._observe(module, ranges, ctx)
         ranges.read_constants(module)
         plan = make_plan(
-            module, ranges, self.keep, kept_by_name=frozenset(recorded.get("kept", ()))
+            module,
+            ranges,
+            self.keep,
+            casts_interface=self.io == "cast",
+            kept_by_name=frozenset(recorded.get("kept", ())),
         )
         by_range = [node.outputs[0].name for node, why in plan.kept.items() if _is_by_numbers(why)]
-        lowering = Lowering(module, plan, target, casts_interface=self.io == "cast")
+        lowering = Lowering(module, plan, target)
         lowering.run()
         drop_dead_code(module)
         stats = {
@@ -113,7 +117,7 @@ class Cast:
             "conversions": lowering.num_casts,
             "samples": ranges.num_samples,
         }
-        changed = bool(plan.low or plan.weights or lowering.num_casts)
+        changed = bool(plan.low or plan.weights or plan.interface or lowering.num_casts)
         # a place without a name cannot be found again: then the ranges are looked at again
         decisions = {} if None in by_range else {"kept": by_range}
         return PassResult(changed, stats, (*notes, *_skips(plan)), decisions)

@@ -52,8 +52,7 @@ LOWERED: frozenset[OpSpec] = frozenset(
         activation.relu, activation.leaky_relu, activation.thresholded_relu, activation.prelu,
         activation.elu, activation.selu, activation.celu, activation.sigmoid,
         activation.hard_sigmoid, activation.hard_swish, activation.swish, activation.mish,
-        activation.gelu, activation.softplus, activation.softsign, activation.shrink,
-        activation.clip,
+        activation.gelu, activation.softplus, activation.softsign, activation.clip,
         arithmetic.add, arithmetic.sub, arithmetic.mul, arithmetic.div, arithmetic.min_,
         arithmetic.max_, arithmetic.neg, arithmetic.abs_,
         attention.attention, rotary.rotary_embedding,
@@ -66,7 +65,6 @@ LOWERED: frozenset[OpSpec] = frozenset(
         pool.max_pool, pool.average_pool, pool.global_max_pool,
         rnn.rnn, rnn.gru, rnn.lstm,
         scattering.scatter_elements, scattering.scatter_nd,
-        selecting.one_hot,
         resize.resize, reduce.reduce_max, reduce.reduce_min,
     }
 )  # fmt: skip
@@ -106,6 +104,7 @@ KEPT: dict[OpSpec, str] = {
     ),
     **_why(_JUMP, *rounding.OPS, softmax.hardmax, selecting.top_k, moe.moe),
     **_why(_SCHEMA, fill.range_, fill.eye_like, detection.non_max_suppression, *signal.OPS),
+    **_why("ONNX has no bf16 form of it", selecting.one_hot, activation.shrink),
     **_why(
         _PLACES, *grid_sample.OPS, *region.OPS, pool.max_pool_with_indices,
     ),
@@ -116,6 +115,8 @@ KEPT: dict[OpSpec, str] = {
 """Operators that stay in f32, with the reason."""
 
 NO_FORM = "it has no half-precision form here"
+
+_SCATTERS = frozenset({scattering.scatter_elements, scattering.scatter_nd})
 
 _F32_SLOTS: dict[OpSpec, frozenset[str]] = {
     resize.resize: frozenset({"roi", "scales"}),  # scales are f32 in the schema
@@ -128,6 +129,8 @@ def reason_to_keep(node: Node) -> str | None:
     reason = KEPT.get(node.op)
     if reason is not None:
         return reason
+    if node.op in _SCATTERS and node.attrs["reduction"] != "none":
+        return _SUM
     if node.op in LOWERED or follows_operands(node):
         return None
     if Trait.DISCRETE in node.op.traits:

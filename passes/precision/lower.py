@@ -31,18 +31,17 @@ class Lowering:
         module: Changed in place.
         plan: What to lower.
         dtype: f16 or bf16.
-        casts_interface: Whether inputs and outputs of the model change type too.
     """
 
-    def __init__(self, module: Module, plan: Plan, dtype: DType, *, casts_interface: bool) -> None:
+    def __init__(self, module: Module, plan: Plan, dtype: DType) -> None:
         self.module = module
         self.plan = plan
         self.dtype = dtype
-        self.casts_interface = casts_interface
         self.num_casts = 0
         self._lowered: set[Value] = set()  # values that were f32 before
         self._low: dict[Value, Value] = {}  # f32 value -> its half-precision form
         self._wide: dict[Value, Value] = {}  # lowered value -> its f32 form
+        self._half_uses: set[tuple[Node | Graph, int]] = set()  # uses that were half before
         self._copies: dict[str, str] = {}  # weight in f32 -> its copy in half precision
 
     def run(self) -> None:
@@ -57,11 +56,10 @@ class Lowering:
         self._graph(self.module.graph, is_main=True)
 
     def _graph(self, graph: Graph, *, is_main: bool) -> None:
-        if is_main and self.casts_interface:
-            for value in graph.inputs:
-                if value.dtype is DType.F32 and isinstance(value.type, TensorType):
-                    value.type = TensorType(self.dtype, value.type.shape)
-                    self._lowered.add(value)
+        for value in graph.inputs if is_main else ():
+            if value in self.plan.interface and isinstance(value.type, TensorType):
+                value.type = TensorType(self.dtype, value.type.shape)
+                self._lowered.add(value)
         for node in list(graph):
             if Trait.CONSTANT in node.op.traits:
                 continue
@@ -72,10 +70,10 @@ class Lowering:
             else:
                 self._keep(node)
         for idx, value in enumerate(graph.outputs):
-            if is_main and self.casts_interface:
-                if value.dtype is DType.F32:
+            if is_main and value in self.plan.interface:
+                if value not in self._lowered:
                     graph.set_operand(idx, self._to_low(value))
-            elif value in self._lowered:
+            elif value in self._lowered and (graph, idx) not in self._half_uses:
                 graph.set_operand(idx, self._to_wide(value))
 
     def _lower(self, node: Node) -> None:
@@ -101,12 +99,15 @@ class Lowering:
             node.attrs = {**node.attrs, "softmax_dtype": DType.F32}
 
     def _keep(self, node: Node) -> None:
+        """Gives a node that stays the f32 operands it had; drops a cast that is done already."""
         source = node.inputs[0] if node.op is cast else None
         if source in self._lowered and node.output.dtype is self.dtype and node.graph is not None:
+            # its users take half precision already, others of the same value do not
+            self._half_uses.update(node.output.uses)
             node.graph.replace(node, [source], "cast")
             return
         for idx, value in enumerate(node.inputs):
-            if value is not None and value in self._lowered:
+            if value in self._lowered and (node, idx) not in self._half_uses:
                 node.set_operand(idx, self._to_wide(value))
 
     # -- conversions ----------------------------------------------------------------------------

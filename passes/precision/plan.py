@@ -21,6 +21,8 @@ from regraft.passes.precision.ranges import Ranges
 SMALL_WEIGHT_BYTES = 1024
 """A weight of a node that stays in f32 is stored in f32 up to this size, and in half above it."""
 
+_HALF = (DType.F16, DType.BF16)
+
 BY_OPTION = "kept by option"
 
 
@@ -32,11 +34,13 @@ class Plan:
         low: Nodes that will compute in half precision.
         kept: Nodes with f32 operands or results that stay, with the reason.
         weights: Names of weights that will be stored in half precision.
+        interface: Inputs and outputs of the model that change type.
     """
 
     low: set[Node] = field(default_factory=set)
     kept: dict[Node, str] = field(default_factory=dict)
     weights: set[str] = field(default_factory=set)
+    interface: set[Value] = field(default_factory=set)
 
 
 def make_plan(
@@ -44,6 +48,7 @@ def make_plan(
     ranges: Ranges,
     keep: Sequence[str],
     *,
+    casts_interface: bool = False,
     kept_by_name: frozenset[str] = frozenset(),
 ) -> Plan:
     """Decides for every node; changes nothing; cost O(nodes).
@@ -52,6 +57,7 @@ def make_plan(
         module: The module.
         ranges: Magnitudes of its values.
         keep: Operator names, value names and `re:` patterns of value names that stay in f32.
+        casts_interface: Whether inputs and outputs of the model change type, where in range.
         kept_by_name: Values whose nodes an earlier run kept (decisions that are replayed).
 
     Raises:
@@ -70,6 +76,11 @@ def make_plan(
             plan.low.add(node)
         else:
             plan.kept[node] = reason
+    if casts_interface:
+        ends = (*module.graph.inputs, *module.graph.outputs)
+        plan.interface = {
+            value for value in ends if value.dtype is DType.F32 and ranges.problem(value) is None
+        }
     _follow(module.graph, plan)
     _choose_weights(module, plan, ranges)
     return plan
@@ -117,8 +128,11 @@ def _follow(graph: Graph, plan: Plan) -> None:
         if not moving or any(_is_low(v, plan) for v in moving):
             continue
         # every operand comes from f32: lowering here only pays when a user wants it
-        users = [user for value in node.outputs for user, _ in value.uses]
-        wants = [isinstance(user, Node) and user in plan.low for user in users]
+        wants = [
+            user in plan.low if isinstance(user, Node) else value in plan.interface
+            for value in node.outputs
+            for user, _ in value.uses
+        ]
         produced = any(v.producer is not None for v in moving)
         if follows_operands(node) and (produced or not all(wants)):
             plan.low.discard(node)  # the conversion comes after it, where it is needed
@@ -127,7 +141,12 @@ def _follow(graph: Graph, plan: Plan) -> None:
 
 
 def _is_low(value: Value, plan: Plan) -> bool:
-    return value.producer is not None and value.producer in plan.low
+    """Returns whether the value exists in half precision without a conversion."""
+    producer = value.producer
+    if producer is None:
+        return value in plan.interface
+    source = producer.inputs[0] if producer.op is cast else None
+    return producer in plan.low or (source is not None and source.dtype in _HALF)
 
 
 def _is_constant(value: Value) -> bool:
