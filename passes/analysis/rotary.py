@@ -9,16 +9,20 @@ side. Which of these it is, is decided by evaluating the candidates (see `Prover
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of, is_constant
-from regraft.ir.dims import DimLike, exactdiv, known_equal
+from regraft.ir.dims import bind, exactdiv, known_equal, symbols_of
+from regraft.ir.errors import RegraftError
+from regraft.ir.evaluate import evaluate_node
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import arithmetic, cast, functions, gathering, reshaping, slicing
-from regraft.passes.analysis.views import leaves, scalar_factor, view_of
+from regraft.ir.opspec import Trait
+from regraft.passes.analysis.views import emit_view, leaves, scalar_factor, view_of
 
 _MAX_NODES = 14
 _MAX_TABLE_BYTES = 1 << 24
@@ -47,22 +51,30 @@ class Rotary:
     """One rotary embedding.
 
     Args:
-        x: What is turned, of rank 3 or 4.
-        output: The result, of the same shape.
+        source: What has the channels, of rank 3 or 4.
+        start: The first channel of `source` that belongs to the result.
+        output: The result.
         tables: The two tables, cosines first where the spelling says so.
         interleaved: Whether the channels of a pair are neighbours.
-        rotary_size: The first channels that turn, None for all.
-        rows: Axis of the positions in `x`.
-        nodes: What computes it from x and the tables.
+        rotary_size: The first channels that turn.
+        rows: Axis of the positions.
+        nodes: What computes it from the source and the tables, the last one first.
     """
 
-    x: Value
+    source: Value
+    start: int
     output: Value
     tables: tuple[Value, Value]
     interleaved: bool
-    rotary_size: DimLike | None
+    rotary_size: int
     rows: int
     nodes: tuple[Node, ...]
+
+    @property
+    def size(self) -> int:
+        """Channels of the result."""
+        size = (self.output.shape or (0,))[-1]
+        return size if isinstance(size, int) else 0
 
 
 def find_rotary(graph: Graph) -> list[Rotary]:
@@ -95,19 +107,20 @@ def _at(root: Node) -> Rotary | None:
     if out.rank not in (3, 4) or out.dtype is None or not out.dtype.is_float:
         return None
     found = _products(root)
-    if found is None:
+    if found is None or out.shape is None:
         return None
     products, above = found
+    size = out.shape[-1]
     split = _common(products, out)
-    if split is None:
+    if split is None or not isinstance(size, int) or size % 2:
         return None
-    x, tables = split
+    source, tables = split
     distinct = list(dict.fromkeys(tables))
-    if len(distinct) != 2 or x.shape is None:
+    if len(distinct) != 2:
         return None
-    rows = _rows(x, distinct)
-    size = x.shape[-1]
-    if rows is None or not isinstance(size, int) or size % 2:
+    start = _first_channel(source, products, tables, size)
+    rows = _rows(out, distinct)
+    if start is None or rows is None:
         return None
     width = (distinct[0].shape or (0,))[-1]
     if width == size:
@@ -115,12 +128,13 @@ def _at(root: Node) -> Rotary | None:
         if len(kinds) != 1 or None in kinds:
             return None
         interleaved = kinds.pop() == "interleaved"
-    elif known_equal(width, size // 2):
+    elif width == size // 2:
         interleaved = root.op is not slicing.concat
     else:
         return None
     nodes = (*above, *products)
-    whole = Rotary(x, out, (distinct[0], distinct[1]), interleaved, None, rows, nodes)
+    pair = (distinct[0], distinct[1])
+    whole = Rotary(source, start, out, pair, interleaved, size, rows, nodes)
     return _partial(whole) or whole
 
 
@@ -160,7 +174,7 @@ def _common(products: list[Node], out: Value) -> tuple[Value, list[Value]] | Non
         else:
             shared = {v: depth + both[v] for v, depth in shared.items() if v in both}
     for x in sorted(shared or {}, key=lambda v: (shared or {})[v]):
-        if x.shape != out.shape:
+        if not _has_channels_of(x, out):
             continue
         tables = []
         for node, pair in zip(products, sides, strict=True):
@@ -171,12 +185,81 @@ def _common(products: list[Node], out: Value) -> tuple[Value, list[Value]] | Non
                 break
             tables.append(table)
         else:
-            # the product of x itself comes first: its table holds the cosines
-            direct = [x in node.inputs for node in products]
-            if len(products) == 2 and direct == [False, True]:
+            # the product of the channels as they are holds the cosines, that of the turned ones
+            # the sines
+            if len(products) == 2 and _is_turned(products[0], tables[0]):
                 tables.reverse()
             return x, tables
     return None
+
+
+def _is_turned(node: Node, table: Value) -> bool:
+    """Whether the other operand of a product is put together from channels."""
+    value = node.inputs[0] if node.inputs[1] is table else node.inputs[1]
+    made = None if value is None else value.producer
+    while made is not None and made.op is reshaping.reshape and made.inputs[0] is not None:
+        made = made.inputs[0].producer
+    return made is not None and made.op is slicing.concat
+
+
+def _has_channels_of(x: Value, out: Value) -> bool:
+    """Whether x has the axes of the result, the last one possibly longer."""
+    if x.shape is None or out.shape is None or len(x.shape) != len(out.shape):
+        return False
+    last = x.shape[-1]
+    return (
+        isinstance(last, int)
+        and all(known_equal(a, b) for a, b in zip(x.shape[:-1], out.shape[:-1], strict=True))
+        and isinstance(out.shape[-1], int)
+        and last >= out.shape[-1]
+    )
+
+
+def _first_channel(
+    source: Value, products: list[Node], tables: list[Value], size: int
+) -> int | None:
+    """Returns the first of the `size` consecutive channels that the products are made of."""
+    known = set(tables)
+    used: set[int] = set()
+    for node in products:
+        for value in node.inputs:
+            if value is None or value in known:
+                continue
+            labels = _labels(value, source)
+            if labels is None:
+                return None
+            used |= labels
+    start = min(used, default=0)
+    return start if used == set(range(start, start + size)) else None
+
+
+def _labels(value: Value, source: Value) -> set[int] | None:
+    """Returns the channels of `source` in a value, found by moving an array of labels."""
+    nodes: dict[Node, None] = {}
+    stack = [value]
+    while stack:
+        current = stack.pop()
+        node = current.producer
+        if current is source or node is None or node in nodes:
+            continue
+        if Trait.CONSTANT not in node.op.traits and node.op not in _MOVING:
+            return None
+        nodes[node] = None
+        stack.extend(v for v in node.inputs if v is not None)
+    values = [source, *(v for node in nodes for v in node.outputs)]
+    env = {s.name: 1 for v in values for s in symbols_of(v.shape or ())}
+    shape = tuple(bind(dim, env) for dim in source.shape or ())
+    if not all(isinstance(dim, int) for dim in shape):
+        return None
+    channels = np.arange(1.0, float(shape[-1]) + 1)
+    known: dict[Value, Any] = {source: np.broadcast_to(channels, shape)}  # type: ignore[arg-type]
+    for node in sorted(nodes, key=lambda node: node.order):
+        operands = [None if v is None else known[v] for v in node.inputs]
+        try:
+            known.update(zip(node.outputs, evaluate_node(node, operands, env), strict=True))
+        except (RegraftError, ValueError):
+            return None  # the sizes are no multiples of what the graph divides them by
+    return {int(label) - 1 for label in np.unique(np.abs(known[value]))}
 
 
 def _origins(value: Value | None) -> dict[Value, int]:
@@ -218,47 +301,22 @@ def _rows(x: Value, tables: list[Value]) -> int | None:
 
 def _partial(whole: Rotary) -> Rotary | None:
     """Returns the embedding of all channels of which only the first turn, or None."""
-    cut = whole.x.producer
-    if cut is None or whole.x.index or whole.output.num_uses != 1:
-        return None
     users = whole.output.users
-    if len(users) != 1 or users[0].op is not slicing.concat or len(users[0].inputs) != 2:
+    if whole.output.num_uses != 1 or len(users) != 1 or users[0].op is not slicing.concat:
         return None
     joined = users[0]
-    first, rest = joined.inputs
-    source, size = cut.inputs[0], (whole.x.shape or (0,))[-1]
-    if first is not whole.output or rest is None or source is None or source.shape is None:
+    out = joined.outputs[0]
+    if len(joined.inputs) != 2 or joined.inputs[0] is not whole.output or out.shape is None:
         return None
-    if joined.outputs[0].shape != source.shape or not _starts_at(whole.x, source, 0):
+    rest, last = joined.inputs[1], len(out.shape) - 1
+    if rest is None or joined.attrs["axis"] % (last + 1) != last:
         return None
-    if not _starts_at(rest, source, size) or joined.attrs["axis"] % len(source.shape) != len(
-        source.shape
-    ) - 1:
+    labels = _labels(rest, whole.source)
+    total, size = out.shape[-1], whole.rotary_size
+    first = whole.start + size
+    if not isinstance(total, int) or labels != set(range(first, first + total - size)):
         return None
-    nodes = (joined, *whole.nodes, cut)
-    return Rotary(
-        source, joined.outputs[0], whole.tables, whole.interleaved, size, whole.rows, nodes
-    )
-
-
-def _starts_at(part: Value, source: Value, start: DimLike) -> bool:
-    """Whether `part` is the channels of `source` from `start` on."""
-    node = part.producer
-    if node is None or node.inputs[0] is not source or source.shape is None:
-        return False
-    last = len(source.shape) - 1
-    if node.op is slicing.slice_:
-        axes, starts, steps = (node.static(n) for n in ("axes", "starts", "steps"))
-        return (
-            isinstance(axes, tuple)
-            and [axis % (last + 1) for axis in axes] == [last]
-            and starts == (start,)
-            and steps in ((1,), None)
-        )
-    if node.op is slicing.split and node.attrs["axis"] % (last + 1) == last:
-        sizes = [(value.shape or (0,))[-1] for value in node.outputs[: part.index]]
-        return all(isinstance(size, int) for size in sizes) and sum(sizes) == start
-    return False
+    return replace(whole, output=out, nodes=(joined, *whole.nodes))
 
 
 # -- tables -----------------------------------------------------------------------------------------
@@ -337,6 +395,12 @@ def half_table(b: Builder, table: Value, interleaved: bool) -> Value:
             return b.op(reshaping.reshape, half, shape=(*table.shape[:-1], size))
         operands = [half if value is source else value for value in node.inputs]
         return b.op(node.op, *operands, **node.attrs)
+    view = view_of(table)
+    last = leaves(view.axes[-1])
+    copies = [atom for atom in last if atom not in view.atoms()]
+    if copies:
+        kept = [atom for atom in last if atom not in copies]
+        return emit_view(b, view, [*view.axes[:-1], kept])
     axis, step = (table.rank or 1) - 1, 2 if interleaved else 1
     end = table.shape[-1] if interleaved else size
     return b.op(slicing.slice_, table, starts=(0,), ends=(end,), axes=(axis,), steps=(step,))

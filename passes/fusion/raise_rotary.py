@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from regraft.ir.builder import Builder
+from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import reshaping, rotary
+from regraft.ir.ops import reshaping, rotary, slicing
 from regraft.ir.rewrite import Rewriter
 from regraft.passes.analysis.rotary import Rotary, half_table
 from regraft.passes.fusion.plan import Plan, Raise
@@ -51,15 +52,16 @@ def _raised(each: Rotary, is_swapped: bool) -> Raise:
 
 def build(each: Rotary, is_swapped: bool, b: Builder) -> Value:
     """Builds the operator; x gets the layout [B, H, S, D] and its result the layout of x."""
-    x = each.x
-    if x.shape is None:
+    x, shape = each.source, each.output.shape
+    if x.shape is None or shape is None:
         raise AssertionError("an embedding has a shape")
     tables = [_table(b, table, each) for table in each.tables]
     cos, sin = reversed(tables) if is_swapped else tables
-    shape = x.shape
+    if x.shape[-1] != each.size:
+        last, end = len(shape) - 1, each.start + each.size
+        x = b.op(slicing.slice_, x, starts=(each.start,), ends=(end,), axes=(last,), steps=(1,))
     if len(shape) == 3:
-        heads = 1 if each.rows == 1 else 2  # the axis of size 1 that stands for the heads
-        x = b.op(reshaping.reshape, x, shape=(*shape[:heads], 1, *shape[heads:]))
+        x = b.op(reshaping.reshape, x, shape=(shape[0], 1, *shape[1:]))
     perm = (0, 2, 1, 3) if each.rows == 1 and len(shape) == 4 else None
     if perm is not None:
         x = b.op(reshaping.transpose, x, perm=perm)
@@ -69,7 +71,7 @@ def build(each: Rotary, is_swapped: bool, b: Builder) -> Value:
         cos,
         sin,
         interleaved=each.interleaved,
-        rotary_size=each.rotary_size,
+        rotary_size=None if each.rotary_size == each.size else each.rotary_size,
     )
     if perm is not None:
         out = b.op(reshaping.transpose, out, perm=perm)
@@ -78,15 +80,14 @@ def build(each: Rotary, is_swapped: bool, b: Builder) -> Value:
 
 def _table(b: Builder, table: Value, each: Rotary) -> Value:
     """Returns a table as [B, S, R / 2] or [S, R / 2]."""
-    shape, x = table.shape, each.x.shape
-    if shape is None or x is None:
+    shape, rank = table.shape, each.output.rank
+    if shape is None or rank is None:
         raise AssertionError("tables have shapes")
-    size = x[-1] if each.rotary_size is None else each.rotary_size
-    if shape[-1] == size:
+    if shape[-1] == each.rotary_size:
         table = half_table(b, table, each.interleaved)
         shape = table.shape or ()
-    full = (1,) * (len(x) - len(shape)) + tuple(shape)
-    wanted = (full[0], full[each.rows], full[-1]) if len(x) == 4 else (1, *full[1:])
+    full = (1,) * (rank - len(shape)) + tuple(shape)
+    wanted: tuple[DimLike, ...] = (full[0], full[each.rows], full[-1])
     if wanted[0] == 1:
         wanted = wanted[1:]
     return table if wanted == shape else b.op(reshaping.reshape, table, shape=wanted)
