@@ -20,25 +20,33 @@ README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- tour: made by `python -m docs.tour` -->", "<!-- end of the tour -->"
 _SHOWN_LINES = 30
 
+CONVERT = """\
+Convert it. Every rewrite is checked before and after on generated inputs, then the written model
+is compared with the source in ONNX Runtime."""
+AGAIN = """\
+regraft convert ocr.onnx -o again --recipe out/recipe.yaml --json > report.json && \\
+  cmp out/model.onnx again/model.onnx && echo identical"""
+TEXT = """\
+regraft opt ocr.onnx --passes canonicalize,fold-norms | grep '= conv(' | head -2 | cut -c1-99"""
+SIZES = "p2o_DynamicDimension_0=1,x_2=48,p2o_DynamicDimension_1=320"
+
 STEPS = (
     (
         "PP-OCRv4's text recognizer, as its authors ship it: what is in it?",
-        "regraft inspect ocr.onnx --dims p2o_DynamicDimension_0=1,x_2=48,p2o_DynamicDimension_1=320",
+        f"regraft inspect ocr.onnx --dims {SIZES}",
     ),
     (
-        "Convert it. Every rewrite is checked before and after on generated inputs, then the "
-        "written model\nis compared with the source in ONNX Runtime.",
+        CONVERT,
         "regraft convert ocr.onnx -o out",
     ),
     ("Compare any two models; exit code 3 when they differ.", "regraft compare ocr.onnx out"),
     (
         "The recipe beside the model writes the same bytes again.",
-        "regraft convert ocr.onnx -o again --recipe out/recipe.yaml --json > report.json && \\\n"
-        "  cmp out/model.onnx again/model.onnx && echo identical",
+        AGAIN,
     ),
     (
         "Everything is text, too; large weights are named, or lie beside the file with `-o`.",
-        "regraft opt ocr.onnx --passes canonicalize,fold-norms | grep '= conv(' | head -2 | cut -c1-99",
+        TEXT,
     ),
     ("Mistakes are answered.", "regraft convert ocr.onnx -o other --passes canonicalise"),
 )

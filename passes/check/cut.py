@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.constants import opaque, weight
+from regraft.ir.constants import constant_of, opaque, weight
 from regraft.ir.graph import Node, Value
 from regraft.ir.opspec import Trait
 
@@ -25,7 +25,10 @@ MAX_NODES = 64
 OLD, NEW = 1, 2
 
 _MAX_KEY_BYTES = 64
-"""Literals up to this size (axes, scalars) are told apart by content, larger ones by type."""
+"""Constants up to this size (axes, scalars) are told apart by content."""
+
+_MAX_KIND_BYTES = 1 << 20
+"""Larger weights are not read for their kind."""
 
 
 @dataclass(slots=True)
@@ -64,8 +67,12 @@ class Cut:
         """Whether both sides use every value of the frontier that could be lowered."""
         return next(_one_sided(self), None) is None
 
-    def key(self) -> Hashable:
-        """Returns what repeated layers share: structure, types, small literals."""
+    def key(self, kinds: dict[str, Hashable]) -> Hashable:
+        """Returns what repeated layers share: structure, types, kinds of constants.
+
+        Args:
+            kinds: Kinds of weights by name, filled in here: reading them costs.
+        """
         numbers: dict[Value, int] = {}
         for value in self.frontier:
             numbers[value] = len(numbers)
@@ -74,25 +81,39 @@ class Cut:
         ]
         for node in sorted(self.sides, key=lambda n: n.order):
             operands = tuple(-1 if v is None else numbers[v] for v in node.inputs)
-            parts.append((node.op.name, _attrs_key(node), operands, self.sides[node]))
+            parts.append((node.op.name, _attrs_key(node, kinds), operands, self.sides[node]))
             for value in node.outputs:
                 numbers[value] = len(numbers)
         parts.append(tuple(numbers[value] for value in (*self.old, *self.new)))
         return tuple(parts)
 
 
-def _attrs_key(node: Node) -> Hashable:
+def _attrs_key(node: Node, kinds: dict[str, Hashable]) -> Hashable:
     if node.op is weight:
-        return node.output.type
+        name = node.attrs["name"]
+        if name not in kinds:
+            array = constant_of(node.output, _MAX_KIND_BYTES)
+            kinds[name] = "large" if array is None else _kind(array)
+        return node.output.type, kinds[name]
     if node.bodies:
         return id(node)  # bodies are not compared: every control flow node is its own structure
     return tuple(_plain(value) for value in node.attrs.values())
 
 
+def _kind(array: np.ndarray[Any, Any]) -> Hashable:
+    """Returns what a rule may ask of a constant: its one value, or that it has several.
+
+    A rule that is right for a bias of zeros is not thereby right for the next layer's.
+    """
+    if array.nbytes <= _MAX_KEY_BYTES:
+        return array.tobytes()
+    flat = array.reshape(-1)
+    return flat[:1].tobytes() if bool((flat == flat[0]).all()) else "varied"
+
+
 def _plain(value: Any) -> Hashable:
     if isinstance(value, np.ndarray):
-        content = value.tobytes() if value.nbytes <= _MAX_KEY_BYTES else b""
-        return (value.shape, str(value.dtype), content)
+        return (value.shape, str(value.dtype), _kind(value))
     if isinstance(value, float):
         return repr(value)  # NaN equals itself here, 0.0 and -0.0 differ
     return value if isinstance(value, Hashable) else repr(value)

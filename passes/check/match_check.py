@@ -61,6 +61,7 @@ class MatchChecker:
     unchecked: Counter[str] = field(default_factory=Counter)
     num_evaluated: int = 0
     _known: dict[Hashable, Verdict] = field(default_factory=dict)
+    _kinds: dict[str, Hashable] = field(default_factory=dict)
 
     def replaced(
         self, rule: str, node: Node, values: Sequence[Value], made: Sequence[Node]
@@ -124,7 +125,7 @@ class MatchChecker:
             close(cut)
 
     def _evaluated(self, rule: str, cut: Cut, evidence: tuple[int, int] = _USUAL) -> Verdict:
-        key = (rule, evidence, cut.key())
+        key = (rule, evidence, cut.key(self._kinds))
         known = self._known.get(key)
         if known is None:
             self.num_evaluated += 1

@@ -185,7 +185,10 @@ def test_allowed_difference_follows_the_contract() -> None:
     rules = rule("nearly", "add")(nearly)
     assert check(one("add(%h, %y)"), rules, contract=Within(1e-2, "test")).num_checked == 1
     lossy = check(one("add(%h, %y)"), rules, contract=Lossy("accuracy"))
-    assert (lossy.num_checked, lossy.unchecked) == (0, {"the pass is lossy (accuracy: unbounded)": 1})
+    assert (lossy.num_checked, lossy.unchecked) == (
+        0,
+        {"the pass is lossy (accuracy: unbounded)": 1},
+    )
 
 
 def test_wrong_rule_deep_in_a_graph_is_caught() -> None:
@@ -292,3 +295,17 @@ def test_few_values_are_not_enough_to_excuse_a_difference() -> None:
     )
     with pytest.raises(CheckError, match="relu-is-nothing"):
         check(text, rule("relu-is-nothing", "relu")(forward(0)))
+
+
+def test_layers_that_differ_in_a_constant_are_not_one() -> None:
+    # right for the first bias, which is zero, and wrong for the second
+    bias = ["0"] * 32, ["0"] * 31 + ["1"]
+    lines, last = [], "x"
+    for i, values in enumerate(bias):
+        lines += [f"%c{i} = literal f32[32] [{', '.join(values)}]"]
+        lines += [f"%a{i} = add(%{last}, %c{i})", f"%e{i} = exp(%a{i})"]
+        last = f"e{i}"
+    body = "\n ".join(lines)
+    text = f"graph(%x : f32[B, 32]) {{\n {body}\n return %{last} as %out\n}}"
+    with pytest.raises(CheckError, match="rule `add-forward` at add `a1`"):
+        check(text, rule("add-forward", "add")(forward(0)))
