@@ -9,7 +9,7 @@ import numpy as np
 from regraft.ir.constants import constant_of
 from regraft.ir.dims import Dim
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import fill, reshaping
+from regraft.ir.ops import fill, reshaping, sequence
 from regraft.ir.opspec import AttrKind, Operand, OpSpec
 from regraft.ir.rewrite import LocalRule, Rewriter, RuleSet
 
@@ -30,6 +30,8 @@ def _make_static(node: Node, rw: Rewriter) -> bool:
         value = node.inputs[idx]
         if value is None or node.attrs[operand.name] is not None:
             continue
+        if node.op is sequence.split_to_sequence and value.rank != 1:
+            continue  # a scalar is the size of every part, a list of one is one part
         static = static_value(operand, value)
         if node.op is reshaping.reshape and static is not None:
             x = node.inputs[0]

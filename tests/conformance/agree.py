@@ -9,12 +9,15 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from regraft.api import apply
 from regraft.backends.onnx import to_proto
 from regraft.backends.onnx.tensors import ONNX_DTYPES
 from regraft.frontends.onnx import load_onnx
 from regraft.ir.constants import opaque
 from regraft.ir.evaluate import evaluate
+from regraft.ir.module import Module
 from regraft.ir.types import dtype_of
+from regraft.ir.verify import check
 from tests.conformance.cases import mismatch, run_ort
 
 Inputs = Mapping[str, Any]
@@ -86,3 +89,24 @@ def assert_agree(
         actual = evaluate(module, dict(zip(names, values, strict=True))).values()
         assert (reason := mismatch(actual, expected, rtol, atol)) == "", f"evaluator: {reason}"
     return expected
+
+
+def assert_rewrite_agrees(
+    model: onnx.ModelProto,
+    *samples: Inputs,
+    passes: str = "canonicalize,fold-norms,canonicalize",
+    rtol: float = 0.0,
+    atol: float = 0.0,
+) -> Module:
+    """Asserts that the model, rewritten and saved for every profile, agrees on every sample."""
+    names = [item.name for item in model.graph.input]
+    module = load_onnx(model)
+    check(module, "full")
+    apply(module, passes, check="off")
+    for profile in ("onnx", "ort-cpu"):
+        saved = to_proto(module, profile=profile)
+        for inputs in samples:
+            values = [inputs[name] for name in names]
+            expected, actual = run_ort(model, values), run_ort(saved, values)
+            assert (reason := mismatch(actual, expected, rtol, atol)) == "", f"{profile}: {reason}"
+    return module

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from regraft.frontends.onnx.importer import Import, NodeImport, direct
 from regraft.frontends.onnx.types import DTYPES
+from regraft.ir.dims import DimLike
 from regraft.ir.graph import Value
 from regraft.ir.ops import sequence as ops
 
@@ -22,10 +23,26 @@ def _split(item: NodeImport) -> Value:
     if axis < 0 and x.rank is not None:
         axis += x.rank
     operand, static = item.either(1)
+    if static is not None and not isinstance(static, tuple):
+        operand, static = _sizes_of_parts(item, x, axis, static)
     return item.b.op(
         ops.split_to_sequence, x, operand, split=static, axis=axis,
         keepdims=bool(item.attr("keepdims", 1)),
     )  # fmt: skip
+
+
+def _sizes_of_parts(
+    item: NodeImport, x: Value, axis: int, part: DimLike
+) -> tuple[Value | None, tuple[int, ...] | None]:
+    """Returns the operand, or the sizes of the parts that a scalar `split` of a known axis makes.
+
+    A list of one size means one part, so a scalar cannot be written as one.
+    """
+    total = None if x.shape is None else x.shape[axis]
+    if not isinstance(total, int) or not isinstance(part, int) or part < 1 or not total:
+        return item.input(1), None
+    sizes = [min(part, total - start) for start in range(0, total, part)]
+    return None, tuple(sizes)
 
 
 def _concat(item: NodeImport) -> Value:
