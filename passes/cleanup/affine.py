@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from regraft.ir.constants import constant_of, is_constant, weight
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, norm
 from regraft.ir.rewrite import Reject
+from regraft.ir.types import DType
 from regraft.ir.weights import Role
 from regraft.passes.cleanup.facts import same_type
 
@@ -65,16 +67,22 @@ def affine_of(node: Node) -> tuple[Value, Affine] | Reject | None:
     if node.op not in AFFINE_OPS:
         return None
     a, b = node.inputs[:2]
-    constant_first = is_constant(a)
-    x, constant = (b, a) if constant_first else (a, b)
+    x, constant = (b, a) if is_constant(a) else (a, b)
     if x is None or constant is None or not is_constant(constant) or is_constant(x):
         return None
     if x.dtype is None or not x.dtype.is_float or not same_type(x, node.outputs[0]):
         return None
     found = _vector(constant, len(x.shape or ()))
-    if found is None:
-        return None
-    numbers, axis = found
+    return None if found is None else _arithmetic(node, x, constant, *found)
+
+
+def _arithmetic(
+    node: Node, x: Value, constant: Value, numbers: Array, axis: int | None
+) -> tuple[Value, Affine] | Reject | None:
+    constant_first = node.inputs[0] is constant
+    is_sum = node.op in (arithmetic.add, arithmetic.sub)
+    if is_sum and x.dtype is not None and _rounds(numbers, x.dtype):
+        return Reject("it is so large that adding it rounds to whole numbers", constant)
     one, zero = ONE, ZERO
     match node.op:
         case arithmetic.mul:
@@ -91,6 +99,19 @@ def affine_of(node: Node) -> tuple[Value, Affine] | Reject | None:
             return x, Affine(one / numbers, zero, axis)
         case _:
             return None  # a constant divided by x is not affine
+
+
+def _rounds(numbers: Array, dtype: DType) -> bool:
+    """Returns whether a sum with the numbers keeps no fraction: (x + 1.5 * 2**23) - 1.5 * 2**23.
+
+    That is how some graphs round, so such a sum is not real arithmetic.
+    """
+    return bool((np.abs(numbers) >= 1 / float_info(dtype).eps).any())
+
+
+def float_info(dtype: DType) -> Any:
+    """Returns numpy's facts about a float type (`eps`, `smallest_normal`)."""
+    return ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]  # it has no annotations
 
 
 def _vector(constant: Value, rank: int) -> tuple[Array, int | None] | None:

@@ -16,7 +16,7 @@ from regraft.ir.opspec import OpSpec
 from regraft.ir.rewrite import Reject
 from regraft.ir.types import DType
 from regraft.ir.weights import ArrayWeight, Role
-from regraft.passes.cleanup.affine import Affine, role_of
+from regraft.passes.cleanup.affine import Affine, float_info, role_of
 
 Array = np.ndarray[Any, Any]
 
@@ -123,7 +123,7 @@ def fold_into(node: Node, affine: Affine) -> Folded | Reject:
         return folded
     if not _scales(node, affine):
         folded = replace(folded, weight=None)
-    if not _fits(folded, w.dtype):
+    if not fits(folded, w.dtype):
         return Reject(f"the folded weight leaves the range of {w.dtype}", w)
     return folded
 
@@ -148,15 +148,27 @@ def _unsuitable(node: Node, w: Value | None, bias: Value | None, affine: Affine)
     return None
 
 
-def _fits(folded: Folded, dtype: DType | None) -> bool:
-    if dtype is None:
-        return False
-    for array in (folded.weight, folded.bias):
-        if array is not None:
-            with np.errstate(over="ignore"):
-                if not np.isfinite(array.astype(dtype.numpy).astype(np.float64)).all():
-                    return False
-    return True
+def fits(folded: Folded, dtype: DType | None) -> bool:
+    """Returns whether the folded constants are finite in the weight's type."""
+    arrays = (folded.weight, folded.bias)
+    return dtype is not None and all(
+        np.isfinite(_rounded(array, dtype)).all() for array in arrays if array is not None
+    )
+
+
+def keeps_digits(array: Array, dtype: DType) -> bool:
+    """Returns whether rounding to `dtype` neither overflows nor loses the digits of small numbers.
+
+    Below the smallest normal number fewer digits are left, and at last zero.
+    """
+    rounded = _rounded(array, dtype)
+    is_small = np.abs(rounded) < float(float_info(dtype).smallest_normal)
+    return bool(np.isfinite(rounded).all() and (rounded == array)[is_small].all())
+
+
+def _rounded(array: Array, dtype: DType) -> Array:
+    with np.errstate(over="ignore"):
+        return np.asarray(array, np.float64).astype(dtype.numpy).astype(np.float64)
 
 
 def rebuild(b: Builder, node: Node, x: Value, folded: Folded, role: Role) -> Value:
@@ -192,4 +204,14 @@ def constant(b: Builder, array: Array, dtype: DType, name: str, role: Role) -> V
     return b.weight(name, ArrayWeight(rounded), role)
 
 
-__all__ = ["PRODUCERS", "Folded", "channel_axis", "constant", "fold_into", "rebuild", "role_of"]
+__all__ = [
+    "PRODUCERS",
+    "Folded",
+    "channel_axis",
+    "constant",
+    "fits",
+    "fold_into",
+    "keeps_digits",
+    "rebuild",
+    "role_of",
+]

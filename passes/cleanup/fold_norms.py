@@ -19,7 +19,9 @@ from regraft.passes.cleanup.affine_folds import (
     Folded,
     channel_axis,
     constant,
+    fits,
     fold_into,
+    keeps_digits,
     rebuild,
 )
 from regraft.passes.cleanup.facts import only_used_by
@@ -128,6 +130,8 @@ def fold_into_consumer(node: Node, rw: Rewriter) -> bool | Reject:
     if isinstance(identity, Reject):
         return identity
     folded = _scale_inputs(node, identity, affine)
+    if not fits(folded, w.dtype):
+        return Reject(f"the folded weight leaves the range of {w.dtype}", w)
     role = role_of(*node.inputs[1:], *before.inputs[1:])
     rw.replace(node, rebuild(rw.builder(node), node, source, folded, role))
     return True
@@ -179,6 +183,8 @@ def join_constants(node: Node, rw: Rewriter) -> bool | Reject:
     dtype = chain.source.dtype
     if dtype is None or not affine.is_finite:
         return False
+    if not keeps_digits(affine.scale, dtype) or not keeps_digits(affine.shift, dtype):
+        return Reject(f"the joined constants leave the range of {dtype}", node)
     b, role, value = rw.builder(node), role_of(*_constants(chain)), chain.source
     rank = value.rank or 0
     name = node.outputs[0].name or node.op.name

@@ -199,6 +199,23 @@ return %y
     assert "leaves the range of f16" in ctx.explanations[0]
 
 
+def test_overflow_is_not_folded_into_the_following_convolution() -> None:
+    text = f"""
+weight @w : f16[2, 2, 1, 1] role=param = splat 300
+graph(%x : f16[B, 2, 3, 3]) {{
+%w = weight @w
+%s = literal f16[2] [300, 1]
+%z = literal f16[2] [0, 0]
+%o = literal f16[2] [1, 1]
+%n = batch_norm(%x, %s, %z, %z, %o)
+%y = conv(%n, %w) {{{BARE}}}
+return %y
+}}"""
+    ctx = Context(explain="fold-into-consumer")
+    assert not FoldNorms().run(parse(text), ctx).changed
+    assert "leaves the range of f16" in ctx.explanations[0]
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -210,6 +227,14 @@ return %y
         # a gain and a shift are already as few as can be
         ("%a = literal f32[] 3\n%m = mul(%x, %a)\n%y = add(%m, %a)", "add(mul(x, 3.0), 3.0)"),
         ("%a = literal f32[] 3\n%m = div(%a, %x)\n%y = mul(%m, %a)", "mul(div(3.0, x), 3.0)"),
+        # the joined constant would overflow, or be zero
+        ("%a = literal f32[] 1e30\n%m = mul(%x, %a)\n%y = mul(%m, %a)",
+         "mul(mul(x, 1.0000000150474662e+30), 1.0000000150474662e+30)"),
+        ("%a = literal f32[] 1e-30\n%m = mul(%x, %a)\n%y = mul(%m, %a)",
+         "mul(mul(x, 1.0000000031710769e-30), 1.0000000031710769e-30)"),
+        # this is how some graphs round to whole numbers
+        ("%a = literal f32[] 12582912\n%m = add(%x, %a)\n%y = sub(%m, %a)",
+         "sub(add(x, 12582912.0), 12582912.0)"),
         # scales along different axes
         (("%a = literal f32[4] [1, 2, 3, 4]\n%b = literal f32[3, 1] [1, 2, 3]\n%m = mul(%x, %a)\n"
          "%y = mul(%m, %b)"), "mul(mul(x, [1.0,2.0,3.0,4.0]), [[1.0],[2.0],[3.0]])"),
