@@ -91,7 +91,8 @@ class Legalize:
         if legalizer is None:
             known = ", ".join(ctx.legalizers) or "none is loaded"
             raise UsageError(f"target `{target}` has no legalization", hint=f"targets: {known}")
-        run = legalizer.start(ctx.dims, self.opset, ctx.decided)
+        decided = ctx.replay.get(self.name, {}).get("forms", {})
+        run = legalizer.start(ctx.dims, self.opset, decided)
         stats = rewrite(module, run.rules, observer=ctx.observer)
         counts: dict[str, int | float] = dict(sorted(stats.counts.items()))
         if stats.counts:

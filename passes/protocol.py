@@ -141,7 +141,6 @@ class Context:
         work_dir: Folder for spilled weights and dumps, or None.
         dims: Sizes that are expected at run time, by symbol.
         legalizers: What `legalize` may lower to, by target.
-        decided: Forms by place that `legalize` takes again, for a replay.
     """
 
     seed: int = 0
@@ -157,7 +156,6 @@ class Context:
     work_dir: Path | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     legalizers: Mapping[str, Legalizer] = field(default_factory=dict)
-    decided: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -72,8 +72,9 @@ def _flops_flat(node: Node) -> DimLike | None:
     if q is None or k is None or v is None:
         return None
     heads, kv_heads = node.attrs["heads"], node.attrs["kv_heads"]
-    sizes = exactdiv(q[2], heads) + exactdiv(v[2], kv_heads)
-    return 2 * product((*q[:2], k[1])) * heads * sizes
+    sizes: DimLike = exactdiv(q[2], heads) + exactdiv(v[2], kv_heads)
+    scores: DimLike = 2 * heads * product((*q[:2], k[1]))
+    return scores * sizes
 
 
 _QKV = (Operand("q"), Operand("k"), Operand("v"))

@@ -83,7 +83,7 @@ def _first_sample(
     domains: Mapping[str, Domain],
     seed: int,
 ) -> Sample:
-    leading = _leading_symbols(module)
+    leading = leading_symbols(module)
     for size in (3, *_LADDER):
         binding = {
             s.name: dims.get(s.name, clamp_size(_LEADING[0] if s.name in leading else size, s))
@@ -108,7 +108,7 @@ def _choose_bindings(
         if not runs(make_inputs(module, base, "normal", domains, seed)):
             raise UnsupportedError("the source does not run on a generated sample")
         return [base, base, base]
-    leading = _leading_symbols(module)
+    leading = leading_symbols(module)
 
     def binding(lead: int, size: int, *, distinct: bool = False) -> Binding:
         made: Binding = {}
@@ -163,7 +163,8 @@ def input_symbols(module: Module) -> list[Symbol]:
     return list(seen)
 
 
-def _leading_symbols(module: Module) -> set[str]:
+def leading_symbols(module: Module) -> set[str]:
+    """Returns the symbols in the first axes of the inputs: batch, in most models."""
     names = set()
     for value in module.graph.inputs:
         shape = value.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.ir.graph import Node
-from regraft.ir.ops import repeating
+from regraft.ir.ops import attention, repeating
 from regraft.ir.opspec import OpSpec
 from regraft.ir.rewrite import LocalRule, Rewriter, RuleSet, local_rule
 from regraft.passes.cleanup.facts import broadcasts_to, is_broadcasting, made_by, same_type
@@ -65,4 +65,22 @@ def _expand_is_implied(node: Node, rw: Rewriter) -> bool:
 
 expand_is_implied = LocalRule("expand-is-implied", _broadcasts, _expand_is_implied)
 
-RULES = RuleSet(expand_to_own_shape, tile_by_one, pad_by_zero, expand_is_implied)
+
+@local_rule(attention.attention)
+def mask_expand_is_implied(node: Node, rw: Rewriter) -> bool:
+    """attention(…, expand(mask)) -> attention(…, mask): masks broadcast to the scores."""
+    q, k, _, mask = node.inputs[:4]
+    inner = made_by(mask, repeating.expand)
+    if inner is None or q is None or k is None or q.shape is None or k.shape is None:
+        return False
+    x = inner.inputs[0]
+    if x is None or not broadcasts_to(x.shape, (*q.shape[:3], k.shape[2])):
+        return False
+    rw.set_operand(node, 3, x)
+    rw.update(node)
+    return True
+
+
+RULES = RuleSet(
+    expand_to_own_shape, tile_by_one, pad_by_zero, expand_is_implied, mask_expand_is_implied
+)

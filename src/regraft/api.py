@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import PROFILES, save_onnx
+from regraft.backends.onnx.legalize import legalizers
 from regraft.comparison import compare_sources
 from regraft.conversion import ConvertOptions, ConvertResult, check_rule_name, resolve_passes
 from regraft.conversion import convert as _convert
@@ -22,6 +23,7 @@ from regraft.passes.protocol import Context, Pass
 from regraft.plugins import Plugin, combine
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import open_source
+from regraft.tables import user_tables
 
 
 def load(source: Any, *, plugins: Sequence[Plugin] = ()) -> Module:
@@ -106,7 +108,8 @@ def run_passes(
         used = _generated(module, dims, seed)
     ctx = Context(
         seed=seed, samples=samples, explain=explain,
-        explanations=[] if explanations is None else explanations,
+        explanations=[] if explanations is None else explanations, dims=dims or {},
+        legalizers=legalizers(user_tables()),
     )  # fmt: skip
     return PassManager(ctx, check, used, dump_dir=dump_dir).run(module, passes)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import PROFILES, save_onnx
+from regraft.backends.onnx.legalize import TARGETS as LEGALIZED
+from regraft.backends.onnx.legalize import legalizers
 from regraft.checking import Checker
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.freeze import freeze
@@ -20,6 +22,7 @@ from regraft.output import check_destination, staged
 from regraft.passes import PASSES
 from regraft.passes.check.module_check import CheckReport, combined_contract
 from regraft.passes.check.samples import Sample
+from regraft.passes.legalize import Legalize
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import parse_pipeline, suggest
 from regraft.passes.precision import Cast
@@ -30,6 +33,7 @@ from regraft.plugins import Extensions, combine
 from regraft.report import build_report, operator_counts, versions
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source, open_source
+from regraft.tables import user_tables
 
 TARGETS = (*PROFILES, "torch", "triton", "hf")
 DEFAULT_PASSES = "canonicalize,fold-norms,canonicalize"
@@ -182,6 +186,13 @@ def _own_dtype(module: Module) -> DType | None:
     return max(sizes, key=lambda dtype: sizes[dtype], default=None)
 
 
+def with_legalization(passes: Sequence[Pass], target: str, opset: int | None) -> list[Pass]:
+    """Returns the pipeline with `legalize` at its end, where the target has several forms."""
+    if target not in LEGALIZED or any(isinstance(item, Legalize) for item in passes):
+        return list(passes)
+    return [*passes, Legalize(target) if opset is None else Legalize(target, opset)]
+
+
 def check_max_drop(max_drop: str | None, passes: Sequence[Pass]) -> None:
     """Checks `--max-drop`: it bounds what lossy passes may lose, and there are none yet.
 
@@ -270,6 +281,7 @@ class _Conversion:
         )
         module = source.module
         self.passes = with_dtype(self.passes, module, options.dtype, options.target)
+        self.passes = with_legalization(self.passes, options.target, options.opset)
         check_dims(module, options.dims)
         given = bind_samples(module, options.samples)
         before = operator_counts(module.graph)
@@ -281,7 +293,8 @@ class _Conversion:
         ctx = Context(
             seed=options.seed, target=options.target, samples=options.samples,
             probes=[s.inputs for s in checker.samples] if checker else (),
-            replay=options.replay,
+            replay=options.replay, dims={**options.dims, **options.freeze},
+            legalizers=legalizers(user_tables()),
             max_memory_bytes=options.max_memory_bytes, explain=options.explain,
         )  # fmt: skip
         manager = PassManager(

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from regraft.backends.onnx import ort_ops
 from regraft.ir.errors import UsageError
 from regraft.ir.ops import OPS
 from regraft.ir.opspec import OpSpec
@@ -105,7 +106,7 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
         UsageError: When a plugin was written for another version, or a name is taken.
     """
     passes: list[type[Pass]] = list(PASSES)
-    operators = dict(OPS)
+    operators = dict(OPS) | {spec.name: spec for spec in ort_ops.OPS}
     for plugin in plugins:
         if plugin.api_version != API_VERSION:
             raise UsageError(

@@ -32,6 +32,7 @@ class Source:
         num_bytes: Size on disk, external data included, or None.
         runner: Makes a runner of the original, given whether the runtime may optimize; None when
             only the evaluator can run it.
+        file: The model file that the runtime reads, or None.
     """
 
     module: Module
@@ -39,6 +40,7 @@ class Source:
     sha256: str | None
     num_bytes: int | None
     runner: Callable[[bool], Runner] | None
+    file: Path | None = None
 
 
 def open_source(source: Any, *, ops: Mapping[str, OpSpec] = OPS) -> Source:
@@ -99,7 +101,7 @@ def _open_path(path: Path, ops: Mapping[str, OpSpec]) -> Source:
     num_bytes = path.stat().st_size + _external_bytes(module)
     return Source(
         module, str(path), sha256_of(path), num_bytes,
-        lambda optimize: OrtRunner(path, optimize=optimize),
+        lambda optimize: OrtRunner(path, optimize=optimize), path,
     )  # fmt: skip
 
 

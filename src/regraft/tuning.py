@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import time
@@ -12,20 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import to_proto
-from regraft.backends.onnx.legalize import SITES, CostTable, OrtLegalizer
+from regraft.backends.onnx.legalize import SITES, TARGETS, CostTable, OrtLegalizer
 from regraft.backends.onnx.legalize.cases import Case, cases
 from regraft.backends.onnx.legalize.costs import Entry
 from regraft.backends.onnx.legalize.site import Limits
 from regraft.backends.onnx.runtime import OrtRunner
-from regraft.ir.errors import UnsupportedError
+from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.passes.legalize import Legalize
+from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context
 from regraft.report import versions
 from regraft.timing import MIN_TURN_S, interleaved, median, ratio
 
-_CASE_S = 1.2
+_CASE_S = 1.5
 _QUICK_CASE_S = 0.5
-_MIN_ROUNDS, _MAX_ROUNDS = 7, 41
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 41
+_SESSIONS = 3
+"""Sessions of each form: two of one graph differ by some percent, by where their weights lie."""
+
 _MAX_OPSET = 26
 
 Progress = Callable[[int, int, str], None]
@@ -64,19 +67,16 @@ def tune(
         progress: Called with (index, total, case) before each case.
 
     Raises:
-        UnsupportedError: When the target has nothing to measure here.
+        UnsupportedError: For a target without a cost table.
+        UsageError: For an unknown site.
     """
-    if target != "ort-cpu":
-        raise UnsupportedError(
-            f"target `{target}` has no cost table", hint="`ort-cpu` has one"
-        )
+    check_sites(target, sites)
     start = time.perf_counter()
     chosen = [
-        case
-        for case in cases()
-        if (case.quick or not quick) and (not sites or case.site in sites)
+        case for case in cases() if (case.quick or not quick) and (not sites or case.site in sites)
     ]
-    entries, failures = [], []
+    entries: list[Entry] = []
+    failures: list[str] = []
     for i, case in enumerate(chosen):
         if progress is not None:
             progress(i, len(chosen), str(case))
@@ -86,20 +86,66 @@ def tune(
     return Tuning(table, tuple(dict.fromkeys(failures)), time.perf_counter() - start)
 
 
+def check_sites(target: str, sites: tuple[str, ...]) -> None:
+    """Checks what is to be measured before any work begins.
+
+    Raises:
+        UnsupportedError: For a target without a cost table.
+        UsageError: For an unknown site.
+    """
+    if target not in TARGETS:
+        raise UnsupportedError(
+            f"target `{target}` has no cost table", hint=f"targets: {', '.join(TARGETS)}"
+        )
+    known = [site.name for site in SITES]
+    for name in sites:
+        if name not in known:
+            raise UsageError(f"unknown site `{name}`", hint=suggest(name, known))
+
+
+def summary(table: CostTable) -> list[tuple[str, str, int, float, float]]:
+    """Returns (site, form, cases it wins, least and largest time by the standard form)."""
+    ratios: dict[tuple[str, str], list[float]] = {}
+    wins: dict[tuple[str, str], int] = {}
+    for entry in table.entries:
+        standard = next(iter(entry.ns.values()))
+        fastest = min(entry.ns, key=entry.ns.__getitem__)
+        for form, ns in entry.ns.items():
+            ratios.setdefault((entry.site, form), []).append(ns / standard)
+            wins[entry.site, form] = wins.get((entry.site, form), 0) + (form == fastest)
+    return [
+        (site, form, wins[site, form], min(found), max(found))
+        for (site, form), found in ratios.items()
+    ]
+
+
 def measure_case(case: Case, threads: int, budget_s: float, failures: list[str]) -> Entry:
     """Measures the forms of one case; refused forms are left out and named in `failures`."""
-    inputs = case.inputs()
-    runners: dict[str, OrtRunner] = {}
-    for form in possible_forms(case):
-        try:
-            runner = runner_of(case, form, threads)
-            runner(inputs)
-        except UnsupportedError as error:
-            failures.append(f"{case.site} as {form}: {error.message[:200]}")
-            continue
-        runners[form] = runner
-    sessions = [runner.session for runner in runners.values()]
-    calls = [lambda s=s: s.run(None, inputs) for s in sessions]
+    inputs, forms = case.inputs(), possible_forms(case)
+    base_ns: list[float] = []
+    ratios: dict[str, list[float]] = {}
+    for _ in range(_SESSIONS):
+        runners: dict[str, OrtRunner] = {}
+        for form in forms:
+            try:
+                runners[form] = runner_of(case, form, threads)
+                runners[form](inputs)
+            except UnsupportedError as error:
+                failures.append(f"{case.site} as {form}: {error.message[:200]}")
+                runners.pop(form, None)
+        seconds = _measure(runners, inputs, threads, budget_s / _SESSIONS)
+        base_ns.append(median(seconds[forms[0]]) * 1e9)
+        for form, times in seconds.items():
+            ratios.setdefault(form, []).append(ratio(times, seconds[forms[0]]).median)
+    ns = {form: median(base_ns) * median(found) for form, found in ratios.items()}
+    return Entry(case.site, case.kind, case.sizes, ns)
+
+
+def _measure(
+    runners: Mapping[str, OrtRunner], inputs: Mapping[str, Any], threads: int, budget_s: float
+) -> dict[str, list[float]]:
+    """Returns the seconds per round by form, interleaved."""
+    calls = [_call(runner, inputs) for runner in runners.values()]
     begin = time.perf_counter()
     for call in calls:
         call()
@@ -108,12 +154,11 @@ def measure_case(case: Case, threads: int, budget_s: float, failures: list[str])
     # on one thread the session works on this one: what other processes take is left out
     clock = time.thread_time if threads == 1 else time.perf_counter
     seconds = interleaved(calls, rounds, min_turn_s=MIN_TURN_S, clock=clock)
-    base_ns = median(seconds[0]) * 1e9
-    ns = {
-        form: base_ns * ratio(times, seconds[0]).median
-        for form, times in zip(runners, seconds, strict=True)
-    }
-    return Entry(case.site, case.kind, case.sizes, ns)
+    return dict(zip(runners, seconds, strict=True))
+
+
+def _call(runner: OrtRunner, inputs: Mapping[str, Any]) -> Callable[[], object]:
+    return lambda: runner.session.run(None, inputs)
 
 
 def possible_forms(case: Case) -> list[str]:
@@ -157,17 +202,3 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     return found.group(1).strip() if found else platform.machine()
-
-
-def user_table(target: str) -> Path:
-    """Returns where `tune` writes by default and `legalize` looks first.
-
-    `XDG_CACHE_HOME` (else `~/.cache`) on Linux, the folder for caches of the platform elsewhere.
-    """
-    if platform.system() == "Windows":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif platform.system() == "Darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "regraft" / f"costs-{target}.json"

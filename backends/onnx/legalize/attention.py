@@ -48,21 +48,21 @@ def _call(node: Node) -> _Call | None:
     q, k, v, mask, lengths, sinks, offset = node.inputs
     if q is None or k is None or v is None or None in (q.shape, k.shape, v.shape):
         return None
-    B, H, S, D = q.shape or ()
-    _, KV, T, _ = k.shape or ()
+    _, H, S, D = q.shape or ()
+    _, K, T, _ = k.shape or ()
     attrs = node.attrs
     window = binding_window(attrs, (S, T), offset)
     is_plain = window == (-1, -1) or (
         attrs["window"] == (-1, 0) and attrs["causal_offset"] == 0 and offset is None
     )
     if (
-        not isinstance(H, int) or not isinstance(KV, int) or not isinstance(D, int)
+        not isinstance(H, int) or not isinstance(K, int) or not isinstance(D, int)
         or lengths is not None or sinks is not None or not is_plain
         or attrs["mask_before_softcap"] or attrs["softmax_dtype"] is not None
         or q.dtype is not DType.F32
     ):  # fmt: skip
         return None
-    return _Call((q, k, v), mask, (H, KV), D, window != (-1, -1), S == T)
+    return _Call((q, k, v), mask, (H, K), D, window != (-1, -1), S == T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +90,15 @@ class AttentionSite:
     def forms(self, node: Node, limits: Limits) -> Mapping[str, Build | None]:
         """Returns the forms that say the same; flat ones where the heads are split just before."""
         call = _call(node)
-        found: dict[str, Build | None] = {
-            "decomposed": lambda b: attention_body(node, b)
-        }
+        found: dict[str, Build | None] = {"decomposed": lambda b: attention_body(node, b)}
         if call is None:
             return found
-        q, k, v = call.operands
+        v = call.operands[2]
         attrs = node.attrs
         is_flat = all(_flat_source(x) is not None for x in call.operands) and _is_merged(node)
         if limits.max_opset >= _NATIVE_SINCE:
-            found["native"] = lambda b: b.op(
-                ort_ops.native_attention, *node.inputs, **node.attrs
-            )
-            if is_flat and _mask_rank_fits(call):
+            found["native"] = lambda b: _native(node, call, b)
+            if is_flat and (call.mask is None or call.mask.shape is not None):
                 found["flat"] = lambda b: _flat(node, call, b)
         plain = call.mask is None and not attrs["softcap"] and is_flat and call.is_self
         same_size = (v.shape or ())[3] == call.size
@@ -163,10 +159,6 @@ def _is_merged(node: Node) -> bool:
     return len(merged) == 1 and merged[0].op is reshaping.reshape and merged[0].output.rank == 3
 
 
-def _mask_rank_fits(call: _Call) -> bool:
-    return call.mask is None or call.mask.shape is not None
-
-
 def _flatten(b: Builder, x: Value) -> Value:
     """Returns [B, H, S, D] as [B, S, H * D]; cleanup cancels it against the split."""
     rotated = _rotated(x)
@@ -201,15 +193,23 @@ def _flat_attrs(node: Node, call: _Call) -> dict[str, object]:
     }
 
 
+def _full_mask(call: _Call, b: Builder) -> Value | None:
+    """Returns the mask in full size along queries and keys: runtimes broadcast the rest only."""
+    mask = call.mask
+    lengths = tuple((x.shape or ())[2] for x in call.operands[:2])
+    if mask is None or mask.shape is None or mask.shape[-2:] == lengths:
+        return mask
+    return b.op(repeating.expand, mask, shape=(*mask.shape[:-2], *lengths))
+
+
+def _native(node: Node, call: _Call, b: Builder) -> Value:
+    operands = [*call.operands, _full_mask(call, b), *node.inputs[4:]]
+    return b.op(ort_ops.native_attention, *operands, **node.attrs)
+
+
 def _flat(node: Node, call: _Call, b: Builder) -> Value:
     operands = [_flatten(b, x) for x in call.operands]
-    mask = call.mask
-    if mask is not None and mask.shape is not None:
-        # the runtime broadcasts batch and heads only
-        lengths = tuple((x.shape or ())[2] for x in call.operands[:2])
-        if mask.shape[-2:] != lengths:
-            mask = b.op(repeating.expand, mask, shape=(*mask.shape[:-2], *lengths))
-    out = b.op(ort_ops.flat_attention, *operands, mask, **_flat_attrs(node, call))
+    out = b.op(ort_ops.flat_attention, *operands, _full_mask(call, b), **_flat_attrs(node, call))
     return _unflatten(b, out, call.heads[0])
 
 

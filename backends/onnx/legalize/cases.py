@@ -201,12 +201,12 @@ def _attention_cases() -> Iterator[Case]:
                 yield _attention(
                     length, size, quick=quick, causal=causal, masked=masked, grouped=grouped
                 )
-    for masked, grouped in itertools.product((False, True), repeat=2):
+    for causal, masked, grouped in itertools.product((False, True), repeat=3):
         for length in _LENGTHS:
-            if length <= 512 or not masked:
-                quick = length <= 512 and not grouped
+            if (length <= 512 or not masked) and (causal or not grouped):
+                quick = length <= 512 and causal and not grouped
                 yield _attention(
-                    length, 64, quick=quick, causal=True, masked=masked, grouped=grouped,
+                    length, 64, quick=quick, causal=causal, masked=masked, grouped=grouped,
                     rotated=True,
                 )  # fmt: skip
 

@@ -119,7 +119,9 @@ class CostTable:
         if best == standard:
             return Choice(standard, 1.0, f"no form gains {MIN_GAIN:.0%} {where}{missed}")
         return Choice(
-            best, best_ratio, f"{best_ratio:.2f}x of {standard}, {best_worst:.2f}x at worst, {where}"
+            best,
+            best_ratio,
+            f"{best_ratio:.2f}x of {standard}, {best_worst:.2f}x at worst, {where}",
         )
 
     def to_json(self) -> str:
@@ -189,7 +191,7 @@ def parse_table(text: str, source: str) -> CostTable:
         document = json.loads(text)
         if document["format"] != _FORMAT:
             raise InputError(
-                f"cost table `{source}` has format {document['format']}, this version reads {_FORMAT}",
+                f"cost table `{source}` has format {document['format']}, expected {_FORMAT}",
                 hint="measure it again with `regraft tune`",
             )
         entries = tuple(

@@ -102,9 +102,10 @@ def _bias_of(value: Value | None) -> tuple[Value, Value] | None:
     if node is None or node.op is not arithmetic.add:
         return None
     for x, bias in (node.inputs[:2], node.inputs[1::-1]):
-        if x is not None and bias is not None and bias.rank == 1 and is_constant(bias):
-            if x.rank is not None and x.rank > 1 and bias.shape == (x.shape or ())[-1:]:
-                return x, bias
+        if x is None or bias is None or bias.rank != 1 or not is_constant(bias):
+            continue
+        if x.shape is not None and len(x.shape) > 1 and bias.shape == x.shape[-1:]:
+            return x, bias
     return None
 
 

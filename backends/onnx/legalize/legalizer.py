@@ -110,7 +110,8 @@ class OrtLegalization:
         if forced is not None:
             if forced not in forms:
                 raise UsageError(
-                    f"`{place}` cannot take the form `{forced}`", hint=f"possible: {', '.join(forms)}"
+                    f"`{place}` cannot take the form `{forced}`",
+                    hint=f"possible: {', '.join(forms)}",
                 )
             return forced, "decided before"
         choice = self.legalizer.table.choose(site.name, features, forms)

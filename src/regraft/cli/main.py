@@ -16,13 +16,16 @@ VERBS: dict[str, str] = {
     "convert": "Capture a model, run passes, check the result, write it.",
     "inspect": "Parameters, bytes, FLOPs, peak activation, operators.",
     "compare": "Compare the outputs of two models.",
+    "bench": "Latency of models, interleaved, relative to the first.",
+    "tune": "Measure the cost table of this machine.",
+    "bisect": "Find the first pass and match that change outputs; minimal reproducer.",
     "opt": "Run passes on a text module: text in, text out.",
     "passes": "List passes, or document one.",
     "doctor": "Versions, CPU flags, providers, what is missing.",
 }
 """Verb -> one line; the command is `regraft.cli.<verb>_cmd:command`."""
 
-PLANNED = ("bench", "audit", "lint", "bisect", "search", "tune", "rerun")
+PLANNED = ("audit", "lint", "search", "rerun")
 """Verbs of the interface that are not built yet."""
 
 INTERRUPTED = 130

@@ -1,0 +1,78 @@
+"""`regraft tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from regraft.cli.options import output_options
+from regraft.cli.show import out_console, plural, print_json, print_table, progress, warn
+from regraft.cli.verb import Verb
+
+
+@click.command("tune", cls=Verb, epilog="Example: regraft tune --target ort-cpu --quick")
+@click.option("--target", default="ort-cpu", show_default=True, help="Whose costs to measure.")
+@click.option("--quick", is_flag=True, help="Fewer sizes, fewer rounds: about half a minute.")
+@click.option("--site", "sites", multiple=True, metavar="NAME", help="Measure this site alone.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Threads within an operator.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The table's file; default: where `convert` looks for it.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing table.")
+@output_options
+def command(
+    target: str,
+    quick: bool,
+    sites: tuple[str, ...],
+    threads: int,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Measure the cost table by which `legalize` chooses on this machine."""
+    from regraft.output import staged
+    from regraft.tables import user_table
+    from regraft.tuning import check_sites, summary, tune
+
+    check_sites(target, sites)
+    path = out if out is not None else user_table(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with staged(path, force=force or out is None) as temp:
+        with progress(enabled=not quiet and not as_json) as say:
+            tuning = tune(
+                target, quick=quick, threads=threads, sites=sites,
+                progress=lambda i, total, case: say(f"{i + 1} of {total}: {case}"),
+            )  # fmt: skip
+        (temp / path.name).write_text(tuning.table.to_json(), encoding="utf-8")
+    warn(tuning.failures, quiet=quiet)
+    if as_json:
+        print_json(
+            {
+                "path": str(path),
+                "machine": dict(tuning.table.machine),
+                "entries": len(tuning.table.entries),
+                "seconds": round(tuning.seconds, 1),
+                "failures": list(tuning.failures),
+            }
+        )
+        return
+    title = f"{plural(len(tuning.table.entries), 'case')} in {tuning.seconds:.0f} s"
+    rows = [
+        (site, form, n, f"{low:.2f} to {high:.2f}")
+        for site, form, n, low, high in summary(tuning.table)
+    ]
+    columns = ("site", "form:", "fastest in", "time of the standard form")
+    print_table(out_console(), title, columns, rows)
+    click.echo(f"wrote {path}", err=True)
