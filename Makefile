@@ -12,7 +12,7 @@ PEERS_PY := $(PEERS)/bin/python
 PEERS_STAMP := $(PEERS)/.setup-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test check lint layout types imports full models peers bench format clean
+.PHONY: help setup demo test check lint layout types imports full models peers bench docs format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
@@ -20,6 +20,7 @@ help:
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make full    all tests"
 	@echo "make bench   every figure of the core, against the peers (python -m benchmarks.core)"
+	@echo "make docs    the pages that are made from the code, and the tour of README.md"
 	@echo "make format  ruff format and the fixes that ruff can make"
 	@echo "make setup   .venv   make models   .models   make peers   .venv-peers   make clean"
 
@@ -75,6 +76,10 @@ imports: $(STAMP)
 
 bench: $(STAMP) $(PEERS_STAMP) models
 	$(PY) -m benchmarks.core
+
+docs: $(STAMP) models
+	$(PY) -m docs.generate
+	$(PY) -m docs.tour
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix-only .

@@ -55,12 +55,15 @@ STEPS = (
 def run(command: str, folder: Path) -> str:
     """Returns what a shell command prints, both streams, without colours."""
     env = {**os.environ, "NO_COLOR": "1", "COLUMNS": "100"}
+    env["PYTHONPATH"] = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
     # the command of this interpreter, whatever else is installed
     script = f'regraft() {{ {shlex.quote(sys.executable)} -m regraft "$@"; }}; {command}'
     done = subprocess.run(
         script, shell=True, cwd=folder, env=env, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    if done.returncode not in (0, 2):  # 2: the mistake that the tour shows
+        raise SystemExit(f"{command}\n{done.stdout}")
     return done.stdout
 
 

@@ -20,6 +20,7 @@ from tests.cli.workplace import populate
 def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     populate(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no tables of this machine
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 

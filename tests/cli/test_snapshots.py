@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import shlex
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -168,6 +169,20 @@ CASES = {
     "opt-plugin-operator": "opt twice.rg --plugin plugin.py:PLUGIN --trust-remote-code",
     "opt-unknown-operator": "opt wrong.rg",
     "opt-plugin-operator-without-plugin": "opt twice.rg",
+    # -- bench
+    "bench-help": "bench -h",
+    "bench": "bench model.onnx text.rg",
+    "bench-json": "bench model.onnx model.onnx --threads 2 --rounds 7 --dims batch=2 --seed 3 --json -q -v",
+    "bench-inputs": "bench model.onnx --inputs samples --plugin plugin.py:PLUGIN --trust-remote-code",
+    "bench-no-model": "bench",
+    "bench-other-inputs": "bench model.onnx other.onnx",
+    "bench-no-rounds": "bench model.onnx --rounds 0",
+    # -- tune
+    "tune-help": "tune -h",
+    "tune": "tune --target ort-cpu --quick --site gelu --threads 1 -o table.json",
+    "tune-json": "tune --quick --site gelu --out table.json --force --json -q -v",
+    "tune-unknown-site": "tune --site geli",
+    "tune-unknown-target": "tune --target triton",
     # -- passes
     "passes-help": "passes -h",
     "passes": "passes",
@@ -198,9 +213,21 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # no tables of this machine
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("sys.stdin", io.StringIO(TEXT))
     monkeypatch.setattr(doctor_cmd, "build", lambda: DOCTOR)
+    monkeypatch.setattr("regraft.benching.interleaved", _measured)
+    monkeypatch.setattr("regraft.tuning.interleaved", _measured)
+    monkeypatch.setattr("regraft.tuning.time.perf_counter", lambda: 0.0)
+    monkeypatch.setattr("regraft.tuning.cpu_name", lambda: "Example CPU")
+
+
+def _measured(calls: Sequence[Callable[[], object]], rounds: int, **_: object) -> list[list[float]]:
+    """Runs every call once and says that each takes twice as long as the one before it."""
+    for call in calls:
+        call()
+    return [[2**i * (1 + n / rounds) * 1e-3 for n in range(rounds)] for i in range(len(calls))]
 
 
 @pytest.mark.parametrize("name", CASES)

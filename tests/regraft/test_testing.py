@@ -89,7 +89,9 @@ def op(**fields: Any) -> OpSpec:
         "name": "test.scale", "source": "this test", "operands": (Operand("x"),),
         "attrs": (Attr("by", AttrKind.FLOAT),), "axes": "*b -> *b",
         "eval": lambda c, x: x * c.attrs["by"],
-        "body": lambda node, b: b.op(OPS["mul"], node.inputs[0], b.constant(node.attrs["by"], DType.F32)),
+        "body": lambda node, b: b.op(
+            OPS["mul"], node.inputs[0], b.constant(node.attrs["by"], DType.F32)
+        ),
     }  # fmt: skip
     return OpSpec(**{**given, **fields})
 
