@@ -55,6 +55,7 @@ class Layout:
         keys: T.
         inner: D, summed over in the scores.
         channels: E, of the values.
+        windows: The first of `heads` that are windows of an image rather than heads.
     """
 
     batch: Axis
@@ -64,6 +65,7 @@ class Layout:
     keys: Axis
     inner: Axis
     channels: Axis
+    windows: Axis = field(default_factory=list)
 
     @property
     def kv_groups(self) -> DimLike:
@@ -117,8 +119,8 @@ class Attention:
 
     @property
     def num_heads(self) -> DimLike:
-        """Query heads."""
-        return size_of(self.layout.heads)
+        """Query heads, windows not counted."""
+        return size_of(self.layout.heads[len(self.layout.windows) :])
 
     @property
     def head_size(self) -> DimLike:
@@ -421,7 +423,14 @@ def _with_mask_axes(layout: Layout, masks: Masks) -> Layout:
         return layout
     heads = [*batch[cut:], *layout.heads]
     return Layout(
-        batch[:cut], heads, heads, layout.rows, layout.keys, layout.inner, layout.channels
+        batch[:cut],
+        heads,
+        heads,
+        layout.rows,
+        layout.keys,
+        layout.inner,
+        layout.channels,
+        batch[cut:],
     )
 
 

@@ -18,7 +18,7 @@ from regraft.ir.dims import Dim, DimLike, Symbol, bind, known_equal, symbols_of
 from regraft.ir.errors import RegraftError
 from regraft.ir.evaluate import evaluate_node
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import logical, repeating
+from regraft.ir.ops import arithmetic, logical, repeating
 from regraft.ir.opspec import AttrKind, Trait
 from regraft.passes.analysis.attention_scores import Cond, Term
 from regraft.passes.analysis.views import Axis, leaves
@@ -30,6 +30,7 @@ _Contents = tuple[tuple[tuple[Mapping[str, int], Array], ...], ...]
 """For each of two sizes, the content with distinct and with equal sizes, where the graph runs."""
 
 _MAX_NODES = 80
+_MAX_SUMS = 4
 _MAX_SIZE = 2048
 _MAX_ELEMENTS = 1 << 23
 _HIDDEN = -1000.0
@@ -63,6 +64,9 @@ class Masks:
         conds: Conditions that hide keys altogether.
         soft: Conditions that lower scores to a finite number.
         terms: What is added to the scores.
+        seen: The window that all masks together contain, also those that stay as they are.
+        hiding: Conditions on the inputs that are part of `terms`.
+        has_bias: Whether one of the terms is no mask.
         num_read: Masks of positions that became the window, or hid nothing.
     """
 
@@ -70,6 +74,9 @@ class Masks:
     conds: list[Cond] = field(default_factory=list)
     soft: list[Cond] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
+    seen: Window = ALL
+    hiding: list[Term] = field(default_factory=list)
+    has_bias: bool = False
     num_read: int = 0
 
 
@@ -131,6 +138,8 @@ class MaskReader:
                 masks.terms.append(source)
             else:
                 masks.soft.append(source)
+            masks.seen = joined(masks.seen, window) or masks.seen
+        masks.seen = joined(masks.seen, masks.window) or masks.seen
         return masks
 
     def _cond(
@@ -163,6 +172,32 @@ class MaskReader:
                 windows.append((window, term))
                 return
         masks.terms.append(term)
+        self._note(masks, term, frame)
+
+    def _note(self, masks: Masks, term: Term, frame: _Frame, depth: int = 0) -> None:
+        """Notes what an added mask that stays as it is consists of."""
+        cond, node = _as_cond(term), term.value.producer
+        if cond is not None:
+            for part in _parts(cond):
+                window = None if part.term.value in self._data else self._window(part, frame)
+                if window is None:
+                    masks.hiding.append(part.term)
+                else:
+                    masks.seen = joined(masks.seen, window) or masks.seen
+            return
+        if node is not None and node.op is arithmetic.add and depth < _MAX_SUMS:
+            operands = [None if v is None else _narrowed(v, term) for v in node.inputs]
+            if None not in operands:
+                for operand in operands:
+                    if operand is not None:
+                        self._note(masks, operand, frame, depth + 1)
+                return
+        if term.value not in self._data:
+            window = self._window(Cond(term, hides=False, fill=term.factor), frame)
+            if window is not None:
+                masks.seen = joined(masks.seen, window) or masks.seen
+                return
+        masks.has_bias = True
 
     # -- positions ------------------------------------------------------------------------------
 

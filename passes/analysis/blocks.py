@@ -12,12 +12,15 @@ from typing import Protocol
 
 from regraft.ir.graph import Graph, Node
 from regraft.ir.module import Module
+from regraft.passes.analysis.attention import AttentionFinder
+from regraft.passes.analysis.attention_blocks import AttentionBlock, attention_blocks
 from regraft.passes.analysis.cones import ConeFinder
 from regraft.passes.analysis.ffn import FfnBlock, FfnFinder
 from regraft.passes.analysis.group_norms import join_groups
 from regraft.passes.analysis.linear_layers import Linear
 from regraft.passes.analysis.moe_layers import MoeBlock, moe_layers
 from regraft.passes.analysis.norms import NormBlock, NormFinder, Scale
+from regraft.passes.analysis.rotary import find_rotary
 from regraft.passes.analysis.unary_functions import Activation, ActivationFinder, UnaryFunction
 from regraft.passes.protocol import Skip
 
@@ -51,7 +54,7 @@ class Blocks:
     activations: tuple[Activation, ...] = ()
     ffn: tuple[FfnBlock, ...] = ()
     moe: tuple[MoeBlock, ...] = ()
-    attention: tuple[Block, ...] = ()
+    attention: tuple[AttentionBlock, ...] = ()
     layers: tuple[Block, ...] = ()
     skipped: tuple[Skip, ...] = ()
 
@@ -85,8 +88,18 @@ class Recognizer:
         is_constant = self._constants.is_constant
         finder = FfnFinder(graph, is_constant, norms)
         moe, ffn = moe_layers(graph, finder.find(activations), finder.layers, is_constant)
+        attentions = AttentionFinder()
+        blocks = attention_blocks(graph, attentions.find(graph), find_rotary(graph))
+        unread = [
+            Skip(str(value.name), f"attention: {reason}") for value, reason in attentions.rejected
+        ]
         return Blocks(
-            tuple(norms), activations, tuple(ffn), tuple(moe), skipped=tuple(search.skipped)
+            tuple(norms),
+            activations,
+            tuple(ffn),
+            tuple(moe),
+            tuple(blocks),
+            skipped=(*search.skipped, *unread),
         )
 
 
@@ -112,6 +125,7 @@ def graphs_of(graph: Graph) -> list[Graph]:
 
 __all__ = [
     "Activation",
+    "AttentionBlock",
     "Block",
     "Blocks",
     "FfnBlock",
