@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from regraft.ir.dims import DimLike, known_equal
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import arithmetic, conv, gathering, pool, reduce, reshaping, slicing
+from regraft.ir.ops import (
+    activation,
+    arithmetic,
+    conv,
+    gathering,
+    norm,
+    pool,
+    reduce,
+    reshaping,
+    slicing,
+)
 from regraft.passes.analysis.linear_layers import (
     MOVES,
     IsConstant,
@@ -38,7 +48,7 @@ class FfnBlock:
         hidden: Number of hidden channels.
         axis: The axis of `input` that the layers mix, counted from the end.
         norm: A norm of the hidden channels before `down`, or None.
-        depthwise: A depthwise convolution between the layers, or None.
+        depthwise: A convolution of single or few channels between the layers, or None.
         is_expert: Whether it reads tokens that were picked at run time.
         nodes: What computes it.
     """
@@ -89,14 +99,14 @@ class _Source:
         axis: The axis of the value that holds the layer's channels.
         part: Which part of the channels: the index of a split's result or the start of a slice,
             None for all.
-        depthwise: A depthwise convolution on the way, or None.
+        convolution: A convolution of groups of channels on the way, or None.
         nodes: What lies between.
     """
 
     layer: Linear
     axis: int
     part: DimLike | None
-    depthwise: Node | None
+    convolution: Node | None
     nodes: tuple[Node, ...]
 
 
@@ -108,21 +118,24 @@ class FfnFinder:
         self._readers: dict[Value, list[Linear]] = {}
         for layer in self.layers.values():
             self._readers.setdefault(layer.input, []).append(layer)
-        self._norms = {norm.input: norm for norm in norms}
+        self._norms = {block.input: block for block in norms}
         self._is_constant = is_constant
         self._activated: set[Value] = set()
+        self._activations: dict[Value, Activation] = {}
+        self._choices = {layer.picked for layer in self.layers.values()} - {None}
 
     def find(self, activations: Sequence[Activation]) -> list[FfnBlock]:
         """Returns the blocks in order of their activations."""
-        self._activated = {activation.input for activation in activations}
-        found = (self._block(activation) for activation in activations)
+        self._activated = {each.input for each in activations}
+        self._activations = {each.output: each for each in activations}
+        found = (self._block(each) for each in activations)
         return [block for block in found if block is not None]
 
-    def _block(self, activation: Activation) -> FfnBlock | None:
-        first = self._source(activation.input)
+    def _block(self, found: Activation) -> FfnBlock | None:
+        first = self._source(found.input)
         if first is None:
             return None
-        hidden, nodes = activation.output, [*activation.nodes, *first.nodes]
+        hidden, nodes = found.output, [*found.nodes, *first.nodes]
         up, gate = first, None
         user = only_user(hidden)
         if user is None:
@@ -137,7 +150,7 @@ class FfnFinder:
             nodes += [user, *second.nodes]
         if gate is None and first.part is not None:
             return None  # a half of a product alone
-        down, norm, between = self._reader(hidden, first.axis)
+        down, inner_norm, between = self._reader(hidden, first.axis)
         if down is None:
             return None
         nodes += [*between, *down.nodes]
@@ -151,16 +164,23 @@ class FfnFinder:
         is_expert = picking_node(up.layer.input, self._is_constant) is not None
         return FfnBlock(
             source, down.output, up.layer, None if gate is None else gate.layer, down,
-            activation.function.name, size, mixed, norm, first.depthwise, is_expert,
+            found.function.name, size, mixed, inner_norm, first.convolution, is_expert,
             tuple(dict.fromkeys(nodes)),
         )  # fmt: skip
 
     def _source(self, value: Value) -> _Source | None:
-        """Returns the linear layer whose result, moved or halved, a value is."""
+        """Returns the linear layer whose result, moved, halved or convolved, a value is."""
         steps: list[Node] = []
         part: DimLike | None = None
-        depthwise: Node | None = None
+        convolution: Node | None = None
         while value not in self.layers:
+            inner = self._activations.get(value)
+            if inner is not None and convolution is not None and not _is_depthwise(convolution):
+                # a grouped convolution between two activations; one that is depthwise is the
+                # inverted residual of convolutional networks
+                steps += inner.nodes
+                value = inner.input
+                continue
             node = value.producer
             if node is None or len(steps) >= _MAX_STEPS:
                 return None
@@ -168,9 +188,9 @@ class FfnFinder:
                 part = value.index
             elif node.op is slicing.slice_:
                 part = _start(node)
-            elif _is_depthwise(node):
-                depthwise = node
-            elif not (node.op in MOVES or self._is_bias(node)):
+            elif _is_grouped(node):
+                convolution = node
+            elif node.op not in MOVES and node.op not in _PER_CHANNEL:
                 return None
             steps.append(node)
             source = self._varying(node)
@@ -179,25 +199,32 @@ class FfnFinder:
             value = source
         layer = self.layers[value]
         axis = _followed(layer.out_axis, reversed(steps))
-        return None if axis is None else _Source(layer, axis, part, depthwise, tuple(steps))
+        return None if axis is None else _Source(layer, axis, part, convolution, tuple(steps))
 
     def _varying(self, node: Node) -> Value | None:
-        values = [v for v in node.inputs if v is not None and not self._is_constant(v)]
+        """Returns the one operand that varies; a bias picked for an expert counts as constant."""
+        values = [
+            v for v in node.inputs
+            if v is not None and not self._is_constant(v) and not self._is_picked_bias(v)
+        ]  # fmt: skip
         return values[0] if len(values) == 1 else None
 
-    def _is_bias(self, node: Node) -> bool:
-        return node.op is arithmetic.add and self._varying(node) is not None
+    def _is_picked_bias(self, value: Value) -> bool:
+        node = value.producer
+        if node is None or node.op is not gathering.gather or node.inputs[0] is None:
+            return False
+        return node.inputs[1] in self._choices and self._is_constant(node.inputs[0])
 
     def _reader(
         self, value: Value, axis: int | None
     ) -> tuple[Linear | None, NormBlock | None, list[Node]]:
         """Returns the layer that sums over the hidden channels, and what lies between."""
         nodes: list[Node] = []
-        norm: NormBlock | None = None
+        inner: NormBlock | None = None
         while axis is not None and len(nodes) < _MAX_STEPS:
             here = self._norms.get(value)
-            if here is not None and norm is None and here.axes == (axis,):
-                norm, value = here, here.output
+            if here is not None and inner is None and here.axes == (axis,):
+                inner, value = here, here.output
                 nodes += here.nodes
                 continue
             readers = self._readers.get(value)
@@ -207,7 +234,7 @@ class FfnFinder:
             if readers:
                 layer = readers[-1]  # the one with its bias
                 fits = layer.in_axis == axis and layer.nodes[-1] is node
-                return (layer if fits else None), norm, nodes
+                return (layer if fits else None), inner, nodes
             if node.op not in MOVES:
                 return None, None, []
             axis, value = moved_axis(node, axis), node.output
@@ -250,7 +277,7 @@ def _followed(axis: int, nodes: Iterable[Node]) -> int | None:
             if moved is None:
                 return None
             at = moved
-        elif _is_depthwise(node):
+        elif node.op is conv.conv or node.op is norm.batch_norm:
             if node.output.rank != 1 - axis:
                 return None
         elif node.op in (slicing.split, slicing.slice_) and not _cuts(node, axis):
@@ -292,12 +319,24 @@ def _cuts(node: Node, axis: int | None) -> bool:
     return slicing.sliced_axes(node) in ((axis,), (axis + x.rank,))
 
 
-def _is_depthwise(node: Node) -> bool:
-    x = node.inputs[0]
-    if node.op is not conv.conv or x is None or x.shape is None:
+def _is_grouped(node: Node) -> bool:
+    """Returns whether a node convolves groups of channels and keeps their number."""
+    if node.op is not conv.conv or node.attrs["groups"] == 1:
         return False
-    return bool(node.attrs["groups"] != 1 and known_equal(x.shape[1], node.attrs["groups"]))
+    x, out = node.inputs[0], node.output.shape
+    if x is None or x.shape is None or out is None:
+        return False
+    return known_equal(x.shape[1], out[1])
 
+
+def _is_depthwise(node: Node) -> bool:
+    """Returns whether a grouped convolution has one channel per group."""
+    out = node.output.shape
+    return out is not None and known_equal(out[1], node.attrs["groups"])
+
+
+_PER_CHANNEL = frozenset({arithmetic.add, activation.clip, norm.batch_norm})
+"""Operators that, with constants, change each channel by itself: biases, limits, folded norms."""
 
 _POOLS = frozenset(
     {reduce.reduce_mean, reduce.reduce_max, reduce.reduce_sum, pool.average_pool, pool.max_pool}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from regraft.ir.dims import DimLike, known_equal, product
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import arithmetic, cast, conv, linalg, reshaping
+from regraft.ir.ops import arithmetic, cast, conv, gathering, linalg, reshaping
 from regraft.passes.cleanup.facts import same_type
 
 IsConstant = Callable[[Value], bool]
@@ -26,7 +26,8 @@ class Linear:
         out_axis: The axis of `output` that takes its place, counted from the end.
         weight_in: The axis of the weight that is summed over, counted from the end.
         weight_out: The axis of the weight that becomes `out_axis`, counted from the end.
-        num_experts: How many weights are stacked along a batch axis; 1 for a plain layer.
+        num_experts: How many weights are stacked along the first axis; 1 for a plain layer.
+        picked: The indices that pick an expert's weight for every row of the batch, or None.
         nodes: What computes it, the last node first.
     """
 
@@ -40,6 +41,7 @@ class Linear:
     weight_out: int
     num_experts: int
     nodes: tuple[Node, ...]
+    picked: Value | None = None
 
     @property
     def in_size(self) -> DimLike | None:
@@ -89,17 +91,33 @@ def _matmul(node: Node, is_constant: IsConstant) -> Linear | None:
     a, b = node.inputs[0], node.inputs[1]
     if a is None or b is None or a.rank is None or b.rank is None or a.rank < 2 or b.rank < 2:
         return None
-    if is_constant(a) == is_constant(b):
+    stacks = _picked_stack(a, is_constant), _picked_stack(b, is_constant)
+    fixed = [is_constant(v) or stack is not None for v, stack in zip((a, b), stacks, strict=True)]
+    if fixed[0] == fixed[1]:
         return None
-    x, weight, left = (b, a, True) if is_constant(a) else (a, b, False)
+    x, weight, left = (b, a, True) if fixed[0] else (a, b, False)
+    gather = stacks[0] if left else stacks[1]
+    picked = None
+    if gather is not None and gather.inputs[0] is not None:
+        weight, picked = gather.inputs[0], gather.inputs[1]
     experts = 1
     for size in (weight.shape or ())[:-2]:
         if not isinstance(size, int):
             return None
         experts *= size
-    if left:
-        return Linear(x, node.output, weight, None, -2, -2, -1, -2, experts, (node,))
-    return Linear(x, node.output, weight, None, -1, -1, -2, -1, experts, (node,))
+    at, ends = (-2, (-1, -2)) if left else (-1, (-2, -1))
+    return Linear(x, node.output, weight, None, at, at, *ends, experts, (node,), picked)
+
+
+def _picked_stack(value: Value, is_constant: IsConstant) -> Node | None:
+    """Returns the gather that picks one of the matrices [E, m, n] for every row, or None."""
+    node = value.producer
+    if node is None or node.op is not gathering.gather or node.attrs["axis"] != 0:
+        return None
+    data, indices = node.inputs[0], node.inputs[1]
+    if data is None or indices is None or data.rank != 3 or indices.rank != 1:
+        return None
+    return node if is_constant(data) and not is_constant(indices) else None
 
 
 def _gemm(node: Node, is_constant: IsConstant) -> Linear | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import activation, arithmetic, moe, selecting, softmax
+from regraft.ir.ops import activation, arithmetic, moe, repeating, selecting, softmax
 from regraft.passes.analysis.ffn import FfnBlock, picking_node
 from regraft.passes.analysis.linear_layers import MOVES, IsConstant, Linear
 
@@ -107,7 +107,7 @@ def _tokens(value: Value, is_constant: IsConstant) -> Value:
     """Returns the tensor that picked tokens were picked from, moves aside."""
     node = picking_node(value, is_constant)
     source = value if node is None or node.inputs[0] is None else node.inputs[0]
-    while source.producer is not None and source.producer.op in MOVES:
+    while source.producer is not None and source.producer.op in _REPEATS:
         before = source.producer.inputs[0]
         if before is None:
             break
@@ -118,7 +118,7 @@ def _tokens(value: Value, is_constant: IsConstant) -> Value:
 def _choice(expert: FfnBlock, is_constant: IsConstant) -> Node | None:
     """Returns the top_k that decides which tokens an expert reads, or what its result weighs."""
     picking = picking_node(expert.input, is_constant)
-    starts = [picking.inputs[1]] if picking is not None else []
+    starts = [expert.up.picked] if picking is None else [picking.inputs[1]]
     for user in expert.output.users:
         if user.op is arithmetic.mul:
             starts += [value for value in user.inputs if value is not expert.output]
@@ -135,6 +135,8 @@ def _choice(expert: FfnBlock, is_constant: IsConstant) -> Node | None:
         queue += [v for v in node.inputs if v is not None and not is_constant(v)]
     return None
 
+
+_REPEATS = frozenset({*MOVES, repeating.tile, repeating.expand})
 
 _SCORING = frozenset({softmax.softmax, activation.sigmoid, arithmetic.add, *MOVES})
 
