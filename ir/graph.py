@@ -284,11 +284,20 @@ class Node:
     def infer(self) -> None:
         """Computes result types and contents from operands and attributes; cost O(operands).
 
+        Within a body, operands that the operator forbids give results of unknown type: the branch
+        need not run for the sizes that contradict it (`if size == 1: squeeze`).
+
         Raises:
-            TypeInferenceError: When the operator forbids these operands.
+            TypeInferenceError: When the operator forbids these operands, in the main graph.
         """
         infer = self.op.infer
-        types: Type | Sequence[Type] = infer_from_rule(self) if infer is None else infer(self)
+        types: Type | Sequence[Type]
+        try:
+            types = infer_from_rule(self) if infer is None else infer(self)
+        except TypeInferenceError:
+            if self.in_main_graph:
+                raise
+            types = [UNKNOWN] * len(self.outputs)
         outputs = self.outputs
         if isinstance(types, TensorType):
             outputs[0].type = types
@@ -326,8 +335,13 @@ class Node:
         Not within bodies: a branch need not run for the sizes that contradict it, and where it
         runs, its own operators check.
         """
-        if self.graph is not None and self.graph.scope.main is self.graph:
+        if self.graph is not None and self.in_main_graph:
             self.graph.scope.assume_equal(left, right, reason)
+
+    @property
+    def in_main_graph(self) -> bool:
+        """Whether the node runs whenever the module does: it is in no body."""
+        return self.graph is None or self.graph.scope.main is self.graph
 
     def error(self, message: str, *, hint: str | None = None) -> TypeInferenceError:
         """Returns an inference error that names this node; the caller raises it."""

@@ -124,7 +124,11 @@ def _fold_constants(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Re
     if size is not None and size > limit:
         return Reject(f"the result takes {size} bytes, more than {limit}", node)
     operands = [constant_of(value, 1 << 62) for value in node.inputs]
-    arrays = evaluate_node(node, operands, {})
+    try:
+        arrays = evaluate_node(node, operands, {})
+    except (LookupError, ValueError) as error:
+        # it fails wherever it runs, which in a branch may be nowhere: the runtime decides
+        return Reject(f"it fails on its operands: {error}", node)
     if not all(isinstance(array, np.ndarray) for array in arrays):
         return False  # a sequence or an absent optional: there is no constant of such a type
     if sum(array.nbytes for array in arrays) > limit:

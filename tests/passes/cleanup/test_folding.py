@@ -147,3 +147,12 @@ def test_widened_weight_stays_computed() -> None:
     module = parse(text)
     Canonicalize().run(module, Context())
     assert outputs(module) == "cast(@q, to=f32)"
+
+
+def test_operator_that_fails_on_its_operands_is_left_to_the_runtime() -> None:
+    module = parse(
+        "graph() {\n%a = literal f32[3] [1, 2, 3]\n%i = literal i64[1] [7]\n"
+        "%y = gather_elements(%a, %i) {axis = 0}\nreturn %y\n}"
+    )
+    assert not Canonicalize().run(module, Context()).changed
+    assert outputs(module) == "gather_elements([1.0,2.0,3.0], [7])"

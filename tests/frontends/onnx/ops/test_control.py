@@ -7,8 +7,9 @@ from regraft.backends.onnx import to_proto
 from regraft.frontends.onnx import load_onnx
 from regraft.ir.constants import captured_value, constant_of, opaque
 from regraft.ir.errors import InputError
+from regraft.ir.evaluate import evaluate
 from regraft.ir.ops import control
-from tests.conformance.agree import assert_agree
+from tests.conformance.agree import assert_agree, assert_rewrite_agrees
 from tests.conformance.cases import mismatch, run_ort
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -50,6 +51,28 @@ def test_if_gives_both_branches_the_same_captures_and_copies_constants():
     assert all([value.name for value in body.inputs] == ["x"] for body in node.bodies)
     assert captured_value(node.bodies[0].inputs[0]) is module.graph.inputs[1]
     assert str(node.output.type) == "f32[B, 4]"
+
+
+@pytest.mark.parametrize("data", ["w", "x", "h"])
+def test_branch_that_the_sizes_contradict_need_not_run(data):
+    proto = model(f"""
+    g (bool c, float[2] x) => (float[?] y) {{
+      w = Constant <value = float[3] {{1, 2, 3}}> ()
+      h = Concat <axis = 0> (x, x, x)
+      y = If (c) <
+        then_branch = t () => (float[?] r) {{ r = Neg(x) }},
+        else_branch = e () => (float[?, 5] r) {{
+          s = Constant <value_ints = [2, 5]> ()
+          p = Reshape({data}, s)
+          r = Relu(p)
+        }}
+      >
+    }}
+    """)
+    module = assert_rewrite_agrees(proto, {"c": np.array(True), "x": x(2)})
+    assert "relu" in [node.op.name for node in module.graph.walk()]
+    with pytest.raises(ValueError, match="cannot reshape"):
+        evaluate(module, {"c": np.array(False), "x": x(2)})
 
 
 def test_if_result_joins_branch_types():
