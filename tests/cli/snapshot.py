@@ -28,6 +28,8 @@ _REPLACED = (
     (re.compile(r"cosine [\d.-]+"), "cosine N"),
     (re.compile(r"\b\d+(\.\d+)?e[+-]\d+\b"), "N"),
     (re.compile(r"\b\d+\.\d\d │$", re.MULTILINE), "S │"),
+    (re.compile(r'("system": )"[^"]+"'), r'\1"SYSTEM"'),
+    (re.compile(r"(cases?) in \d+ s"), r"\1 in S s"),
     (re.compile(r"`[^`\s]*/reproducer-\w+`"), "`REPRODUCER`"),
 )
 

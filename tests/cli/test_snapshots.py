@@ -171,11 +171,11 @@ CASES = {
     "opt-plugin-operator-without-plugin": "opt twice.rg",
     # -- bench
     "bench-help": "bench -h",
-    "bench": "bench model.onnx text.rg",
+    "bench": "bench model.onnx other.onnx",
     "bench-json": "bench model.onnx model.onnx --threads 2 --rounds 7 --dims batch=2 --seed 3 --json -q -v",
     "bench-inputs": "bench model.onnx --inputs samples --plugin plugin.py:PLUGIN --trust-remote-code",
     "bench-no-model": "bench",
-    "bench-other-inputs": "bench model.onnx other.onnx",
+    "bench-other-inputs": "bench model.onnx twice.rg --plugin plugin.py:PLUGIN",
     "bench-no-rounds": "bench model.onnx --rounds 0",
     # -- tune
     "tune-help": "tune -h",
@@ -219,7 +219,6 @@ def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_cmd, "build", lambda: DOCTOR)
     monkeypatch.setattr("regraft.benching.interleaved", _measured)
     monkeypatch.setattr("regraft.tuning.interleaved", _measured)
-    monkeypatch.setattr("regraft.tuning.time.perf_counter", lambda: 0.0)
     monkeypatch.setattr("regraft.tuning.cpu_name", lambda: "Example CPU")
 
 

@@ -73,6 +73,6 @@ def command(
         (site, form, n, f"{low:.2f} to {high:.2f}")
         for site, form, n, low, high in summary(tuning.table)
     ]
-    columns = ("site", "form:", "fastest in", "time of the standard form")
+    columns = ("site", "form:", "fastest in", "time by the standard form")
     print_table(out_console(), title, columns, rows)
     click.echo(f"wrote {path}", err=True)
