@@ -11,6 +11,7 @@ import numpy as np
 from regraft.backends.onnx import to_proto
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.checking import RUNTIME_COPIES
+from regraft.ir.constants import is_constant
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.graph import Value
@@ -130,6 +131,8 @@ def first_divergence(a: Module, b: Module, sample: Sample) -> dict[str, Any] | N
         nonlocal budget
         if value.owner is not a.graph or not value.name or not isinstance(array, np.ndarray):
             return
+        if is_constant(value):
+            return  # a result that differs says more than the weight behind it
         if array.size <= budget:
             kept[value.name] = array
             budget -= array.size

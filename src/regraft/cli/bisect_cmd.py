@@ -1,0 +1,95 @@
+"""`regraft bisect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from regraft.cli.options import (
+    load_extensions,
+    load_samples,
+    output_options,
+    sample_options,
+    source_options,
+    tolerance_options,
+)
+from regraft.cli.show import out_console, print_json, print_table, progress, warn
+from regraft.cli.verb import Verb
+
+FOUND = 3
+"""Exit code when a pass breaks: a check failed."""
+
+
+@click.command(
+    "bisect", cls=Verb, epilog="Example: regraft bisect model.onnx --passes canonicalize,fuse"
+)
+@click.argument("source")
+@click.option("--passes", metavar="PIPELINE", help="`name{option=value},name2`.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="A YAML recipe.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the reproducer.")
+@sample_options
+@tolerance_options
+@source_options
+@output_options
+def command(
+    source: str,
+    passes: str | None,
+    recipe: Path | None,
+    out: Path | None,
+    inputs: Path | None,
+    dims: dict[str, int],
+    seed: int,
+    rtol: float | None,
+    atol: float | None,
+    plugins: tuple[str, ...],
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Find the first pass and match after which outputs of SOURCE leave tolerance; exit 3 then."""
+    from regraft.bisection import as_json as to_json
+    from regraft.bisection import bisect
+    from regraft.conversion import resolve_passes
+    from regraft.ir.errors import UsageError
+    from regraft.passes.recipe import read_recipe
+    from regraft.sources import open_source
+
+    if passes is not None and recipe is not None:
+        raise UsageError("give --passes or --recipe, not both")
+    extensions = load_extensions(plugins)
+    chosen: Any = passes
+    if recipe is not None:
+        chosen = read_recipe(recipe, extensions.passes).passes
+    module = open_source(source, ops=extensions.operators).module
+    with progress(enabled=not quiet and not as_json) as say:
+        finding = bisect(
+            module, resolve_passes(chosen, extensions.passes), samples=load_samples(inputs),
+            dims=dims, seed=seed, rtol=rtol, atol=atol, folder=out, say=say,
+        )  # fmt: skip
+    warn(module.warnings, quiet=quiet)
+    if as_json:
+        print_json(to_json(finding))
+    else:
+        _print(finding, source)
+    if finding.pass_text is not None:
+        click.get_current_context().exit(FOUND)
+
+
+def _print(finding: Any, source: str) -> None:
+    console = out_console()
+    if finding.pass_text is None:
+        console.print(f"outputs stay within tolerance after every pass ({finding.num_runs} runs)")
+        return
+    rows = [("pass", finding.pass_text), ("reason", finding.reason)]
+    if finding.rule is not None:
+        rows.append(("match", f"rule `{finding.rule}` at {finding.match}"))
+        rows.append(("rewrite", f"number {finding.match_idx} of the pass"))
+    if finding.first_value is not None:
+        rows.append(("first value", f"%{finding.first_value}"))
+    if finding.reproducer is not None:
+        rows.append(("reproducer", f"`{finding.reproducer}`"))
+        rows.append(("its nodes", finding.num_nodes))
+    print_table(console, source, ("", "found:"), rows)
