@@ -125,7 +125,8 @@ def _fold_constants(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Re
         return Reject(f"the result takes {size} bytes, more than {limit}", node)
     operands = [constant_of(value, 1 << 62) for value in node.inputs]
     try:
-        arrays = evaluate_node(node, operands, {})
+        # an evaluation gives all results, the node may have the first ones alone
+        arrays = evaluate_node(node, operands, {})[: len(node.outputs)]
     except (LookupError, ValueError) as error:
         # it fails wherever it runs, which in a branch may be nowhere: the runtime decides
         return Reject(f"it fails on its operands: {error}", node)

@@ -156,3 +156,14 @@ def test_operator_that_fails_on_its_operands_is_left_to_the_runtime() -> None:
     )
     assert not Canonicalize().run(module, Context()).changed
     assert outputs(module) == "gather_elements([1.0,2.0,3.0], [7])"
+
+
+def test_norm_without_its_statistics_is_folded() -> None:
+    """The evaluation gives mean and inverse deviation too, which the node does not have."""
+    module = parse(
+        "weight @w : f32[2, 4] role=param = random(1)\nweight @g : f32[4] role=param = random(2)\n"
+        "graph(%x : f32[2, 4]) {\n  %w = weight @w\n  %g = weight @g\n  %n = layer_norm(%w, %g)\n"
+        "  %y = add(%x, %n)\n  return %y\n}"
+    )
+    Canonicalize().run(module, Context())
+    assert [node.op.name for node in module.graph] == ["weight", "add"]
