@@ -178,13 +178,19 @@ class MaskReader:
         """Notes what an added mask that stays as it is consists of."""
         cond, node = _as_cond(term), term.value.producer
         if cond is not None:
-            for part in _parts(cond):
-                window = None if part.term.value in self._data else self._window(part, frame)
-                if window is None:
-                    masks.hiding.append(part.term)
-                else:
-                    masks.seen = joined(masks.seen, window) or masks.seen
+            self._note_cond(masks, cond, frame)
             return
+        if node is not None and node.op is logical.where and depth < _MAX_SUMS:
+            fills = [uniform(value) for value in node.inputs[1:]]
+            for i, fill in enumerate(fills):
+                shown, condition = node.inputs[2 - i], node.inputs[0]
+                if fill is None or fill > _HIDDEN or shown is None or condition is None:
+                    continue
+                parts = _narrowed(condition, term), _narrowed(shown, term)
+                if parts[0] is not None and parts[1] is not None:
+                    self._note_cond(masks, Cond(parts[0], i == 0, fill), frame)
+                    self._note(masks, parts[1], frame, depth + 1)
+                    return
         if node is not None and node.op is arithmetic.add and depth < _MAX_SUMS:
             operands = [None if v is None else _narrowed(v, term) for v in node.inputs]
             if None not in operands:
@@ -198,6 +204,14 @@ class MaskReader:
                 masks.seen = joined(masks.seen, window) or masks.seen
                 return
         masks.has_bias = True
+
+    def _note_cond(self, masks: Masks, cond: Cond, frame: _Frame) -> None:
+        for part in _parts(cond):
+            window = None if part.term.value in self._data else self._window(part, frame)
+            if window is None:
+                masks.hiding.append(part.term)
+            else:
+                masks.seen = joined(masks.seen, window) or masks.seen
 
     # -- positions ------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from regraft.passes.analysis.attention_blocks import AttentionBlock, attention_b
 from regraft.passes.analysis.cones import ConeFinder
 from regraft.passes.analysis.ffn import FfnBlock, FfnFinder
 from regraft.passes.analysis.group_norms import join_groups
+from regraft.passes.analysis.layers import LayerGroup, repeated_layers
 from regraft.passes.analysis.linear_layers import Linear
 from regraft.passes.analysis.moe_layers import MoeBlock, moe_layers
 from regraft.passes.analysis.norms import NormBlock, NormFinder, Scale
@@ -55,7 +56,7 @@ class Blocks:
     ffn: tuple[FfnBlock, ...] = ()
     moe: tuple[MoeBlock, ...] = ()
     attention: tuple[AttentionBlock, ...] = ()
-    layers: tuple[Block, ...] = ()
+    layers: tuple[LayerGroup, ...] = ()
     skipped: tuple[Skip, ...] = ()
 
     def describe(self) -> dict[str, list[dict[str, object]]]:
@@ -99,6 +100,7 @@ class Recognizer:
             tuple(ffn),
             tuple(moe),
             tuple(blocks),
+            tuple(repeated_layers(graph)),
             skipped=(*search.skipped, *unread),
         )
 
@@ -129,6 +131,7 @@ __all__ = [
     "Block",
     "Blocks",
     "FfnBlock",
+    "LayerGroup",
     "Linear",
     "MoeBlock",
     "NormBlock",
