@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from regraft.backends.onnx.emitter import Emit, EmitContext, direct
+from regraft.ir.constants import constant_of
 from regraft.ir.errors import UnsupportedError
+from regraft.ir.graph import Value
 from regraft.ir.ops import norm as ops
 from regraft.ir.ops import response_norm as response
 from regraft.ir.types import DType
@@ -60,16 +62,26 @@ def _spelled_out(e: EmitContext, *, centered: bool) -> None:
     if dtype is not wide:
         normal = e.op("Cast", normal, to=dtype)
     bias = values[2] if len(values) > 2 else None
-    target = e.temp("scaled") if bias else e.name(node.output)
-    e.emit("Mul", [normal, values[1] or ""], [target])
+    steps = [("Mul", values[1])] if not _is_one(node.inputs[1]) else []
     if bias:
-        e.emit("Add", [target, bias], [e.name(node.output)])
-    statistics = (
-        [e.op("Identity", mean), e.op("Reciprocal", std)] if centered else [e.op("Reciprocal", std)]
-    )
-    for value, name in zip(node.outputs[1:], statistics, strict=False):
+        steps.append(("Add", bias))
+    for idx, (op_type, operand) in enumerate(steps):
+        target = e.name(node.output) if idx == len(steps) - 1 else e.temp("scaled")
+        normal = e.emit(op_type, [normal, operand or ""], [target])
+    if not steps:
+        e.emit("Identity", [normal], [e.name(node.output)])
+    statistics: list[tuple[str, str]] = [("Reciprocal", std)]
+    if centered:
+        statistics.insert(0, ("Identity", mean))
+    for value, (op_type, name) in zip(node.outputs[1:], statistics, strict=False):
         if value.num_uses:
-            e.emit("Cast", [name], [e.name(value)], to=value.dtype)
+            e.emit("Cast", [e.op(op_type, name)], [e.name(value)], to=value.dtype)
+
+
+def _is_one(value: Value | None) -> bool:
+    """Returns whether a gain is the constant one."""
+    gain = constant_of(value, 1 << 16)
+    return gain is not None and bool((gain == 1).all())
 
 
 def _emit_layer_norm_13(e: EmitContext) -> None:

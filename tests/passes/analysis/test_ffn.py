@@ -76,8 +76,8 @@ def test_gate_and_up_of_two_products(product: str) -> None:
 def test_gate_and_up_of_one_product() -> None:
     halves = {
         "split": "%h, %v = split(%p) {axis = 2, sizes = [64, 64]}",
-        "slices": "%h = slice(%p) {starts = [0], ends = [64], axes = [2]}\n"
-        "%v = slice(%p) {starts = [64], ends = [128], axes = [2]}",
+        "slices": """%h = slice(%p) {starts = [0], ends = [64], axes = [2]}
+            %v = slice(%p) {starts = [64], ends = [128], axes = [2]}""",
     }
     for lines in halves.values():
         body = f"""
@@ -180,36 +180,64 @@ def test_squared_relu() -> None:
 
 NEGATIVE = {
     "classifier head": (
-        "%h = matmul(%x, %u)\n%a = tanh(%h)\n%y = matmul(%a, %d)",
+        """%h = matmul(%x, %u)
+        %a = tanh(%h)
+        %y = matmul(%a, %d)""",
         {"u": "f32[16, 64]", "d": "f32[64, 10]"},
     ),
     "perceptron of three layers": (
-        "%h = matmul(%x, %u)\n%a = relu(%h)\n%o = matmul(%a, %d)\n%b = relu(%o)\n%y = matmul(%b, %e)",
+        """%h = matmul(%x, %u)
+        %a = relu(%h)
+        %o = matmul(%a, %d)
+        %b = relu(%o)
+        %y = matmul(%b, %e)""",
         {"u": "f32[16, 16]", "d": "f32[16, 16]", "e": "f32[16, 10]"},
     ),
     "hidden channels used twice": (
-        "%h = matmul(%x, %u)\n%a = gelu(%h)\n%o = matmul(%a, %d)\n%q = matmul(%a, %d)\n%y = mul(%o, %q)",
+        """%h = matmul(%x, %u)
+        %a = gelu(%h)
+        %o = matmul(%a, %d)
+        %q = matmul(%a, %d)
+        %y = mul(%o, %q)""",
         {"u": "f32[16, 64]", "d": "f32[64, 16]"},
     ),
     "two varying operands": (
-        "%t = transpose(%x) {perm = [0, 2, 1]}\n%s = matmul(%x, %t)\n%a = relu(%s)\n%y = matmul(%a, %x)",
+        """%t = transpose(%x) {perm = [0, 2, 1]}
+        %s = matmul(%x, %t)
+        %a = relu(%s)
+        %y = matmul(%a, %x)""",
         {},
     ),
     "gate from elsewhere": (
-        "%h = matmul(%x, %u)\n%a = gelu(%h)\n%c = mul(%x, %x)\n%v = matmul(%c, %g)\n%m = mul(%a, %v)\n"
-        "%y = matmul(%m, %d)",
+        """%h = matmul(%x, %u)
+        %a = gelu(%h)
+        %c = mul(%x, %x)
+        %v = matmul(%c, %g)
+        %m = mul(%a, %v)
+        %y = matmul(%m, %d)""",
         {"u": "f32[16, 64]", "g": "f32[16, 64]", "d": "f32[64, 16]"},
     ),
     "router": (
-        "%h = matmul(%x, %u)\n%a = softmax(%h)\n%y = matmul(%a, %d)",
+        """%h = matmul(%x, %u)
+        %a = softmax(%h)
+        %y = matmul(%a, %d)""",
         {"u": "f32[16, 64]", "d": "f32[64, 16]"},
+    ),
+    "inverted residual": (
+        """%h = conv(%x, %u) {strides = [1], pads = [0, 0], dilations = [1]}
+        %a = relu(%h)
+        %c = conv(%a, %k) {strides = [1], pads = [1, 1], dilations = [1], groups = 64}
+        %b = relu(%c)
+        %y = conv(%b, %d) {strides = [1], pads = [0, 0], dilations = [1]}""",
+        {"u": "f32[64, 16, 1]", "k": "f32[64, 1, 3]", "d": "f32[16, 64, 1]"},
     ),
 }
 
 
 @pytest.mark.parametrize(("body", "weights"), NEGATIVE.values(), ids=NEGATIVE)
 def test_what_is_no_block(body: str, weights: dict[str, str]) -> None:
-    none(spelled(body, weights=weights))
+    shape = "B, 16, S" if "conv" in body else "B, S, 16"
+    none(spelled(body, shape=shape, weights=weights))
 
 
 @pytest.mark.parametrize("gate", ["sigmoid(%e)", "hard_sigmoid(%e)"])
@@ -268,6 +296,48 @@ def test_stacked_weights_are_a_layer_of_experts() -> None:
     assert found.ffn == ()
     (layer,) = found.moe
     assert (layer.num_experts, layer.router) == (4, None)
+
+
+def test_weights_picked_for_every_token() -> None:
+    """Each token meets copies of its experts' matrices and biases."""
+    body = """
+        %f = reshape(%x) {shape = [B*S, 16]}
+        %r = matmul(%f, %w)
+        %v, %k = top_k(%r) {k = 1}
+        %i = squeeze(%k) {axes = [1]}
+        %gu = gather(%u, %i) {axis = 0}
+        %gb = gather(%ub, %i) {axis = 0}
+        %gd = gather(%d, %i) {axis = 0}
+        %c = reshape(%f) {shape = [B*S, 16, 1]}
+        %m = matmul(%gu, %c)
+        %h = reshape(%m) {shape = [B*S, 64]}
+        %b = add(%h, %gb)
+        %one = slice(%b) {starts = [0], ends = [64], axes = [1], steps = [2]}
+        %two = slice(%b) {starts = [1], ends = [64], axes = [1], steps = [2]}
+        %a = swish(%one)
+        %p = mul(%a, %two)
+        %q = reshape(%p) {shape = [B*S, 32, 1]}
+        %y = matmul(%gd, %q)"""
+    weights = {"w": "f32[16, 4]", "u": "f32[4, 64, 16]", "ub": "f32[4, 64]", "d": "f32[4, 16, 32]"}
+    found = recognize(spelled(body, weights=weights))
+    assert found.ffn == ()
+    (layer,) = found.moe
+    assert (layer.input.name, layer.num_experts, layer.top_k) == ("x", 4, 1)
+    (experts,) = layer.experts
+    assert (experts.up.weight.name, experts.down.weight.name) == ("u", "d")
+    assert (experts.hidden, experts.gate is experts.up) == (32, True)
+
+
+def test_grouped_convolution_between_two_activations() -> None:
+    body = """
+        %h = conv(%x, %u) {strides = [1], pads = [0, 0], dilations = [1]}
+        %a = gelu(%h)
+        %c = conv(%a, %k) {strides = [1], pads = [1, 1], dilations = [1], groups = 8}
+        %b = gelu(%c)
+        %y = conv(%b, %d) {strides = [1], pads = [0, 0], dilations = [1]}"""
+    weights = {"u": "f32[64, 16, 1]", "k": "f32[64, 8, 3]", "d": "f32[16, 64, 1]"}
+    block = only(spelled(body, shape="B, 16, S", weights=weights))
+    assert block.depthwise is not None
 
 
 def test_canonical_experts() -> None:
