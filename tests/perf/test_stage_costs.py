@@ -20,6 +20,7 @@ from regraft.frontends.onnx import load_onnx
 from regraft.ir.module import Module
 from regraft.ir.verify import verify
 from regraft.passes.cleanup import Canonicalize, FoldNorms
+from regraft.passes.fusion import Fuse
 from regraft.passes.protocol import Context
 
 REFERENCE_LOOP_US = 0.2
@@ -30,6 +31,7 @@ STATED_US = {
     "canonicalize": 12.0,
     "canonicalize again": 2.6,
     "fold-norms": 2.6,
+    "fuse": 12.0,
     "save": 6.0,
 }
 """Microseconds per node of the model that is loaded."""
@@ -96,6 +98,7 @@ def test_stage_costs_what_is_stated(stage: str, path: Path) -> None:
         "canonicalize": (loaded.clone, _canonicalize),
         "canonicalize again": (small.clone, _canonicalize),
         "fold-norms": (small.clone, lambda module: FoldNorms().run(module, Context())),
+        "fuse": (small.clone, lambda module: Fuse().run(module, Context())),
         "save": (lambda: small, lambda module: to_proto(module).SerializeToString()),
     }
     cost_us = _best_us(num_nodes, *runs[stage])
