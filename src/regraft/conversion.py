@@ -32,7 +32,7 @@ from regraft.passes.rule_pass import HasRules, pass_of_rules
 from regraft.plugins import Extensions, combine
 from regraft.report import build_report, operator_counts, versions
 from regraft.samples import bind_samples, check_dims
-from regraft.sources import Source, open_source
+from regraft.sources import Source, open_source, sha256_of
 from regraft.tables import user_tables
 
 TARGETS = (*PROFILES, "torch", "triton", "hf")
@@ -64,6 +64,7 @@ class ConvertOptions:
         extensions: Passes and operators, those of plugins among them; default: regraft's own.
         explain: Rule whose near misses are wanted.
         replay: Recorded decisions by name of the pass, which passes take again.
+        plugins: Where `extensions` come from (`FILE.py:NAME`), recorded for `rerun`.
     """
 
     target: str = "ort-cpu"
@@ -84,6 +85,7 @@ class ConvertOptions:
     extensions: Extensions = field(default_factory=lambda: combine(()))
     explain: str | None = None
     replay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    plugins: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,9 +367,13 @@ class _Conversion:
             settings["opset"] = options.opset
         if options.freeze:
             settings["freeze"] = dict(options.freeze)
-        provenance = {
+        provenance: dict[str, Any] = {
             "source_sha256": source.sha256,
             "versions": versions(),
             "decisions": {r.name: dict(r.decisions) for r in records if r.decisions},
         }
+        if options.plugins:
+            provenance["plugins"] = {
+                place: sha256_of(Path(place.rpartition(":")[0])) for place in options.plugins
+            }
         return format_recipe(Recipe(tuple(self.passes), settings, provenance))

@@ -99,7 +99,7 @@ def command(
     options = ConvertOptions(
         passes=chosen, samples=load_samples(inputs), check=CheckMode(check), rtol=rtol, atol=atol,
         max_memory_bytes=max_memory, max_drop=max_drop, force=force, dry_run=dry_run,
-        extensions=extensions, explain=explain, **settings,
+        extensions=extensions, explain=explain, plugins=plugins, **settings,
     )  # fmt: skip
     with progress(enabled=not quiet and not as_json) as say:
         result = convert(source, out, options, progress=say)

@@ -19,13 +19,14 @@ VERBS: dict[str, str] = {
     "bench": "Latency of models, interleaved, relative to the first.",
     "tune": "Measure the cost table of this machine.",
     "bisect": "Find the first pass and match that change outputs; minimal reproducer.",
+    "rerun": "Make an output again from its records; compare byte for byte.",
     "opt": "Run passes on a text module: text in, text out.",
     "passes": "List passes, or document one.",
     "doctor": "Versions, CPU flags, providers, what is missing.",
 }
 """Verb -> one line; the command is `regraft.cli.<verb>_cmd:command`."""
 
-PLANNED = ("audit", "lint", "search", "rerun")
+PLANNED = ("audit", "lint", "search")
 """Verbs of the interface that are not built yet."""
 
 INTERRUPTED = 130

@@ -1,0 +1,188 @@
+"""`rerun`: makes an output again from its recipe and recorded decisions, and compares the files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from regraft.conversion import ConvertOptions, convert
+from regraft.ir.errors import InputError, RegraftError, UsageError
+from regraft.passes.manager import CheckMode
+from regraft.passes.recipe import read_recipe
+from regraft.plugins import Extensions
+from regraft.report import versions
+from regraft.sources import sha256_of
+
+TALK = ("report.json", "report.html", "recipe.yaml")
+"""Files of an output that hold times and paths: not compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What an output folder says about how it was made.
+
+    Args:
+        out: The folder.
+        source: Path of the source as it was given.
+        sha256: Hash of the source's file.
+        plugins: Plugin places with the hash of each file.
+        decisions: Decisions by name of the pass.
+        versions: Versions that made it.
+    """
+
+    out: Path
+    source: str
+    sha256: str
+    plugins: Mapping[str, str]
+    decisions: Mapping[str, Mapping[str, Any]]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came out again.
+
+    Args:
+        files: Whether each model file is the same, byte for byte; None for one that only one side
+            has.
+        difference: How the outputs of the models differ, "" when the files are the same.
+        changed_versions: Package -> (recorded, installed) where they differ.
+    """
+
+    files: Mapping[str, bool | None]
+    difference: str
+    changed_versions: Mapping[str, tuple[str, str]]
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether every model file came out the same."""
+        return all(self.files.values())
+
+
+def read_output(out: Path) -> Recorded:
+    """Reads what an output folder recorded.
+
+    Raises:
+        InputError: When it is no output folder of `convert`, or its files are damaged.
+    """
+    report_path, recipe_path = out / "report.json", out / "recipe.yaml"
+    if not report_path.is_file() or not recipe_path.is_file():
+        raise InputError(
+            f"`{out}` is no output folder: it has no `report.json` and `recipe.yaml`",
+            hint="give the folder that `regraft convert -o` wrote",
+        )
+    try:
+        report = json.loads(report_path.read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(recipe_path.read_text(encoding="utf-8"))
+        provenance = recipe.get("provenance") or {}
+        source = report["source"]
+        recorded = Recorded(
+            out, str(source["path"]), str(source["sha256"]), provenance.get("plugins") or {},
+            provenance.get("decisions") or {}, report["versions"],
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise InputError(f"`{out}`: its records cannot be read: {error}") from error
+    return recorded
+
+
+def find_source(recorded: Recorded, given: Path | None) -> Path:
+    """Returns the source's file, with the recorded content.
+
+    Raises:
+        InputError: When it is not there, or is another file than the recorded one.
+    """
+    places = [Path(recorded.source), recorded.out.parent / recorded.source]
+    path = given or next((place for place in places if place.exists()), places[0])
+    if path.is_dir():
+        path = path / "model.onnx"
+    if not path.is_file():
+        raise InputError(
+            f"the source `{path}` does not exist", hint="give its place with --source FILE"
+        )
+    if sha256_of(path) != recorded.sha256:
+        raise InputError(
+            f"`{path}` is not the file that the output was made from: its hash differs",
+            hint="give the right one with --source FILE",
+        )
+    return path
+
+
+def check_plugins(recorded: Recorded) -> Sequence[str]:
+    """Returns the places of recorded plugins, whose files are unchanged.
+
+    Raises:
+        UsageError: When a file is gone or another one.
+    """
+    for place, digest in recorded.plugins.items():
+        path = Path(place.rpartition(":")[0])
+        if not path.is_file():
+            raise UsageError(f"plugin file `{path}` does not exist", hint="give --plugin")
+        if sha256_of(path) != digest:
+            raise UsageError(
+                f"plugin file `{path}` has changed since the output was made",
+                hint="give --plugin to use it all the same",
+            )
+    return tuple(recorded.plugins)
+
+
+def rerun(
+    recorded: Recorded,
+    source: Path,
+    extensions: Extensions,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Converts the source again with the recorded recipe and decisions, and compares files.
+
+    Nothing of the output is changed.
+    """
+    recipe = read_recipe(recorded.out / "recipe.yaml", extensions.passes)
+    with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
+        again = Path(folder) / "out"
+        options = ConvertOptions(
+            passes=recipe.passes, check=CheckMode.OFF, extensions=extensions,
+            replay=recorded.decisions, **recipe.settings,
+        )  # fmt: skip
+        convert(source, again, options, progress=say)
+        say("comparing")
+        files = _same_files(recorded.out, again)
+        difference = "" if all(files.values()) else _difference(recorded.out, again)
+    installed = versions()
+    changed = {
+        name: (old, installed.get(name, "absent"))
+        for name, old in recorded.versions.items()
+        if installed.get(name, "absent") != old
+    }
+    return Outcome(files, difference, changed)
+
+
+def _same_files(old: Path, new: Path) -> dict[str, bool | None]:
+    names = sorted({file.name for folder in (old, new) for file in folder.iterdir()} - {*TALK})
+    same: dict[str, bool | None] = {}
+    for name in names:
+        a, b = old / name, new / name
+        if a.is_file() and b.is_file():
+            same[name] = sha256_of(a) == sha256_of(b)
+        elif name.endswith((".onnx", ".data")):
+            same[name] = None
+    return same
+
+
+def _difference(old: Path, new: Path) -> str:
+    """Returns how far the outputs of the two models are apart, in one line."""
+    from regraft.comparison import compare_sources
+    from regraft.sources import open_source
+
+    try:
+        report = compare_sources(open_source(old), open_source(new)).report
+    except RegraftError as error:
+        return f"the outputs cannot be compared: {error.message}"
+    worst = max(report.outputs, key=lambda diff: (not diff.ok, diff.max_rel))
+    verdict = "within tolerance" if report.ok else "out of tolerance"
+    return f"outputs differ by at most {worst.max_abs:.3g} (`{worst.name}`), {verdict}"

@@ -1,0 +1,100 @@
+"""`rerun`: the same files again, byte for byte, or a refusal that says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.snapshot import run
+from tests.cli.workplace import populate
+
+CONVERT = ["convert", "model.onnx", "-o", "out", "-q"]
+FORGET = ["--passes", "canonicalize,forget", "--plugin", "plugin.py:PLUGIN"]
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    populate(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def made(capsys: pytest.CaptureFixture[str], *flags: str) -> None:
+    code, _, err = run([*CONVERT, *flags], capsys)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--target", "onnx", "--opset", "20", "--freeze", "batch=2"],
+        ["--dtype", "fp16", "--inputs", "samples"],
+        ["--passes", "canonicalize{max-fold-bytes=8}"],
+        ["--seed", "7", "--no-check"],
+    ],
+    ids=" ".join,
+)
+def test_files_come_out_the_same(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    made(capsys, *flags)
+    code, out, err = run(["rerun", "out", "--json"], capsys)
+    assert code == 0, err
+    assert json.loads(out)["files"] == {"model.onnx": True}
+
+
+def test_decisions_are_replayed_without_the_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # on these samples the product leaves the range of f16: the node stays in f32
+    large = np.full((1, 4), 6e4, np.float32)
+    np.savez(tmp_path / "large.npz", x=large)
+    made(capsys, "--dtype", "fp16", "--inputs", "large.npz")
+    assert "kept:" in (tmp_path / "out" / "recipe.yaml").read_text()
+    code, out, _ = run(["rerun", "out", "--json"], capsys)
+    assert code == 0
+    assert json.loads(out)["identical"]
+
+
+def test_other_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(capsys)
+    made_again = (tmp_path / "other.onnx").read_bytes()
+    (tmp_path / "out" / "model.onnx").write_bytes(made_again)
+    code, out, _ = run(["rerun", "out"], capsys)
+    assert code == 3
+    assert "different" in out
+    assert "out of tolerance" in out
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == made_again
+
+
+def test_other_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(capsys)
+    code, _, err = run(["rerun", "out", "--source", "other.onnx"], capsys)
+    assert code == 2
+    assert "is not the file that the output was made from" in err
+    (tmp_path / "model.onnx").rename(tmp_path / "moved.onnx")
+    code, _, err = run(["rerun", "out"], capsys)
+    assert code == 2
+    assert "give its place with --source" in err
+    assert run(["rerun", "out", "--source", "moved.onnx"], capsys)[0] == 0
+
+
+def test_plugins_run_only_when_allowed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(capsys, *FORGET)
+    code, _, err = run(["rerun", "out"], capsys)
+    assert code == 2
+    assert "--allow-plugins" in err
+    assert run(["rerun", "out", "--allow-plugins"], capsys)[0] == 0
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(plugin.read_text() + "# changed\n")
+    code, _, err = run(["rerun", "out", "--allow-plugins"], capsys)
+    assert code == 2
+    assert "has changed since" in err
+    assert run(["rerun", "out", "--plugin", "plugin.py:PLUGIN"], capsys)[0] == 0
+
+
+def test_folder_without_records_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(["rerun", "exists"], capsys)
+    assert code == 2
+    assert "is no output folder" in err
