@@ -10,7 +10,7 @@ import numpy as np
 from regraft.ir.constants import constant_of, is_constant
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.opspec import Trait
-from regraft.passes.analysis.residual import Residual, residual_sums, streams
+from regraft.passes.analysis.residual import Residual, streams
 
 _MAX_LITERAL_BYTES = 64
 
@@ -76,7 +76,7 @@ class _Part:
 def repeated_layers(graph: Graph) -> list[LayerGroup]:
     """Returns the groups of equal layers of a graph (bodies aside), in order; cost O(nodes)."""
     groups = []
-    for chain in streams(residual_sums(graph)):
+    for chain in streams(graph):
         if len(chain) < 2:
             continue
         parts = _parts(chain)

@@ -43,8 +43,8 @@ class Residual:
         return self.node.outputs[0]
 
 
-def residual_sums(graph: Graph) -> list[Residual]:
-    """Returns the residual sums of a graph (bodies aside) in order; sums within branches aside.
+def _candidates(graph: Graph) -> list[Residual]:
+    """Returns the sums of a value and what was computed from it, in order.
 
     Cost: O(nodes); the nodes of a branch are looked at once per sum that encloses them.
     """
@@ -63,18 +63,34 @@ def residual_sums(graph: Graph) -> list[Residual]:
                 found.append(sum_)
                 ends[sum_.output] = sum_
                 break
-    inner = {node for each in found for node in each.nodes}
-    return [each for each in found if each.node not in inner]
+    return found
 
 
-def streams(sums: list[Residual]) -> list[list[Residual]]:
-    """Returns chains of residual sums, each starting where the one before ended; longest first."""
+def streams(graph: Graph) -> list[list[Residual]]:
+    """Returns chains of residual sums (bodies aside), each starting where the one before ended.
+
+    Longer chains win over chains within their branches, and over sums that enclose them.
+    """
+    chains = _chains(_candidates(graph))
+    chains.sort(key=lambda chain: (-len(chain), -sum(len(each.nodes) for each in chain)))
+    kept: list[list[Residual]] = []
+    sums: set[Node] = set()
+    inside: set[Node] = set()
+    for chain in chains:
+        if any(each.node in inside or not sums.isdisjoint(each.nodes) for each in chain):
+            continue
+        kept.append(chain)
+        sums.update(each.node for each in chain)
+        inside.update(node for each in chain for node in each.nodes)
+    return kept
+
+
+def _chains(sums: list[Residual]) -> list[list[Residual]]:
     by_output = {each.output: each for each in sums}
     chains: list[list[Residual]] = []
     place: dict[Residual, int] = {}
     for each in sums:
         start = each.link[0] if each.link else None
-        before = None
         if start is None:
             before = by_output.get(each.skip)
         else:
@@ -85,7 +101,7 @@ def streams(sums: list[Residual]) -> list[list[Residual]]:
             idx = len(chains) - 1
         chains[idx].append(each)
         place[each] = idx
-    return sorted(chains, key=lambda chain: -len(chain))
+    return chains
 
 
 def _may_be_stream(skip: Value, branch: Value, node: Node) -> bool:
