@@ -351,6 +351,16 @@ def _extremum(kind: str, values: tuple[DimLike, ...]) -> DimLike:
     return kept[0] if len(kept) == 1 else _op(kind, *sorted(kept, key=str))
 
 
+def is_input_size(value: DimLike) -> bool:
+    """Returns whether a size is at least 1 and that of an input, or the largest of several."""
+    if not isinstance(value, Dim) or (bounds(value)[0] or 0) < 1:
+        return False
+    symbol, largest = value.as_symbol(), _as_op(value, "max")
+    if largest is not None:
+        return all(map(is_input_size, largest.args))
+    return symbol is not None and not symbol.defined
+
+
 def _dominates(kind: str, a: DimLike, b: DimLike) -> bool:
     """Returns whether `a` makes `b` redundant under `kind`."""
     lo, hi = bounds(a - b)

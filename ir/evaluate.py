@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.dims import Dim, bind
+from regraft.ir.dims import Dim, bind, is_input_size
 from regraft.ir.errors import InputError, RegraftError, UnsupportedError
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import Module
@@ -110,11 +110,13 @@ def evaluate(
     env = bind_inputs(module.graph, inputs)
     values = [inputs[str(value.name)] for value in module.graph.inputs]
     results = evaluate_graph(module.graph, values, env, oracle=oracle, seed=seed, observe=observe)
-    for assumption in module.assumptions:
-        left, right = bind(assumption.left, env), bind(assumption.right, env)
+    for item in module.assumptions:
+        left, right = bind(item.left, env), bind(item.right, env)
         if isinstance(left, int) and isinstance(right, int) and left != right:
+            if 1 in (left, right) and is_input_size(item.left) and is_input_size(item.right):
+                continue  # they broadcast, and the types say so
             raise InputError(
-                f"assumed `{assumption.left}` = `{assumption.right}` ({assumption.reason}), "
+                f"assumed `{item.left}` = `{item.right}` ({item.reason}), "
                 f"but the inputs give {left} and {right}"
             )
     return dict(zip(module.graph.output_names, results, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regraft.ir.dims import DimLike, Shape, known_equal
+from regraft.ir.dims import DimLike, Shape, dim_max, is_input_size, known_equal
 from regraft.ir.graph import Node
 from regraft.ir.types import DType, TensorType, Type
 
@@ -10,7 +10,8 @@ from regraft.ir.types import DType, TensorType, Type
 def broadcast(node: Node, *shapes: Shape | None) -> Shape | None:
     """Returns the multidirectional broadcast of the shapes, None when one is unknown.
 
-    Two different symbols are assumed equal, and the assumption is recorded on the module.
+    Two different sizes are assumed equal, and the assumption is recorded on the module. Of two
+    sizes of inputs one may be 1 nevertheless: the result has the larger.
 
     Raises:
         TypeInferenceError: When two known sizes differ and neither is 1.
@@ -43,6 +44,11 @@ def _broadcast_dim(node: Node, a: DimLike, b: DimLike) -> DimLike:
         return a
     if isinstance(b, int) or known_equal(a, b):
         return b
+    if is_input_size(a) and is_input_size(b):
+        larger = dim_max(a, b)
+        if larger not in (a, b):
+            node.assume_equal(a, b, f"broadcast in {node.op.name}")
+        return larger
     node.assume_equal(a, b, f"broadcast in {node.op.name}")
     # S rather than min(S, 512): the simpler of two equal sizes keeps later sizes simple
     return b if b.as_symbol() is not None and a.as_symbol() is None else a
@@ -84,9 +90,7 @@ def infer_broadcast(node: Node) -> Type:
 
 def infer_predicate(node: Node) -> Type:
     """Result type of a comparison: broadcast shape, bool."""
-    return TensorType(
-        DType.BOOL, broadcast(node, *(v.shape for v in node.inputs if v is not None))
-    )
+    return TensorType(DType.BOOL, broadcast(node, *(v.shape for v in node.inputs if v is not None)))
 
 
 def infer_same(node: Node) -> Type:
