@@ -199,6 +199,9 @@ class GraphEmitter:
             if node.graph is None:
                 raise AssertionError("node outside a graph")
             stored_name = node.attrs["name"]
+            if not node.output.num_uses and stored_name in self.root.places:
+                self.taken.discard(self.names[node.output])  # for the body that reads it
+                return
             stored = node.graph.scope.weights[stored_name]
             self.names[node.output] = self.weight(stored_name, stored, e.name(node.output))
         elif node.op is opaque:

@@ -16,7 +16,8 @@ def place_in_bodies(graph: Graph) -> dict[str, Graph]:
 
     Weights of equal content go together, so that one initializer still serves them all.
     """
-    nodes = [node for node in graph.walk() if node.op is weight and node.graph is not None]
+    # bodies have copies of the constants they read; the originals may be left unused
+    nodes = [node for node in graph.walk() if node.op is weight and node.output.num_uses]
     if all(node.graph is graph for node in nodes):
         return {}
     duplicates = Deduplicator()
