@@ -25,6 +25,7 @@ from regraft.passes.analysis.linear_layers import (
     linear_layers,
     moved_axis,
     only_user,
+    picking_of,
 )
 from regraft.passes.analysis.norms import NormBlock
 from regraft.passes.analysis.unary_functions import SATURATING, Activation
@@ -210,8 +211,8 @@ class FfnFinder:
         return values[0] if len(values) == 1 else None
 
     def _is_picked_bias(self, value: Value) -> bool:
-        node = value.producer
-        if node is None or node.op is not gathering.gather or node.inputs[0] is None:
+        node = picking_of(value)
+        if node is None or node.inputs[0] is None:
             return False
         return node.inputs[1] in self._choices and self._is_constant(node.inputs[0])
 

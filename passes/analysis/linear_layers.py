@@ -111,13 +111,25 @@ def _matmul(node: Node, is_constant: IsConstant) -> Linear | None:
 
 def _picked_stack(value: Value, is_constant: IsConstant) -> Node | None:
     """Returns the gather that picks one of the matrices [E, m, n] for every row, or None."""
-    node = value.producer
-    if node is None or node.op is not gathering.gather or node.attrs["axis"] != 0:
+    node = picking_of(value)
+    if node is None or node.inputs[0] is None or node.inputs[1] is None:
         return None
     data, indices = node.inputs[0], node.inputs[1]
-    if data is None or indices is None or data.rank != 3 or indices.rank != 1:
+    return node if data.rank == 3 and is_constant(data) and not is_constant(indices) else None
+
+
+def picking_of(value: Value) -> Node | None:
+    """Returns the gather whose result holds one entry of the first axis per row, or None."""
+    node = value.producer
+    if node is None or node.op not in (gathering.gather, gathering.gather_nd):
         return None
-    return node if is_constant(data) and not is_constant(indices) else None
+    indices = node.inputs[1]
+    if indices is None or indices.shape is None:
+        return None
+    if node.op is gathering.gather:
+        return node if node.attrs["axis"] == 0 and indices.rank == 1 else None
+    is_column = indices.rank == 2 and indices.shape[1] == 1 and node.attrs["batch_dims"] == 0
+    return node if is_column else None
 
 
 def _gemm(node: Node, is_constant: IsConstant) -> Linear | None:

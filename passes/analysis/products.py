@@ -51,7 +51,8 @@ class Product:
                     known[label] = axis
                 elif axis and not unify(seen, axis):
                     return None
-        return [known[label] if label is not None else [] for label in self.out]
+        # an axis of size 1 in both operands has no atoms
+        return [[] if label is None else known.get(label, []) for label in self.out]
 
 
 def product_of(node: Node) -> Product | None:

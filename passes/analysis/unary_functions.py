@@ -267,9 +267,19 @@ def identify(cone: Cone, references: References | None = None) -> UnaryFunction 
             best, error = _function(op, params), distance / 2
             if distance == 0:
                 return best
-    if best is None and _distance(np.maximum(probes, 0) ** 2, wanted) <= error:
-        return UnaryFunction("relu2", None)
-    return best
+    return best or _squared_relu(special, probes, wanted, error)
+
+
+def _squared_relu(
+    special: Mapping[float, float], probes: Array, wanted: Array, error: float
+) -> UnaryFunction | None:
+    """`scale * relu(x)^2 + shift`; scale and shift are learned in StarReLU (Yu et al. 2022)."""
+    shift = special[0.0]
+    scale = special[1.0] - shift
+    if not scale or _distance(scale * np.maximum(probes, 0) ** 2 + shift, wanted) > error:
+        return None
+    plain = abs(scale - 1) <= error and abs(shift) <= error
+    return UnaryFunction("relu2", None, () if plain else (("scale", scale), ("shift", shift)))
 
 
 def _is_affine(x: Array, y: Array) -> bool:

@@ -155,6 +155,8 @@ OTHERS = [
     ("softsign", {}, "%a = abs(%x)\n%b = add(%a, 1)\n%y = div(%x, %b)"),
     ("relu2", {}, "%a = relu(%x)\n%y = mul(%a, %a)"),
     ("relu2", {}, "%a = relu(%x)\n%y = pow(%a, 2)"),
+    ("relu2", {"scale": 0.5, "shift": -0.25},
+     "%a = relu(%x)\n%b = mul(%a, %a)\n%c = mul(%b, 0.5)\n%y = add(%c, -0.25)"),
 ]  # fmt: skip
 
 
