@@ -14,7 +14,7 @@ from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.graph import Node
 from regraft.ir.module import Module
 
-_MAX_IR_VERSION = 13
+MAX_IR_VERSION = 13
 """The newest IR version that ONNX Runtime 1.31 loads; every opset up to 28 is fine with it."""
 
 
@@ -101,5 +101,5 @@ def _where(node: Node) -> str:
 
 def ir_version(opset: int) -> int:
     """Returns the IR version to write for an opset."""
-    known = helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), _MAX_IR_VERSION)
-    return min(int(known), _MAX_IR_VERSION)
+    known = helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), MAX_IR_VERSION)
+    return min(int(known), MAX_IR_VERSION)

@@ -18,6 +18,7 @@ VERBS: dict[str, str] = {
     "compare": "Compare the outputs of two models.",
     "bench": "Latency of models, interleaved, relative to the first.",
     "tune": "Measure the cost table of this machine.",
+    "lint": "Known traps of a model for a target, with the fix.",
     "bisect": "Find the first pass and match that change outputs; minimal reproducer.",
     "rerun": "Make an output again from its records; compare byte for byte.",
     "opt": "Run passes on a text module: text in, text out.",
@@ -26,7 +27,7 @@ VERBS: dict[str, str] = {
 }
 """Verb -> one line; the command is `regraft.cli.<verb>_cmd:command`."""
 
-PLANNED = ("audit", "lint", "search")
+PLANNED = ("audit", "search")
 """Verbs of the interface that are not built yet."""
 
 INTERRUPTED = 130
