@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 
 from regraft.ir.constants import constant_of
@@ -58,6 +59,30 @@ def may_be_infinite(value: Value) -> bool:
             stack.extend(v for v in node.inputs[:1] if v is not None)
         else:
             stack.extend(v for v in node.inputs if v is not None)
+    return False
+
+
+def holds_lowest(value: Value) -> bool:
+    """Returns whether an added mask surely may hold the lowest float of its type.
+
+    A row of it is a row of equal scores, but runtimes that take the lowest number for -inf give 0.
+    """
+    seen: set[Node] = set()
+    stack = [value]
+    while stack and len(seen) < _MAX_NODES:
+        current = stack.pop()
+        node = current.producer
+        if node is None or node in seen or current.dtype is None or not current.dtype.is_float:
+            continue
+        seen.add(node)
+        if Trait.CONSTANT not in node.op.traits:
+            if node.op.name not in _SAFE:
+                stack.extend(v for v in node.inputs if v is not None)
+            continue
+        array = constant_of(current, _MAX_BYTES)
+        lowest = float(ml_dtypes.finfo(current.dtype.numpy).min)
+        if array is not None and array.size and float(array.min()) == lowest:
+            return True
     return False
 
 

@@ -487,8 +487,8 @@ def _misfit(a: Attention) -> str:
     if a.early and (len(a.early) > 1 or a.masks.conds or a.masks.soft):
         return "several masks around the soft cap"
     if a.sinks is not None:
-        sink_atoms = [leaf for axis in a.sinks.axes for leaf in leaves(axis)]
-        if sink_atoms != layout.heads:
+        view = view_of(a.sinks.value)
+        if not align(view, a.sinks) or not view.atoms() <= set(layout.heads):
             return "the sinks are not one number per head"
     own = {*known, *layout.keys, *layout.inner, *layout.channels}
     for view, kinds in (

@@ -314,8 +314,8 @@ def _apply(scores: Scores, step: _Step) -> None:
         scores.problem = f"`{op.name}` on the scores"
     elif op is logical.where:
         _hide(scores, step, other)
-    elif op is arithmetic.sub and _is_max_of(node.inputs[1], node.inputs[0]):
-        pass  # a softmax does not see what all scores of a row share
+    elif op is arithmetic.sub and (largest := _max_of(node.inputs[1], node.inputs[0])):
+        scores.nodes += largest  # a softmax does not see what all scores of a row share
     else:
         term = _term(scores, other)
         if term is None:
@@ -385,11 +385,16 @@ def _hide(scores: Scores, step: _Step, condition: Value) -> None:
     scores.conds.append(Cond(term, step.main == 2, fill))
 
 
-def _is_max_of(value: Value | None, x: Value | None) -> bool:
+def _max_of(value: Value | None, x: Value | None) -> list[Node]:
+    """Returns the nodes that compute the largest element of x, [] when it is something else."""
+    nodes = []
     node = None if value is None else value.producer
     while node is not None and node.op is repeating.expand and node.inputs[0] is not None:
+        nodes.append(node)
         node = node.inputs[0].producer
-    return node is not None and node.op is reduce.reduce_max and node.inputs[0] is x
+    if node is None or node.op is not reduce.reduce_max or node.inputs[0] is not x:
+        return []
+    return [*nodes, node]
 
 
 def _sink(scores: Scores, node: Node) -> None:

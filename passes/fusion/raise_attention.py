@@ -13,7 +13,7 @@ import numpy as np
 
 from regraft.ir.builder import Builder
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import arithmetic, attention, cast, logical, repeating, reshaping
+from regraft.ir.ops import arithmetic, attention, cast, logical, repeating
 from regraft.ir.rewrite import Rewriter
 from regraft.ir.types import DType
 from regraft.passes.analysis.attention import Attention, align
@@ -25,7 +25,6 @@ from regraft.passes.analysis.views import (
     View,
     axes_of,
     emit_view,
-    leaves,
     size_of,
     view_of,
 )
@@ -86,7 +85,7 @@ def build(a: Attention, b: Builder) -> Value:
         v,
         _mask(b, a),
         None,
-        None if a.sinks is None else _sinks(b, a.sinks),
+        None if a.sinks is None else _sinks(b, a.sinks, lay.heads),
         scale=a.scale,
         kv_groups=lay.kv_groups,
         causal_offset=None if window == ALL else window.offset,
@@ -156,13 +155,11 @@ def _chosen(b: Builder, cond: Cond, a: Attention, hidden: Value, shown: Value) -
     return b.op(logical.where, condition, yes, no)
 
 
-def _sinks(b: Builder, term: Term) -> Value:
+def _sinks(b: Builder, term: Term, heads: Axis) -> Value:
     """Returns the sinks as [H]."""
     view = view_of(term.value)
     if not align(view, term):
         raise AssertionError("the sinks were checked")
-    heads = [leaf for axis in term.axes for leaf in leaves(axis)]
-    own = [atom for atom in heads if atom in view.atoms()]
-    if own != heads:
-        return b.op(reshaping.reshape, emit_view(b, view, [heads]), shape=(size_of(heads),))
-    return emit_view(b, view, [heads])
+    value = emit_view(b, view, [heads])
+    size = size_of(heads)
+    return value if value.shape == (size,) else b.op(repeating.expand, value, shape=(size,))

@@ -21,6 +21,7 @@ from regraft.ir.ops import (
     rotary,
 )
 from regraft.ir.ops.attention_body import binding_window, visible_mask
+from regraft.ir.ops.finite import holds_lowest
 from regraft.ir.types import DType
 
 _NATIVE_SINCE, _LENGTHS_SINCE = 23, 24
@@ -31,7 +32,8 @@ def emit_native(e: EmitContext) -> None:
     node = e.node
     attrs = node.attrs
     q, k, mask, lengths, sinks = (node.inputs[i] for i in (0, 1, 3, 4, 5))
-    if sinks is not None or attrs["mask_before_softcap"]:
+    is_low = mask is not None and holds_lowest(mask)  # ONNX Runtime takes it for -inf
+    if sinks is not None or attrs["mask_before_softcap"] or is_low:
         e.inline()
         return
     if q is None or k is None or q.shape is None or k.shape is None:
