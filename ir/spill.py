@@ -48,7 +48,7 @@ class SpillFile:
         self._file.write(b"\0" * padding)
         self._file.write(pack(array, dtype))
         self._file.flush()
-        return MappedWeight(self.path, offset + padding, dtype, array.shape)
+        return MappedWeight(self.path, offset + padding, dtype, array.shape, is_growing=True)
 
     def close(self) -> None:
         """Deletes the file; idempotent."""

@@ -7,8 +7,9 @@ model. The store keeps the role of each name and its tied aliases.
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,13 +78,46 @@ class MappedWeight:
     """A weight that lies packed in a file (ONNX external data, safetensors).
 
     Each `numpy()` maps the file anew and the mapping dies with the array, so that reading through
-    many gigabytes keeps none of them resident.
+    many gigabytes keeps none of them resident. A file that was replaced or written to since the
+    weight was made is an error: other bytes may stand at the offset now.
+
+    Args:
+        path: The file.
+        offset: First byte.
+        dtype: Element type.
+        shape: Sizes.
+        is_growing: Whether more is appended to the file, so that its time of change says nothing.
     """
 
     path: Path
     offset: int
     dtype: DType
     shape: tuple[int, ...]
+    is_growing: bool = False
+    _identity: tuple[int, ...] | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Remembers which file the path names now."""
+        object.__setattr__(self, "_identity", self._identify())
+
+    def _identify(self) -> tuple[int, ...] | None:
+        try:
+            stat = os.stat(self.path)
+        except (OSError, ValueError):
+            return None  # reading it says what is wrong
+        return stat.st_dev, stat.st_ino, 0 if self.is_growing else stat.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        """Checks that the file is the one that it was.
+
+        Raises:
+            InputError: When it was replaced or written to.
+        """
+        if self._identity is not None and self._identify() not in (None, self._identity):
+            raise InputError(
+                f"`{self.path}` was replaced or changed after the model was loaded",
+                hint="load the model again; save to another path to go on with a loaded one",
+            )
 
     @property
     def nbytes(self) -> int:
@@ -94,11 +128,12 @@ class MappedWeight:
         """Maps the bytes; unpacks 4- and 2-bit types into a copy.
 
         Raises:
-            InputError: When the file is shorter than it was when the model was loaded.
+            InputError: When the file is not what it was when the model was loaded.
         """
         nbytes = self.nbytes
         if nbytes == 0:
             return np.zeros(self.shape, self.dtype.numpy)
+        self.check_unchanged()
         try:
             raw = np.memmap(self.path, np.uint8, "r", self.offset, (nbytes,))
         except (OSError, ValueError) as error:
@@ -118,7 +153,7 @@ def contains_nan(array: np.ndarray[Any, Any]) -> bool:
 
 
 def unpack(raw: np.ndarray[Any, Any], dtype: DType, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Returns `dtype[*shape]` from little-endian packed bytes; a view where no unpacking is needed."""
+    """Returns `dtype[*shape]` from little-endian packed bytes; a view where nothing is packed."""
     if dtype.bits >= 8:
         return raw.view(dtype.numpy).reshape(shape)
     per_byte = 8 // dtype.bits

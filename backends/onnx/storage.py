@@ -87,6 +87,7 @@ def _copy_mapped(file: BinaryIO, weight: MappedWeight) -> tuple[int, bool]:
 
     Reading through a map would count every page as resident until the map is gone.
     """
+    weight.check_unchanged()
     buffer = bytearray(_CHUNK)
     left, has_nan = weight.nbytes, False
     checks = weight.dtype.is_float and weight.dtype.bits >= 16

@@ -53,8 +53,10 @@ def write_module(module: Module, path: Path) -> list[Path]:
             for name in large:
                 weight = store[name]
                 file.write(b"\0" * (-file.tell() % _ALIGN))
-                store.set(name, MappedWeight(data, file.tell(), weight.dtype, weight.shape))
+                place = file.tell()
                 file.write(pack(weight.numpy(), weight.dtype))
+                stored = MappedWeight(data, place, weight.dtype, weight.shape, is_growing=True)
+                store.set(name, stored)
     path.write_text(print_module(copy, base=path.parent), encoding="utf-8")
     return files
 
