@@ -15,6 +15,7 @@ from regraft.ir.dims import Dim, DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, attention, cast, fill, repeating, reshaping, rotary, sizes
 from regraft.ir.ops.attention_body import attention_body, binding_window
+from regraft.ir.ops.finite import holds_lowest
 from regraft.ir.opspec import OpSpec
 from regraft.ir.types import DType
 
@@ -96,7 +97,8 @@ class AttentionSite:
         v = call.operands[2]
         attrs = node.attrs
         is_flat = all(_flat_source(x) is not None for x in call.operands) and _is_merged(node)
-        if limits.max_opset >= _NATIVE_SINCE:
+        is_low = call.mask is not None and holds_lowest(call.mask)  # taken for -inf
+        if limits.max_opset >= _NATIVE_SINCE and not is_low:
             found["native"] = lambda b: _native(node, call, b)
             if is_flat and (call.mask is None or call.mask.shape is not None):
                 found["flat"] = lambda b: _flat(node, call, b)
