@@ -10,9 +10,12 @@ STAMP := $(VENV)/.setup-stamp
 PEERS := .venv-peers
 PEERS_PY := $(PEERS)/bin/python
 PEERS_STAMP := $(PEERS)/.setup-stamp
+EXPORT := .venv-export
+EXPORT_PY := $(EXPORT)/bin/python
+EXPORT_STAMP := $(EXPORT)/.setup-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test check lint layout types imports full models peers bench docs format clean
+.PHONY: help setup demo test check lint layout types imports full models peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
@@ -21,6 +24,7 @@ help:
 	@echo "make full    all tests"
 	@echo "make bench   every figure of the core, against the peers (python -m benchmarks.core)"
 	@echo "make docs    the pages that are made from the code, and the tour of README.md"
+	@echo "make fixtures  exports the corpus of structure recognition again (.venv-export)"
 	@echo "make format  ruff format and the fixes that ruff can make"
 	@echo "make setup   .venv   make models   .models   make peers   .venv-peers   make clean"
 
@@ -49,6 +53,19 @@ $(PEERS_STAMP): constraints.txt
 	@test -x $(PEERS_PY) || $(PYTHON) -m venv $(PEERS)
 	$(PEERS_PY) $(PIP) install -c constraints.txt onnx onnxruntime onnxsim onnxslim onnxscript
 	@touch $@
+
+fixtures-venv: $(EXPORT_STAMP)
+
+# timm and torchvision ask for builds of torch with a GPU; both run on the one that is here.
+$(EXPORT_STAMP): constraints.txt
+	@test -x $(EXPORT_PY) || $(PYTHON) -m venv $(EXPORT)
+	$(EXPORT_PY) $(PIP) install -c constraints.txt torch transformers onnx onnxruntime onnxscript pillow
+	$(EXPORT_PY) $(PIP) install -c constraints.txt --no-deps timm torchvision
+	@touch $@
+
+# Exports what .cache/fixtures lacks (about 25 minutes from nothing), then renews tests/fixtures.
+fixtures: $(EXPORT_STAMP)
+	$(EXPORT_PY) -m benchmarks.fixtures.export --out .cache/fixtures --commit
 
 demo: $(STAMP) models
 	$(PY) -m benchmarks.demo
@@ -86,4 +103,4 @@ format: $(STAMP)
 	$(PY) -m ruff format .
 
 clean:
-	rm -rf $(VENV) $(PEERS) .models .cache build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(PEERS) $(EXPORT) .models .cache build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
