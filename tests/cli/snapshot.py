@@ -31,6 +31,7 @@ _REPLACED = (
     (re.compile(r'("system": )"[^"]+"'), r'\1"SYSTEM"'),
     (re.compile(r"(cases?) in \d+ s"), r"\1 in S s"),
     (re.compile(r"`[^`\s]*/reproducer-\w+`"), "`REPRODUCER`"),
+    (re.compile(r'"[^"\s]*/reproducer-\w+"'), '"REPRODUCER"'),
 )
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
+import regraft
 from regraft.cli import doctor_cmd
 from regraft.cli.main import VERBS, cli
+from regraft.passes.manager import CheckMode
 from tests.cli.snapshot import SNAPSHOTS, compare, run, transcript
 from tests.cli.workplace import TEXT, populate
 
@@ -25,7 +27,7 @@ CASES = {
     "help": "--help",
     "help-short": "-h",
     "unknown-verb": "convrt model.onnx",
-    "planned-verb": "lint model.onnx",
+    "planned-verb": "audit model.onnx",
     "unknown-flag-before-verb": "--verbos",
     # -- convert
     "convert-help": "convert -h",
@@ -183,6 +185,31 @@ CASES = {
     "tune-json": "tune --quick --site gelu --out table.json --force --json -q -v",
     "tune-unknown-site": "tune --site geli",
     "tune-unknown-target": "tune --target triton",
+    # -- lint
+    "lint-help": "lint -h",
+    "lint": "lint model.onnx",
+    "lint-findings": "lint traps.rg --target ort-cpu",
+    "lint-json": "lint traps.rg --json",
+    "lint-strict": "lint traps.rg --strict -v",
+    "lint-strict-clean": "lint model.onnx --strict -q",
+    "lint-target-unknown": "lint model.onnx --target ort-cpo",
+    "lint-plugin": "lint twice.rg --plugin plugin.py:PLUGIN --trust-remote-code",
+    # -- bisect
+    "bisect-help": "bisect -h",
+    "bisect": "bisect model.onnx --passes canonicalize,fold-norms",
+    "bisect-found": "bisect model.onnx --passes canonicalize,acme --plugin plugin.py:PLUGIN",
+    "bisect-found-json": "bisect model.onnx --passes drop-relu --plugin plugin.py:PLUGIN --json",
+    "bisect-out": "bisect model.onnx --passes acme --plugin plugin.py:PLUGIN --out found -q -v --seed 1 --dims batch=3",
+    "bisect-inputs": "bisect model.onnx --recipe recipe.yaml --inputs samples --rtol 1e-4 --atol 1e-6",
+    "bisect-passes-and-recipe": "bisect model.onnx --passes canonicalize --recipe recipe.yaml",
+    "bisect-plugin": "bisect twice.rg --plugin plugin.py:PLUGIN --trust-remote-code",
+    # -- rerun
+    "rerun-help": "rerun -h",
+    "rerun": "rerun made",
+    "rerun-json": "rerun made --json -q -v",
+    "rerun-source": "rerun made --source other.onnx",
+    "rerun-plugins": "rerun made --plugin plugin.py:PLUGIN --allow-plugins",
+    "rerun-no-records": "rerun exists",
     # -- passes
     "passes-help": "passes -h",
     "passes": "passes",
@@ -234,6 +261,8 @@ def test_prints_what_was_recorded(
     name: str, capsys: pytest.CaptureFixture[str], pytestconfig: pytest.Config
 ) -> None:
     argv = shlex.split(CASES[name])
+    if argv[:2] == ["rerun", "made"]:
+        regraft.convert("model.onnx", "made", check=CheckMode.OFF)
     text = transcript(argv, *run(argv, capsys))
     compare(name, text, update=pytestconfig.getoption("--update-snapshots"))
 

@@ -79,6 +79,19 @@ OUTSIDE = Plugin(
 NUMBER = 3
 '''
 
+TRAPS = """\
+module "traps"
+
+symbol x_0
+
+graph(%x : f16[x_0, 4], %z : f16[4]) {
+  %m = literal f16[] -inf
+  %a = add(%x, %m)
+  %y = softmax(%a)
+  return %y
+}
+"""
+
 RECIPE = """\
 regraft: 1
 target: onnx
@@ -121,6 +134,7 @@ def populate(folder: Path) -> None:
     onnx.save(model(2.0, "z"), folder / "renamed.onnx")
     (folder / "broken.onnx").write_bytes((folder / "model.onnx").read_bytes()[:100])
     (folder / "model.rg").write_text(TEXT)
+    (folder / "traps.rg").write_text(TRAPS)
     (folder / "wrong.rg").write_text(TEXT.replace("relu", "rellu"))
     twice = TEXT.replace("neg(%x)", "acme.twice(%x)")
     (folder / "twice.rg").write_text(twice)

@@ -89,7 +89,8 @@ def _print(finding: Any, source: str) -> None:
         rows.append(("rewrite", f"number {finding.match_idx} of the pass"))
     if finding.first_value is not None:
         rows.append(("first value", f"%{finding.first_value}"))
-    if finding.reproducer is not None:
-        rows.append(("reproducer", f"`{finding.reproducer}`"))
-        rows.append(("its nodes", finding.num_nodes))
     print_table(console, source, ("", "found:"), rows)
+    if finding.reproducer is not None:
+        count = "1 node" if finding.num_nodes == 1 else f"{finding.num_nodes} nodes"
+        # a path is not cut by a table
+        console.print(f"reproducer of {count}: `{finding.reproducer}`", soft_wrap=True)

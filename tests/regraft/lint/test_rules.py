@@ -45,7 +45,8 @@ TRAPS = {
     ),
     "duplicated-weight": (
         (
-            "weight @a : f32[20000] role=param = splat 2\nweight @b : f32[20000] role=param = splat 2\n"
+            "weight @a : f32[20000] role=param = splat 2\n"
+            "weight @b : f32[20000] role=param = splat 2\n"
             "graph(%x : f32[20000]) {\n%a = weight @a\n%b = weight @b\n%s = add(%x, %a)\n"
             "%y = mul(%s, %b)\nreturn %y\n}\n"
         ),
