@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import core_checks, core_memory, core_simplify, core_startup
+from benchmarks import core_checks, core_conformance, core_memory, core_simplify, core_startup
 from benchmarks.measure import RESULTS, ROOT, Measurement, Row, Settings, by_name
 
 MEASUREMENTS: tuple[Measurement, ...] = (
@@ -33,6 +33,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     *core_simplify.MEASUREMENTS,
     *core_memory.MEASUREMENTS,
     *core_checks.MEASUREMENTS,
+    *core_conformance.MEASUREMENTS,
 )
 
 CPU_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")

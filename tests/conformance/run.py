@@ -9,6 +9,7 @@ import argparse
 import collections
 import pickle
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -17,6 +18,7 @@ from regraft.backends.onnx import to_proto
 from regraft.frontends.onnx import load_onnx
 from regraft.ir.constants import opaque
 from regraft.ir.evaluate import evaluate
+from regraft.ir.module import Module
 from tests.conformance.cases import Case, cache_dir, mismatch, node_cases, run_ort
 
 
@@ -54,8 +56,10 @@ def baseline(cases: list[Case]) -> dict[str, bool]:
     return known
 
 
-def run_case(case: Case, base: bool, profile: str = "onnx", passes: str = "") -> Outcome:
-    """Runs one case; never raises."""
+def run_case(
+    case: Case, base: bool, profile: str = "onnx", passes: str = "", *, oracle: bool = False
+) -> Outcome:
+    """Runs one case; never raises. With `oracle`, the evaluator computes in f64."""
     outcome = Outcome(base)
     try:
         module = load_onnx(case.proto)
@@ -91,7 +95,7 @@ def run_case(case: Case, base: bool, profile: str = "onnx", passes: str = "") ->
                 for inputs, expected in case.data
                 if (
                     reason := mismatch(
-                        evaluate(module, dict(zip(names, inputs, strict=False))).values(),
+                        _evaluated(module, dict(zip(names, inputs, strict=False)), oracle),
                         expected, case.rtol, case.atol,
                     )
                 )
@@ -101,6 +105,15 @@ def run_case(case: Case, base: bool, profile: str = "onnx", passes: str = "") ->
     except Exception as error:
         outcome.evaluated = f"{type(error).__name__}: {error}"
     return outcome
+
+
+def _evaluated(module: Module, inputs: dict[str, Any], oracle: bool) -> list[Any]:
+    outputs = evaluate(module, inputs, oracle=oracle)
+    types = [value.dtype for value in module.graph.outputs]
+    return [
+        array.astype(dtype.numpy) if oracle and dtype is not None and dtype.is_float else array
+        for array, dtype in zip(outputs.values(), types, strict=True)
+    ]
 
 
 def main() -> None:
