@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from regraft.backends.onnx.legalize.attention import AttentionSite
 from regraft.backends.onnx.legalize.costs import CostTable, read_table, shipped_table
-from regraft.backends.onnx.legalize.dense import GeluSite, LinearSite, ResidualNormSite
+from regraft.backends.onnx.legalize.dense import GeluSite, ResidualNormSite
 from regraft.backends.onnx.legalize.legalizer import OrtLegalizer
 from regraft.backends.onnx.legalize.site import Site
 
-SITES: tuple[Site, ...] = (AttentionSite(), ResidualNormSite(), GeluSite(), LinearSite())
+SITES: tuple[Site, ...] = (AttentionSite(), ResidualNormSite(), GeluSite())
 """Where ONNX Runtime offers more than one form."""
 
 TARGETS = ("ort-cpu",)

@@ -1,4 +1,8 @@
-"""Forms around the residual stream: norms after a sum, GELU after a bias, linear layers."""
+"""Forms around the residual stream: norms after a sum, GELU after a bias.
+
+Linear layers have one form: matrices in reshapes (Gemm) gained at most 2.3 % from 128 rows on and
+took up to 1.24x of MatMul and Add below.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import is_constant
 from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import activation, arithmetic, linalg, norm, reshaping
+from regraft.ir.ops import activation, arithmetic, norm
 from regraft.ir.opspec import OpSpec
 from regraft.ir.types import DType
 
@@ -114,42 +118,3 @@ def _bias_gelu(node: Node, b: Builder) -> Value:
     if found is None:
         raise AssertionError("the GELU is not one of a sum with a bias")
     return b.op(ort_ops.bias_gelu, *found, tanh=node.attrs["tanh"])
-
-
-@dataclass(frozen=True, slots=True)
-class LinearSite:
-    """A linear layer of rank above 2; matmul and add are the standard form."""
-
-    name: str = "linear"
-    roots: tuple[OpSpec, ...] = (arithmetic.add,)
-
-    def features(self, node: Node, limits: Limits) -> Features | None:
-        """Returns rows and width."""
-        found = _bias_of(node.output)
-        product_ = None if found is None else found[0].producer
-        if found is None or product_ is None or product_.op is not linalg.matmul:
-            return None
-        x, weight = product_.inputs
-        if (
-            x is None or weight is None or found[0].num_uses != 1 or weight.rank != 2
-            or x.rank is None or x.rank < 3 or not is_constant(weight) or x.dtype is not DType.F32
-        ):  # fmt: skip
-            return None
-        sizes = _dense_sizes(x, limits)
-        return None if sizes is None else Features({}, sizes)
-
-    def forms(self, node: Node, limits: Limits) -> Mapping[str, Build | None]:
-        """Returns `matmul` and `gemm`, whose operands are matrices."""
-        return {"matmul": None, "gemm": lambda b: _gemm(node, b)}
-
-
-def _gemm(node: Node, b: Builder) -> Value:
-    found = _bias_of(node.output)
-    if found is None or found[0].producer is None:
-        raise AssertionError("the sum is not a linear layer")
-    x, weight = found[0].producer.inputs
-    if x is None or x.shape is None or node.output.shape is None:
-        raise AssertionError("a linear layer without a shape")
-    rows = b.op(reshaping.reshape, x, shape=(product(x.shape[:-1]), x.shape[-1]))
-    out = b.op(linalg.gemm, rows, weight, found[1])
-    return b.op(reshaping.reshape, out, shape=node.output.shape)
