@@ -25,7 +25,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import core_checks, core_conformance, core_memory, core_simplify, core_startup
+from benchmarks import (
+    core_checks,
+    core_conformance,
+    core_memory,
+    core_models,
+    core_simplify,
+    core_startup,
+)
 from benchmarks.measure import RESULTS, ROOT, Measurement, Row, Settings, by_name
 
 MEASUREMENTS: tuple[Measurement, ...] = (
@@ -34,6 +41,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     *core_memory.MEASUREMENTS,
     *core_checks.MEASUREMENTS,
     *core_conformance.MEASUREMENTS,
+    *core_models.MEASUREMENTS,
 )
 
 CPU_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
