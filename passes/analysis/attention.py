@@ -1,8 +1,8 @@
 """Finds attention: what the queries, keys and values are, and what stands between them.
 
 The result says everything that `attention` needs: which axes are batch, heads, positions and head
-size in whatever layout the operands have, the scale, the masks, the groups of query heads that share
-keys. Names and exporters play no part.
+size in whatever layout the operands have, the scale, the masks, the groups of query heads that
+share keys. Names and exporters play no part.
 """
 
 from __future__ import annotations
@@ -15,62 +15,23 @@ from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import arithmetic, attention, functions, softmax
 from regraft.ir.types import DType
-from regraft.passes.analysis.attention_masks import ALL, MaskReader, Masks, Window, joined
-from regraft.passes.analysis.attention_scores import (
-    Cond,
-    Scores,
-    Site,
-    Sum,
-    Term,
-    find_path,
-    find_sum,
-    interior_escapes,
-    read_scores,
-    softmax_site,
+from regraft.passes.analysis.attention_layout import (
+    Layout,
+    find_heads,
+    find_kv_heads,
+    keys_operand,
+    mixes_channels,
+    summed_atoms,
+    ways_out_of,
+    with_mask_axes,
 )
+from regraft.passes.analysis.attention_masks import MaskReader, Masks
+from regraft.passes.analysis.attention_scores import Cond, Scores, Term, read_scores
+from regraft.passes.analysis.attention_skeleton import Site, find_path, softmax_site
+from regraft.passes.analysis.attention_weights import Sum, find_sum, interior_escapes
+from regraft.passes.analysis.attention_windows import ALL, Window, joined
 from regraft.passes.analysis.dependence import data_values
-from regraft.passes.analysis.views import (
-    Atom,
-    Axes,
-    Axis,
-    View,
-    is_movement,
-    leaves,
-    moved,
-    size_of,
-    unify,
-    view_of,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Which atoms the axes of canonical attention consist of, outermost first.
-
-    Attributes:
-        batch: B.
-        heads: H, of the queries.
-        kv_heads: Those of `heads` that keys and values have: a prefix.
-        rows: S.
-        keys: T.
-        inner: D, summed over in the scores.
-        channels: E, of the values.
-        windows: The first of `heads` that are windows of an image rather than heads.
-    """
-
-    batch: Axis
-    heads: Axis
-    kv_heads: Axis
-    rows: Axis
-    keys: Axis
-    inner: Axis
-    channels: Axis
-    windows: Axis = field(default_factory=list)
-
-    @property
-    def kv_groups(self) -> DimLike:
-        """Query heads per key head."""
-        return size_of(self.heads[len(self.kv_heads) :])
+from regraft.passes.analysis.views import Atom, Axes, View, leaves, size_of, unify, view_of
 
 
 @dataclass(slots=True, eq=False)
@@ -197,7 +158,7 @@ def _assemble(
 ) -> Attention | None:
     product = scores.product
     keys = leaves(scores.axes[site.axis])
-    k_idx = _keys_operand(product.a, product.b, product.out, views, keys)
+    k_idx = keys_operand(product.a, product.b, product.out, views, keys)
     if k_idx is None or product.operand(k_idx) not in data:
         return None
     q, k = views[1 - k_idx], views[k_idx]
@@ -208,12 +169,12 @@ def _assemble(
     if output_axes is None:
         return None
     keys = leaves(keys)
-    inner = _summed(product.a, product.out, views[0].axes)
+    inner = summed_atoms(product.a, product.out, views[0].axes)
     rest = [leaf for axis in scores.axes for leaf in leaves(axis) if leaf not in keys]
     own = {*keys, *rest}
     channels = [leaf for axis in output_axes for leaf in leaves(axis) if leaf not in own]
-    ways_out = _ways_out(total.product.node, output_axes)
-    heads = _heads(ways_out, channels, rest, q, inner, scores.axes)
+    ways_out = ways_out_of(total.product.node, output_axes)
+    heads = find_heads(ways_out, channels, rest, q, inner, scores.axes)
     in_k, in_v = k.atoms(), v.atoms()
     batch = [a for a in rest if a not in heads and (a in in_k or a in in_v)]
     rows = [a for a in rest if a not in heads and a not in batch]
@@ -224,8 +185,8 @@ def _assemble(
     if conds is None:
         problem, conds = "weights are set to 0 by a condition that the scores do not have", []
     masks = reader.read(conds, scores.terms, rows, keys, (S, T))
-    layout = Layout(batch, heads, _kv_heads(heads, in_k, in_v), rows, keys, inner, channels)
-    layout = _with_mask_axes(layout, masks)
+    layout = Layout(batch, heads, find_kv_heads(heads, in_k, in_v), rows, keys, inner, channels)
+    layout = with_mask_axes(layout, masks)
     if not problem and interior_escapes(nodes, total.product.node):
         problem = "its scores or weights are used elsewhere too"
     result = Attention(
@@ -244,7 +205,7 @@ def _assemble(
         softmax_dtype=scores.softmax_dtype,
         is_guarded=total.is_guarded,
         nodes=tuple(sorted(nodes, key=lambda node: node.order)),
-        is_channel=_is_channel(layout, ways_out, k),
+        is_channel=mixes_channels(layout, ways_out, k),
         problem=problem,
     )
     result.problem = result.problem or _misfit(result)
@@ -268,7 +229,7 @@ def from_operator(node: Node, reader: MaskReader) -> Attention | None:
     fits = all(unify(a, b) for a, b in pairs)
     batch, heads, rows = (leaves(axis) for axis in q.axes[:3])
     keys, inner, channels = leaves(k.axes[2]), leaves(q.axes[3]), leaves(v.axes[3])
-    kv_heads = _kv_heads(heads, k.atoms(), v.atoms()) if fits else heads
+    kv_heads = find_kv_heads(heads, k.atoms(), v.atoms()) if fits else heads
     layout = Layout(batch, heads, kv_heads, rows, keys, inner, channels)
     axes: Axes = [batch, heads, rows, keys]
     terms = [] if mask is None or mask.shape is None else [_operand_term(mask, axes)]
@@ -317,123 +278,6 @@ def _operand_term(value: Value, axes: Axes) -> Term:
     return Term(value, [[] if dim == 1 else a for dim, a in zip(shape, own, strict=True)])
 
 
-def _keys_operand(
-    a: tuple[str | None, ...],
-    b: tuple[str | None, ...],
-    out: tuple[str | None, ...],
-    views: list[View],
-    keys: list[Atom],
-) -> int | None:
-    """Returns which operand has the keys' positions and the other has not."""
-    has = []
-    for labels, view in zip((a, b), views, strict=True):
-        kept = {
-            leaf
-            for label, axis in zip(labels, view.axes, strict=True)
-            if label in out
-            for leaf in leaves(axis)
-        }
-        has.append(bool(keys) and set(keys) <= kept)
-    if has[0] == has[1]:
-        return None
-    return 0 if has[0] else 1
-
-
-def _summed(
-    labels: tuple[str | None, ...], out: tuple[str | None, ...], axes: Axes
-) -> list[Atom]:
-    return [
-        leaf
-        for label, axis in zip(labels, axes, strict=True)
-        if label is not None and label not in out
-        for leaf in leaves(axis)
-    ]
-
-
-def _ways_out(node: Node, axes: Axes) -> list[Axes]:
-    """Returns the axes of a result, and of what it becomes while data only moves."""
-    value = node.outputs[0]
-    found = [axes]
-    while True:
-        users = value.users
-        if len(users) != 1 or value.num_uses != 1 or not is_movement(users[0]):
-            return found
-        after = moved(users[0], found[-1])
-        if after is None:
-            return found
-        value = users[0].outputs[0]
-        found.append(after)
-
-
-def _heads(
-    ways_out: list[Axes],
-    channels: list[Atom],
-    rest: list[Atom],
-    q: View,
-    inner: list[Atom],
-    score_axes: Axes,
-) -> list[Atom]:
-    """Returns the atoms of the heads: those that share an axis with the channels.
-
-    On the way out heads and channels are merged; on the way in, heads and head size are split from
-    one axis. Where neither happens, the axis before the positions of a rank 4 score holds the heads.
-    """
-    for axes in ways_out:
-        for axis in axes:
-            atoms = leaves(axis)
-            if channels and atoms[-len(channels) :] == channels and len(atoms) > len(channels):
-                heads = atoms[: -len(channels)]
-                if set(heads) < set(rest) or (set(heads) == set(rest) and len(axes) > 1):
-                    return heads
-    for axis in q.base_axes:
-        atoms = leaves(axis)
-        if inner and set(inner) < set(atoms) and atoms[-len(inner) :] == inner:
-            heads = atoms[: -len(inner)]
-            if set(heads) <= set(rest):
-                return heads
-    if len(score_axes) >= 4:
-        middle = leaves(score_axes[-3])
-        if set(middle) <= set(rest):
-            return middle
-    return []
-
-
-def _kv_heads(heads: list[Atom], in_k: set[Atom], in_v: set[Atom]) -> list[Atom]:
-    """Returns the heads that keys and values have; all when they are not the same first ones."""
-    kept_k = [atom for atom in heads if atom in in_k]
-    kept_v = [atom for atom in heads if atom in in_v]
-    fits = kept_k == kept_v == heads[: len(kept_k)]
-    return kept_k if fits and isinstance(size_of(heads[len(kept_k) :]), int) else list(heads)
-
-
-def _with_mask_axes(layout: Layout, masks: Masks) -> Layout:
-    """Moves inner batch atoms that a mask has without the outer ones to the heads.
-
-    Windows of an image have masks of their own: [windows, heads, S, T] broadcasts over the batch,
-    while [batch, windows] folded into one axis would need a copy per image.
-    """
-    batch = layout.batch
-    cut = len(batch)
-    for term in (*masks.terms, *(c.term for c in (*masks.conds, *masks.soft))):
-        has = {leaf for axis in term.axes for leaf in leaves(axis)}
-        own = [atom in has for atom in batch]
-        if any(own) and not all(own):
-            cut = min(cut, own.index(True))
-    if cut == len(batch) or len(layout.kv_heads) != len(layout.heads):
-        return layout
-    heads = [*batch[cut:], *layout.heads]
-    return Layout(
-        batch[:cut],
-        heads,
-        heads,
-        layout.rows,
-        layout.keys,
-        layout.inner,
-        layout.channels,
-        batch[cut:],
-    )
-
-
 def _without_zeroed(scores: Scores, total: Sum) -> list[Cond] | None:
     """Returns the conditions; one whose weights are set to 0 as well hides its keys altogether.
 
@@ -448,22 +292,6 @@ def _without_zeroed(scores: Scores, total: Sum) -> list[Cond] | None:
         else:
             return None
     return conds
-
-
-def _is_channel(layout: Layout, ways_out: list[Axes], k: View) -> bool:
-    """Whether queries and keys are channels: they share an axis with the heads, positions do not."""
-    if not layout.heads:
-        return False
-    heads = set(layout.heads)
-    for axis in (axis for axes in ways_out for axis in axes):
-        atoms = set(leaves(axis))
-        if atoms & heads and atoms & set(layout.rows) and not atoms & set(layout.channels):
-            return atoms <= heads | set(layout.rows)
-    for axis in k.base_axes:
-        atoms = set(leaves(axis))
-        if atoms & set(layout.keys) and atoms & heads and not atoms & set(layout.inner):
-            return atoms <= heads | set(layout.keys)
-    return False
 
 
 def _misfit(a: Attention) -> str:
@@ -482,10 +310,9 @@ def _misfit(a: Attention) -> str:
         return "queries and keys have other element types"
     if a.v.base.dtype is not a.q.base.dtype:
         return "values have another element type than the queries"
-    if a.early and a.masks.terms:
-        return "terms are added before and after the soft cap"
-    if a.early and (len(a.early) > 1 or a.masks.conds or a.masks.soft):
-        return "several masks around the soft cap"
+    problem = _softcap_problem(a) if a.early else ""
+    if problem:
+        return problem
     if a.sinks is not None:
         view = view_of(a.sinks.value)
         if not align(view, a.sinks) or not view.atoms() <= set(layout.heads):
@@ -501,10 +328,16 @@ def _misfit(a: Attention) -> str:
     return ""
 
 
+def _softcap_problem(a: Attention) -> str:
+    if a.masks.terms:
+        return "terms are added before and after the soft cap"
+    if len(a.early) > 1 or a.masks.conds or a.masks.soft:
+        return "several masks around the soft cap"
+    return ""
+
+
 def align(view: View, term: Term) -> bool:
     """Identifies the axes of a mask's view with the score axes; False when they do not fit."""
     return all(
-        unify(own, axis)
-        for own, axis in zip(view.axes, term.axes, strict=True)
-        if axis and own
+        unify(own, axis) for own, axis in zip(view.axes, term.axes, strict=True) if axis and own
     )

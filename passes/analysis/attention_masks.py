@@ -1,58 +1,37 @@
 """What masks say: which keys positions hide, which conditions and biases depend on the inputs.
 
-A mask that only sizes and constants decide is evaluated at two bindings of its symbols and compared
-with a window: query s sees the keys t with s + offset - left <= t <= s + offset + right. Causal masks
+A mask that only sizes and constants decide is evaluated and compared with a window. Causal masks
 are windows, whether a triangle was cut from a constant, compared from ranges or built by trilu.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from regraft.ir.constants import constant_of
-from regraft.ir.dims import Dim, DimLike, Symbol, bind, known_equal, symbols_of
-from regraft.ir.errors import RegraftError
-from regraft.ir.evaluate import evaluate_node
-from regraft.ir.graph import Node, Value
+from regraft.ir.dims import DimLike, bind
+from regraft.ir.graph import Value
 from regraft.ir.ops import arithmetic, logical, repeating
-from regraft.ir.opspec import AttrKind, Trait
 from regraft.passes.analysis.attention_scores import Cond, Term
+from regraft.passes.analysis.attention_windows import (
+    ALL,
+    Bands,
+    Window,
+    band_of,
+    fit_window,
+    joined,
+)
+from regraft.passes.analysis.positions import Contents, evaluate_twice
 from regraft.passes.analysis.views import Axis, leaves
 from regraft.passes.cleanup.facts import uniform
 
 Array = np.ndarray[Any, Any]
 
-_Contents = tuple[tuple[tuple[Mapping[str, int], Array], ...], ...]
-"""For each of two sizes, the content with distinct and with equal sizes, where the graph runs."""
-
-_MAX_NODES = 80
 _MAX_SUMS = 4
-_MAX_SIZE = 2048
-_MAX_ELEMENTS = 1 << 23
 _HIDDEN = -1000.0
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Keys that positions leave visible; see `attention`.
-
-    Args:
-        offset: Key position of the first query.
-        left: Keys before a query's own that it sees, -1: all.
-        right: Keys after it, -1: all.
-    """
-
-    offset: DimLike
-    left: int
-    right: int
-
-
-ALL = Window(0, -1, -1)
-"""Every key is visible."""
 
 
 @dataclass(slots=True)
@@ -98,7 +77,7 @@ class MaskReader:
 
     def __init__(self, data: set[Value]) -> None:
         self._data = data
-        self._arrays: dict[Value, _Contents | None] = {}
+        self._arrays: dict[Value, Contents | None] = {}
 
     def read(
         self,
@@ -223,7 +202,7 @@ class MaskReader:
         found = self._evaluated(cond.term.value)
         if found is None:
             return None
-        bands: list[tuple[Mapping[str, int], int | None, int | None]] = []
+        bands: Bands = []
         for candidates in found:
             for env, array in candidates:
                 S, T = (bind(size, env) for size in sizes)
@@ -234,16 +213,16 @@ class MaskReader:
                     break
             else:
                 return None
-            band = _band(visible)
+            band = band_of(visible)
             if band is None:
                 return None
             bands.append((env, *band))
-        return _fit(bands, sizes)
+        return fit_window(bands, sizes)
 
-    def _evaluated(self, value: Value) -> _Contents | None:
+    def _evaluated(self, value: Value) -> Contents | None:
         """Returns the content of a value of positions at two bindings."""
         if value not in self._arrays:
-            self._arrays[value] = _evaluate_twice(value)
+            self._arrays[value] = evaluate_twice(value)
         return self._arrays[value]
 
 
@@ -330,7 +309,7 @@ def _visible(
             return None  # a bias
     kept = [axis for axis in (row_axis, key_axis) if axis >= 0]
     flat = shown.transpose(*kept, *(i for i in range(shown.ndim) if i not in kept))
-    flat = flat.reshape(flat.shape[: len(kept)] + (-1,))
+    flat = flat.reshape((*flat.shape[: len(kept)], -1))
     if flat.shape[-1] != 1:
         return None
     flat = flat[..., 0]
@@ -342,204 +321,3 @@ def _visible(
         return None
     visible = np.broadcast_to(flat, sizes)
     return visible if visible.any(axis=1).all() else None
-
-
-def _band(visible: Array) -> tuple[int | None, int | None] | None:
-    """Returns (least, largest) t - s that is visible, None where unbounded; None for no band."""
-    S, T = visible.shape
-    distance = np.arange(T) - np.arange(S)[:, None]
-    shown = distance[visible]
-    low, high = int(shown.min()), int(shown.max())
-    if not np.array_equal(visible, (distance >= low) & (distance <= high)):
-        return None
-    return (None if low == -(S - 1) else low), (None if high == T - 1 else high)
-
-
-def _fit(
-    bands: list[tuple[Mapping[str, int], int | None, int | None]],
-    sizes: tuple[DimLike, DimLike],
-) -> Window | None:
-    """Returns the window whose bounds the bands have at every binding."""
-    highs = [high for _, _, high in bands]
-    lows = [low for _, low, _ in bands]
-    if all(low is None for low in lows) and all(high is None for high in highs):
-        return ALL
-    if None in highs and any(high is not None for high in highs):
-        return None
-    if None in lows and any(low is not None for low in lows):
-        return None
-    S, T = sizes
-    anchors = highs if highs[0] is not None else lows
-    for offset in (0, T - S):
-        if offset == 0 and not known_equal(S, T) and _are_equal(bands, sizes):
-            return None  # the sizes do not tell where the first query stands
-        shifts = {
-            anchor - (value if isinstance(value, int) else 0)
-            for (env, _, _), anchor in zip(bands, anchors, strict=True)
-            if anchor is not None and isinstance(value := bind(offset, env), int)
-        }
-        if len(shifts) != 1:
-            continue
-        shift = shifts.pop()
-        if highs[0] is None:
-            return Window(offset, -shift, -1) if shift <= 0 else None
-        if lows[0] is None:
-            return Window(offset, -1, shift) if shift >= 0 else None
-        widths = {high - low for _, low, high in bands if low is not None and high is not None}
-        if len(widths) == 1 and 0 <= shift <= (width := widths.pop()):
-            return Window(offset, width - shift, shift)
-    return None
-
-
-def _are_equal(
-    bands: list[tuple[Mapping[str, int], int | None, int | None]],
-    sizes: tuple[DimLike, DimLike],
-) -> bool:
-    return all(bind(sizes[0], env) == bind(sizes[1], env) for env, _, _ in bands)
-
-
-def joined(a: Window, b: Window) -> Window | None:
-    """Returns the keys that both windows show, None when that is no window."""
-    if a == ALL or b == ALL:
-        return b if a == ALL else a
-    if a.offset != b.offset:
-        return None
-    left = max(a.left, b.left) if -1 in (a.left, b.left) else min(a.left, b.left)
-    right = max(a.right, b.right) if -1 in (a.right, b.right) else min(a.right, b.right)
-    return Window(a.offset, left, right)
-
-
-# -- evaluation -------------------------------------------------------------------------------------
-
-
-def _evaluate_twice(value: Value) -> _Contents | None:
-    nodes = _cone(value)
-    if nodes is None:
-        return None
-    symbols = _symbols(value, nodes)
-    constant = constant_of(value, 1 << 26)
-    if constant is not None:
-        return ((({}, constant),), (({}, constant),))
-    largest = _largest_number(nodes)
-    if largest > _MAX_SIZE:
-        return None
-    results = []
-    for first in (largest + 3, largest + 8):
-        candidates: list[tuple[Mapping[str, int], Array]] = []
-        for step in (2, 0):
-            env = {s.name: _clamped(first + step * i, s) for i, s in enumerate(symbols)}
-            array = _evaluate(value, nodes, env) if _is_consistent(value, env) else None
-            if array is not None:
-                candidates.append((env, array))
-        if not candidates:
-            return None
-        results.append(tuple(candidates))
-    return tuple(results)
-
-
-def _is_consistent(value: Value, env: Mapping[str, int]) -> bool:
-    """Whether sizes that the graph assumes equal are equal."""
-    graph = value.owner
-    if graph is None:
-        return False
-    for left, right in graph.scope.assumptions:
-        a, b = bind(left, env), bind(right, env)
-        if isinstance(a, int) and isinstance(b, int) and a != b:
-            return False
-    return True
-
-
-def _cone(value: Value) -> list[Node] | None:
-    """Returns the nodes that a value of positions is computed by, in order; None when too many."""
-    found: dict[Node, None] = {}
-    stack = [value]
-    while stack:
-        node = stack.pop().producer
-        if node is None:
-            return None
-        if node in found:
-            continue
-        found[node] = None
-        if len(found) > _MAX_NODES or node.bodies or not node.op.is_pure or node.op.eval is None:
-            return None
-        if _content(node) is None:
-            stack.extend(v for v in node.inputs if v is not None)
-    return sorted(found, key=lambda node: node.order)
-
-
-def _content(node: Node) -> tuple[DimLike, ...] | DimLike | None:
-    """Returns the symbolic content of a node's result when it replaces its computation."""
-    return None if Trait.CONSTANT in node.op.traits else node.outputs[0].content
-
-
-def _symbols(value: Value, nodes: list[Node]) -> list[Symbol]:
-    found: set[Symbol] = set(symbols_of(value.shape or ()))
-    for node in nodes:
-        content = _content(node)
-        if content is not None:
-            found |= symbols_of(content if isinstance(content, tuple) else (content,))
-        for attr in node.op.all_attrs.values():
-            given = node.attrs.get(attr.name)
-            if attr.kind in (AttrKind.DIM, AttrKind.DIMS) and given is not None:
-                found |= symbols_of(given if isinstance(given, tuple) else (given,))
-    return sorted((s for s in found if not s.defined), key=lambda symbol: symbol.name)
-
-
-def _largest_number(nodes: list[Node]) -> int:
-    """Returns the largest small integer constant: a window may be that wide."""
-    largest = 1
-    for node in nodes:
-        if Trait.CONSTANT not in node.op.traits:
-            continue
-        array = constant_of(node.outputs[0], 64)
-        if array is not None and array.size == 1 and array.dtype.kind in "iuf":
-            number = abs(float(array.reshape(-1)[0]))
-            if number < 1e6 and number == int(number):
-                largest = max(largest, int(number))
-    return largest
-
-
-def _clamped(size: int, symbol: Symbol) -> int:
-    size = -(-max(size, symbol.lo) // symbol.multiple_of) * symbol.multiple_of
-    return size if symbol.hi is None else min(size, symbol.hi)
-
-
-def _evaluate(value: Value, nodes: list[Node], env: dict[str, int]) -> Array | None:
-    known: dict[Value, Any] = {}
-    for node in nodes:
-        content = _content(node)
-        out = node.outputs[0]
-        if content is not None:
-            bound = (
-                tuple(bind(dim, env) for dim in content)
-                if isinstance(content, tuple)
-                else bind(content, env)
-            )
-            if isinstance(bound, Dim) or (
-                isinstance(bound, tuple) and any(isinstance(dim, Dim) for dim in bound)
-            ):
-                return None
-            known[out] = np.asarray(bound, out.dtype.numpy if out.dtype else np.int64)
-            continue
-        if not _is_small(node, env):
-            return None
-        operands = [None if v is None else known[v] for v in node.inputs]
-        try:
-            results = evaluate_node(node, operands, env, oracle=True)
-        except (RegraftError, ValueError, IndexError):
-            return None  # these sizes do not fit the graph
-        known.update(zip(node.outputs, results, strict=False))
-    array: Array = known[value]
-    return array
-
-
-def _is_small(node: Node, env: Mapping[str, int]) -> bool:
-    for value in node.outputs:
-        total = 1
-        for dim in value.shape or ():
-            size = bind(dim, env)
-            total *= size if isinstance(size, int) else 1
-        if total > _MAX_ELEMENTS:
-            return False
-    return True
-

@@ -1,4 +1,4 @@
-"""Which values depend on the content of the model's inputs, and which on sizes and weights alone."""
+"""Which values depend on the content of the inputs, and which on sizes and weights alone."""
 
 from __future__ import annotations
 

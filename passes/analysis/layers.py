@@ -124,10 +124,8 @@ def _parts(chain: list[Residual]) -> list[_Part]:
     parts = []
     usual = next((each.link for each in chain[1:] if each.link), ())
     for i, residual in enumerate(chain):
-        if i + 1 < len(chain):
-            end = chain[i + 1].skip
-        else:
-            end = _norm_after(residual, usual)
+        is_last = i + 1 == len(chain)
+        end = _norm_after(residual, usual) if is_last else chain[i + 1].skip
         parts.append(_part(residual, end))
     return parts
 
@@ -208,4 +206,4 @@ def _operand(
 def _plain(value: object) -> Hashable:
     if isinstance(value, np.ndarray):
         return (value.shape, str(value.dtype), value.tobytes())
-    return value if isinstance(value, Hashable) else repr(value)
+    return value if isinstance(value, tuple | int | float | str | bytes | None) else repr(value)

@@ -79,9 +79,7 @@ def _matmul(node: Node) -> Product | None:
 
 def _paired(batch: list[str], shape: tuple[object, ...]) -> Labels:
     own = batch[len(batch) - len(shape) :]
-    return tuple(
-        None if size == 1 else label for label, size in zip(own, shape, strict=True)
-    )
+    return tuple(None if size == 1 else label for label, size in zip(own, shape, strict=True))
 
 
 def _einsum(node: Node) -> Product | None:

@@ -127,7 +127,9 @@ def _between(skip: Value, branch: Value) -> tuple[Node, ...]:
         if is_done:
             reaches[node] = any(
                 value is skip
-                or (value is not None and value.producer is not None and reaches.get(value.producer))
+                or (
+                    value is not None and value.producer is not None and reaches.get(value.producer)
+                )
                 for value in node.inputs
             )
             continue

@@ -1,9 +1,9 @@
 """Finds rotary position embedding: pairs of channels turned by angles from a table.
 
 Two spellings cover what exporters write: `x * cos + rotate(x) * sin` with full tables, where rotate
-swaps the channels of a pair and negates one; and the four products of the two channels of a pair with
-half tables, joined again. The channels of a pair stand half of the rotated size apart, or side by
-side. Which of these it is, is decided by evaluating the candidates (see `Prover`).
+swaps the channels of a pair and negates one; and the four products of the two channels of a pair
+with half tables, joined again. The channels of a pair stand half of the rotated size apart, or side
+by side. Which of these it is, is decided by evaluating the candidates (see `Prover`).
 """
 
 from __future__ import annotations
@@ -251,8 +251,8 @@ def _labels(value: Value, source: Value) -> set[int] | None:
     shape = tuple(bind(dim, env) for dim in source.shape or ())
     if not all(isinstance(dim, int) for dim in shape):
         return None
-    channels = np.arange(1.0, float(shape[-1]) + 1)
-    known: dict[Value, Any] = {source: np.broadcast_to(channels, shape)}  # type: ignore[arg-type]
+    sizes = tuple(int(dim) for dim in shape if isinstance(dim, int))
+    known: dict[Value, Any] = {source: np.broadcast_to(np.arange(1.0, sizes[-1] + 1), sizes)}
     for node in sorted(nodes, key=lambda node: node.order):
         operands = [None if v is None else known[v] for v in node.inputs]
         try:
@@ -319,7 +319,7 @@ def _partial(whole: Rotary) -> Rotary | None:
     return replace(whole, output=out, nodes=(joined, *whole.nodes))
 
 
-# -- tables -----------------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------------
 
 
 def doubled(table: Value) -> str | None:

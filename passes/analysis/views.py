@@ -78,7 +78,7 @@ def reshaped(axes: Axes, shape: Shape) -> Axes | None:
     result: Axes = []
     for dim in shape:
         axis: Axis = []
-        wanted: DimLike | None = dim
+        wanted: DimLike = dim
         while not known_equal(wanted, 1):
             if not rest:
                 return None

@@ -1,7 +1,7 @@
 """Proves raised places: old and new values on generated inputs, at two bindings of the symbols.
 
-Inputs are drawn so that masks are seen in every state that matters: nothing hidden, and a random part
-hidden with at least the first key left. Places of equal structure are evaluated once.
+Inputs are drawn so that masks are seen in every state that matters: nothing hidden, and a random
+part hidden with at least the first key left. Places of equal structure are evaluated once.
 """
 
 from __future__ import annotations
@@ -132,8 +132,7 @@ def _attrs_key(node: Node) -> Hashable:
         array = constant_of(node.outputs[0], 256)
         return (node.outputs[0].type, None if array is None else array.tobytes())
     return tuple(
-        value.tobytes() if isinstance(value, np.ndarray) else value
-        for value in node.attrs.values()
+        value.tobytes() if isinstance(value, np.ndarray) else value for value in node.attrs.values()
     )
 
 
@@ -204,7 +203,7 @@ def _difference(expected: Array, actual: Array) -> str:
     return ""
 
 
-# -- sizes and values -------------------------------------------------------------------------------
+# -- sizes and values ----------------------------------------------------------------------
 
 
 def _bindings(values: Sequence[Value], nodes: Sequence[Node]) -> Iterator[Env]:

@@ -17,8 +17,8 @@ from regraft.ir.ops import arithmetic, attention, cast, logical, repeating
 from regraft.ir.rewrite import Rewriter
 from regraft.ir.types import DType
 from regraft.passes.analysis.attention import Attention, align
-from regraft.passes.analysis.attention_masks import ALL
 from regraft.passes.analysis.attention_scores import Cond, Term
+from regraft.passes.analysis.attention_windows import ALL
 from regraft.passes.analysis.views import (
     Axes,
     Axis,

@@ -1,0 +1,167 @@
+"""The skeleton of attention: a softmax in any spelling, and the product it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from regraft.ir.graph import Node, Value
+from regraft.ir.ops import (
+    activation,
+    arithmetic,
+    cast,
+    functions,
+    logical,
+    reduce,
+    repeating,
+    slicing,
+    softmax,
+)
+from regraft.ir.opspec import Trait
+from regraft.passes.analysis.products import Product, product_of
+from regraft.passes.analysis.views import is_float, is_movement, view_of
+from regraft.passes.cleanup.facts import made_by
+
+_MAX_STEPS = 40
+
+_SINGLE = frozenset({functions.tanh, activation.clip})
+_BOTH = frozenset({arithmetic.add, arithmetic.mul, arithmetic.max_})
+_FIRST = frozenset({arithmetic.sub, arithmetic.div})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """A softmax in any spelling.
+
+    Args:
+        logits: What it is taken of.
+        weights: Its result.
+        axis: The axis, counted from the front.
+        nodes: The nodes that make it.
+    """
+
+    logits: Value
+    weights: Value
+    axis: int
+    nodes: tuple[Node, ...]
+
+
+def softmax_site(node: Node) -> Site | None:
+    """Returns the softmax that a node ends, or None: an operator, or exp divided by its sum."""
+    if node.op is softmax.softmax:
+        x = node.inputs[0]
+        if x is None or x.shape is None:
+            return None
+        return Site(x, node.outputs[0], node.attrs["axis"] % len(x.shape), (node,))
+    if node.op is arithmetic.div:
+        return _divided(node, node.inputs[0], node.inputs[1])
+    if node.op is arithmetic.mul:
+        for idx in (0, 1):
+            inverse = made_by(node.inputs[idx], functions.reciprocal)
+            if inverse is not None:
+                return _divided(node, node.inputs[1 - idx], inverse.inputs[0])
+    if node.op is functions.exp:
+        inner = made_by(node.inputs[0], softmax.log_softmax)
+        x = None if inner is None else inner.inputs[0]
+        if inner is not None and x is not None and x.shape is not None:
+            axis = inner.attrs["axis"] % len(x.shape)
+            return Site(x, node.outputs[0], axis, (inner, node))
+    return None
+
+
+def _divided(node: Node, top: Value | None, bottom: Value | None) -> Site | None:
+    """`exp(x) / reduce_sum(exp(x))`, with the largest score taken off or not."""
+    total = None if bottom is None else bottom.producer
+    while total is not None and total.op is repeating.expand and total.inputs[0] is not None:
+        total = total.inputs[0].producer
+    if total is None or total.op is not reduce.reduce_sum or total.inputs[0] is not top:
+        return None
+    power = made_by(top, functions.exp)
+    axes = total.static("axes")
+    if power is None or top is None or top.shape is None or not isinstance(axes, tuple):
+        return None
+    x = power.inputs[0]
+    if len(axes) != 1 or x is None or not total.attrs["keepdims"]:
+        return None
+    return Site(x, node.outputs[0], axes[0] % len(top.shape), (power, total, node))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A node that scores pass, and the operand that they come in by."""
+
+    node: Node
+    main: int
+
+
+_SINGLE = frozenset({functions.tanh, activation.clip})
+_BOTH = frozenset({arithmetic.add, arithmetic.mul, arithmetic.max_})
+_FIRST = frozenset({arithmetic.sub, arithmetic.div})
+
+
+def _ways_down(node: Node) -> Iterator[int]:
+    """Yields the operands by which scores may come into a node."""
+    op = node.op
+    if is_movement(node) or op in _SINGLE or op in _FIRST:
+        yield 0
+    elif op is cast.cast:
+        if is_float(node.attrs["to"]):
+            yield 0
+    elif op in _BOTH:
+        if len(node.inputs) == 2:
+            yield 0
+            yield 1
+    elif op is logical.where:
+        yield 1
+        yield 2
+    elif op is slicing.concat and len(node.inputs) == 2:
+        yield 0
+
+
+def find_path(site: Site, data: set[Value]) -> tuple[Product, list[Step]] | None:
+    """Returns the product that the logits come from and the steps up to them, product first.
+
+    Of several products, one of two tensors that depend on the inputs is preferred.
+    """
+    for is_strict in (True, False):
+        steps: list[Step] = []
+        found = _descend(site.logits, data, is_strict, steps, set())
+        if found is not None:
+            return found, steps[::-1]
+    return None
+
+
+def _descend(
+    value: Value, data: set[Value], is_strict: bool, steps: list[Step], seen: set[Value]
+) -> Product | None:
+    node = value.producer
+    if node is None or value in seen or value not in data or len(steps) > _MAX_STEPS:
+        return None
+    seen.add(value)
+    product = product_of(node)
+    if product is not None:
+        operands = [product.operand(0), product.operand(1)]
+        count = sum(operand in data for operand in operands)
+        fits = count == 2 or (not is_strict and count == 1 and not _has_constant(operands))
+        return product if fits else None
+    for idx in _ways_down(node):
+        main = node.inputs[idx]
+        if main is None or main.shape is None:
+            continue
+        steps.append(Step(node, idx))
+        found = _descend(main, data, is_strict, steps, seen)
+        if found is not None:
+            return found
+        steps.pop()
+    return None
+
+
+def _has_constant(values: list[Value]) -> bool:
+    """Whether one is a constant behind mere data movement: a linear layer, no attention."""
+    for value in values:
+        base = view_of(value, scales=True).base.producer
+        if base is not None and Trait.CONSTANT in base.op.traits:
+            users = value.producer
+            if users is None or users.op is not repeating.expand:
+                return True
+    return False
