@@ -29,6 +29,8 @@ _EPS: dict[DType, float] = {
     DType.F8E5M2FNUZ: 2.0**-2,
 }
 
+_PROVES_NOTHING = "the reference is empty, NaN or all zero: proves nothing"
+
 
 def step_of(dtype: DType | None) -> float:
     """Returns the relative step of a half-precision or smaller float type, 0 for wider ones."""
@@ -110,7 +112,11 @@ def _compare(
         floor = 0.0 if plain is None else 4.0 * float(np.count_nonzero(expected != plain))
         reason = "" if wrong <= floor else f"{wrong:.0f} of {expected.size} elements differ"
         share = wrong / max(expected.size, 1)
-        return OutputDiff(name, wrong <= floor, wrong, share, 1.0 - share, floor, reason)
+        counts = bool(np.any(expected != 0)) if expected.dtype.kind in "iub" else expected.size > 0
+        return OutputDiff(
+            name, wrong <= floor, wrong, share, 1.0 - share, floor,
+            reason or ("" if counts else _PROVES_NOTHING), counts,
+        )  # fmt: skip
     return _compare_floats(name, expected, actual, plain, rtol, atol)
 
 
@@ -145,7 +151,7 @@ def _compare_floats(
     elif not ok:
         reason = f"differs by {max_abs:.3g}, allowed {allowed:.3g}"
     elif not counts:
-        reason = "the reference is empty, NaN or all zero: proves nothing"
+        reason = _PROVES_NOTHING
     return OutputDiff(
         name, ok, max_abs, max_abs / scale if scale else 0.0, cosine, allowed, reason, counts
     )

@@ -86,7 +86,18 @@ def test_missing_output_fails() -> None:
     assert diff.reason == "output is missing"
 
 
-@pytest.mark.parametrize("reference", [np.zeros_like(X), np.full_like(X, np.nan), X[:0]])
+@pytest.mark.parametrize(
+    "reference",
+    [
+        np.zeros_like(X),
+        np.full_like(X, np.nan),
+        X[:0],
+        np.zeros(3, np.int64),
+        np.zeros(3, np.bool_),
+        np.zeros(0, np.int64),
+        np.zeros(0, object),
+    ],
+)
 def test_empty_zero_or_nan_reference_proves_nothing(reference: np.ndarray) -> None:
     diff = one(reference, reference.copy())
     assert diff.ok
