@@ -1,7 +1,8 @@
 """Identities of arithmetic: exact in real arithmetic, the result type unchanged.
 
 A float times zero is not zero for infinities and NaN, so it stays. Adding 0 to -0.0 gives 0.0: the
-two are equal numbers.
+two are equal numbers. A power of 0.5 has no real value below 0; runtimes give NaN there as sqrt
+does, but Inf for -Inf.
 """
 
 from __future__ import annotations

@@ -73,7 +73,10 @@ def _gather(node: Node, xs: Sequence[Tree]) -> list[Tree] | None:
     if indices is None or result is None or not shape:
         return None
     axis = node.attrs["axis"] % len(shape)
-    order = tuple(int(i) % shape[axis] for i in indices.reshape(-1))
+    size, flat = shape[axis], [int(i) for i in indices.reshape(-1)]
+    if not all(-size <= i < size for i in flat):
+        return None  # it fails where it runs
+    order = tuple(i % size for i in flat)
     if indices.ndim == 1:
         return [Gather(xs[0], axis, order)]
     if indices.ndim == 0:

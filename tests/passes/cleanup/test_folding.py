@@ -167,3 +167,12 @@ def test_norm_without_its_statistics_is_folded() -> None:
     )
     Canonicalize().run(module, Context())
     assert [node.op.name for node in module.graph] == ["weight", "add"]
+
+
+def test_parameter_gathered_out_of_range_is_left_to_the_runtime() -> None:
+    module = parse(
+        f"{W}\ngraph() {{\n%w = weight @w\n%i = literal i64[2] [-4, 4]\n"
+        "%y = gather(%w, %i) {axis = 0}\nreturn %y\n}"
+    )
+    assert not Canonicalize().run(module, Context()).changed
+    assert outputs(module) == "gather(@w, [-4,4])"
