@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import (
@@ -59,7 +59,8 @@ def softmax_site(node: Node) -> Site | None:
         for idx in (0, 1):
             inverse = made_by(node.inputs[idx], functions.reciprocal)
             if inverse is not None:
-                return _divided(node, node.inputs[1 - idx], inverse.inputs[0])
+                site = _divided(node, node.inputs[1 - idx], inverse.inputs[0])
+                return None if site is None else replace(site, nodes=(*site.nodes, inverse))
     if node.op is functions.exp:
         inner = made_by(node.inputs[0], softmax.log_softmax)
         x = None if inner is None else inner.inputs[0]
@@ -71,8 +72,10 @@ def softmax_site(node: Node) -> Site | None:
 
 def _divided(node: Node, top: Value | None, bottom: Value | None) -> Site | None:
     """`exp(x) / reduce_sum(exp(x))`, with the largest score taken off or not."""
+    copies: list[Node] = []
     total = None if bottom is None else bottom.producer
     while total is not None and total.op is repeating.expand and total.inputs[0] is not None:
+        copies.append(total)
         total = total.inputs[0].producer
     if total is None or total.op is not reduce.reduce_sum or total.inputs[0] is not top:
         return None
@@ -83,7 +86,7 @@ def _divided(node: Node, top: Value | None, bottom: Value | None) -> Site | None
     x = power.inputs[0]
     if len(axes) != 1 or x is None or not total.attrs["keepdims"]:
         return None
-    return Site(x, node.outputs[0], axes[0] % len(top.shape), (power, total, node))
+    return Site(x, node.outputs[0], axes[0] % len(top.shape), (power, total, *copies, node))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,11 @@ _NUMBER = re.compile(r"(?<![\w.%\[=-])(-?\d+(?:\.\d+)?(?:e-?\d+)?)(?=[,)])")
 
 
 def spelled(
-    body: str, shape: str = "B, S, 16", dtype: str = "f32", weights: dict[str, str] | None = None
+    body: str,
+    shape: str = "B, S, 16",
+    dtype: str = "f32",
+    weights: dict[str, str] | None = None,
+    inputs: str | None = None,
 ) -> Module:
     """Returns the module of a body whose last line makes `%y`.
 
@@ -20,9 +24,10 @@ def spelled(
         shape: Shape of `%x`.
         dtype: Element type of `%x` and of the numbers; a number written `2:f32` has its own.
         weights: Type of every weight, which is random and read as `%name`.
+        inputs: The inputs in place of `%x`, such as `%q : f32[B, 4, S, 8], %m : bool[B, S]`.
     """
     lines: list[str] = []
-    head = ["symbol B", "symbol S", "symbol H", "symbol W"]
+    head = ["symbol B", "symbol S", "symbol T", "symbol H", "symbol W"]
     for name, type_ in (weights or {}).items():
         head.append(f"weight @{name} : {type_} role=param = random({len(head)})")
         lines.append(f"%{name} = weight @{name}")
@@ -40,4 +45,5 @@ def spelled(
         lines.append(line + (" {" + attrs if attrs else ""))
     inner = "\n  ".join(lines)
     text = "\n".join(head)
-    return parse_module(f"{text}\ngraph(%x : {dtype}[{shape}]) {{\n  {inner}\n  return %y\n}}\n")
+    given = f"%x : {dtype}[{shape}]" if inputs is None else inputs
+    return parse_module(f"{text}\ngraph({given}) {{\n  {inner}\n  return %y\n}}\n")
