@@ -51,9 +51,7 @@ class Builder:
         """Creates a node and returns all its results."""
         return self.node(op, *inputs, num_outputs=num_outputs, **attrs).outputs
 
-    def constant(
-        self, array: Any, dtype: DType | None = None, *, name: str | None = None
-    ) -> Value:
+    def constant(self, array: Any, dtype: DType | None = None, *, name: str | None = None) -> Value:
         """Creates a constant: inline when small, else a weight of role `const`."""
         array = np.asarray(array)
         if dtype is not None and array.dtype != dtype.numpy:

@@ -58,7 +58,8 @@ def array_to_tensor(array: np.ndarray[Any, Any], name: str) -> onnx.TensorProto:
     tensor = onnx.TensorProto(data_type=ONNX_DTYPES[dtype], dims=array.shape, name=name)
     if dtype is DType.STRING:
         tensor.string_data.extend(
-            item if isinstance(item, bytes) else str(item).encode() for item in array.reshape(-1)
+            item if isinstance(item, bytes) else str(item).encode("utf-8", "surrogateescape")
+            for item in array.reshape(-1)
         )
     else:
         tensor.raw_data = pack(array, dtype)

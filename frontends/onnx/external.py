@@ -11,6 +11,8 @@ from regraft.ir.errors import InputError
 from regraft.ir.types import DType
 from regraft.ir.weights import MappedWeight
 
+_EXPORT_AGAIN = "the model file is damaged or was edited; export or copy it again"
+
 
 @dataclass(slots=True)
 class ExternalData:
@@ -40,18 +42,21 @@ class ExternalData:
         where = f"tensor `{tensor.name}`"
         location = entries.get("location", "")
         if not location:
-            raise InputError(f"{where}: external data without a location")
+            raise InputError(f"{where}: external data without a location", hint=_EXPORT_AGAIN)
         path, size = self._find(location, where)
         weight = MappedWeight(path, 0, dtype, shape)
         try:
             offset = int(entries.get("offset") or 0)
             length = int(entries.get("length") or weight.nbytes)
         except ValueError as error:
-            raise InputError(f"{where}: offset or length of its external data is no number") from error
+            raise InputError(
+                f"{where}: offset or length of its external data is no number", hint=_EXPORT_AGAIN
+            ) from error
         if length != weight.nbytes:
             raise InputError(
                 f"{where}: external data of {length} bytes, but {dtype}{list(shape)} "
-                f"takes {weight.nbytes}"
+                f"takes {weight.nbytes}",
+                hint=_EXPORT_AGAIN,
             )
         if offset < 0 or offset + length > size:
             raise InputError(
@@ -92,6 +97,9 @@ class ExternalData:
                 hint="regraft reads external data from the model's own folder only",
             )
         if not resolved.is_file():
-            raise InputError(f"{where}: external data `{location}` is no regular file")
+            raise InputError(
+                f"{where}: external data `{location}` is no regular file",
+                hint="copy the data file of the model there",
+            )
         self._sizes[location] = (resolved, size)
         return resolved, size

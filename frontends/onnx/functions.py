@@ -2,43 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
 from regraft.frontends.onnx.importer import NameScope, NodeImport, import_node
+from regraft.frontends.onnx.text_fields import check_node_text
 from regraft.ir.errors import InputError
 from regraft.ir.graph import Value
 
-Functions = Mapping[tuple[str, str, str], onnx.FunctionProto]
+Key = tuple[str, str, str]
+Functions = Mapping[Key, onnx.FunctionProto]
 
-MAX_DEPTH = 64
-"""Calls nested deeper than this are taken for recursion."""
+MAX_NODES = 20_000_000
+"""Nodes that a model may have once its calls are inlined; a few functions can describe 2^40."""
+
+
+MAX_DEPTH = 150
+"""Calls within calls that are inlined; each takes a few frames of the interpreter's stack."""
 
 
 def function_table(proto: onnx.ModelProto) -> Functions:
-    """Returns the model's functions by (domain, name, overload)."""
-    return {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
+    """Returns the model's functions by (domain, name, overload).
+
+    Raises:
+        InputError: When one that the graph uses calls itself, or the calls expand to too many
+            nodes.
+    """
+    functions = {(_domain(f.domain), f.name, f.overload): f for f in proto.functions}
+    if functions:
+        num_nodes = _expanded_size(proto.graph.node, functions, {})
+        if num_nodes > MAX_NODES:
+            raise InputError(
+                f"the model's functions expand to {num_nodes} nodes, {MAX_NODES} are allowed",
+                hint="calls of calls multiply; a function that calls the next one twice doubles it",
+            )
+    return functions
+
+
+def _expanded_size(
+    nodes: Iterable[onnx.NodeProto],
+    functions: Functions,
+    known: dict[Key, int | None],
+    depth: int = 0,
+) -> int:
+    """Returns the number of nodes after inlining; `known` holds None for functions under way.
+
+    Cost: O(nodes of the file).
+    """
+    if depth > MAX_DEPTH:
+        raise InputError(
+            f"the model's functions call each other more than {MAX_DEPTH} deep",
+            hint="inline some of them first",
+        )
+    total = 0
+    for node in nodes:
+        total += 1
+        for attr in node.attribute:
+            for body in (*([attr.g] if attr.HasField("g") else ()), *attr.graphs):
+                total += _expanded_size(body.node, functions, known, depth + 1)
+        key = _key(node)
+        function = functions.get(key)
+        if function is None:
+            continue
+        if key not in known:
+            known[key] = None
+            known[key] = _expanded_size(function.node, functions, known, depth + 1)
+        size = known[key]
+        if size is None:
+            raise InputError(
+                f"function `{function.name}` calls itself",
+                hint="ONNX functions are inlined and cannot recurse; use a Loop",
+            )
+        total += size
+    return total
+
+
+def _key(node: onnx.NodeProto) -> Key:
+    return (_domain(node.domain), node.op_type, node.overload)
 
 
 def find_function(functions: Functions, node: onnx.NodeProto) -> onnx.FunctionProto | None:
     """Returns the function that a node calls, or None."""
-    return functions.get((_domain(node.domain), node.op_type, node.overload))
+    return functions.get(_key(node))
 
 
 def inline_call(item: NodeImport, function: onnx.FunctionProto) -> Sequence[Value | None]:
     """Imports the body of a called function in place of the call.
 
     Raises:
-        InputError: When calls recurse or an output is not defined.
+        InputError: When an output is not defined.
     """
     outer = item.scope
-    if outer.depth >= MAX_DEPTH:
-        raise item.error(f"function `{function.name}` calls itself")
     opsets = {_domain(entry.domain): entry.version for entry in function.opset_import}
     scope = NameScope(
         outer.graph, outer.table, {**outer.opsets, **opsets}, outer.warnings, outer.external,
-        outer.functions, depth=outer.depth + 1, call_site=(*outer.call_site, *item.b.loc),
+        outer.sizes, outer.functions, call_site=item.b.loc,
     )  # fmt: skip
     for i, name in enumerate(function.input):
         value = item.input(i)
@@ -47,9 +106,8 @@ def inline_call(item: NodeImport, function: onnx.FunctionProto) -> Sequence[Valu
         else:
             scope.values[name] = value
     given = {attr.name: attr for attr in item.proto.attribute}
-    given |= {
-        attr.name: attr for attr in function.attribute_proto if attr.name not in given
-    }
+    given |= {attr.name: attr for attr in function.attribute_proto if attr.name not in given}
+    check_node_text(function.node)
     for node in function.node:
         import_node(_bind_attributes(node, given), scope)
     results = [scope.find(name) for name in function.output]

@@ -6,7 +6,6 @@ node whose operator has no importer becomes `opaque`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +15,13 @@ import onnx
 
 from regraft.frontends.onnx.attributes import decode_attribute
 from regraft.frontends.onnx.external import ExternalData
-from regraft.frontends.onnx.types import type_from_proto
+from regraft.frontends.onnx.signatures import is_unknown, signature, suggestion
+from regraft.frontends.onnx.text_fields import check_graph_text
+from regraft.frontends.onnx.types import Sizes, type_from_proto
 from regraft.ir.builder import Builder
 from regraft.ir.constants import Blob, constant_of, is_constant, literal, opaque, weight
 from regraft.ir.errors import InputError
-from regraft.ir.graph import Graph, Node, Scope, Value
+from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.opspec import OpSpec
 from regraft.ir.types import UNKNOWN, DType, TensorType, Type
 
@@ -195,9 +196,9 @@ class NameScope:
     opsets: Mapping[str, int]
     warnings: list[str]
     external: ExternalData
+    sizes: Sizes
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto] = field(default_factory=dict)
     parent: NameScope | None = None
-    depth: int = 0
     call_site: tuple[str, ...] = ()
     absent: set[str] = field(default_factory=set)
     values: dict[str, Value] = field(default_factory=dict)
@@ -240,7 +241,7 @@ class NameScope:
         """Imports a body graph with formal inputs of the given types (declared ones beyond)."""
         scope = self._nested(Graph(self.graph.scope))
         for i, info in enumerate(proto.input):
-            type_ = formals[i] if i < len(formals) else _formal_type(info.type, self.graph.scope)
+            type_ = formals[i] if i < len(formals) else _formal_type(info.type, self.sizes)
             scope.values[info.name] = scope.graph.add_input(info.name, type_)
         scope.num_formals = len(proto.input)
         import_graph_nodes(proto, scope)
@@ -252,8 +253,9 @@ class NameScope:
 
     def _nested(self, graph: Graph) -> NameScope:
         return NameScope(
-            graph, self.table, self.opsets, self.warnings, self.external, self.functions,
-            parent=self, depth=self.depth, call_site=self.call_site,
+            graph, self.table, self.opsets, self.warnings, self.external, self.sizes,
+            self.functions,
+            parent=self, call_site=self.call_site,
         )  # fmt: skip
 
     def order_captures(self, outers: Sequence[Value]) -> None:
@@ -282,15 +284,16 @@ def import_contents(proto: onnx.GraphProto, scope: NameScope) -> list[tuple[str,
     Raises:
         InputError: For a name that is used but defined nowhere, defined twice, or a cycle.
     """
-    from regraft.frontends.onnx.initializers import import_initializers  # noqa: PLC0415
-    from regraft.frontends.onnx.order import sorted_nodes  # noqa: PLC0415
+    from regraft.frontends.onnx.initializers import import_initializers
+    from regraft.frontends.onnx.order import sorted_nodes
 
+    check_graph_text(proto)
     for info in proto.value_info:
         if info.name and info.HasField("type"):
-            scope.declared[info.name] = type_from_proto(info.type, scope.graph.scope)
+            scope.declared[info.name] = type_from_proto(info.type, scope.sizes)
     for info in proto.output:
         if info.HasField("type"):
-            scope.declared[info.name] = type_from_proto(info.type, scope.graph.scope)
+            scope.declared[info.name] = type_from_proto(info.type, scope.sizes)
     import_initializers(proto, scope)
     for node in sorted_nodes(proto, scope):
         import_node(node, scope)
@@ -306,11 +309,11 @@ def import_contents(proto: onnx.GraphProto, scope: NameScope) -> list[tuple[str,
     return outputs
 
 
-def _formal_type(proto: onnx.TypeProto, scope: Scope) -> Type:
+def _formal_type(proto: onnx.TypeProto, sizes: Sizes) -> Type:
     """Returns the declared type of a body input; its sizes may differ from run to run."""
-    type_ = type_from_proto(proto, scope)
+    type_ = type_from_proto(proto, sizes)
     if isinstance(type_, TensorType) and type_.shape is not None:
-        dims = tuple(dim if isinstance(dim, int) else scope.fresh() for dim in type_.shape)
+        dims = tuple(dim if isinstance(dim, int) else sizes.fresh() for dim in type_.shape)
         return type_.with_shape(dims)
     return type_
 
@@ -328,6 +331,8 @@ def import_node(proto: onnx.NodeProto, scope: NameScope) -> None:
                 hint="no node before it, graph input or initializer has that name",
             )
         inputs.append(value)
+    if domain in _CHECKED_DOMAINS:
+        _check_signature(proto, domain, opset, inputs)
     found = scope.table.find(domain, proto.op_type, opset)
     item = NodeImport(
         proto,
@@ -347,7 +352,11 @@ def import_node(proto: onnx.NodeProto, scope: NameScope) -> None:
         if result is None:
             raise item.error(f"result `{name}` is not supported")
         if name in scope.values:
-            raise InputError(f"value name `{name}` is defined twice")
+            raise InputError(
+                f"value name `{name}` is defined twice, the second time by node "
+                f"`{node_label(proto)}`",
+                hint="every value needs a name of its own",
+            )
         scope.values[name] = result
         if result.name is None and not is_constant(result):
             result.name = name
@@ -355,11 +364,32 @@ def import_node(proto: onnx.NodeProto, scope: NameScope) -> None:
         raise item.error(f"has {len(proto.output)} results, the operator gives {len(results)}")
 
 
-def _import_unknown(item: NodeImport) -> Sequence[Value | None]:
-    from regraft.frontends.onnx.functions import find_function, inline_call  # noqa: PLC0415
+_CHECKED_DOMAINS = frozenset({"", "ai.onnx.ml"})
 
-    function = find_function(item.scope.functions, item.proto)
-    return import_opaque(item) if function is None else inline_call(item, function)
+
+def _check_signature(
+    proto: onnx.NodeProto, domain: str, opset: int, inputs: Sequence[Value | None]
+) -> None:
+    known = signature(domain, proto.op_type, opset)
+    problem = None if known is None else known.problem(proto, inputs)
+    if problem is not None:
+        message, hint = problem
+        raise InputError(
+            f"node `{node_label(proto)}` ({proto.op_type} of opset {opset}): {message}",
+            hint=hint or "the definition of the operator does not allow it; export the model again",
+        )
+
+
+def _import_unknown(item: NodeImport) -> Sequence[Value | None]:
+    from regraft.frontends.onnx.functions import find_function, inline_call
+
+    proto = item.proto
+    function = find_function(item.scope.functions, proto)
+    if function is not None:
+        return inline_call(item, function)
+    if is_unknown("" if proto.domain == "ai.onnx" else proto.domain, proto.op_type):
+        raise item.error(f"unknown operator `{proto.op_type}`", hint=suggestion(proto.op_type))
+    return import_opaque(item)
 
 
 def import_opaque(item: NodeImport) -> Sequence[Value]:
@@ -434,15 +464,6 @@ def direct(spec: OpSpec, *attrs: str, **renamed: str) -> Importer:
     return run
 
 
-_NOT_IDENTIFIER = re.compile(r"\W")
-
-
-def symbol_name(text: str) -> str:
-    """Returns an identifier for an ONNX dim parameter, which may be any string."""
-    name = _NOT_IDENTIFIER.sub("_", text)
-    return f"_{name}" if not name or name[0].isdigit() else name
-
-
 __all__ = [
     "DType",
     "Import",
@@ -455,6 +476,5 @@ __all__ = [
     "direct",
     "import_graph_nodes",
     "literal",
-    "symbol_name",
     "weight",
 ]

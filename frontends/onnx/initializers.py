@@ -18,19 +18,46 @@ _NAN_SCAN_BYTES = 1 << 20
 
 
 def import_initializers(proto: onnx.GraphProto, scope: NameScope) -> None:
-    """Creates a constant per initializer: floats of rank >= 1 are parameters, the rest constants."""
+    """Creates a constant per initializer: floats of rank >= 1 are parameters, others constants."""
     b = Builder(scope.graph)
-    for tensor in proto.initializer:
-        _define(tensor.name, tensor_to_weight(tensor, scope.external), scope, b)
-    for sparse in proto.sparse_initializer:
-        _define(sparse.values.name, ArrayWeight(sparse_to_array(sparse)), scope, b)
+    for name, tensor in _by_name(proto, scope.warnings).items():
+        if isinstance(tensor, onnx.TensorProto):
+            _define(name, tensor_to_weight(tensor, scope.external), scope, b)
+        else:
+            _define(name, ArrayWeight(sparse_to_array(tensor)), scope, b)
+
+
+def _by_name(
+    proto: onnx.GraphProto, warnings: list[str]
+) -> dict[str, onnx.TensorProto | onnx.SparseTensorProto]:
+    """Returns the initializers that have a meaning: of equal names the last, as runtimes do."""
+    named: dict[str, onnx.TensorProto | onnx.SparseTensorProto] = {}
+    nameless, repeated = 0, []
+    for tensor, name in (
+        *((tensor, tensor.name) for tensor in proto.initializer),
+        *((sparse, sparse.values.name) for sparse in proto.sparse_initializer),
+    ):
+        if not name:
+            nameless += 1
+            continue
+        if name in named:
+            repeated.append(f"`{name}`")
+        named[name] = tensor
+    if nameless:
+        warnings.append(f"{nameless} initializers without a name are ignored")
+    if repeated:
+        warnings.append(
+            f"the last of several initializers of one name is used: {', '.join(repeated)}"
+        )
+    return named
 
 
 def _define(name: str, stored: Weight, scope: NameScope, b: Builder) -> None:
-    if not name:
-        raise InputError("an initializer has no name")
     if name in scope.values:
-        raise InputError(f"value name `{name}` is defined twice", hint="an initializer has it too")
+        raise InputError(
+            f"value name `{name}` is defined twice",
+            hint="an initializer has the same name as an input",
+        )
     scope.values[name] = _constant(name, stored, b)
     if stored.dtype.is_float and _has_nan(stored):
         scope.warnings.append(f"weight `{name}` contains NaN")

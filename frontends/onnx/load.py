@@ -13,11 +13,11 @@ from regraft.frontends.onnx.importer import (
     ImportTable,
     NameScope,
     import_graph_nodes,
-    symbol_name,
 )
 from regraft.frontends.onnx.ops import FAMILIES
 from regraft.frontends.onnx.reader import check_proto, read_proto
-from regraft.frontends.onnx.types import type_from_proto
+from regraft.frontends.onnx.types import Sizes, type_from_proto
+from regraft.ir.collector import collector_paused
 from regraft.ir.dims import known_different
 from regraft.ir.errors import InputError
 from regraft.ir.graph import Graph
@@ -43,16 +43,16 @@ def load_onnx(source: str | Path | onnx.ModelProto) -> Module:
 def import_model(proto: onnx.ModelProto, root: Path | None) -> Module:
     """Returns the module of a parsed model whose external data lies below `root`."""
     opsets = {
-        "" if item.domain == "ai.onnx" else item.domain: item.version
-        for item in proto.opset_import
+        "" if item.domain == "ai.onnx" else item.domain: item.version for item in proto.opset_import
     }
     module = Module(Graph(), proto.graph.name or "model")
     scope = NameScope(
         module.graph, ImportTable(*FAMILIES), opsets, module.warnings, ExternalData(root),
-        function_table(proto),
+        Sizes(module.graph.scope), function_table(proto),
     )  # fmt: skip
-    _import_inputs(proto, scope)
-    import_graph_nodes(proto.graph, scope)
+    with collector_paused():
+        _import_inputs(proto, scope)
+        import_graph_nodes(proto.graph, scope)
     _check_declarations(proto.graph, scope)
     module.meta |= {
         "onnx.opset": opsets.get("", 0),
@@ -62,7 +62,7 @@ def import_model(proto: onnx.ModelProto, root: Path | None) -> Module:
         "onnx.producer": " ".join(filter(None, (proto.producer_name, proto.producer_version))),
         "onnx.doc": proto.doc_string,
         "onnx.model_version": proto.model_version,
-        "onnx.dim_names": dict(_dim_names(proto.graph)),
+        "onnx.dim_names": dict(_dim_names(proto.graph, scope.sizes)),
     }
     return module
 
@@ -76,8 +76,10 @@ def _import_inputs(proto: onnx.ModelProto, scope: NameScope) -> None:
             fixed.append(info.name)
             continue
         if info.name in scope.values:
-            raise InputError(f"graph input `{info.name}` is declared twice")
-        type_ = type_from_proto(info.type, scope.graph.scope, name=info.name)
+            raise InputError(
+                f"graph input `{info.name}` is declared twice", hint="rename one of them"
+            )
+        type_ = type_from_proto(info.type, scope.sizes, name=info.name)
         scope.values[info.name] = scope.graph.add_input(info.name, type_)
     if fixed and proto.ir_version >= 4:  # before version 4 every initializer had to be an input
         scope.warnings.append(
@@ -87,7 +89,7 @@ def _import_inputs(proto: onnx.ModelProto, scope: NameScope) -> None:
 
 
 def _check_declarations(graph: onnx.GraphProto, scope: NameScope) -> None:
-    """Compares declared types with inferred ones; a contradicted claim is dropped with a warning."""
+    """Compares declared types with inferred ones; contradicted claims go, with a warning."""
     wrong = []
     for name, declared in scope.declared.items():
         value = scope.values.get(name)
@@ -116,9 +118,11 @@ def contradicts(declared: Type, inferred: Type) -> bool:
     )
 
 
-def _dim_names(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
+def _dim_names(graph: onnx.GraphProto, sizes: Sizes) -> Iterator[tuple[str, str]]:
+    """Yields symbol and dim parameter where the interface names a size that is no identifier."""
     for info in (*graph.input, *graph.output):
         if info.type.WhichOneof("value") == "tensor_type":
             for dim in info.type.tensor_type.shape.dim:
-                if dim.dim_param and symbol_name(dim.dim_param) != dim.dim_param:
-                    yield symbol_name(dim.dim_param), dim.dim_param
+                symbol = sizes.by_text.get(dim.dim_param)
+                if symbol is not None and symbol.name != dim.dim_param:
+                    yield symbol.name, dim.dim_param

@@ -31,21 +31,25 @@ def sorted_nodes(proto: onnx.GraphProto, scope: NameScope) -> Sequence[onnx.Node
         # a name that this graph makes and an outer graph has too means this graph's
         sorter.add(i, *sorted({made[name] for name in reads(node) if name in made} - {i}))
         if any(made.get(name) == i for name in reads(node)):
-            raise InputError(f"node `{node_label(node)}` reads its own result")
+            raise InputError(
+                f"node `{node_label(node)}` reads its own result",
+                hint="values that a node carries to itself need a Loop or a Scan",
+            )
     try:
         order = list(sorter.static_order())
     except CycleError as error:
         cycle = error.args[1]
         names = " -> ".join(f"`{node_label(nodes[i])}`" for i in cycle[:6])
-        raise InputError(f"the nodes form a cycle: {names}") from error
+        raise InputError(
+            f"the nodes form a cycle: {names}",
+            hint="values that are carried around need a Loop or a Scan",
+        ) from error
     scope.warnings.append(f"the nodes of graph `{proto.name}` were not sorted; sorted on load")
     return [nodes[i] for i in order]
 
 
 def _is_sorted(nodes: Sequence[onnx.NodeProto], made: dict[str, int]) -> bool:
-    return all(
-        made.get(name, -1) < i for i, node in enumerate(nodes) for name in reads(node)
-    )
+    return all(made.get(name, -1) < i for i, node in enumerate(nodes) for name in reads(node))
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -28,18 +28,22 @@ def read_proto(path: Path) -> onnx.ModelProto:
             )
         data = path.read_bytes()
     except IsADirectoryError as error:
-        raise InputError(f"`{path}` is a folder, expected an ONNX file") from error
+        raise InputError(
+            f"`{path}` is a folder, expected an ONNX file", hint="name the file in it"
+        ) from error
     except FileNotFoundError as error:
-        raise InputError(f"`{path}` does not exist") from error
+        raise InputError(f"`{path}` does not exist", hint="check the path") from error
     except OSError as error:
-        raise InputError(f"`{path}` cannot be read: {error.strerror}") from error
+        raise InputError(
+            f"`{path}` cannot be read: {error.strerror}", hint="check the path and its permissions"
+        ) from error
     return parse_proto(data, f"`{path}`")
 
 
 def parse_proto(data: bytes, where: str = "model") -> onnx.ModelProto:
     """Parses serialized bytes; see `read_proto`."""
     if not data:
-        raise InputError(f"{where} is empty")
+        raise InputError(f"{where} is empty", hint="export or copy it again")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -67,6 +71,10 @@ def check_proto(proto: onnx.ModelProto, where: str = "model") -> None:
         raise InputError(
             f"{where} declares no opset version", hint="the file may be truncated; export it again"
         )
+    newest = onnx.defs.onnx_opset_version()
     for item in proto.opset_import:
-        if item.domain in ("", "ai.onnx") and not 1 <= item.version <= 1000:
-            raise InputError(f"{where} declares opset {item.version}, which does not exist")
+        if item.domain in ("", "ai.onnx") and not 1 <= item.version <= newest:
+            raise InputError(
+                f"{where} declares opset {item.version}, expected 1 to {newest}",
+                hint="the file is damaged, or written for a newer `onnx` than is installed",
+            )

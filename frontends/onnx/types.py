@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx
 from onnx import TensorProto
 
-from regraft.ir.dims import Dim, DimLike
+from regraft.ir.dims import Dim, DimLike, Symbol
 from regraft.ir.graph import Scope
 from regraft.ir.types import (
     UNKNOWN,
@@ -48,12 +50,54 @@ DTYPES: dict[int, DType] = {
 }
 
 
-def type_from_proto(proto: onnx.TypeProto, scope: Scope, *, name: str = "") -> Type:
-    """Returns the IR type of a TypeProto; named dims become input symbols of `scope`.
+class Sizes:
+    """Symbols of ONNX dim parameters, which may be any text: different texts, different symbols.
+
+    Args:
+        scope: Where symbols are made.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.by_text: dict[str, Symbol] = {}
+
+    def named(self, text: str) -> Dim:
+        """Returns the size that a dim parameter names."""
+        found = self.by_text.get(text)
+        if found is None:
+            # "a b" and "a_b" are two sizes, and "u0" may be the name of a defined symbol
+            wanted = identifier(text)
+            name, number = wanted, 0
+            while name in self.scope.symbols:
+                number += 1
+                name = f"{wanted}_{number}"
+            found = self.by_text[text] = self.scope.symbol(name)
+        return Dim.of(found)
+
+    def unnamed(self, value: str, axis: int) -> Dim:
+        """Returns the size of an axis of a graph input that has neither a number nor a name."""
+        return self.named(f"{value}_{axis}")
+
+    def fresh(self) -> Dim:
+        """Returns a new defined size."""
+        return self.scope.fresh()
+
+
+def identifier(text: str) -> str:
+    """Returns an identifier that looks like the text."""
+    name = _NOT_IDENTIFIER.sub("_", text)
+    return f"_{name}" if not name or name[0].isdigit() else name
+
+
+_NOT_IDENTIFIER = re.compile(r"\W")
+
+
+def type_from_proto(proto: onnx.TypeProto, sizes: Sizes, *, name: str = "") -> Type:
+    """Returns the IR type of a TypeProto; named dims become input symbols.
 
     Args:
         proto: The ONNX type.
-        scope: Where symbols are found or made.
+        sizes: Where symbols are found or made.
         name: Name of the graph input, for axes without a size or name; "" makes them defined
             symbols.
     """
@@ -64,32 +108,25 @@ def type_from_proto(proto: onnx.TypeProto, scope: Scope, *, name: str = "") -> T
             dtype = DTYPES.get(tensor.elem_type)
             shape = None
             if tensor.HasField("shape"):
-                shape = tuple(
-                    _dim(dim, scope, f"{name}_{i}" if name else "")
-                    for i, dim in enumerate(tensor.shape.dim)
-                )
+                shape = tuple(_dim(dim, sizes, name, i) for i, dim in enumerate(tensor.shape.dim))
             if kind == "sparse_tensor_type":
                 return SparseTensorType(dtype, shape)
             return TensorType(dtype, shape)
         case "sequence_type":
-            return SequenceType(type_from_proto(proto.sequence_type.elem_type, scope))
+            return SequenceType(type_from_proto(proto.sequence_type.elem_type, sizes))
         case "optional_type":
-            return OptionalType(type_from_proto(proto.optional_type.elem_type, scope))
+            return OptionalType(type_from_proto(proto.optional_type.elem_type, sizes))
         case "map_type":
             key = DTYPES.get(proto.map_type.key_type, DType.STRING)
-            return MapType(key, type_from_proto(proto.map_type.value_type, scope))
+            return MapType(key, type_from_proto(proto.map_type.value_type, sizes))
         case _:
             return UNKNOWN
 
 
-def _dim(dim: onnx.TensorShapeProto.Dimension, scope: Scope, fallback: str) -> DimLike:
-    from regraft.frontends.onnx.importer import symbol_name  # noqa: PLC0415
-
+def _dim(dim: onnx.TensorShapeProto.Dimension, sizes: Sizes, name: str, axis: int) -> DimLike:
     if dim.HasField("dim_value") and dim.dim_value >= 0:
         return int(dim.dim_value)
     # names without a letter or digit stand for "unknown" (Paddle writes `?` for every such axis)
-    if any(char.isalnum() for char in dim.dim_param):
-        return Dim.of(scope.symbol(symbol_name(dim.dim_param)))
-    if fallback:
-        return Dim.of(scope.symbol(symbol_name(fallback)))
-    return scope.fresh()
+    if isinstance(dim.dim_param, str) and any(char.isalnum() for char in dim.dim_param):
+        return sizes.named(dim.dim_param)
+    return sizes.unnamed(name, axis) if name else sizes.fresh()

@@ -10,7 +10,7 @@ from regraft.ir.ops import optional as ops
 
 def _optional(item: NodeImport) -> Value:
     declared = item.attr("type")  # an AttributeProto holding a TypeProto
-    element = None if declared is None else type_from_proto(declared.tp, item.b.graph.scope)
+    element = None if declared is None else type_from_proto(declared.tp, item.scope.sizes)
     return item.b.op(ops.optional, item.input(0), element=element)
 
 
