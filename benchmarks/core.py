@@ -42,6 +42,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     *core_checks.MEASUREMENTS,
     *core_conformance.MEASUREMENTS,
     *core_models.MEASUREMENTS,
+    *core_fuzz.MEASUREMENTS,
 )
 
 CPU_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
