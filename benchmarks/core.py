@@ -28,6 +28,7 @@ from rich.table import Table
 from benchmarks import (
     core_checks,
     core_conformance,
+    core_fuzz,
     core_memory,
     core_models,
     core_simplify,

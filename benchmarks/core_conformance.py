@@ -34,7 +34,7 @@ def _profile(name: str, profile: str, cases: list, known: dict[str, bool]) -> It
     counts: Counter[str] = Counter()
     broken, disagrees = [], []
     for case in cases:
-        # the constants of the real suite make logits of 1e10, whose softmax is rounding noise in f32
+        # the constants of the real suite give logits of 1e10: their softmax is noise in f32
         oracle = name == "real"
         outcome = run_case(case, known[case.name], profile, "canonicalize", oracle=oracle)
         counts["evaluated by specs"] += outcome.specs

@@ -1,4 +1,4 @@
-"""Every trained model of the core set: converted, compared, printed and parsed, canonicalized twice.
+"""The trained models of the core set: converted, compared, printed, parsed, canonicalized twice.
 
 Outputs are compared by the rule of docs/interface.md on real inputs at every registered size, in
 both profiles. The text round trip and the idempotence of canonicalize are also held on the light
