@@ -287,6 +287,9 @@ def floordiv(a: DimLike, b: DimLike) -> DimLike:
     if isinstance(b, int) and isinstance(a, Dim):
         if divisor_of(a) % b == 0:
             return exactdiv(a, b)
+        inner = _as_op(a, "floordiv")
+        if b > 0 and inner is not None and isinstance(inner.args[1], int) and inner.args[1] > 0:
+            return floordiv(inner.args[0], inner.args[1] * b)  # floor(floor(x / m) / n)
         # floor((q * b + r) / b) == q + floor(r / b)
         whole = [(mono, coef // b) for mono, coef in a.terms if coef % b == 0]
         rest = _from_terms([(mono, coef) for mono, coef in a.terms if coef % b])

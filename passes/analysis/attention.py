@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import arithmetic, attention, functions, softmax
+from regraft.ir.ops import arithmetic, attention, functions, linalg, softmax
 from regraft.ir.types import DType
 from regraft.passes.analysis.attention_layout import (
     Layout,
@@ -125,6 +125,8 @@ class AttentionFinder:
             return None
         path = find_path(site, data)
         if path is None:
+            if _mixes_heads(site, data):
+                self._rejected.append((site.weights, "the scores of several heads are mixed"))
             return None
         product, steps = path
         views = [view_of(product.operand(idx), scales=True) for idx in (0, 1)]
@@ -136,6 +138,21 @@ class AttentionFinder:
         if total is None:
             return None
         return _assemble(site, scores, total, views, data, reader)
+
+
+def _mixes_heads(site: Site, data: set[Value]) -> bool:
+    """Whether the logits are a linear map of scores of rank 4: talking heads."""
+    value = view_of(site.logits).base
+    for _ in range(2):  # the map, and its bias
+        node = value.producer
+        operands = [] if node is None else [v for v in node.inputs if v is not None and v in data]
+        if node is None or len(operands) != 1 or node.op not in (arithmetic.add, linalg.matmul):
+            return False
+        value = view_of(operands[0]).base
+        if node.op is linalg.matmul:
+            inner = replace(site, logits=value)
+            return value.rank == 4 and find_path(inner, data) is not None
+    return False
 
 
 def _sites(graph: Graph) -> Iterator[Site | Node]:
@@ -168,12 +185,12 @@ def _assemble(
     output_axes = total.product.result_axes(*sides)
     if output_axes is None:
         return None
+    ways_out = ways_out_of(total.product.node, output_axes)  # may split atoms: lists come after
     keys = leaves(keys)
     inner = summed_atoms(product.a, product.out, views[0].axes)
     rest = [leaf for axis in scores.axes for leaf in leaves(axis) if leaf not in keys]
     own = {*keys, *rest}
     channels = [leaf for axis in output_axes for leaf in leaves(axis) if leaf not in own]
-    ways_out = ways_out_of(total.product.node, output_axes)
     heads = find_heads(ways_out, channels, rest, q, inner, scores.axes)
     in_k, in_v = k.atoms(), v.atoms()
     batch = [a for a in rest if a not in heads and (a in in_k or a in in_v)]

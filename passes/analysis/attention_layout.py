@@ -43,6 +43,19 @@ class Layout:
     channels: Axis
     windows: Axis = field(default_factory=list)
 
+    def resolved(self) -> Layout:
+        """Returns the layout in leaf atoms, after some were split."""
+        return Layout(
+            leaves(self.batch),
+            leaves(self.heads),
+            leaves(self.kv_heads),
+            leaves(self.rows),
+            leaves(self.keys),
+            leaves(self.inner),
+            leaves(self.channels),
+            leaves(self.windows),
+        )
+
     @property
     def kv_groups(self) -> DimLike:
         """Query heads per key head."""
@@ -125,11 +138,15 @@ def find_heads(
             heads = atoms[: -len(inner)]
             if set(heads) <= set(rest):
                 return heads
-    if len(score_axes) >= 4:
-        middle = leaves(score_axes[-3])
-        if set(middle) <= set(rest):
-            return middle
-    return []
+    if len(score_axes) < 4:
+        return []
+    middle = leaves(score_axes[-3])
+    last = ways_out[-1]
+    if leaves(last[-1]) == channels and any(
+        set(middle) & set(axis) and set(axis) - set(middle) for axis in map(leaves, last)
+    ):
+        return []  # windows: they are put back between positions, and one head has all channels
+    return middle if set(middle) <= set(rest) else []
 
 
 def find_kv_heads(heads: list[Atom], in_k: set[Atom], in_v: set[Atom]) -> list[Atom]:

@@ -83,7 +83,11 @@ def _weighted_sum(
     idx = 0 if product.node.inputs[0] is value else 1
     other = product.operand(1 - idx)
     labels = product.labels(idx)
-    summed = [a for label, a in zip(labels, axes, strict=True) if label not in product.out]
+    summed = [
+        axis
+        for label, axis in zip(labels, axes, strict=True)
+        if label is not None and label not in product.out
+    ]
     if other is value or other not in data or len(summed) != 1 or leaves(summed[0]) != keys:
         return None
     return Sum(product, idx, axes, [*state.nodes, product.node], state.is_guarded, state.zeroed)

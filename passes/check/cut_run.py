@@ -252,7 +252,10 @@ def _check_size(run: CutRun, env: Env) -> None:
     for value in values:
         count = 1
         for dim in value.shape or ():
-            size = bind(dim, env)
+            try:
+                size = bind(dim, env)
+            except ZeroDivisionError as error:
+                raise CannotRunError(f"`{dim}` has no value") from error
             if isinstance(size, int):
                 if size < 0:
                     raise CannotRunError(f"`{dim}` would be {size}")
@@ -309,7 +312,10 @@ def _draw_ints(
 
 
 def _bound(dims: Sequence[DimLike], env: Env) -> tuple[int, ...]:
-    sizes = tuple(bind(dim, env) for dim in dims)
+    try:
+        sizes = tuple(bind(dim, env) for dim in dims)
+    except ZeroDivisionError as error:
+        raise CannotRunError(f"a size of {list(map(str, dims))} has no value") from error
     for dim, size in zip(dims, sizes, strict=True):
         if not isinstance(size, int) or size < 0:
             raise CannotRunError(f"`{dim}` would be {size}")

@@ -245,7 +245,10 @@ def _fits(values: Sequence[Value], env: Env) -> bool:
     for value in values:
         total = 1
         for dim in value.shape or ():
-            size = bind(dim, env)
+            try:
+                size = bind(dim, env)
+            except ZeroDivisionError:
+                return False
             if not isinstance(size, int) or size < 0:
                 return False
             total *= size

@@ -70,7 +70,7 @@ def _refuted(a: Attention, prover: Prover) -> str:
 
 def build(a: Attention, b: Builder) -> Value:
     """Builds the operator and the data movement around it; returns what equals the weighted sum."""
-    lay = a.layout
+    lay = a.layout.resolved()
     q = _full(b, emit_view(b, a.q, [lay.batch, lay.heads, lay.rows, lay.inner]), lay.batch)
     for term in a.scales:
         q = b.op(arithmetic.mul, q, _aligned(b, term, a))
@@ -109,7 +109,7 @@ def _full(b: Builder, x: Value, batch: Axis, heads: Axis | None = None) -> Value
 
 def _aligned(b: Builder, term: Term, a: Attention) -> Value:
     """Returns a term's value with the axes [B, H, S, T], 1 where it is broadcast."""
-    lay = a.layout
+    lay = a.layout.resolved()
     view = view_of(term.value)
     if not align(view, term):
         axes = axes_of(term.value.shape or ())

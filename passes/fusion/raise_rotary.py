@@ -9,7 +9,8 @@ from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import reshaping, rotary, slicing
 from regraft.ir.rewrite import Rewriter
-from regraft.passes.analysis.rotary import Rotary, half_table
+from regraft.passes.analysis.rotary import Rotary
+from regraft.passes.analysis.rotary_tables import half_table
 from regraft.passes.fusion.plan import Plan, Raise
 from regraft.passes.fusion.prove import Prover
 from regraft.passes.protocol import Skip

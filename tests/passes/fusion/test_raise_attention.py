@@ -182,7 +182,9 @@ def test_layouts_become_batch_heads_length_size(name: str) -> None:
     inputs, body = LAYOUTS[name]
     node = the_attention(raised(body, inputs))
     q, k, v = node.inputs[:3]
-    assert q is not None and k is not None and v is not None
+    assert q is not None
+    assert k is not None
+    assert v is not None
     assert [str(x.shape[1]) for x in (q, k, v) if x.shape] == ["4", "4", "4"]
     assert [str(x.shape[0]) for x in (q, k, v) if x.shape] == ["B", "B", "B"]
 
@@ -364,7 +366,8 @@ def test_bias_is_scaled_with_the_scores() -> None:
 def test_temperature_per_head_goes_to_the_queries() -> None:
     body = SCORES + "%z = mul(%s, %tau)" + SUM
     node = the_attention(raised(body, QKV, {"tau": "f32[4, 1, 1]"}))
-    assert node.inputs[0] is not None and node.inputs[0].producer is not None
+    assert node.inputs[0] is not None
+    assert node.inputs[0].producer is not None
     assert node.inputs[0].producer.op.name == "mul"
 
 
