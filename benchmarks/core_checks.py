@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import regraft
 from benchmarks import models
 from benchmarks.measure import Measurement, Row, Settings, at_least, at_most, shown
-from regraft.conversion import DEFAULT_PASSES
 from regraft.ir.module import Module
 from regraft.passes.manager import PassRecord
+from regraft.pipelines import DEFAULT_PASSES
 
 ROUNDS = 3
 

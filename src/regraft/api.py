@@ -9,7 +9,7 @@ from typing import Any
 from regraft.backends.onnx import PROFILES, save_onnx
 from regraft.backends.onnx.legalize import legalizers
 from regraft.comparison import compare_sources
-from regraft.conversion import ConvertOptions, ConvertResult, check_rule_name, resolve_passes
+from regraft.conversion import ConvertOptions, ConvertResult
 from regraft.conversion import convert as _convert
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
@@ -20,6 +20,7 @@ from regraft.passes.check.runners import EvalRunner, accepts
 from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.protocol import Context, Pass
+from regraft.pipelines import check_rule_name, resolve_passes
 from regraft.plugins import Plugin, combine
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import open_source

@@ -10,35 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import PROFILES, save_onnx
-from regraft.backends.onnx.legalize import TARGETS as LEGALIZED
 from regraft.backends.onnx.legalize import legalizers
 from regraft.checking import Checker
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.module import Module
-from regraft.ir.rewrite import Rule, RuleSet
-from regraft.ir.types import DType
+from regraft.ir.rewrite import Rule
 from regraft.output import check_destination, staged
-from regraft.passes import PASSES
 from regraft.passes.check.module_check import CheckReport, combined_contract
 from regraft.passes.check.samples import Sample
-from regraft.passes.legalize import Legalize
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
-from regraft.passes.pipeline import parse_pipeline, suggest
-from regraft.passes.precision import Cast
-from regraft.passes.protocol import Context, Lossy, Pass
+from regraft.passes.pipeline import suggest
+from regraft.passes.protocol import Context, Pass
 from regraft.passes.recipe import Recipe, format_recipe
-from regraft.passes.rule_pass import HasRules, pass_of_rules
+from regraft.pipelines import (
+    check_max_drop,
+    check_rule_name,
+    resolve_passes,
+    with_dtype,
+    with_legalization,
+)
 from regraft.plugins import Extensions, combine
 from regraft.report import build_report, operator_counts, versions
+from regraft.report_html import GraphView, can_render, report_page, view_of
+from regraft.report_html.pages import MISSING
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source, open_source, sha256_of
 from regraft.tables import user_tables
 
 TARGETS = (*PROFILES, "torch", "triton", "hf")
-DEFAULT_PASSES = "canonicalize,fold-norms,canonicalize"
 MODEL_FILE = "model.onnx"
-DTYPES = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,109 +110,6 @@ class ConvertResult:
     explanations: tuple[str, ...] = ()
 
 
-def resolve_passes(
-    passes: str | Sequence[Pass | Rule] | None, known: Sequence[type[Pass]] = PASSES
-) -> list[Pass]:
-    """Returns pass objects of a pipeline string, a sequence, or the default.
-
-    A rewrite rule in the sequence becomes a pass that applies it.
-    """
-    if passes is None:
-        passes = DEFAULT_PASSES
-    if isinstance(passes, str):
-        return parse_pipeline(passes, known)
-    return [
-        pass_of_rules(item.name, RuleSet(item))() if isinstance(item, Rule) else item
-        for item in passes
-    ]
-
-
-def check_rule_name(rule: str | None, passes: Sequence[Pass]) -> None:
-    """Checks that a pass of the pipeline has the rule that `--explain` names.
-
-    Raises:
-        UsageError: When none has.
-    """
-    if rule is None:
-        return
-    known = {
-        each.name
-        for item in passes
-        if isinstance(item, HasRules)
-        for each in item.rules().compile()
-    }
-    if rule not in known:
-        raise UsageError(f"no pass of the pipeline has a rule `{rule}`", hint=suggest(rule, known))
-
-
-def with_dtype(
-    passes: Sequence[Pass], module: Module, wanted: str | None, target: str
-) -> list[Pass]:
-    """Returns the pipeline with the pass that `--dtype` asks for, before the module is legalized.
-
-    Raises:
-        UsageError: For an unknown type, or when the pipeline casts already.
-        UnsupportedError: For a wider type than the source's, or one that the target cannot run.
-    """
-    if wanted is None:
-        return list(passes)
-    if wanted not in DTYPES:
-        raise UsageError(f"unknown dtype `{wanted}`", hint=suggest(wanted, DTYPES))
-    if any(isinstance(item, Cast) for item in passes):
-        raise UsageError("the pipeline has a pass `cast`, and --dtype is given", hint="give one")
-    own = _own_dtype(module)
-    if own is DTYPES[wanted]:
-        return list(passes)
-    if wanted == "fp32":
-        raise UnsupportedError(
-            f"`--dtype fp32`: the source's weights are {own or 'not floating point'}, and casting "
-            "to a wider type is not built yet",
-            hint="leave --dtype out",
-        )
-    if wanted == "bf16" and target == "ort-cpu":
-        raise UnsupportedError(
-            "`--dtype bf16`: ONNX Runtime's CPU provider has no bf16 kernels",
-            hint="use --dtype fp16, or --target onnx or ort-cuda",
-        )
-    late = [getattr(item, "level", "canonical") != "canonical" for item in passes]
-    place = late.index(True) if any(late) else len(passes)
-    return [*passes[:place], Cast("fp16" if wanted == "fp16" else "bf16"), *passes[place:]]
-
-
-def _own_dtype(module: Module) -> DType | None:
-    """Returns the float type that most of the weights' bytes have."""
-    sizes: dict[DType, int] = {}
-    for name in module.weights:
-        weight = module.weights[name]
-        if weight.dtype.is_float:
-            sizes[weight.dtype] = sizes.get(weight.dtype, 0) + weight.nbytes
-    return max(sizes, key=lambda dtype: sizes[dtype], default=None)
-
-
-def with_legalization(passes: Sequence[Pass], target: str, opset: int | None) -> list[Pass]:
-    """Returns the pipeline with `legalize` at its end, where the target has several forms."""
-    if target not in LEGALIZED or any(isinstance(item, Legalize) for item in passes):
-        return list(passes)
-    return [*passes, Legalize(target) if opset is None else Legalize(target, opset)]
-
-
-def check_max_drop(max_drop: str | None, passes: Sequence[Pass]) -> None:
-    """Checks `--max-drop`: it bounds what lossy passes may lose, and there are none yet.
-
-    Raises:
-        UsageError: When no pass is lossy.
-        UnsupportedError: When one is.
-    """
-    if max_drop is None:
-        return
-    if not any(isinstance(item.contract, Lossy) for item in passes):
-        raise UsageError(
-            "`--max-drop` bounds what lossy passes lose; every pass of this pipeline is exact",
-            hint="leave it out: the check of the result is stricter",
-        )
-    raise UnsupportedError("`--max-drop` is not built yet")
-
-
 def convert(
     source: Any,
     out: str | Path | None,
@@ -268,6 +166,7 @@ class _Conversion:
         self.passes = passes
         self.say = say
         self.seconds: dict[str, float] = {}
+        self.before: GraphView | None = None
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
         self.say(name)
@@ -287,6 +186,7 @@ class _Conversion:
         check_dims(module, options.dims)
         given = bind_samples(module, options.samples)
         before = operator_counts(module.graph)
+        self.before = self._view(module)
         checker = None
         if options.check is not CheckMode.OFF:
             checker = self._stage("samples", lambda: self._make_checker(source, given))
@@ -350,7 +250,14 @@ class _Conversion:
                 contract = combined_contract(item.contract for item in self.passes)
                 check = self._stage("check", lambda: checker.compare(module, model, contract))
                 check.raise_if_failed()
+            after = self._view(module)
             report = make_report(check, size)
+            if self.before is not None and after is not None:
+                report["page"] = "report.html"
+                page = report_page(report, self.before, after)
+                (temp / report["page"]).write_text(page, encoding="utf-8")
+            elif self._is_folder:
+                report["page"] = f"no ({MISSING})"
             if not is_file:
                 (temp / "report.json").write_text(json.dumps(report, indent=2) + "\n")
                 (temp / "recipe.yaml").write_text(self._recipe(source, records))
@@ -359,6 +266,18 @@ class _Conversion:
 
             shutil.rmtree(target.parent, ignore_errors=True)
         return check, report
+
+    @property
+    def _is_folder(self) -> bool:
+        """Whether an output folder will be written, which holds the page."""
+        return self.out is not None and not self.out.suffix and not self.options.dry_run
+
+    def _view(self, module: Module) -> GraphView | None:
+        """Returns what the page shows of the graph; None when no page is written."""
+        if not self._is_folder or not can_render():
+            return None
+        view: GraphView = self._stage("page", lambda: view_of(module))
+        return view
 
     def _recipe(self, source: Source, records: Sequence[PassRecord]) -> str:
         options = self.options

@@ -34,12 +34,14 @@ def test_import_regraft_loads_numpy_at_most() -> None:
     assert loaded("import regraft") <= {"regraft", "numpy"}
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["lint"], []])
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["audit"], []])
 def test_help_loads_click_only(args: list[str]) -> None:
     assert loaded(f"from regraft.cli import main; main({args})") <= {"regraft", "click"}
 
 
-@pytest.mark.parametrize("verb", ["convert", "inspect", "compare", "opt", "passes", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["convert", "inspect", "compare", "opt", "passes", "doctor", "lint", "bisect", "rerun"]
+)
 def test_help_of_a_verb_loads_no_runtime(verb: str) -> None:
     found = loaded(f"from regraft.cli import main; main(['{verb}', '--help'])")
     assert found.isdisjoint({"numpy", "onnx", "onnxruntime", "scipy", "networkx", "torch"})

@@ -129,6 +129,8 @@ CASES = {
     "inspect-quiet": "inspect model.onnx -q",
     "inspect-couplings": "inspect model.onnx --couplings",
     "inspect-html": "inspect model.onnx --html page.html",
+    "inspect-html-exists": "inspect model.onnx --html model.rg",
+    "inspect-force": "inspect model.onnx --html model.rg --force -q",
     "inspect-broken": "inspect broken.onnx",
     "inspect-plugin": "inspect twice.rg --plugin plugin.py:PLUGIN --trust-remote-code",
     # -- compare

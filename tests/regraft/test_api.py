@@ -101,7 +101,7 @@ def test_save_refuses_to_overwrite_and_unknown_targets(tmp_path: Path) -> None:
 def test_convert_writes_model_report_and_recipe(tmp_path: Path) -> None:
     result = regraft.convert(model(), tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "model.onnx", "recipe.yaml", "report.json",
+        "model.onnx", "recipe.yaml", "report.html", "report.json",
     ]  # fmt: skip
     assert result.check.verified == "module"
     assert result.out == tmp_path / "out"

@@ -52,9 +52,9 @@ def command(
     """Find the first pass and match after which outputs of SOURCE leave tolerance; exit 3 then."""
     from regraft.bisection import as_json as to_json
     from regraft.bisection import bisect
-    from regraft.conversion import resolve_passes
     from regraft.ir.errors import UsageError
     from regraft.passes.recipe import read_recipe
+    from regraft.pipelines import resolve_passes
     from regraft.sources import open_source
 
     if passes is not None and recipe is not None:

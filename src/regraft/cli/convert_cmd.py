@@ -143,6 +143,8 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
             for skip in entry["skipped"]:
                 console.print(f"{entry['name']}: left alone {skip['node']}: {skip['reason']}")
     console.print(f"checked: {check['verified']}{_check_detail(check)}")
+    if report.get("page", "").startswith("no"):
+        console.print(f"report.html: {report['page']}")
     console.print(f"written: {out}" if out is not None else "written: nothing (dry run)")
 
 

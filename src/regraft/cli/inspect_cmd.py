@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,12 +20,17 @@ _SHOWN_OPERATORS = 20
 @click.argument("source")
 @click.option("--dims", type=Assignments(), default=dict, help="Sizes to report for.")
 @planned("--couplings", "show which axes must be pruned together")
-@planned("--html", "write the report as a page", metavar="FILE")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with the graph."
+)
+@click.option("--force", is_flag=True, help="Replace an existing page.")
 @source_options
 @output_options
 def command(
     source: str,
     dims: dict[str, int],
+    html: Path | None,
+    force: bool,
     plugins: tuple[str, ...],
     trust_remote_code: bool,
     as_json: bool,
@@ -33,10 +39,15 @@ def command(
 ) -> None:
     """Show parameters, bytes, FLOPs, peak activation and operators of SOURCE."""
     from regraft.inspection import inspect_module
+    from regraft.output import check_destination
     from regraft.sources import open_source
 
+    if html is not None:
+        check_destination(html, force=force)
     opened = open_source(source, ops=load_extensions(plugins).operators)
     report = inspect_module(opened.module, dims)
+    if html is not None:
+        _write_page(html, opened.label, report, opened.module, force=force)
     warn(opened.module.warnings, quiet=quiet)
     if as_json:
         print_json(report)
@@ -63,3 +74,12 @@ def command(
     print_table(console, "operators", ("operator", "nodes"), shown)
     if len(operators) > len(shown):
         console.print(f"and {len(operators) - len(shown)} more (-v shows all)")
+
+
+def _write_page(html: Path, label: str, report: Any, module: Any, *, force: bool) -> None:
+    from regraft.output import staged
+    from regraft.report_html import inspect_page, view_of
+
+    page = inspect_page(label, report, view_of(module))
+    with staged(html, force=force) as temp:
+        (temp / html.name).write_text(page, encoding="utf-8")
