@@ -287,9 +287,9 @@ def floordiv(a: DimLike, b: DimLike) -> DimLike:
     if isinstance(b, int) and isinstance(a, Dim):
         if divisor_of(a) % b == 0:
             return exactdiv(a, b)
-        inner = _as_op(a, "floordiv")
-        if b > 0 and inner is not None and isinstance(inner.args[1], int) and inner.args[1] > 0:
-            return floordiv(inner.args[0], inner.args[1] * b)  # floor(floor(x / m) / n)
+        nested = _nested_floor(a, b)
+        if nested is not None:
+            return nested
         # floor((q * b + r) / b) == q + floor(r / b)
         whole = [(mono, coef // b) for mono, coef in a.terms if coef % b == 0]
         rest = _from_terms([(mono, coef) for mono, coef in a.terms if coef % b])
@@ -301,8 +301,18 @@ def floordiv(a: DimLike, b: DimLike) -> DimLike:
         if lo is not None and hi is not None and lo // b == hi // b:
             return _from_terms(whole) + lo // b
         if whole:
-            return _from_terms(whole) + _op("floordiv", rest, b)
+            nested = _nested_floor(rest, b)
+            return _from_terms(whole) + (_op("floordiv", rest, b) if nested is None else nested)
     return _op("floordiv", a, b)
+
+
+def _nested_floor(a: DimLike, b: int) -> DimLike | None:
+    """Returns floor(floor(x / m) / b) as floor(x / (m * b)), None when `a` is no such division."""
+    inner = _as_op(a, "floordiv")
+    if b <= 0 or inner is None:
+        return None
+    x, m = inner.args
+    return floordiv(x, m * b) if isinstance(m, int) and m > 0 else None
 
 
 def ceildiv(a: DimLike, b: DimLike) -> DimLike:
