@@ -29,12 +29,15 @@ _MAX_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True)
 class Fuse:
-    """Raises normalizations and activation functions to one operator each.
+    """Raises normalizations, activation functions, attention and rotary embedding to operators.
 
     ## What it does
     Finds what computes a layer, RMS, group or instance norm, a GELU, SiLU, hard-swish and the other
     activation functions, and replaces it by the operator of that name. What a place computes is
-    found by evaluating it, so that it does not matter how an exporter spelled it.
+    found by evaluating it, so that it does not matter how an exporter spelled it. Attention is found
+    by its skeleton (a product, a softmax, a product with a third tensor), whatever the layout, and
+    its scale, soft cap, masks, windows and groups of heads are read off; rotary embedding by the
+    channels it turns. Each raised attention and embedding is evaluated against the source first.
 
     ## When it applies
     Where nothing else uses the inside of a place. Places that nearly are a norm (epsilon added to
@@ -50,7 +53,8 @@ class Fuse:
     ```
 
     ## Exactness
-    Exact in real arithmetic, up to the rounding of constants such as sqrt(2) in the element type
+    A row of attention without a visible key keeps its meaning, except that a row of NaN (all scores
+    -inf and no guard in the source) becomes 0. Exact in real arithmetic, up to the rounding of constants such as sqrt(2) in the element type
     that holds them.
 
     ## References

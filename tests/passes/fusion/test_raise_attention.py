@@ -6,8 +6,12 @@ import pytest
 
 from regraft.ir.graph import Node
 from regraft.ir.module import Module
+from regraft.passes.analysis.attention import AttentionFinder
 from regraft.passes.cleanup import Canonicalize
 from regraft.passes.fusion import Fuse
+from regraft.passes.fusion.plan import Plan
+from regraft.passes.fusion.prove import Prover
+from regraft.passes.fusion.raise_attention import plan_attention
 from regraft.passes.protocol import Context
 from tests.passes.analysis.spelled import spelled
 from tests.passes.fusion.test_fuse import assert_equal, operators
@@ -483,3 +487,35 @@ def test_weights_that_are_an_output_are_left_alone() -> None:
     result = Fuse().run(module, Context())
     assert "attention" not in operators(module)
     assert "used elsewhere" in result.skipped[0].reason
+
+
+def test_equal_layers_are_proved_once() -> None:
+    body, x = [], "%x"
+    for i in range(12):
+        body += [
+            f"%h{i} = reshape({x}) {{shape = [B, S, 4, 8]}}",
+            f"%q{i} = transpose(%h{i}) {{perm = [0, 2, 1, 3]}}",
+            f"%k{i} = transpose(%h{i}) {{perm = [0, 2, 3, 1]}}",
+            f"%s{i} = matmul(%q{i}, %k{i})",
+            f"%p{i} = softmax(%s{i})",
+            f"%o{i} = matmul(%p{i}, %q{i})",
+            f"%t{i} = transpose(%o{i}) {{perm = [0, 2, 1, 3]}}",
+            f"%r{i} = reshape(%t{i}) {{shape = [B, S, 32]}}",
+            f"%x{i} = tanh(%r{i})",
+        ]
+        x = f"%x{i}"
+    module = spelled("\n".join([*body, f"%y = mul({x}, 2.0)"]), inputs=HIDDEN)
+    prover, plan = Prover(), Plan()
+    plan_attention(AttentionFinder().find(module.graph), plan, prover)
+    assert len(plan.places) == 12
+    assert (prover.num_proved, prover.num_evaluated, prover.num_unproved) == (12, 1, 0)
+
+
+def test_a_wrong_form_is_refuted() -> None:
+    module = spelled(SCORES + "%z = mul(%s, 0.25)" + SUM, inputs=QKV)
+    (found,) = AttentionFinder().find(module.graph)
+    found.scale = 0.3
+    plan = Plan()
+    plan_attention([found], plan, Prover())
+    assert not plan.places
+    assert "differs by" in plan.skipped[0].reason
