@@ -1,4 +1,4 @@
-"""The corpus for structure recognition loads without PyTorch, is what is written of it, and runs."""
+"""The corpus for structure recognition loads without PyTorch, is as stated, and runs."""
 
 import hashlib
 import zlib
@@ -96,6 +96,20 @@ def test_exported_attention_is_left_in_the_graph():
         counts = [node.op_type for node in store.load(name).graph.node]
         found = counts.count("Softmax") + counts.count("Attention")
         assert found == store.truth(name).num_softmax, name
+
+
+def test_exported_norms_are_left_in_the_graph():
+    # Exporters write every layer norm as one operator, and at opset 23 every RMS norm.
+    for name in NAMES:
+        entry = store.manifest()["files"][name]
+        if entry["exporter"] == "hand":
+            continue
+        counts = [node.op_type for node in store.load(name).graph.node]
+        norms = store.truth(name).norms
+        assert counts.count("LayerNormalization") == norms.layer, name
+        assert counts.count("BatchNormalization") == norms.batch, name
+        if entry["exporter"] == "dyn23":
+            assert counts.count("RMSNormalization") == norms.rms, name
 
 
 def test_written_graph_is_what_is_committed(tmp_path):
