@@ -34,10 +34,10 @@ class Fuse:
     ## What it does
     Finds what computes a layer, RMS, group or instance norm, a GELU, SiLU, hard-swish and the other
     activation functions, and replaces it by the operator of that name. What a place computes is
-    found by evaluating it, so that it does not matter how an exporter spelled it. Attention is found
-    by its skeleton (a product, a softmax, a product with a third tensor), whatever the layout, and
-    its scale, soft cap, masks, windows and groups of heads are read off; rotary embedding by the
-    channels it turns. Each raised attention and embedding is evaluated against the source first.
+    found by evaluating it, so that it does not matter how an exporter spelled it. Attention is
+    found by its skeleton (a product, a softmax, a product with a third tensor), whatever the
+    layout, and its scale, soft cap, masks, windows and groups of heads are read off; rotary
+    embedding by the channels it turns. Both are evaluated against the source first.
 
     ## When it applies
     Where nothing else uses the inside of a place. Places that nearly are a norm (epsilon added to
@@ -53,9 +53,9 @@ class Fuse:
     ```
 
     ## Exactness
-    A row of attention without a visible key keeps its meaning, except that a row of NaN (all scores
-    -inf and no guard in the source) becomes 0. Exact in real arithmetic, up to the rounding of constants such as sqrt(2) in the element type
-    that holds them.
+    A row of attention without a visible key keeps its meaning, except that a row of NaN (all
+    scores -inf and no guard in the source) becomes 0. Exact in real arithmetic, up to the
+    rounding of constants such as sqrt(2) in the element type that holds them.
 
     ## References
     Hendrycks and Gimpel 2016 (GELU), Ba et al. 2016 (layer norm), Zhang and Sennrich 2019
