@@ -26,6 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import (
+    core_badinput,
     core_checks,
     core_conformance,
     core_fuzz,
@@ -43,6 +44,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     *core_checks.MEASUREMENTS,
     *core_conformance.MEASUREMENTS,
     *core_models.MEASUREMENTS,
+    *core_badinput.MEASUREMENTS,
     *core_fuzz.MEASUREMENTS,
 )
 
