@@ -41,7 +41,7 @@ ACTIVATION_OPS = (
 OTHER_OPS = ("RotaryEmbedding", "Softmax", "Erf")
 SHOWN = (*ATTENTION_OPS, *NORM_OPS, *ACTIVATION_OPS, *OTHER_OPS)
 
-HIDDEN = 32  # of every model of transformers in the corpus
+HIDDEN = 32  # of every model with attention in the corpus, those of timm aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ HOSTS = (
 
 MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "gpt2": ("gpt2",),
+    "gpt_bigcode": ("gpt2",),
     "opt": ("gpt2",),
     "bloom": ("gpt2",),
     "gpt_neox": ("gpt_neox",),
@@ -102,7 +103,7 @@ def model_types(family: str) -> tuple[str, ...]:
     entry = store.manifest()["families"][family]
     if entry["source"] == "transformers" and any(b["rotary"] for b in entry["truth"]["attention"]):
         return ("qwen3", "gpt2", "phi")
-    return ("bert",)
+    return ("bert", "gpt2") if entry["source"] == "hand" else ("bert",)
 
 
 def total(ops: Mapping[str, int], kinds: tuple[str, ...]) -> int:
@@ -136,8 +137,7 @@ def _options(name: str, tool: str) -> list[dict[str, Any]]:
         return [{}]
     family = store.manifest()["files"][name]["family"]
     heads = {block.heads for block in store.truth(name).attention}
-    from_hub = store.family(name)["source"] == "transformers"
-    known = len(heads) == 1 and from_hub
+    known = len(heads) == 1 and store.family(name)["source"] != "timm"
     size = {"num_heads": heads.pop(), "hidden_size": HIDDEN} if known else {}
     return [{"model_type": kind, **size} for kind in model_types(family)]
 
