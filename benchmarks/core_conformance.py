@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from benchmarks.measure import Measurement, Row, Settings, held, shown
+from tests.conformance.cases import Case
 from tests.conformance.run import baseline, run_case
 from tests.conformance.suites import SUITES, suite
 
@@ -30,7 +31,7 @@ def measure(settings: Settings) -> Iterator[Row]:
             yield from _profile(name, profile, cases, known)
 
 
-def _profile(name: str, profile: str, cases: list, known: dict[str, bool]) -> Iterator[Row]:
+def _profile(name: str, profile: str, cases: list[Case], known: dict[str, bool]) -> Iterator[Row]:
     counts: Counter[str] = Counter()
     broken, disagrees = [], []
     for case in cases:

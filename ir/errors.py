@@ -93,8 +93,8 @@ class UnsupportedError(RegraftError):
 class CheckError(RegraftError):
     """A result that left its tolerance; nothing was written.
 
-    Cause: a rule or pass changed what the model computes. Fix: the message names it, or does so with
-    `--check=each`; leave it out of the pipeline, and report it with the reproducer folder.
+    Cause: a rule or pass changed what the model computes. Fix: the message names it, or does so
+    with `--check=each`; leave it out of the pipeline, and report it with the reproducer folder.
     """
 
     exit_code = 3

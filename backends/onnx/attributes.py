@@ -16,7 +16,8 @@ from regraft.ir.types import DType
 def make_attribute(name: str, value: Any) -> onnx.AttributeProto:
     """Returns an AttributeProto for a Python value, array, DType or GraphProto."""
     if isinstance(value, Blob):
-        return onnx.AttributeProto.FromString(value.data)
+        parsed: onnx.AttributeProto = onnx.AttributeProto.FromString(value.data)
+        return parsed
     if isinstance(value, onnx.AttributeProto):
         return value
     if isinstance(value, DType):

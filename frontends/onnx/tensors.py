@@ -122,7 +122,8 @@ def _typed_data(tensor: onnx.TensorProto, dtype: DType, shape: tuple[int, ...]) 
     if field == "uint64_data":
         return entries.astype(dtype.numpy).reshape(shape)
     if dtype is DType.BOOL:
-        return (entries != 0).reshape(shape)
+        flags: Array = (entries != 0).reshape(shape)
+        return flags
     if dtype.bits < 8:
         return unpack(entries.astype(np.uint8), dtype, shape)
     stored = {8: np.uint8, 16: np.uint16, 32: np.int32}[dtype.bits]

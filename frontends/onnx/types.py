@@ -127,6 +127,7 @@ def _dim(dim: onnx.TensorShapeProto.Dimension, sizes: Sizes, name: str, axis: in
     if dim.HasField("dim_value") and dim.dim_value >= 0:
         return int(dim.dim_value)
     # names without a letter or digit stand for "unknown" (Paddle writes `?` for every such axis)
-    if isinstance(dim.dim_param, str) and any(char.isalnum() for char in dim.dim_param):
+    text: object = dim.dim_param  # bytes where the file has no valid text
+    if isinstance(text, str) and any(char.isalnum() for char in text):
         return sizes.named(dim.dim_param)
     return sizes.unnamed(name, axis) if name else sizes.fresh()

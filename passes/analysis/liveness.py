@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from regraft.ir.dims import bind
-from regraft.ir.graph import Graph, Value
+from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.opspec import Trait
 from regraft.ir.types import TensorType
 
@@ -22,43 +22,38 @@ def peak_activation_bytes(graph: Graph, sizes: Mapping[str, int]) -> int | None:
     Returns:
         Bytes, or None when a value's size is unknown.
     """
-    last_use: dict[Value, int] = {}
     nodes = [node for node in graph if not node.op.traits & Trait.CONSTANT]
-    for i, node in enumerate(nodes):
-        for value in node.inputs:
-            if value is not None:
-                last_use[value] = i
-    for value in graph.outputs:
-        last_use[value] = len(nodes)
-    alive = 0
-    for value in graph.inputs:
+    sizes_of: dict[Value, int] = {}
+    for value in (*graph.inputs, *(value for node in nodes for value in node.outputs)):
         size = _nbytes(value, sizes)
         if size is None:
             return None
-        alive += size
+        sizes_of[value] = size
+    dying = _dying(graph, nodes)
+    alive = sum(sizes_of[value] for value in graph.inputs)
     peak = alive
+    for i, node in enumerate(nodes):
+        inner = [peak_activation_bytes(body, sizes) for body in node.bodies]
+        known = [size for size in inner if size is not None]
+        if len(known) < len(inner):
+            return None
+        alive += sum(sizes_of[value] for value in node.outputs)
+        peak = max(peak, alive + max(known, default=0))
+        alive -= sum(sizes_of.get(value, 0) for value in dying.get(i, ()))
+    return peak
+
+
+def _dying(graph: Graph, nodes: Sequence[Node]) -> dict[int, list[Value]]:
+    """Returns the values that die behind each node, by the node's position."""
+    last_use: dict[Value, int] = {}
+    for i, node in enumerate(nodes):
+        last_use.update(dict.fromkeys(node.outputs, i))
+        last_use.update((value, i) for value in node.inputs if value is not None)
+    last_use.update((value, len(nodes)) for value in graph.outputs)
     dying: dict[int, list[Value]] = {}
     for value, i in last_use.items():
-        if value.producer is None or not value.producer.op.traits & Trait.CONSTANT:
-            dying.setdefault(i, []).append(value)
-    for i, node in enumerate(nodes):
-        inner = 0
-        for body in node.bodies:
-            body_peak = peak_activation_bytes(body, sizes)
-            if body_peak is None:
-                return None
-            inner = max(inner, body_peak)
-        for value in node.outputs:
-            size = _nbytes(value, sizes)
-            if size is None:
-                return None
-            alive += size
-            if value not in last_use:
-                dying.setdefault(i, []).append(value)
-        peak = max(peak, alive + inner)
-        for value in dying.get(i, ()):
-            alive -= _nbytes(value, sizes) or 0
-    return peak
+        dying.setdefault(i, []).append(value)
+    return dying
 
 
 def _nbytes(value: Value, sizes: Mapping[str, int]) -> int | None:

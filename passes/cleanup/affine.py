@@ -111,7 +111,7 @@ def _rounds(numbers: Array, dtype: DType) -> bool:
 
 def float_info(dtype: DType) -> Any:
     """Returns numpy's facts about a float type (`eps`, `smallest_normal`)."""
-    return ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]  # it has no annotations
+    return ml_dtypes.finfo(dtype.numpy)
 
 
 def _vector(constant: Value, rank: int) -> tuple[Array, int | None] | None:

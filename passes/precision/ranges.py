@@ -44,12 +44,12 @@ class Ranges:
     @property
     def limit(self) -> float:
         """The largest magnitude that is stored in the type."""
-        return HEADROOM * float(ml_dtypes.finfo(self.dtype.numpy).max)  # type: ignore[no-untyped-call]  # has no stubs
+        return HEADROOM * float(ml_dtypes.finfo(self.dtype.numpy).max)
 
     @property
     def smallest(self) -> float:
         """The smallest normal number of the type."""
-        return float(ml_dtypes.finfo(self.dtype.numpy).smallest_normal)  # type: ignore[no-untyped-call]  # has no stubs
+        return float(ml_dtypes.finfo(self.dtype.numpy).smallest_normal)
 
     def observe(self, samples: Sequence[Mapping[str, Any]], module: Module, seed: int) -> None:
         """Runs the module on samples in the numpy evaluator and notes magnitudes."""

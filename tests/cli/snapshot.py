@@ -17,7 +17,9 @@ _BOX = re.compile("[━─┏┡└│┃╇┳]")
 _REPLACED = (
     (re.compile(r'("(?:max_abs|max_rel|cosine|allowed)": )[^,\n]+'), r"\1N"),
     (
-        re.compile(r'("(?:seconds|load|samples|passes|emit|check|page)": )(\d+\.\d+(e-\d+)?|\d+e-\d+)'),
+        re.compile(
+            r'("(?:seconds|load|samples|passes|emit|check|page)": )(\d+\.\d+(e-\d+)?|\d+e-\d+)'
+        ),
         r"\1S",
     ),
     (re.compile(r'("sha256": )"\w+"'), r'\1"HASH"'),

@@ -1,6 +1,6 @@
-"""Runs node cases through load -> [passes] -> save -> ONNX Runtime, and through the evaluator.
+"""Runs node cases through load, passes, save and ONNX Runtime, and through the evaluator.
 
-`python -m tests.conformance.run --ops Add,Relu [-v]` prints one line per operator and every failure.
+`python -m tests.conformance.run --ops Add,Relu [-v]` prints a line per operator, and failures.
 """
 
 from __future__ import annotations

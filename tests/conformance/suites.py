@@ -1,4 +1,4 @@
-"""The ONNX backend suites besides the node cases: simple, pytorch-converted, pytorch-operator, real.
+"""The ONNX backend suites: node, simple, pytorch-converted, pytorch-operator, real.
 
 The `real` suite holds nine trained-network structures whose weights are constants; it comes without
 data, so its reference is plain ONNX Runtime on one random input.
