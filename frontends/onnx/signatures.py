@@ -140,7 +140,10 @@ def signature(domain: str, op_type: str, opset: int) -> Signature | None:
         (schema.min_output, schema.max_output),
         tuple(i for i, o in enumerate(options) if o is OpSchema.FormalParameterOption.Single),
         tuple(_formal(formal) for formal in schema.inputs) or ((None, None),),
-        {name: int(attr.type.value) for name, attr in attributes.items()},
+        {
+            name: int(attr.type.value)  # type: ignore[attr-defined]  # an enum of the binding
+            for name, attr in attributes.items()
+        },
         tuple(name for name, attr in attributes.items() if attr.required),
     )
 
