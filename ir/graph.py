@@ -347,7 +347,10 @@ class Node:
         """Returns an inference error that names this node; the caller raises it."""
         where = f" ({', '.join(self.loc[:2])})" if self.loc else ""
         types = ", ".join("none" if v is None else str(v.type) for v in self._inputs)
-        return TypeInferenceError(f"{self.op.name}: {message}; operands: {types}{where}", hint=hint)
+        return TypeInferenceError(
+            f"{self.op.name}: {message}; operands: {types}{where}",
+            hint=hint or f"{self.op.source} does not allow it: correct what is named",
+        )
 
     def __repr__(self) -> str:
         return f"<node {self.op.name} {', '.join(map(repr, self.outputs))}>"

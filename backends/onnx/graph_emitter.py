@@ -166,14 +166,28 @@ class GraphEmitter:
             self.emit_node(node)
         for out_name, value in zip(graph.output_names, graph.outputs, strict=True):
             final = self.names[value]
-            if self.parent is not None and own.pop(value, None) is not None:
+            if self._may_return(value, final, own):
                 pass  # the outputs of a body go by position: any name will do
-            elif final != out_name:
+            elif self.parent is not None or final != out_name:
                 source, final = final, out_name if self.parent is None else self.fresh(out_name)
                 self.emit("Identity", [source], [final], "", {})
             proto.output.append(_value_info(final, value.type, dim_names))
         proto.node.extend(self.nodes)
         proto.initializer.extend(self.initializers)
+
+    def _may_return(self, value: Value, name: str, own: dict[Value, str]) -> bool:
+        """Returns whether a body can list `value` as an output under the name that it has.
+
+        Runtimes refuse bodies that return outer values; a weight may stand outside, or be shared.
+        """
+        if self.parent is None or own.pop(value, None) is None:
+            return False
+        producer = value.producer
+        return (
+            producer is None
+            or producer.op is not weight
+            or any(tensor.name == name for tensor in self.initializers)
+        )
 
     def _name_outputs(self, graph: Graph) -> dict[Value, str]:
         """Reserves the names of the outputs; returns those that their values can carry."""

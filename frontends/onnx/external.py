@@ -13,6 +13,9 @@ from regraft.ir.weights import MappedWeight
 
 _EXPORT_AGAIN = "the model file is damaged or was edited; export or copy it again"
 
+_LONGEST_PATH = 4096
+"""No file system takes longer ones."""
+
 
 @dataclass(slots=True)
 class ExternalData:
@@ -41,6 +44,12 @@ class ExternalData:
         entries = {item.key: item.value for item in tensor.external_data}
         where = f"tensor `{tensor.name}`"
         location = entries.get("location", "")
+        if len(location) > _LONGEST_PATH:
+            raise InputError(
+                f"{where}: external data file `{location[:40]}…` is missing: its name has "
+                f"{len(location)} characters",
+                hint=_EXPORT_AGAIN,
+            )
         if not location:
             raise InputError(f"{where}: external data without a location", hint=_EXPORT_AGAIN)
         path, size = self._find(location, where)
