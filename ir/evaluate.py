@@ -329,4 +329,5 @@ def _widen(x: Any) -> Any:
 def _round(array: Array, dtype: DType | None) -> Array:
     if dtype is None or array.dtype == dtype.numpy or dtype is DType.STRING:
         return array
-    return array.astype(dtype.numpy)
+    with np.errstate(over="ignore"):  # beyond the type's range is infinity
+        return array.astype(dtype.numpy)

@@ -16,6 +16,7 @@ from regraft.ir.types import DType
 from regraft.passes.check.module_check import CheckReport, Runner, check_module
 from regraft.passes.check.rounding import (
     RetypedRunner,
+    WorstRunner,
     depth_bound,
     first_beyond,
     plain_for,
@@ -169,6 +170,9 @@ class Checker:
         plain = self._plain
         if isinstance(contract, Rounded) and contract.dtype is not None:
             result = RetypedRunner(result, self.original, module)
+            if isinstance(result.runner, OrtRunner) and not unevaluable(module):
+                rounding = RetypedRunner(EvalRunner(module), self.original, module)
+                result = WorstRunner(self._reference, rounding, result)
             if unevaluable(self.original):
                 bound = depth_bound(self.original, contract.dtype)
                 contract = Within(bound, "rounding along the longest path")
