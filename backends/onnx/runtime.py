@@ -62,7 +62,7 @@ class OrtRunner:
             source = str(source)
         try:
             self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except RUNTIME_ERRORS as error:
+        except (*RUNTIME_ERRORS, UnicodeDecodeError) as error:  # it hands out names as text
             raise UnsupportedError(
                 f"ONNX Runtime does not load the model: {_short(error)}"
             ) from error

@@ -444,7 +444,10 @@ def _since_version(op_type: str, domain: str, opset: int) -> int:
 def node_label(proto: onnx.NodeProto) -> str:
     """Returns a short name of an ONNX node for messages and origins."""
     first = next((name for name in proto.output if name), "")
-    return proto.name or f"{proto.op_type}->{first}"
+    label: str | bytes = proto.name  # bytes where it is not UTF-8
+    if isinstance(label, bytes):
+        label = label.decode("utf-8", "replace")
+    return label or f"{proto.op_type}->{first}"
 
 
 def direct(spec: OpSpec, *attrs: str, **renamed: str) -> Importer:

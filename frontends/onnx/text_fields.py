@@ -26,7 +26,7 @@ def check_graph_text(graph: onnx.GraphProto) -> None:
 
 
 def check_node_text(nodes: Iterable[onnx.NodeProto]) -> None:
-    """Checks the operator types, value names and attribute names of nodes; see above."""
+    """Checks operator types, value names and attribute names; a node's own name is only a label."""
     for node in nodes:
         for text in _texts(node):
             if type(text) is not str:
@@ -36,7 +36,6 @@ def check_node_text(nodes: Iterable[onnx.NodeProto]) -> None:
 def _texts(node: onnx.NodeProto) -> Iterator[object]:
     yield node.op_type
     yield node.domain
-    yield node.name
     yield from node.input
     yield from node.output
     for attr in node.attribute:
