@@ -75,7 +75,7 @@ class NoiseRunner:
 
     def _moved(self, array: Array, rng: np.random.Generator) -> Array:
         size = np.abs(array)
-        moved = rng.random(array.shape, np.float32)
+        moved: Array = np.asarray(rng.random(array.shape, np.float32))
         moved -= np.float32(0.5)
         moved *= np.maximum(size * np.float32(2 * self.step), np.float32(2 * self.smallest_step))
         # integers up to 2 / eps are held exactly, zero above all; larger values are kept in f32
