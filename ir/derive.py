@@ -245,7 +245,7 @@ def _clip(x: Tree, window: Window, rank: int) -> Window:
 def _quantize(x: Array, scale: Array, zero: Array | None, dtype: DType) -> Array:
     scaled = x / scale
     if dtype.is_float:
-        limit = float(ml_dtypes.finfo(dtype.numpy).max)  # type: ignore[no-untyped-call]  # has no stubs
+        limit = float(ml_dtypes.finfo(dtype.numpy).max)
         return np.clip(scaled, -limit, limit).astype(dtype.numpy)
     codes = np.rint(scaled) if zero is None else np.rint(scaled) + zero
     low = -(1 << dtype.bits - 1) if dtype.value.startswith("i") else 0
