@@ -63,7 +63,7 @@ $(EXPORT_STAMP): constraints.txt
 	$(EXPORT_PY) $(PIP) install -c constraints.txt --no-deps timm torchvision
 	@touch $@
 
-# Exports what .cache/fixtures lacks (about 25 minutes from nothing), then renews tests/fixtures.
+# Exports what .cache/fixtures lacks (about 20 minutes from nothing), then renews tests/fixtures.
 fixtures: $(EXPORT_STAMP)
 	$(EXPORT_PY) -m benchmarks.fixtures.export --out .cache/fixtures --commit
 
