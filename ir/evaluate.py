@@ -17,7 +17,7 @@ from regraft.ir.errors import InputError, RegraftError, UnsupportedError
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import Module
 from regraft.ir.opspec import AttrKind, Trait
-from regraft.ir.types import DType, TensorType, dtype_of
+from regraft.ir.types import DType, TensorType, dtype_of, dtype_or_none
 
 Array = np.ndarray[Any, Any]
 Env = dict[str, int]
@@ -137,11 +137,20 @@ def bind_inputs(graph: Graph, inputs: Mapping[str, Any]) -> Env:
             )
         array = inputs[name]
         type_ = value.type
-        if not isinstance(type_, TensorType) or not isinstance(array, np.ndarray):
+        if not isinstance(type_, TensorType):
             continue
-        if type_.dtype is not None and dtype_of(array) is not type_.dtype:
+        if not isinstance(array, np.ndarray):
+            if type_.dtype is None:
+                continue
             raise InputError(
-                f"input `{value.name}`: expected {type_}, got {dtype_of(array)}{list(array.shape)}"
+                f"input `{name}`: expected {type_}, got {type(array).__name__}",
+                hint="give a numpy array",
+            )
+        found = dtype_or_none(array)
+        if type_.dtype is not None and found is not type_.dtype:
+            raise InputError(
+                f"input `{name}`: expected {type_}, got {found or array.dtype}{list(array.shape)}",
+                hint=f"convert it to {type_.dtype}",
             )
         if type_.shape is None:
             continue
@@ -150,7 +159,7 @@ def bind_inputs(graph: Graph, inputs: Mapping[str, Any]) -> Env:
         ):
             raise InputError(
                 f"input `{value.name}`: expected {type_}, got shape {list(array.shape)}",
-                hint=f"sizes known so far: {env}" if env else None,
+                hint=f"sizes known so far: {env}" if env else "give an array of that shape",
             )
     return env
 

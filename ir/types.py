@@ -136,6 +136,12 @@ def dtype_of(array: np.ndarray[Any, Any] | np.generic | np.dtype[Any]) -> DType:
     return _FROM_NUMPY[np_dtype]
 
 
+def dtype_or_none(array: np.ndarray[Any, Any]) -> DType | None:
+    """Returns the element type of an array, None for a numpy dtype that none stands for."""
+    known = array.dtype.kind in "US" or array.dtype in _FROM_NUMPY
+    return dtype_of(array) if known else None
+
+
 @dataclass(frozen=True, slots=True)
 class TensorType:
     """A tensor: `dtype` and `shape` are None where unknown; an unknown axis is a defined symbol."""

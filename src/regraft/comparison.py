@@ -109,11 +109,15 @@ def check_interfaces(a: Module, b: Module) -> None:
     if inputs_a != inputs_b:
         raise InputError(
             f"the models take different inputs: {', '.join(sorted(inputs_a))} and "
-            f"{', '.join(sorted(inputs_b))}"
+            f"{', '.join(sorted(inputs_b))}",
+            hint="models are compared on the same samples: rename the inputs of one",
         )
     missing = [name for name in a.graph.output_names if name not in b.graph.output_names]
     if missing:
-        raise InputError(f"the second model has no output `{missing[0]}`")
+        raise InputError(
+            f"the second model has no output `{missing[0]}`",
+            hint=f"it has {', '.join(map(str, b.graph.output_names))}",
+        )
 
 
 def first_divergence(a: Module, b: Module, sample: Sample) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ def check_destination(out: Path, *, force: bool) -> None:
     """
     if out.exists() and not force:
         raise UsageError(f"`{out}` exists", hint="give --force to replace it, or another name")
+    if out.suffix and out.is_dir():
+        raise UsageError(
+            f"`{out}` is a folder, and its name is that of a file",
+            hint="name a file that does not exist, or a folder without a suffix",
+        )
     if not out.parent.is_dir():
         raise UsageError(f"folder `{out.parent}` does not exist", hint="create it first")
 
@@ -44,16 +50,34 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
         raise _explain(error, out) from error
     try:
         yield temp
-        if out.suffix:
-            for file in sorted(temp.iterdir(), key=lambda f: f.name == out.name):
-                # the model itself comes last: it never refers to data that is not there
-                os.replace(file, out.parent / file.name)
-        else:
-            _swap_folder(temp, out)
+        with _uninterrupted():
+            _publish(temp, out)
     except OSError as error:
         raise _explain(error, out) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _publish(temp: Path, out: Path) -> None:
+    if not out.suffix:
+        _swap_folder(temp, out)
+        return
+    for file in sorted(temp.iterdir(), key=lambda f: f.name == out.name):
+        # the model itself comes last: it never refers to data that is not there
+        os.replace(file, out.parent / file.name)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds Ctrl-C back during a few renames: an old model never stands beside new data."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _swap_folder(temp: Path, out: Path) -> None:
@@ -73,7 +97,7 @@ def _swap_folder(temp: Path, out: Path) -> None:
 
 
 def _explain(error: OSError, out: Path) -> RegraftError:
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RegraftError(f"`{out}` was not written: the disk is full", hint="free some space")
     return RegraftError(f"`{out}` was not written: {error.strerror or error}")
 

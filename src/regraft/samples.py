@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,23 +26,63 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     """
     files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
     if not files:
-        raise InputError(f"folder `{path}` has no `.npz` file")
+        raise InputError(
+            f"folder `{path}` has no `.npz` file",
+            hint="write some with `numpy.savez(path, input_name=array, …)`",
+        )
     return [_read_npz(file) for file in files]
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
-        raise InputError(f"`{path}` does not exist") from error
+        raise InputError(f"`{path}` does not exist", hint="check the path") from error
     except OSError as error:
-        raise InputError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    except (ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise InputError(
+            f"`{path}` cannot be read: {error.strerror or error}",
+            hint="check the path and its permissions",
+        ) from error
+    except _NO_ARCHIVE as error:
         raise InputError(
             f"`{path}` is not a `.npz` file of plain arrays",
             hint="write it with `numpy.savez(path, input_name=array, …)`",
         ) from error
+
+
+_NO_ARCHIVE = (
+    ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
+    NotImplementedError,  # a compression that Python does not know
+    RuntimeError,  # encrypted
+)  # fmt: skip
+"""What reading a damaged or foreign archive raises."""
+
+
+def _check_sizes(path: Path) -> None:
+    """Compares stated with stored sizes: numpy allocates what a header states before it reads.
+
+    Raises:
+        ValueError: When a member is no array, or has another size than its header states.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                shape, _, dtype = _HEADERS[version](file)
+                start = file.tell()
+            if (
+                not dtype.hasobject
+                and member.file_size != start + math.prod(shape) * dtype.itemsize
+            ):
+                raise ValueError(f"{member.filename} has another size than its header states")
+
+
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def check_dims(module: Module, dims: Mapping[str, int]) -> None:

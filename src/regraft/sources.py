@@ -87,7 +87,7 @@ def _open_path(path: Path, ops: Mapping[str, OpSpec]) -> Source:
     if path.is_dir():
         path = _model_in(path)
     if not path.exists():
-        raise InputError(f"`{path}` does not exist")
+        raise InputError(f"`{path}` does not exist", hint="check the path")
     if path.suffix == ".rg":
         from regraft.ir.text import read_module
 
@@ -131,7 +131,9 @@ def _model_in(folder: Path) -> Path:
             f"`{folder}` looks like a Hugging Face folder, which has no frontend yet",
             hint="export it to ONNX first",
         )
-    raise InputError(f"folder `{folder}` has no `model.onnx`")
+    raise InputError(
+        f"folder `{folder}` has no `model.onnx`", hint="name the model file, or an output folder"
+    )
 
 
 def _external_bytes(module: Module) -> int:

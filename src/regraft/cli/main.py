@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import click
 
 from regraft import __version__
+from regraft.cli.printable import printable
 
 VERBS: dict[str, str] = {
     "convert": "Capture a model, run passes, check the result, write it.",
@@ -165,7 +166,7 @@ def _fail(message: str, hint: str | None, code: int, args: Sequence[str]) -> int
     if "--json" in args:
         entry = {"message": message, "hint": hint, "exit_code": code}
         print(json.dumps({"error": entry}, indent=2))
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {printable(hint)}", file=sys.stderr)
     return code

@@ -13,6 +13,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from regraft.cli.printable import printable
+
 _PIPED_WIDTH = 100
 
 
@@ -53,9 +55,9 @@ def print_table(
         left = i == 0 or column.endswith(":")
         made.add_column(column.rstrip(":"), justify="left" if left else "right", overflow="fold")
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
+        made.add_row(*(printable(str(cell)) for cell in row))
     # a title longer than the line is cut by no one: it may be a path
-    console.print(title, style="italic", soft_wrap=True)
+    console.print(printable(title), style="italic", soft_wrap=True)
     console.print(made)
 
 
@@ -101,4 +103,4 @@ def warn(messages: Sequence[str], *, quiet: bool) -> None:
     """Prints warnings on stderr."""
     if not quiet:
         for message in messages:
-            click.echo(f"warning: {message}", err=True)
+            click.echo(f"warning: {printable(message)}", err=True)
