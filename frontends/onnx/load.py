@@ -58,13 +58,18 @@ def import_model(proto: onnx.ModelProto, root: Path | None) -> Module:
         "onnx.opset": opsets.get("", 0),
         "onnx.domains": {d: v for d, v in opsets.items() if d},
         "onnx.ir_version": proto.ir_version,
-        "onnx.metadata": {item.key: item.value for item in proto.metadata_props},
-        "onnx.producer": " ".join(filter(None, (proto.producer_name, proto.producer_version))),
-        "onnx.doc": proto.doc_string,
+        "onnx.metadata": {_text(item.key): _text(item.value) for item in proto.metadata_props},
+        "onnx.producer": f"{_text(proto.producer_name)} {_text(proto.producer_version)}".strip(),
+        "onnx.doc": _text(proto.doc_string),
         "onnx.model_version": proto.model_version,
         "onnx.dim_names": dict(_dim_names(proto.graph, scope.sizes)),
     }
     return module
+
+
+def _text(raw: str | bytes) -> str:
+    """Returns a note as text; protobuf hands out bytes where it is not UTF-8."""
+    return raw if isinstance(raw, str) else raw.decode(errors="replace")
 
 
 def _import_inputs(proto: onnx.ModelProto, scope: NameScope) -> None:

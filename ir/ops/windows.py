@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.dims import DimLike, ceildiv, dim_max, dim_min, floordiv
+from regraft.ir.errors import TypeInferenceError
 from regraft.ir.opspec import Attr, AttrKind
 
 Array = np.ndarray[Any, Any]
@@ -52,7 +53,14 @@ class Windows:
 
 
 def windows_of(attrs: Mapping[str, Any], kernel: tuple[DimLike, ...]) -> Windows:
-    """Returns the windows that an operator's attributes describe."""
+    """Returns the windows that an operator's attributes describe.
+
+    Raises:
+        TypeInferenceError: When a stride or dilation is not positive.
+    """
+    for name in ("strides", "dilations"):
+        if any(step < 1 for step in attrs[name] or ()):
+            raise TypeInferenceError(f"`{name}` must be positive, they are {list(attrs[name])}")
     return Windows(
         kernel,
         attrs["strides"],
