@@ -1,8 +1,9 @@
 """Fuzzing: 10,000 random graphs, and damaged copies of trained models.
 
-Each case must end in a clear refusal or in a result that ONNX Runtime agrees with; an exception, a
-crash, a hang or a wrong number is a miss. Cases run in worker processes, so that a crash or a hang
-names its case. A crash after the line that hands the damaged file to ONNX Runtime is the runtime's.
+Each case must end in a result that ONNX Runtime agrees with, or in a clear refusal of what ONNX
+Runtime does not run; an exception, a crash, a hang or a wrong number is a miss. Cases run in
+worker processes, so that a crash or a hang names its case; one after the line that hands the
+damaged file to ONNX Runtime is the runtime's.
 """
 
 import json
@@ -22,6 +23,7 @@ FLIPS = int(os.environ.get("REGRAFT_FUZZ_FLIPS", "10000"))
 FLIPPED = ("ppocr-cls", "silero_vad_16k_op15", "magika")
 HANG_S = 30.0
 MAX_NAMED = 5
+MISSES = ("error", "wrong", "wrongly refused", "crash", "hang")
 
 
 @dataclass
@@ -32,9 +34,9 @@ class Tally:
     misses: list[str] = field(default_factory=list)
 
     def note(self, case: int, outcome: str, detail: str) -> None:
-        """Counts one case; errors, wrong results, crashes and hangs are misses."""
+        """Counts one case; the outcomes in `MISSES` are misses."""
         self.counts[outcome] += 1
-        if outcome in ("error", "wrong", "crash", "hang"):
+        if outcome in MISSES:
             self.misses.append(f"case {case}: {outcome}: {detail}"[:200])
 
 
