@@ -20,7 +20,7 @@ from regraft.ir.ops.cast import cast
 from regraft.ir.types import DType, TensorType
 
 
-class UnsupportedCall(Exception):
+class UnsupportedCallError(Exception):
     """The importer has no IR form for this variant; PyTorch's decomposition is tried next.
 
     Args:
@@ -53,7 +53,7 @@ class CallImport:
         """Returns a tensor argument that must be present."""
         found = self.args[name]
         if not isinstance(found, Value):
-            raise UnsupportedCall(f"argument `{name}` is {found!r}, not a tensor")
+            raise UnsupportedCallError(f"argument `{name}` is {found!r}, not a tensor")
         return found
 
     def optional(self, name: str) -> Value | None:
@@ -79,7 +79,7 @@ class CallImport:
         """Element type of the first result."""
         dtype = self.results[0].dtype
         if dtype is None:
-            raise UnsupportedCall("the export gives no element type")
+            raise UnsupportedCallError("the export gives no element type")
         return dtype
 
     @property
@@ -87,7 +87,7 @@ class CallImport:
         """Sizes of the first result."""
         shape = self.results[0].shape
         if shape is None:
-            raise UnsupportedCall("the export gives no shape")
+            raise UnsupportedCallError("the export gives no shape")
         return tuple(shape)
 
     def cast(self, value: Value, dtype: DType) -> Value:
