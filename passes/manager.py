@@ -20,6 +20,7 @@ from regraft.passes.check.module_check import CheckReport, Runner, check_module
 from regraft.passes.check.rounding import RetypedRunner, plain_for
 from regraft.passes.check.runners import EvalRunner
 from regraft.passes.check.samples import Sample
+from regraft.passes.check.second_look import second_look
 from regraft.passes.pipeline import format_pass, format_pipeline
 from regraft.passes.protocol import Context, Pass, PassResult, Rounded, Skip
 from regraft.passes.reproducer import write_reproducer
@@ -163,17 +164,16 @@ class PassManager:
         return "match"
 
     def _compare(self, snapshot: Module, module: Module, item: Pass) -> CheckReport:
-        oracle = EvalRunner(snapshot, oracle=True) if self.make_runner is EvalRunner else None
         result = self.make_runner(module)
+        is_rounded = isinstance(item.contract, Rounded)
         report = check_module(
             self.make_runner(snapshot),
-            plain_for(item.contract, snapshot, oracle),
-            RetypedRunner(result, snapshot, module)
-            if isinstance(item.contract, Rounded)
-            else result,
+            plain_for(item.contract, snapshot, None),
+            RetypedRunner(result, snapshot, module) if is_rounded else result,
             self.samples,
             contract=item.contract,
             verified="each",
+            look=None if is_rounded else second_look(snapshot, module),
         )
         if not report.ok:
             broken = max(report.outputs, key=lambda diff: (not diff.ok, diff.max_rel))

@@ -1,8 +1,9 @@
 """Comparing outputs: errors per output, the tolerance of an exact result, and the verdict.
 
 The tolerance of an exact float result is max|a - b| <= max(1e-5 * max|a|, 4 x floor), where the
-floor is how far the source itself moves when its runtime's optimizations are switched off. For
-half-precision outputs 1e-5 is replaced by the rounding step of the element type.
+floor is how far the source itself moves when its runtime's optimizations are switched off, or from
+its element type to f64 (see `regraft.passes.check.second_look`). For half-precision outputs 1e-5 is
+replaced by the rounding step of the element type.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def compare_outputs(
     candidate: Mapping[str, Any],
     *,
     plain: Mapping[str, Any] | None = None,
+    noise: Mapping[str, float] | None = None,
     rtol: float | None = None,
     atol: float | None = None,
 ) -> list[OutputDiff]:
@@ -76,6 +78,7 @@ def compare_outputs(
         reference: What the source computes.
         candidate: What the result computes.
         plain: What the source computes with runtime optimizations off; gives the noise floor.
+        noise: A noise floor by output, known from elsewhere; the larger one counts.
         rtol: Overrides `EXACT_RTOL` and the element type's step.
         atol: Adds an absolute allowance.
     """
@@ -85,15 +88,51 @@ def compare_outputs(
             diffs.append(OutputDiff(name, False, np.inf, np.inf, 0.0, 0.0, "output is missing"))
             continue
         other = None if plain is None else plain.get(name)
-        diffs.append(_compare(name, expected, candidate[name], other, rtol, atol))
+        floor = 0.0 if noise is None else noise.get(name, 0.0)
+        tolerance = _Tolerance(floor, rtol, atol or 0.0)
+        diffs.append(_compare(name, expected, candidate[name], other, tolerance))
     return diffs
 
 
-def _compare(
-    name: str, expected: Any, actual: Any, plain: Any, rtol: float | None, atol: float | None
-) -> OutputDiff:
+def distance(expected: Any, actual: Any) -> float:
+    """Returns how far two values of an output are apart: the unit of noise floors.
+
+    The largest difference of floats where both are finite, the number of differing elements
+    otherwise, the worst of a sequence; 0 where they cannot be compared.
+    """
     if isinstance(expected, list | tuple):
-        return _compare_sequence(name, expected, actual, plain, rtol, atol)
+        pairs = zip(expected, actual, strict=False) if isinstance(actual, list | tuple) else ()
+        return max((distance(a, b) for a, b in pairs), default=0.0)
+    if expected is None or actual is None or np.shape(expected) != np.shape(actual):
+        return 0.0
+    expected, actual = np.asarray(expected), np.asarray(actual)
+    if not _is_float(expected):
+        return float(np.count_nonzero(expected != actual))
+    a, b = expected.astype(_wide(expected)), actual.astype(_wide(expected))
+    usable = np.isfinite(a) & np.isfinite(b)
+    return float(np.abs(a[usable] - b[usable]).max()) if usable.any() else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Tolerance:
+    """What an output may differ by: the noise floor known from elsewhere, and the overrides."""
+
+    floor: float
+    rtol: float | None
+    atol: float
+
+
+def _is_float(array: Array) -> bool:
+    return array.dtype.kind in "fc" or (array.dtype.kind == "V" and dtype_of(array).is_float)
+
+
+def _wide(array: Array) -> Any:
+    return np.complex128 if array.dtype.kind == "c" else np.float64
+
+
+def _compare(name: str, expected: Any, actual: Any, plain: Any, by: _Tolerance) -> OutputDiff:
+    if isinstance(expected, list | tuple):
+        return _compare_sequence(name, expected, actual, plain, by)
     if expected is None or actual is None:
         same = expected is None and actual is None
         return OutputDiff(name, same, 0.0, 0.0, 1.0, 0.0, "" if same else "one is absent")
@@ -104,12 +143,9 @@ def _compare(
     if expected.dtype != actual.dtype and expected.dtype.kind not in "OUS":
         reason = f"element type {dtype_of(actual)}, expected {dtype_of(expected)}"
         return OutputDiff(name, False, np.inf, np.inf, 0.0, 0.0, reason)
-    is_float = expected.dtype.kind in "fc" or (
-        expected.dtype.kind == "V" and dtype_of(expected).is_float
-    )
-    if not is_float:
+    if not _is_float(expected):
         wrong = float(np.count_nonzero(expected != actual))
-        floor = 0.0 if plain is None else 4.0 * float(np.count_nonzero(expected != plain))
+        floor = 4.0 * max(by.floor, distance(expected, plain))
         reason = "" if wrong <= floor else f"{wrong:.0f} of {expected.size} elements differ"
         share = wrong / max(expected.size, 1)
         counts = bool(np.any(expected != 0)) if expected.dtype.kind in "iub" else expected.size > 0
@@ -117,14 +153,14 @@ def _compare(
             name, wrong <= floor, wrong, share, 1.0 - share, floor,
             reason or ("" if counts else _PROVES_NOTHING), counts,
         )  # fmt: skip
-    return _compare_floats(name, expected, actual, plain, rtol, atol)
+    return _compare_floats(name, expected, actual, plain, by)
 
 
 def _compare_floats(
-    name: str, expected: Array, actual: Array, plain: Any, rtol: float | None, atol: float | None
+    name: str, expected: Array, actual: Array, plain: Any, by: _Tolerance
 ) -> OutputDiff:
     step = _EPS.get(dtype_of(expected), 0.0) if expected.dtype.kind != "c" else 0.0
-    wide: Any = np.complex128 if expected.dtype.kind == "c" else np.float64
+    wide = _wide(expected)
     a, b = expected.astype(wide), actual.astype(wide)
     finite = np.isfinite(a)
     same_special = np.array_equal(finite, np.isfinite(b)) and np.array_equal(
@@ -133,14 +169,10 @@ def _compare_floats(
     a, b = a[finite], b[finite] if same_special else np.zeros_like(a[finite])
     scale = float(np.abs(a).max()) if a.size else 0.0
     max_abs = float(np.abs(a - b).max()) if a.size and same_special else 0.0
-    floor = 0.0
-    if plain is not None and np.shape(plain) == expected.shape:
-        # the plain run may differ in where it is finite; such elements say nothing of the floor
-        other = np.asarray(plain).astype(wide)[finite]
-        usable = np.isfinite(other)
-        floor = float(np.abs(a - other)[usable].max()) if usable.any() else 0.0
-    relative = max(EXACT_RTOL, 2 * step) if rtol is None else rtol
-    allowed = max(relative * scale, 4.0 * floor) + (atol or 0.0)
+    # the plain run may differ in where it is finite; such elements say nothing of the floor
+    floor = max(by.floor, distance(expected, plain))
+    relative = max(EXACT_RTOL, 2 * step) if by.rtol is None else by.rtol
+    allowed = max(relative * scale, 4.0 * floor) + by.atol
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(np.real(np.vdot(a, b))) / norm if norm else float(max_abs == 0.0)
     ok = same_special and max_abs <= allowed
@@ -158,13 +190,13 @@ def _compare_floats(
 
 
 def _compare_sequence(
-    name: str, expected: Any, actual: Any, plain: Any, rtol: float | None, atol: float | None
+    name: str, expected: Any, actual: Any, plain: Any, by: _Tolerance
 ) -> OutputDiff:
     if not isinstance(actual, list | tuple) or len(actual) != len(expected):
         return OutputDiff(name, False, np.inf, np.inf, 0.0, 0.0, "sequence lengths differ")
     others = plain if isinstance(plain, list | tuple) else [None] * len(expected)
     diffs = [
-        _compare(f"{name}[{i}]", e, a, p, rtol, atol)
+        _compare(f"{name}[{i}]", e, a, p, by)
         for i, (e, a, p) in enumerate(zip(expected, actual, others, strict=True))
     ]
     if not diffs:

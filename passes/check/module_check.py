@@ -9,6 +9,7 @@ from typing import Any
 from regraft.ir.errors import CheckError
 from regraft.passes.check.compare import OutputDiff, compare_outputs, step_of
 from regraft.passes.check.samples import Sample
+from regraft.passes.check.second_look import SecondLook
 from regraft.passes.protocol import Contract, Exact, Lossy, Rounded, Within
 
 Runner = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -76,6 +77,7 @@ def check_module(
     rtol: float | None = None,
     atol: float | None = None,
     verified: str = "module",
+    look: SecondLook | None = None,
 ) -> CheckReport:
     """Compares a result with its source on every sample.
 
@@ -89,6 +91,7 @@ def check_module(
         rtol: Overrides the relative tolerance.
         atol: Adds an absolute tolerance.
         verified: What to call this check in the report.
+        look: Tells noise from error where an output leaves the tolerance.
     """
     if isinstance(contract, Within) and rtol is None:
         rtol = contract.bound
@@ -99,9 +102,15 @@ def check_module(
     for sample in samples:
         expected = reference(sample.inputs)
         floor = None if plain is None else plain(sample.inputs)
-        for diff in compare_outputs(
-            expected, result(sample.inputs), plain=floor, rtol=rtol, atol=atol
-        ):
+        actual = result(sample.inputs)
+        diffs = compare_outputs(expected, actual, plain=floor, rtol=rtol, atol=atol)
+        failed = [diff.name for diff in diffs if not diff.ok]
+        if failed and look is not None:
+            noise = look.noise(sample.inputs, failed)
+            diffs = compare_outputs(
+                expected, actual, plain=floor, noise=noise, rtol=rtol, atol=atol
+            )
+        for diff in diffs:
             if diff.counts:
                 counted.add(diff.name)
             known = worst.get(diff.name)

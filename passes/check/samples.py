@@ -7,7 +7,8 @@ integer-valued floats. Sizes that the source itself cannot run are replaced by l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,9 @@ MAX_ELEMENTS = 1 << 22
 """Largest generated input; bindings that exceed it are not tried."""
 
 _LEADING = (2, 1, 3)
+
+_MAX_TIES = 4
+"""Single further symbols, and pairs of them, that are tried as the batch where nothing runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +87,15 @@ def _first_sample(
     domains: Mapping[str, Domain],
     seed: int,
 ) -> Sample:
-    leading = leading_symbols(module)
-    for size in (3, *_LADDER):
-        binding = {
-            s.name: dims.get(s.name, clamp_size(_LEADING[0] if s.name in leading else size, s))
-            for s in input_symbols(module)
-        }
-        inputs = make_inputs(module, binding, STYLES[0], domains, seed)
-        if runs(inputs):
-            return Sample(inputs, binding, STYLES[0])
+    for leading in _leading_sets(module):
+        for size in (3, *_LADDER):
+            binding = {
+                s.name: dims.get(s.name, clamp_size(_LEADING[0] if s.name in leading else size, s))
+                for s in input_symbols(module)
+            }
+            inputs = make_inputs(module, binding, STYLES[0], domains, seed)
+            if runs(inputs):
+                return Sample(inputs, binding, STYLES[0])
     raise UnsupportedError("the source runs at none of the generated sizes", hint="give --inputs")
 
 
@@ -108,9 +112,10 @@ def _choose_bindings(
         if not runs(make_inputs(module, base, "normal", domains, seed)):
             raise UnsupportedError("the source does not run on a generated sample")
         return [base, base, base]
-    leading = leading_symbols(module)
 
-    def binding(lead: int, size: int, *, distinct: bool = False) -> Binding:
+    def binding(
+        leading: Collection[str], lead: int, size: int, *, distinct: bool = False
+    ) -> Binding:
         made: Binding = {}
         for number, symbol in enumerate(symbols):
             wanted = lead if symbol.name in leading else size + 2 * number * distinct
@@ -123,22 +128,23 @@ def _choose_bindings(
         return runs(make_inputs(module, candidate, "normal", domains, seed))
 
     found: list[Binding] = []
-    for lead in _LEADING:
-        tries = [binding(lead, _LADDER[0], distinct=True)]
-        tries += [binding(lead, size) for size in _LADDER]
-        first = next((b for b in tries if works(b)), None)
-        if first is not None:
-            found.append(first)
+    for number, leading in enumerate(_leading_sets(module)):
+        tries: list[Binding] = []
+        for lead in _LEADING if number == 0 else _LEADING[:1]:
+            tries.append(binding(leading, lead, _LADDER[0], distinct=True))
+            tries += [binding(leading, lead, size) for size in _LADDER]
+        _add_first(found, tries, works)
+        if found:
             break
-    if not found:
+    else:
         raise UnsupportedError(
             "the source runs at none of the generated sizes",
             hint="give real samples with --inputs, or sizes with --dims",
         )
     sizes = [size for name, size in found[0].items() if name not in leading]
     base_size = max(sizes, default=1)
-    others = [binding(1, size) for size in (0, 1, 3, *_LADDER, base_size)]
-    more = [binding(3, base_size + delta) for delta in (2, 1, 16, 32, 0)]
+    others = [binding(leading, 1, size) for size in (0, 1, 3, *_LADDER, base_size)]
+    more = [binding(leading, 3, base_size + delta) for delta in (2, 1, 16, 32, 0)]
     _add_first(found, others, works)
     _add_first(found, more, works)
     return [*found, found[-1], found[-1]][:3]
@@ -171,6 +177,20 @@ def leading_symbols(module: Module) -> set[str]:
         if shape and isinstance(shape[0], Dim):
             names |= {symbol.name for symbol in shape[0].symbols()}
     return names
+
+
+def _leading_sets(module: Module) -> Iterator[Collection[str]]:
+    """Yields sets of symbols that may all be the batch, the likeliest first.
+
+    An exporter that names no sizes gives the batch of a recurrent state, which is not its first
+    axis, a symbol of its own, and nothing may say before run time that both are one.
+    """
+    leading = leading_symbols(module)
+    yield leading
+    others = [s.name for s in input_symbols(module) if s.name not in leading]
+    for count in (1, 2):
+        for more in itertools.islice(itertools.combinations(others, count), _MAX_TIES):
+            yield leading | set(more)
 
 
 def clamp_size(size: int, symbol: Symbol) -> int:

@@ -22,6 +22,7 @@ from regraft.passes.check.reduce import Part, reduce_failure
 from regraft.passes.check.rounding import RetypedRunner, plain_for
 from regraft.passes.check.runners import PROBE_ERRORS, EvalRunner, accepts, unevaluable
 from regraft.passes.check.samples import Sample, generate_samples
+from regraft.passes.check.second_look import second_look
 from regraft.passes.manager import count_nodes
 from regraft.passes.pipeline import format_pass
 from regraft.passes.protocol import Context, Contract, Pass, Rounded
@@ -175,10 +176,10 @@ class Bisection:
         result = self._runner(b)
         if isinstance(contract, Rounded):
             result = RetypedRunner(result, a, b)
-        oracle = EvalRunner(a, oracle=True) if self.evaluates else None
         return check_module(
-            self._runner(a), plain_for(contract, a, oracle) if self.evaluates else None, result,
+            self._runner(a), plain_for(contract, a, None) if self.evaluates else None, result,
             samples, contract=contract, rtol=self.rtol, atol=self.atol,
+            look=None if isinstance(contract, Rounded) else second_look(a, b),
         )  # fmt: skip
 
     def _runner(self, module: Module) -> Runner:

@@ -29,7 +29,8 @@ from regraft.passes.check.runners import (
     unevaluable,
 )
 from regraft.passes.check.samples import Sample, generate_samples
-from regraft.passes.protocol import Contract, Rounded, Within
+from regraft.passes.check.second_look import second_look
+from regraft.passes.protocol import Contract, Lossy, Rounded, Within
 from regraft.sources import Source
 
 DEFAULT_BUDGET_BYTES = 3 << 30
@@ -113,7 +114,6 @@ class Checker:
         self.streams = not fits
         self.reason = ""
         self._reference = EvalRunner(self.original)
-        self._plain = None if self.streams else EvalRunner(self.original, oracle=True)
 
     def prepare(self, given: Sequence[Sample]) -> None:
         """Takes the user's samples or generates some; records why when neither can be run."""
@@ -167,7 +167,9 @@ class Checker:
     def _check(self, result: Runner, module: Module, contract: Contract) -> CheckReport:
         if self._reference is None:
             raise AssertionError("there is nothing to compare with")
-        plain = self._plain
+        plain, look = self._plain, None
+        if not isinstance(contract, Rounded | Lossy) and not self.streams:
+            look = second_look(self.original, module)
         if isinstance(contract, Rounded) and contract.dtype is not None:
             result = RetypedRunner(result, self.original, module)
             if isinstance(result.runner, OrtRunner) and not unevaluable(module):
@@ -180,7 +182,7 @@ class Checker:
                 plain = plain_for(contract, self.original, plain)
         return check_module(
             self._reference, plain, result, self.samples, contract=contract, rtol=self.rtol,
-            atol=self.atol, verified="module",
+            atol=self.atol, verified="module", look=look,
         )  # fmt: skip
 
     def _with_place(self, report: CheckReport, module: Module, dtype: DType) -> CheckReport:

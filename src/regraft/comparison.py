@@ -20,6 +20,7 @@ from regraft.passes.check.compare import compare_outputs
 from regraft.passes.check.module_check import CheckReport, Runner, check_module
 from regraft.passes.check.runners import EvalRunner, accepts, total_weight_bytes, unevaluable
 from regraft.passes.check.samples import Sample, generate_samples
+from regraft.passes.check.second_look import second_look
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source
 
@@ -70,7 +71,11 @@ def compare_sources(
         check_dims(a.module, dims or {})
         used = generate_samples(a.module, accepts(run_a), dims=dims, seed=seed)
     plain = a.runner(False) if a.runner is not None and isinstance(run_a, OrtRunner) else None
-    report = check_module(run_a, plain, run_b, used, rtol=rtol, atol=atol, verified="compared")
+    fits = max_memory_bytes is None or _fits(a.module, max_memory_bytes)
+    look = second_look(a.module, b.module) if fits else None
+    report = check_module(
+        run_a, plain, run_b, used, rtol=rtol, atol=atol, verified="compared", look=look
+    )
     return Comparison(report, used)
 
 
@@ -80,10 +85,7 @@ def make_runner(source: Source, max_memory_bytes: int | None = None) -> Runner:
     Raises:
         UnsupportedError: When neither can run it.
     """
-    fits = (
-        max_memory_bytes is None
-        or total_weight_bytes(source.module) * RUNTIME_COPIES <= max_memory_bytes
-    )
+    fits = max_memory_bytes is None or _fits(source.module, max_memory_bytes)
     failure = "its weights do not fit --max-memory"
     if fits:
         try:
@@ -97,6 +99,10 @@ def make_runner(source: Source, max_memory_bytes: int | None = None) -> Runner:
             f"no numpy meaning for {', '.join(missing[:3])}"
         )
     return EvalRunner(source.module)
+
+
+def _fits(module: Module, max_memory_bytes: int) -> bool:
+    return total_weight_bytes(module) * RUNTIME_COPIES <= max_memory_bytes
 
 
 def check_interfaces(a: Module, b: Module) -> None:

@@ -1,0 +1,115 @@
+"""A second look at outputs that left the usual tolerance: noise, or a real error?
+
+Some models lose most digits on their way (sums of large terms that cancel): a rewrite that is right
+then moves outputs further than the runtime's own optimizations do. Two questions tell noise from
+error, both answered by the numpy evaluator, so that they are asked only of outputs that failed:
+
+- How far is the source in its element type from the source in f64? That is its noise.
+- Do source and result agree in f64, by the usual tolerance? An exact rewrite is exact there,
+  whatever the noise, so that a floor of many digits excuses no error.
+
+Weights that the result no longer reads were folded into others and rounded once. In f64 a result
+may differ by what moving just those weights by half a step makes of the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.constants import weight
+from regraft.ir.evaluate import Observe, evaluate
+from regraft.ir.graph import Value
+from regraft.ir.module import Module
+from regraft.ir.types import DType
+from regraft.passes.check.compare import compare_outputs, distance
+from regraft.passes.check.runners import PROBE_ERRORS, unevaluable
+
+_NUM_DRAWS = 2
+_HALF_STEP = float(np.finfo(np.float32).eps) / 2
+
+
+class SecondLook:
+    """Says how much noise excuses, output by output.
+
+    Args:
+        source: The source.
+        result: What passes made of it; both must have a numpy meaning.
+        seed: Seed of random operators and of the moved weights.
+    """
+
+    def __init__(self, source: Module, result: Module, seed: int = 0) -> None:
+        self.source = source
+        self.result = result
+        self.seed = seed
+        self._folded = _reads(source) - _reads(result)
+
+    def noise(self, inputs: Mapping[str, Any], failed: Sequence[str]) -> dict[str, float]:
+        """Returns the noise of the source at each failed output that is right in f64.
+
+        An output that differs in f64 is not in it: no noise excuses it. None is where the
+        evaluator does not take the sample: the failure then stands.
+        """
+        try:
+            return self._noise(inputs, failed)
+        except PROBE_ERRORS:
+            return {}
+
+    def _noise(self, inputs: Mapping[str, Any], failed: Sequence[str]) -> dict[str, float]:
+        exact = evaluate(self.source, inputs, oracle=True, seed=self.seed)
+        new = evaluate(self.result, inputs, oracle=True, seed=self.seed)
+        right = _agreeing(exact, new, failed, None)
+        if len(right) < len(failed) and self._folded:
+            right = _agreeing(exact, new, failed, self._of_folding(inputs, exact))
+        if not right:
+            return {}
+        rounded = evaluate(self.source, inputs, seed=self.seed)
+        return {name: distance(rounded[name], exact[name]) for name in right}
+
+    def _of_folding(self, inputs: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, float]:
+        """Returns how far outputs move in f64 when the folded weights move by half a step."""
+        worst = dict.fromkeys(exact, 0.0)
+        for draw in range(_NUM_DRAWS):
+            moved = evaluate(
+                self.source, inputs, oracle=True, seed=self.seed, observe=self._moving(draw)
+            )
+            for name, array in moved.items():
+                worst[name] = max(worst[name], distance(exact[name], array))
+        return worst
+
+    def _moving(self, draw: int) -> Observe:
+        def move(value: Value, array: Any) -> Any:
+            node = value.producer
+            if node is None or node.op is not weight or value.dtype is not DType.F32:
+                return None
+            if node.attrs["name"] not in self._folded:
+                return None
+            # read at every use, and moved the same way at each
+            rng = np.random.default_rng([self.seed, draw, *node.attrs["name"].encode()])
+            return array * (1 + rng.uniform(-_HALF_STEP, _HALF_STEP, np.shape(array)))
+
+        return move
+
+
+def second_look(source: Module, result: Module, seed: int = 0) -> SecondLook | None:
+    """Returns a second look, None where the evaluator has no meaning for an operator."""
+    if unevaluable(source) or unevaluable(result):
+        return None
+    return SecondLook(source, result, seed)
+
+
+def _agreeing(
+    exact: Mapping[str, Any],
+    new: Mapping[str, Any],
+    wanted: Sequence[str],
+    noise: Mapping[str, float] | None,
+) -> list[str]:
+    """Returns the wanted outputs that are equal in f64."""
+    some = {name: exact[name] for name in wanted if name in exact}
+    return [diff.name for diff in compare_outputs(some, new, noise=noise) if diff.ok]
+
+
+def _reads(module: Module) -> set[str]:
+    return {node.attrs["name"] for node in module.graph.walk() if node.op is weight}

@@ -1,0 +1,42 @@
+"""Generated samples: sizes that belong together are found where nothing declares them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from regraft.ir.errors import UnsupportedError
+from regraft.ir.text import parse_module
+from regraft.passes.check.samples import generate_samples
+
+STATEFUL = parse_module("""\
+graph(%x : f32[N, T], %h : f32[2, M, 4]) {
+  return %x, %h
+}
+""")
+"""A recurrent model of an exporter that names no sizes: `M` is the batch, which only runs show."""
+
+
+def same_batch(inputs: Mapping[str, Any]) -> bool:
+    return bool(inputs["x"].shape[0] == inputs["h"].shape[1] and inputs["x"].shape[1] >= 200)
+
+
+@pytest.mark.parametrize("count", [None, 1])
+def test_batch_of_a_state_is_found(count: int | None) -> None:
+    samples = generate_samples(STATEFUL, same_batch, max_samples=count)
+    sizes = [sample.binding["N"] for sample in samples]
+    assert [sample.binding["M"] for sample in samples] == sizes
+    assert sizes == ([2, 1, 3] if count is None else [2])
+    assert all(same_batch(sample.inputs) for sample in samples)
+
+
+def test_sizes_that_run_apart_are_not_tied() -> None:
+    samples = generate_samples(STATEFUL, lambda inputs: True)
+    assert any(sample.binding["N"] != sample.binding["M"] for sample in samples)
+
+
+def test_nothing_runs_is_an_error() -> None:
+    with pytest.raises(UnsupportedError, match="at none of the generated sizes"):
+        generate_samples(STATEFUL, lambda inputs: False)

@@ -1,0 +1,119 @@
+"""Noise is told from error: by how far the source is from f64, and by agreement in f64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import regraft
+from regraft.ir.constants import weight
+from regraft.ir.module import Module
+from regraft.ir.text import parse_module
+from regraft.ir.weights import ArrayWeight
+from regraft.passes.check.compare import EXACT_RTOL
+from regraft.passes.check.module_check import CheckReport, check_module
+from regraft.passes.check.runners import EvalRunner, accepts
+from regraft.passes.check.samples import generate_samples
+from regraft.passes.check.second_look import second_look
+
+PLANTED = "1.00003"  # an error of 3e-5, relative
+
+WELL = """\
+weight @w : f32[8, 4] role=param = random(1)
+graph(%x : f32[B, 8]) {
+  %w = weight @w
+  %y = matmul(%x, %w)
+  BODY
+}
+"""
+ILL = """\
+graph(%x : f32[B, 8]) {
+  %a = literal f32[] 30000
+  %b = literal f32[] 10000
+  %c = literal f32[] 20000
+  BODY
+}
+"""
+THERE_AND_BACK = "%s = add(%x, %a)\n%y = sub(%s, %a)"
+IN_STEPS = "%s = add(%x, %b)\n%t = add(%s, %c)\n%y = sub(%t, %a)"
+EXACTLY = "return %y"
+WRONG = f"%f = literal f32[] {PLANTED}\n%z = mul(%y, %f)\nreturn %z"
+
+
+def module(text: str, *body: str) -> Module:
+    made = parse_module(text.replace("BODY", "\n".join(body)))
+    made.graph.set_outputs([("out", made.graph.outputs[0])])
+    return made
+
+
+def check(source: Module, result: Module, *, looks: bool = True) -> CheckReport:
+    run = EvalRunner(source)
+    samples = generate_samples(source, accepts(run))
+    look = second_look(source, result) if looks else None
+    return check_module(run, None, EvalRunner(result), samples, look=look)
+
+
+def test_error_in_a_well_conditioned_model_is_caught() -> None:
+    source = module(WELL, EXACTLY)
+    assert check(source, module(WELL, EXACTLY)).ok
+    report = check(source, module(WELL, WRONG))
+    assert not report.ok
+    assert report.outputs[0].max_rel == pytest.approx(3e-5, rel=0.1)
+
+
+def test_noise_of_an_ill_conditioned_model_is_no_error() -> None:
+    source, result = module(ILL, THERE_AND_BACK, EXACTLY), module(ILL, IN_STEPS, EXACTLY)
+    assert not check(source, result, looks=False).ok
+    report = check(source, result)
+    assert report.ok
+    assert report.outputs[0].max_rel > EXACT_RTOL  # which is what had to be excused
+
+
+def test_error_below_the_noise_is_caught_all_the_same() -> None:
+    source, result = module(ILL, THERE_AND_BACK, EXACTLY), module(ILL, IN_STEPS, WRONG)
+    report = check(source, result)
+    assert not report.ok
+    assert report.outputs[0].allowed < 1e-3  # nothing was excused
+
+
+FOLDED = """\
+weight @p : f32[8, 8] role=param = random(1)
+weight @q : f32[8, 8] role=param = random(2)
+graph(%x : f32[B, 8]) {
+  %p = weight @p
+  %q = weight @q
+  %big = literal f32[] 30000
+  %m = matmul(%p, %q)
+  %h = matmul(%x, %m)
+  %s = mul(%h, %big)
+  %t = sin(%s)
+  return %t
+}
+"""
+
+
+@pytest.mark.parametrize(("factor", "ok"), [(1.0, True), (1.001, False)])
+def test_folded_weights_are_rounded_once(factor: float, ok: bool) -> None:
+    # the sine of a large angle turns the rounding of a weight into a difference of percents
+    source = module(FOLDED)
+    result = source.clone()
+    product = source.weights["p"].numpy() @ source.weights["q"].numpy() * np.float32(factor)
+    result.weights.add("pq", ArrayWeight(product))
+    node = next(n for n in result.graph if n.op.name == "matmul")
+    made = result.graph.create(weight, (), {"name": "pq"}, before=node)
+    result.graph.replace(node, [made.output])
+    for old in [n for n in reversed(result.graph) if n.op is weight and not n.output.users]:
+        result.graph.erase(old)
+    assert check(source, result).ok is ok
+
+
+def test_planted_error_in_a_written_file_is_caught(tmp_path: Path) -> None:
+    regraft.save(module(WELL, EXACTLY), tmp_path / "a.onnx")
+    regraft.save(module(WELL, WRONG), tmp_path / "b.onnx")
+    onnx.checker.check_model(tmp_path / "b.onnx")
+    assert regraft.compare(tmp_path / "a.onnx", tmp_path / "a.onnx").ok
+    report = regraft.compare(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert [diff.ok for diff in report.outputs] == [False]
