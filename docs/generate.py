@@ -63,7 +63,12 @@ def _operator(spec: OpSpec) -> str:
         f"`{axes}`" if isinstance(spec.axes, str) else axes,
         ", ".join(traits).replace("_", " ") or "-",
     )
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(map(_cell, cells))} |"
+
+
+def _cell(text: str) -> str:
+    """Returns a text that does not end its cell of a table."""
+    return text.replace("|", chr(92) + "|")
 
 
 def _attribute(attr: Attr) -> str:
@@ -88,7 +93,7 @@ def passes_page() -> str:
             parts += ["", "| option | type | default | |", "|---|---|---|---|"]
             about = dict(_documented_args(cls))
             parts += [
-                f"| `{o['name']}` | {o['type']} | `{o['default']}` "
+                f"| `{o['name']}` | {_cell(str(o['type']))} | `{o['default']}` "
                 f"| {about.get(o['name'].replace('-', '_'), '')} |"
                 for o in options
             ]

@@ -31,13 +31,19 @@ class Legalizer(Protocol):
     """What a backend offers for one target."""
 
     def start(
-        self, dims: Mapping[str, int], max_opset: int, decided: Mapping[str, str]
+        self,
+        module: Module,
+        dims: Mapping[str, int],
+        opset: int | None,
+        decided: Mapping[str, str],
     ) -> Legalization:
         """Begins a run.
 
         Args:
+            module: The module, which is rewritten afterwards.
             dims: Sizes expected at run time, by symbol.
-            max_opset: Forms that need a higher ONNX opset are not taken.
+            opset: Forms that need a higher ONNX opset are not taken; None for what the target
+                prefers.
             decided: Forms by place that were decided before; they win over costs.
         """
 
@@ -49,11 +55,13 @@ class Legalize:
     ## What it does
     At each place where the target offers several forms (attention written out, ONNX Attention-23,
     ONNX Runtime's own kernels; …), takes the one that a measured cost table says is fastest. A form
-    that gains less than 3 %, or loses at some size the place can have, is not taken. The module is
-    then of that target's level: loading its file raises it again.
+    that gains less than 3 %, or loses at some size the place can have, is not taken. For the target
+    `onnx`, operators that the file's opset lacks are written as their bodies, and what several of
+    them compute alike is merged. The module is then of that target's level: loading its file raises
+    it again.
 
     ## When it applies
-    Last, for targets with a cost table. Sizes that nothing fixes are taken from `--dims`, else a
+    Last, for targets with a legalization. Sizes that nothing fixes are taken from `--dims`, else a
     form has to win over typical sizes.
 
     ## Example
@@ -70,7 +78,8 @@ class Legalize:
 
     Args:
         target: The target, by default the conversion's.
-        opset: Highest ONNX opset that forms may need.
+        opset: Highest ONNX opset that forms may need; by default the newest that `ort-cpu` loads,
+            and for `onnx` the opset that the file will have.
     """
 
     name: ClassVar[str] = "legalize"
@@ -78,7 +87,7 @@ class Legalize:
     lowers: ClassVar[bool] = True
 
     target: str = ""
-    opset: int = 26
+    opset: int | None = None
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Rewrites every place, then cleans up what became plain.
@@ -92,7 +101,7 @@ class Legalize:
             known = ", ".join(ctx.legalizers) or "none is loaded"
             raise UsageError(f"target `{target}` has no legalization", hint=f"targets: {known}")
         decided = ctx.replay.get(self.name, {}).get("forms", {})
-        run = legalizer.start(ctx.dims, self.opset, decided)
+        run = legalizer.start(module, ctx.dims, self.opset, decided)
         stats = rewrite(module, run.rules, observer=ctx.observer)
         counts: dict[str, int | float] = dict(sorted(stats.counts.items()))
         if stats.counts:

@@ -36,11 +36,14 @@ class Emit:
             applies. An operator whose first row is above 13 raises the emission opset when it is
             used (`min_opset` below can say that only some uses do).
         min_opset: Least opset that this node needs, when it depends on the node.
+        inlined: Whether a node is emitted as its body at an opset for a profile, when it depends
+            on the node; else the row at the opset says it.
     """
 
     spec: OpSpec
     rows: Mapping[int, Emitter]
     min_opset: Callable[[Node], int] | None = None
+    inlined: Callable[[Node, int, str], bool] | None = None
 
 
 @dataclass(slots=True)
@@ -223,6 +226,13 @@ class EmitTable:
             return None if spec.body is None else EmitContext.inline
         best = max((since for since in row.rows if since <= opset), default=None)
         return None if best is None else row.rows[best]
+
+    def is_inlined(self, node: Node, opset: int, profile: str) -> bool:
+        """Returns whether the node is emitted as its body."""
+        row = self.rows.get(node.op)
+        if row is not None and row.inlined is not None:
+            return row.inlined(node, opset, profile)
+        return self.find(node.op, opset) is EmitContext.inline
 
     def min_opset(self, node: Node) -> int | None:
         """Returns the least opset at which the node can be emitted, None when at none."""

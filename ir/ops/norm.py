@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regraft.ir.dims import DimLike, known_different, product
+from regraft.ir.builder import Builder
+from regraft.ir.dims import DimLike, exactdiv, known_different, product
 from regraft.ir.graph import Node, Value
+from regraft.ir.ops import arithmetic, reshaping
 from regraft.ir.ops.shapes import infer_same
 from regraft.ir.opspec import Attr, AttrKind, Flops, Operand, OpSpec
 from regraft.ir.types import DType, TensorType, Type
@@ -111,6 +113,23 @@ def _eval_group_norm(c: EvalContext, x: Array, scale: Array, bias: Array) -> Arr
     return normal * _per_channel(scale, x.ndim) + _per_channel(bias, x.ndim)
 
 
+def _group_norm_body(node: Node, b: Builder) -> Value:
+    """Returns the instance norm of the groups, scaled and shifted per channel."""
+    x, scale, bias = node.inputs
+    if x is None or x.shape is None or x.dtype is None or scale is None or bias is None:
+        raise AssertionError("the body of group_norm needs a shape and an element type")
+    groups, shape = node.attrs["groups"], x.shape
+    grouped_shape = (shape[0], groups, exactdiv(product(shape[1:]), groups))
+    grouped = b.op(reshaping.reshape, x, shape=grouped_shape)
+    unit = [b.constant(np.full(groups, value, x.dtype.numpy)) for value in (1, 0)]
+    normal = b.op(instance_norm, grouped, *unit, epsilon=node.attrs["epsilon"])
+    normal = b.op(reshaping.reshape, normal, shape=shape)
+    per_channel = (shape[1], *(1,) * (len(shape) - 2))
+    gain = b.op(reshaping.reshape, scale, shape=per_channel)
+    shift = b.op(reshaping.reshape, bias, shape=per_channel)
+    return b.op(arithmetic.add, b.op(arithmetic.mul, normal, gain), shift)
+
+
 group_norm = OpSpec(
     name="group_norm",
     source="ONNX GroupNormalization-21",
@@ -121,6 +140,7 @@ group_norm = OpSpec(
     infer=_infer_channel_norm,
     eval=_eval_group_norm,
     flops=_flops_per_element(7),
+    body=_group_norm_body,
 )
 
 

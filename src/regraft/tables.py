@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-from regraft.backends.onnx.legalize import TARGETS, CostTable, read_table
+from regraft.backends.onnx.legalize import MEASURED, CostTable, read_table
 
 
 def user_table(target: str) -> Path:
@@ -29,5 +29,5 @@ def user_tables() -> dict[str, CostTable]:
     Raises:
         InputError: When a file is no table of this version.
     """
-    paths = {target: user_table(target) for target in TARGETS}
+    paths = {target: user_table(target) for target in MEASURED}
     return {target: read_table(path) for target, path in paths.items() if path.is_file()}

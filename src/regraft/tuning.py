@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import to_proto
-from regraft.backends.onnx.legalize import SITES, TARGETS, CostTable, OrtLegalizer
+from regraft.backends.onnx.legalize import MEASURED, SITES, CostTable, OrtLegalizer
 from regraft.backends.onnx.legalize.cases import Case, cases
 from regraft.backends.onnx.legalize.costs import Entry
 from regraft.backends.onnx.legalize.site import Limits
@@ -96,9 +96,9 @@ def check_sites(target: str, sites: tuple[str, ...]) -> None:
         UnsupportedError: For a target without a cost table.
         UsageError: For an unknown site.
     """
-    if target not in TARGETS:
+    if target not in MEASURED:
         raise UnsupportedError(
-            f"target `{target}` has no cost table", hint=f"targets: {', '.join(TARGETS)}"
+            f"target `{target}` has no cost table", hint=f"targets: {', '.join(MEASURED)}"
         )
     known = [site.name for site in SITES]
     for name in sites:

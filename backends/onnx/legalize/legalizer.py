@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from regraft.backends.onnx.emitter import MAX_OPSET
 from regraft.backends.onnx.legalize.costs import CostTable
 from regraft.backends.onnx.legalize.site import Limits, Site
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Node, Value
+from regraft.ir.module import Module
 from regraft.ir.rewrite import LocalRule, Reject, Rewriter, RuleSet
 
 
@@ -30,12 +32,13 @@ class OrtLegalizer:
 
     def start(
         self,
+        module: Module,
         dims: Mapping[str, int],
-        max_opset: int,
+        opset: int | None,
         decided: Mapping[str, str],
     ) -> OrtLegalization:
         """Returns the rules for one module; see `passes.legalize.Legalizer`."""
-        return OrtLegalization(self, Limits(max_opset, dims), decided)
+        return OrtLegalization(self, Limits(opset or MAX_OPSET, dims), decided)
 
 
 @dataclass(slots=True)

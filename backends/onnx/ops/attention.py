@@ -10,6 +10,7 @@ import numpy as np
 
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.ir.builder import Builder
+from regraft.ir.dims import DimLike
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import (
@@ -40,9 +41,7 @@ def emit_native(e: EmitContext) -> None:
         raise UnsupportedError(
             f"attention ({', '.join(node.loc[:1])}) of unknown shape cannot be emitted"
         )
-    has_full_mask = mask is None or (
-        mask.shape is not None and mask.shape[-2:] == (q.shape[2], k.shape[2])
-    )
+    has_full_mask = mask is None or _is_full(mask, (q.shape[2], k.shape[2]))
     is_cache = lengths is not None and e.opset >= _LENGTHS_SINCE
     windowed = binding_window(attrs, (q.shape[2], k.shape[2]), node.inputs[6]) != (-1, -1)
     plain = attrs["window"] == (-1, 0) and (
@@ -64,6 +63,21 @@ def emit_native(e: EmitContext) -> None:
         softcap=attrs["softcap"] or None,
         softmax_precision=attrs["softmax_dtype"],
     )  # fmt: skip
+
+
+def _is_full(mask: Value, sizes: tuple[DimLike, DimLike]) -> bool:
+    """Whether the last axes of a mask have these sizes, by their types or because they are made so.
+
+    Sizes that inference cannot tell to be equal keep their own symbol when they are expanded.
+    """
+    if mask.shape is not None and mask.shape[-2:] == sizes:
+        return True
+    maker = mask.producer
+    return (
+        maker is not None
+        and maker.op is repeating.expand
+        and tuple(maker.attrs["shape"] or ())[-2:] == sizes
+    )
 
 
 def _is_aligned_to_lengths(node: Node) -> bool:
@@ -92,35 +106,61 @@ def _with_full_mask(node: Node, b: Builder) -> Value:
     mask = mask if visible is None else visible
     if mask is None or mask.shape is None:
         raise AssertionError("attention without a mask")
-    if mask.shape[-2:] != sizes:
+    if not _is_full(mask, sizes):
         mask = b.op(repeating.expand, mask, shape=(*mask.shape[:-2], *sizes))
     attrs = {**node.attrs, "causal_offset": None}
     return b.op(attention.attention, q, k, v, mask, **attrs)
 
 
 def _rotary(e: EmitContext) -> None:
-    x, cos, _, positions = e.node.inputs
+    x, cos, _, _ = e.node.inputs
     if x is None or cos is None or x.shape is None or cos.shape is None:
         raise UnsupportedError(
             f"rotary_embedding ({', '.join(e.node.loc[:1])}) of unknown shape cannot be emitted"
         )
     attrs = e.node.attrs
     common = {"interleaved": attrs["interleaved"], "rotary_embedding_dim": attrs["rotary_size"]}
-    is_full_table = len(cos.shape) == 3 and cos.shape[0] == x.shape[0]
-    B, H, S, _ = x.shape
-    if e.opset >= _NATIVE_SINCE and (positions is not None or is_full_table):
+    if _is_rotary_inlined(e.node, e.opset, e.profile):
+        e.inline()
+    elif _is_rotary_native(e.node, e.opset):
         e.emit("RotaryEmbedding", e.inputs, **common)
-    elif e.profile != "onnx" and positions is not None and positions.shape == (B, S):
+    else:
+        H = x.shape[1]
         x_, cos_, sin_, positions_ = e.inputs
         names = [x_, positions_, cos_, sin_]
         num_heads = H if isinstance(H, int) else None
         e.emit("RotaryEmbedding", names, domain="com.microsoft", num_heads=num_heads, **common)
-    else:
-        e.inline()
+
+
+def _is_rotary_native(node: Node, opset: int) -> bool:
+    """Whether ONNX RotaryEmbedding takes the tables as they are."""
+    x, cos, _, positions = node.inputs
+    if opset < _NATIVE_SINCE:
+        return False
+    if positions is not None:
+        return True
+    if x is None or cos is None or x.shape is None or cos.shape is None:
+        return False
+    return len(cos.shape) == 3 and cos.shape[0] == x.shape[0]
+
+
+def _is_rotary_inlined(node: Node, opset: int, profile: str) -> bool:
+    """Whether neither ONNX nor the runtime's own operator takes the node."""
+    x, _, _, positions = node.inputs
+    if _is_rotary_native(node, opset):
+        return False
+    has_kernel = (
+        profile != "onnx"
+        and positions is not None
+        and x is not None
+        and x.shape is not None
+        and positions.shape == (x.shape[0], x.shape[2])
+    )
+    return not has_kernel
 
 
 EMITS: tuple[Emit, ...] = (
     Emit(attention.attention, {13: EmitContext.inline, _NATIVE_SINCE: emit_native}),
-    Emit(rotary.rotary_embedding, {13: _rotary}),
+    Emit(rotary.rotary_embedding, {13: _rotary}, inlined=_is_rotary_inlined),
     Emit(linear_attention.linear_attention, {13: EmitContext.inline}),
 )

@@ -28,9 +28,13 @@ def _has_kernel(node: Node) -> bool:
     )
 
 
+def _is_inlined(node: Node, opset: int, profile: str) -> bool:
+    return profile != "ort-cpu" or not _has_kernel(node)
+
+
 def _moe(e: EmitContext) -> None:
     node = e.node
-    if e.profile != "ort-cpu" or not _has_kernel(node):
+    if _is_inlined(node, e.opset, e.profile):
         e.inline()
         return
     router, attrs = node.inputs[1], node.attrs
@@ -49,4 +53,4 @@ def _moe(e: EmitContext) -> None:
     )  # fmt: skip
 
 
-EMITS: tuple[Emit, ...] = (Emit(moe.moe, {13: _moe}),)
+EMITS: tuple[Emit, ...] = (Emit(moe.moe, {13: _moe}, inlined=_is_inlined),)

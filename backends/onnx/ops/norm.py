@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from regraft.backends.onnx.emitter import Emit, EmitContext, direct
 from regraft.ir.constants import constant_of
 from regraft.ir.errors import UnsupportedError
@@ -56,8 +54,9 @@ def _spelled_out(e: EmitContext, *, centered: bool) -> None:
         mean = _mean(e, source, axes)
         source = e.op("Sub", source, mean)
     power = _mean(e, e.op("Mul", source, source), axes)
-    epsilon = e.const(node.attrs["epsilon"], wide.numpy)
-    std = e.op("Sqrt", e.op("Add", power, epsilon))
+    if node.attrs["epsilon"]:
+        power = e.op("Add", power, e.const(node.attrs["epsilon"], wide.numpy))
+    std = e.op("Sqrt", power)
     normal = e.op("Div", source, std)
     if dtype is not wide:
         normal = e.op("Cast", normal, to=dtype)
@@ -107,23 +106,13 @@ def _emit_rms_norm_23(e: EmitContext) -> None:
 
 
 def _emit_group_norm_13(e: EmitContext) -> None:
-    """Emits instance normalization over the groups, then scale and bias per channel."""
-    x, scale, bias = (e.name(value) for value in e.node.inputs)
-    value, groups = e.node.inputs[0], e.node.attrs["groups"]
+    value = e.node.inputs[0]
     if value is None or value.rank is None or value.dtype is None:
         raise UnsupportedError(
             f"`{e.name(e.node.output)}`: group_norm of an unknown rank or element type needs "
             f"opset 21"
         )
-    dtype = value.dtype.numpy
-    grouped = e.op("Reshape", x, e.ints((0, groups, -1)))
-    unit = [e.const(np.ones(groups), dtype), e.const(np.zeros(groups), dtype)]
-    normal = e.op("InstanceNormalization", grouped, *unit, epsilon=e.node.attrs["epsilon"])
-    normal = e.op("Reshape", normal, e.op("Shape", x))
-    if value.rank > 2:
-        axes = e.ints(tuple(range(1, value.rank - 1)))
-        scale, bias = e.op("Unsqueeze", scale, axes), e.op("Unsqueeze", bias, axes)
-    e.emit("Add", [e.op("Mul", normal, scale), bias])
+    e.inline()
 
 
 EMITS: tuple[Emit, ...] = (
@@ -135,6 +124,7 @@ EMITS: tuple[Emit, ...] = (
             13: _emit_group_norm_13,
             21: direct("GroupNormalization", "epsilon", num_groups="groups"),
         },
+        inlined=lambda node, opset, profile: opset < 21,
     ),
     Emit(
         ops.layer_norm,

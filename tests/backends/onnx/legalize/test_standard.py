@@ -1,0 +1,99 @@
+"""The target `onnx`: operators that the opset lacks become bodies, which share what is equal."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import regraft
+from regraft.backends.onnx.legalize import legalizers
+from regraft.backends.onnx.runtime import OrtRunner
+from regraft.backends.onnx.save import to_proto
+from regraft.ir.evaluate import evaluate
+from regraft.ir.module import Module
+from regraft.ir.text import parse_module
+from regraft.passes.legalize import Legalize
+from regraft.passes.protocol import Context
+
+CAUSAL_TWICE = """
+symbol B
+symbol S
+graph(%q : f32[B, 2, S, 4], %k : f32[B, 2, S, 4]) {
+  %1 = attention(%q, %k, %k) {scale = 0.5, causal_offset = 0}
+  %y = attention(%1, %k, %q) {scale = 0.5, causal_offset = 0}
+  return %y
+}
+"""
+
+GROUPS = """
+symbol B
+graph(%x : f32[B, 4, 3, 5], %g : f32[4], %b : f32[4]) {
+  %y = group_norm(%x, %g, %b) {groups = 2}
+  return %y
+}
+"""
+
+OTHER_LENGTH = """
+symbol B
+symbol S
+symbol T
+graph(%q : f32[B, 2, S, 4], %k : f32[B, 2, S, 4], %m : f32[1, 1, 1, T]) {
+  %y = attention(%q, %k, %k, %m) {scale = 0.5}
+  return %y
+}
+"""
+
+
+def legalized(text: str, opset: int) -> Module:
+    module = parse_module(text)
+    Legalize("onnx", opset).run(module, Context(legalizers=legalizers()))
+    return module
+
+
+def inputs(module: Module) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    sizes = {"B": 2, "S": 5, "T": 5}
+    return {
+        value.name: rng.standard_normal(
+            [d if isinstance(d, int) else sizes[str(d)] for d in value.shape]
+        ).astype(np.float32)
+        for value in module.graph.inputs
+    }
+
+
+@pytest.mark.parametrize("text", [CAUSAL_TWICE, GROUPS])
+def test_bodies_compute_the_same(text: str) -> None:
+    module, source = legalized(text, 17), parse_module(text)
+    given = inputs(source)
+    expected = evaluate(source, given)["y"]
+    emitted = OrtRunner(to_proto(module, opset=17))(given)["y"]
+    # sums of a few terms of order one
+    np.testing.assert_allclose(emitted, expected, 0, 1e-5)
+    assert np.abs(expected).max() > 0.1
+
+
+def test_layers_share_the_mask_that_positions_make() -> None:
+    module = legalized(CAUSAL_TWICE, 17)
+    ops = Counter(node.op.name for node in module.graph)
+    assert ops["attention"] == 0
+    assert ops["softmax"] == 2
+    assert ops["less_or_equal"] == 1
+
+
+def test_an_operator_that_the_opset_has_stays() -> None:
+    module = legalized(CAUSAL_TWICE, 23)
+    assert [node.op.name for node in module.graph].count("attention") == 2
+
+
+def test_a_legalized_file_is_raised_to_the_same_operators() -> None:
+    loaded = regraft.load(to_proto(legalized(CAUSAL_TWICE, 17), opset=17))
+    regraft.apply(loaded, "canonicalize,fuse,canonicalize", check="off")
+    found = [node for node in loaded.graph if node.op.name == "attention"]
+    assert [node.attrs["causal_offset"] for node in found] == [0, 0]
+
+
+def test_a_mask_whose_length_is_not_known_to_be_that_of_the_keys_is_emitted() -> None:
+    module = parse_module(OTHER_LENGTH)
+    given = inputs(module)
+    emitted = OrtRunner(to_proto(module, opset=23))(given)["y"]
+    np.testing.assert_allclose(emitted, evaluate(module, given)["y"], 0, 1e-5)
