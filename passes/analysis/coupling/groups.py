@@ -1,0 +1,217 @@
+"""Coupled groups: every axis that a row of positions stands in, and why others are pinned."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+
+from regraft.ir.constants import weight
+from regraft.ir.dims import DimLike, product
+from regraft.ir.graph import Node, Value
+from regraft.ir.module import Module
+from regraft.passes.analysis.coupling.builder import Builder, name_of
+from regraft.passes.analysis.coupling.spaces import Pin, Space, factors_of, find, leaves_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Positions that go together in every slot; one position is one unit.
+
+    Args:
+        idx: Number of the group, in order of first appearance.
+        space: Its leaf.
+        size: Positions in each block.
+        num_blocks: Blocks that may keep positions of their own, in equal numbers; mostly 1.
+        weights: (name, axis) of every weight axis it stands in.
+        values: (value, axis) of every other axis, in graph order.
+        kind: Hash of what uses it and how; groups of repeated layers share it.
+        counted: Whether a normalization counts its positions.
+    """
+
+    idx: int
+    space: Space
+    size: int
+    num_blocks: int
+    weights: tuple[tuple[str, int], ...]
+    values: tuple[tuple[Value, int], ...]
+    kind: str
+    counted: bool
+
+    @property
+    def name(self) -> str:
+        """`g12`."""
+        return f"g{self.idx}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PinnedSpace:
+    """Positions that must all stay, with the reason; only those that weights hold are listed."""
+
+    space: Space
+    size: int
+    why: Pin
+    weights: tuple[tuple[str, int], ...]
+
+
+class Coupling:
+    """The coupling of a module's axes.
+
+    Attributes:
+        module: The module, as it was when it was looked at.
+        groups: What may be pruned.
+        pinned: What may not, and why.
+        builder: Spaces of all axes.
+    """
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.builder = Builder(module)
+        self.builder.build()
+        self.groups: tuple[Group, ...] = ()
+        self.pinned: tuple[PinnedSpace, ...] = ()
+        self._collect()
+        self.group_of = {group.space: group for group in self.groups}
+
+    def axes(self, value: Value) -> tuple[Space, ...]:
+        """Returns one space per axis of a value."""
+        return self.builder.axes.get(value, ())
+
+    @cached_property
+    def graph(self) -> nx.Graph:
+        """The coupling graph: groups and the nodes that they meet in."""
+        graph = nx.Graph()
+        for group in self.groups:
+            graph.add_node(group.name, size=group.size, kind=group.kind)
+            for value, axis in group.values:
+                for user in value.users:
+                    graph.add_edge(group.name, user, axis=axis)
+        return graph
+
+    @cached_property
+    def isomorphic(self) -> dict[str, list[Group]]:
+        """Groups by kind: those of repeated layers stand together."""
+        kinds: dict[str, list[Group]] = {}
+        for group in self.groups:
+            kinds.setdefault(group.kind, []).append(group)
+        return kinds
+
+    # -- collection -------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        values: dict[Space, list[tuple[Value, int]]] = {}
+        weights: dict[Space, list[tuple[str, int]]] = {}
+        for value, spaces in self.builder.axes.items():
+            if value.producer is not None and value.producer.op is weight:
+                continue
+            for axis, space in enumerate(spaces):
+                for leaf in dict.fromkeys(leaves_of(space)):
+                    values.setdefault(leaf, []).append((value, axis))
+        for name, spaces in self.builder.weights.items():
+            for axis, space in enumerate(spaces):
+                for leaf in dict.fromkeys(leaves_of(space)):
+                    weights.setdefault(leaf, []).append((name, axis))
+        kinds = _Kinds(self.builder)
+        groups, pinned = [], []
+        for leaf, slots in weights.items():
+            if not isinstance(leaf.size, int) or leaf.size < 2:
+                continue
+            if leaf.pin is not None:
+                pinned.append(PinnedSpace(leaf, leaf.size, leaf.pin, tuple(slots)))
+                continue
+            others = values.get(leaf, [])
+            if not any(self._is_float(name) for name, _ in slots) or not others:
+                continue
+            kind, counted = kinds.of(leaf, others)
+            groups.append(
+                Group(
+                    len(groups), leaf, leaf.size, _num_blocks(leaf), tuple(slots), tuple(others),
+                    kind, counted,
+                )
+            )  # fmt: skip
+        self.groups, self.pinned = tuple(groups), tuple(pinned)
+
+    def _is_float(self, name: str) -> bool:
+        return self.module.weights[name].dtype.is_float
+
+
+def _num_blocks(leaf: Space) -> int:
+    if leaf.outer is None:
+        return 1
+    total = product(factor.size for factor in factors_of(leaf.outer))
+    if not isinstance(total, int):
+        leaf.outer = None
+        return 1
+    return total
+
+
+class _Kinds:
+    """Describes the places of a leaf, so that leaves of repeated layers look alike."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+
+    def of(self, leaf: Space, values: list[tuple[Value, int]]) -> tuple[str, bool]:
+        places: Counter[str] = Counter()
+        counted = False
+        for value, axis in values:
+            producer = value.producer
+            if producer is not None:
+                places[f"{producer.op.name}>{value.index}.{axis}/{value.rank}"] += 1
+            for user, idx in value.uses:
+                if isinstance(user, Node):
+                    places[f"{user.op.name}<{idx}.{axis}/{value.rank}"] += 1
+                    counted |= idx == 0 and _counts(self.builder, user, leaf, axis)
+        text = f"{leaf.size} {sorted(places.items())}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12], counted
+
+
+def _counts(builder: Builder, user: Node, leaf: Space, axis: int) -> bool:
+    from_op = user.op.name
+    if from_op == "group_norm":
+        return axis == 1 and leaf not in factors_of(builder.stated[user]["groups"][0])
+    if from_op in ("layer_norm", "rms_norm"):
+        rank = user.output.rank or 0
+        first = user.attrs["axis"]
+        return axis >= (first if first >= 0 else first + rank)
+    return False
+
+
+# -- what is kept --------------------------------------------------------------------------------
+
+
+def touched(space: Space, sizes: dict[Space, int]) -> bool:
+    """Returns whether a space loses positions under new sizes of leaves."""
+    return any(leaf in sizes for leaf in leaves_of(space))
+
+
+def new_size(space: Space, sizes: dict[Space, DimLike]) -> DimLike:
+    """Returns the size of a space under new sizes of leaves."""
+    space = find(space)
+    if not space.parts:
+        return sizes.get(space, space.size)
+    if space.form.value == "product":
+        return product(new_size(part, sizes) for part in space.parts)
+    total: DimLike = 0
+    for part in space.parts:
+        total = new_size(part, sizes) + total
+    return total
+
+
+def describe(space: Space, names: dict[Space, str]) -> str:
+    """Returns the space as text: `(g3 64)`, `g1 + g2`."""
+    space = find(space)
+    if not space.parts:
+        return names.get(space, str(space.size))
+    sign = " " if space.form.value == "product" else " + "
+    return f"({sign.join(describe(part, names) for part in space.parts)})"
+
+
+def places_of(coupling: Coupling) -> Iterator[tuple[str, Value]]:
+    """Yields every named value of the graph with its name."""
+    for value in coupling.builder.axes:
+        yield (value.name or (name_of(value.producer) if value.producer else "")), value

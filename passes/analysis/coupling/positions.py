@@ -1,0 +1,85 @@
+"""From kept positions of leaves to kept positions of axes, as index arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from regraft.passes.analysis.coupling.spaces import Form, Space, factors_of, find
+
+Array = np.ndarray[Any, Any]
+Kept = Mapping[Space, Array]
+"""Kept positions of leaves, ascending: i64[K], or i64[blocks, K] where every block has its own."""
+
+
+def kept_positions(space: Space, kept: Kept) -> Array:
+    """Returns the kept positions of an axis of static size, ascending."""
+    space = find(space)
+    if not isinstance(space.size, int):
+        raise AssertionError(f"positions of the symbolic axis {space.size} cannot be listed")
+    if space.form is Form.LEAF:
+        rows = kept.get(space)
+        if rows is None:
+            return np.arange(space.size)
+        if rows.ndim > 1:
+            raise AssertionError("a leaf with positions per block stands outside of its blocks")
+        return rows
+    if space.form is Form.SUM:
+        parts, start = [], 0
+        for part in space.parts:
+            parts.append(kept_positions(part, kept) + start)
+            size = part.size
+            start += size if isinstance(size, int) else 0
+        return np.concatenate(parts)
+    return _product(space, kept)
+
+
+def _product(space: Space, kept: Kept) -> Array:
+    factors = factors_of(space)
+    taken: dict[Space, Array] = {}  # positions of the factors so far, one per kept combination
+    flat = np.zeros(1, np.int64)
+    for factor in factors:
+        rows = kept.get(factor)
+        if rows is not None and rows.ndim > 1:
+            block = np.zeros(len(flat), np.int64)
+            for each in factors_of(factor.outer) if factor.outer is not None else ():
+                block = block * int(str(each.size)) + taken[each]
+            chosen = rows[block]
+        else:
+            own = kept_positions(factor, kept)
+            chosen = np.broadcast_to(own, (len(flat), len(own)))
+        count = chosen.shape[1]
+        taken = {key: np.repeat(value, count) for key, value in taken.items()}
+        taken[factor] = chosen.reshape(-1)
+        flat = np.repeat(flat, count) * int(str(factor.size)) + taken[factor]
+    return flat
+
+
+def unit_of(space: Space, leaf: Space) -> Array:
+    """Returns, for every position of an axis, the unit of the leaf that it belongs to, -1 for none.
+
+    Units of a leaf with positions per block are numbered block by block.
+    """
+    space = find(space)
+    if space is leaf:
+        return np.arange(int(str(space.size)))
+    if space.form is Form.LEAF:
+        return np.full(int(str(space.size)), -1)
+    if space.form is Form.SUM:
+        return np.concatenate([unit_of(part, leaf) for part in space.parts])
+    factors = factors_of(space)
+    sizes = [int(str(factor.size)) for factor in factors]
+    result = np.full(sizes, -1)
+    grid = np.indices(sizes, sparse=True)
+    for axis, factor in enumerate(factors):
+        if factor is leaf and leaf.outer is not None:
+            block = np.zeros((), np.int64)
+            for each in factors_of(leaf.outer):
+                block = block * int(str(each.size)) + grid[factors.index(each)]
+            units = block * sizes[axis] + grid[axis]
+        else:
+            units = unit_of(factor, leaf)[grid[axis]]
+        result = np.where((result < 0) & (units >= 0), units, result)
+    return result.reshape(-1)

@@ -1,0 +1,166 @@
+"""Applies a choice of kept positions to a module: weights, literals, sizes, types.
+
+Sizes are written from the spaces of the axes; inference then only checks that they agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.constants import literal, weight
+from regraft.ir.derive import DerivedWeight, derive
+from regraft.ir.dims import DimLike, known_equal
+from regraft.ir.graph import Node, Value
+from regraft.ir.module import Module
+from regraft.ir.ops.fill import constant_of_shape
+from regraft.ir.ops.slicing import slice_, sliced_axes, split
+from regraft.ir.steps import Gather, Slice, Tree
+from regraft.ir.types import TensorType
+from regraft.passes.analysis.coupling.groups import Coupling, Group, new_size, touched
+from regraft.passes.analysis.coupling.positions import Kept, kept_positions
+from regraft.passes.analysis.coupling.spaces import Space
+
+Array = np.ndarray[Any, Any]
+
+
+def slice_module(coupling: Coupling, choice: Mapping[Group, Array]) -> int:
+    """Drops what a choice does not keep, in place; returns the number of sliced weights.
+
+    The module must be as the coupling saw it.
+
+    Raises:
+        AssertionError: When inference contradicts the sizes of the plan: the coupling is wrong.
+    """
+    kept: dict[Space, Array] = {
+        group.space: rows
+        for group, rows in choice.items()
+        if rows.shape[-1] < group.size
+    }
+    slicer = _Slicer(coupling, kept)
+    count = slicer.weights()
+    for node in coupling.module.graph:
+        slicer.node(node)
+    slicer.states()
+    return count
+
+
+class _Slicer:
+    def __init__(self, coupling: Coupling, kept: Kept) -> None:
+        self.coupling = coupling
+        self.module: Module = coupling.module
+        self.kept = kept
+        self.sizes: dict[Space, DimLike] = {space: rows.shape[-1] for space, rows in kept.items()}
+
+    def weights(self) -> int:
+        """Replaces every touched weight by a derived one under the same name."""
+        store, count = self.module.weights, 0
+        for name, spaces in self.coupling.builder.weights.items():
+            if not any(touched(space, self.sizes) for space in spaces):
+                continue
+            tree = derive(name, store[name])
+            for axis, space in enumerate(spaces):
+                if touched(space, self.sizes):
+                    tree = _take(tree, axis, kept_positions(space, self.kept))
+            store.set(name, DerivedWeight(tree))
+            count += 1
+        return count
+
+    def states(self) -> None:
+        """Gives touched states their new types."""
+        for value in self.module.graph.inputs:
+            shape = self.shape(value)
+            if shape is not None and isinstance(value.type, TensorType):
+                value.type = value.type.with_shape(shape)
+
+    def shape(self, value: Value) -> tuple[DimLike, ...] | None:
+        """Returns the planned shape of a touched value, None for others."""
+        spaces = self.coupling.axes(value)
+        if not any(touched(space, self.sizes) for space in spaces):
+            return None
+        return tuple(new_size(space, self.sizes) for space in spaces)
+
+    def node(self, node: Node) -> None:
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        planned = [self.shape(value) for value in node.outputs]
+        if all(self.shape(value) is None for value in values):
+            return
+        self._attrs(node)
+        for value, shape in zip(node.outputs, planned, strict=True):
+            if shape is not None and value.name and not value.is_output and node.op is not weight:
+                value.name = f"{value.name}.pruned"
+        before = [value.shape for value in node.outputs]
+        node.infer()
+        for value, old, shape in zip(node.outputs, before, planned, strict=True):
+            self._check(node, value, old if shape is None else shape)
+
+    def _check(self, node: Node, value: Value, shape: tuple[DimLike, ...] | None) -> None:
+        found = value.shape
+        same = (
+            found is not None
+            and shape is not None
+            and len(found) == len(shape)
+            and all(known_equal(a, b) or not isinstance(a, int) for a, b in zip(found, shape))
+        )
+        if not same and shape is not found:
+            raise AssertionError(
+                f"{node.op.name} `{value.name}`: planned {shape}, inference gives {found}"
+            )
+
+    def _attrs(self, node: Node) -> None:
+        """Writes the sizes that a node states."""
+        op = node.op
+        if op is literal:
+            node.attrs["value"] = self._literal(node)
+        elif op is slice_:
+            self._slice(node)
+        elif op is split:
+            axis = node.attrs["axis"] % (node.output.rank or 1)
+            if node.inputs[1] is None:
+                parts = [self.coupling.axes(value)[axis] for value in node.outputs]
+                node.attrs["sizes"] = tuple(new_size(part, self.sizes) for part in parts)
+        elif op is constant_of_shape:
+            node.attrs["shape"] = self.shape(node.output) or node.attrs["shape"]
+        elif op.counts:
+            self._counts(node)
+
+    def _literal(self, node: Node) -> Array:
+        array: Array = node.attrs["value"]
+        for axis, space in enumerate(self.coupling.axes(node.output)):
+            if touched(space, self.sizes):
+                array = np.take(array, kept_positions(space, self.kept), axis)
+        return array
+
+    def _slice(self, node: Node) -> None:
+        axes = sliced_axes(node) or ()
+        starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
+        steps = node.attrs["steps"] or (1,) * len(axes)
+        for axis, before, taken in self.coupling.builder.parts.get(node, ()):
+            if not touched(before, self.sizes) and not touched(taken, self.sizes):
+                if not touched(self.coupling.axes(node.inputs[0])[axis], self.sizes):  # type: ignore[arg-type]
+                    continue
+            idx = axes.index(axis)
+            start = new_size(before, self.sizes)
+            starts[idx] = start
+            size = new_size(taken, self.sizes)
+            ends[idx] = start + size if steps[idx] == 1 else size
+        node.attrs["starts"], node.attrs["ends"] = tuple(starts), tuple(ends)
+
+    def _counts(self, node: Node) -> None:
+        for name, spaces in self.coupling.builder.stated.get(node, {}).items():
+            sizes = tuple(new_size(space, self.sizes) for space in spaces)
+            node.attrs[name] = sizes if isinstance(node.attrs[name], tuple) else sizes[0]
+        for name, text in node.op.counts.items():
+            shape = self.shape(node.output)
+            if text == "->" and shape is not None and node.attrs[name] is not None:
+                # a target shape may have fewer axes than the result that it is broadcast to
+                node.attrs[name] = shape[len(shape) - len(node.attrs[name]) :]
+
+
+def _take(tree: Tree, axis: int, positions: Array) -> Tree:
+    first, count = int(positions[0]), len(positions)
+    if int(positions[-1]) - first == count - 1:
+        return Slice(tree, axis, first, first + count)
+    return Gather(tree, axis, tuple(int(i) for i in positions))
