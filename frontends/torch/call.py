@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.builder import Builder
-from regraft.ir.dims import DimLike
+from regraft.ir.dims import Dim, DimLike
 from regraft.ir.graph import Value
 from regraft.ir.ops.cast import cast
+from regraft.ir.ops.fill import range_
+from regraft.ir.ops.reshaping import reshape
 from regraft.ir.types import DType, TensorType
 
 
@@ -105,12 +107,23 @@ class CallImport:
         found = self.args[name]
         if isinstance(found, Value):
             return self.cast(found, wanted)
+        if isinstance(found, Dim):
+            return self.cast(size_value(self.b, found), wanted)
         return self.b.constant(np.asarray(found), wanted)
 
     def axis(self, name: str, rank: int) -> int:
         """Returns an axis argument counted from the front."""
         found = int(self.args[name])
         return found + rank if found < 0 else found
+
+
+def size_value(b: Builder, dim: DimLike) -> Value:
+    """Returns a size as a tensor: `i64[]` whose content is the size."""
+    if isinstance(dim, int):
+        return b.constant(np.asarray(dim), DType.I64)
+    # a range of one element: the only operator that makes a tensor of a size expression
+    one = b.op(range_, start=dim, limit=dim + 1, delta=1, dtype=DType.I64)
+    return b.op(reshape, one, shape=())
 
 
 Imported = Value | Sequence[Value | None]

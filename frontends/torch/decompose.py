@@ -1,0 +1,62 @@
+"""PyTorch's own decomposition of single calls: only those without an importer are traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import make_fx
+
+
+class Decomposer:
+    """Traces decompositions of calls of an export, on their own fake tensors."""
+
+    def __init__(self) -> None:
+        self._table: dict[Any, Callable[..., Any]] | None = None
+
+    def trace(self, node: torch.fx.Node) -> torch.fx.GraphModule | None:
+        """Returns a graph that computes the call, or None when PyTorch has no decomposition.
+
+        Its placeholders are the nodes that the call reads, in order.
+        """
+        target = node.target
+        if not isinstance(target, OpOverload):
+            return None
+        function = self._find(target)
+        if function is None:
+            return None
+        inputs = node.all_input_nodes
+        values = [item.meta.get("val") for item in inputs]
+
+        def call(*items: Any) -> Any:
+            by_node = dict(zip(inputs, items, strict=True))
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), by_node.__getitem__)
+            return function(*args, **kwargs)
+
+        mode = _mode_of(values)
+        with torch.no_grad():
+            if mode is None:
+                return make_fx(call)(*values)
+            with mode:
+                return make_fx(call, tracing_mode="fake")(*values)
+
+    def _find(self, target: OpOverload) -> Callable[..., Any] | None:
+        if self._table is None:
+            from torch._decomp import core_aten_decompositions
+
+            self._table = dict(core_aten_decompositions())
+        found = self._table.get(target)
+        if found is not None:
+            return found
+        if target._can_decompose():
+            return target.decompose
+        return None
+
+
+def _mode_of(values: list[Any]) -> Any:
+    for value in values:
+        if isinstance(value, torch._subclasses.FakeTensor):
+            return value.fake_mode
+    return None

@@ -1,0 +1,47 @@
+"""Runs `torch.export` for a capture: evaluation mode, dynamic axes by name, readable errors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from regraft.frontends.torch.errors import explain_export_error
+from regraft.ir.errors import RegraftError
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Sets evaluation mode, and restores the mode of every submodule afterwards."""
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def export_module(
+    module: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+) -> torch.export.ExportedProgram:
+    """Returns the program of a module in evaluation mode, not decomposed.
+
+    Raises:
+        InputError: When the module cannot be exported as it is; names the user's line.
+    """
+    with evaluation_mode(module):
+        try:
+            return torch.export.export(
+                module, tuple(args), dict(kwargs), dynamic_shapes=dynamic_shapes, strict=False
+            )
+        except RegraftError:
+            raise
+        except Exception as error:
+            raise explain_export_error(error, module) from error

@@ -1,0 +1,388 @@
+"""Builds IR from the graph of an export: arguments, calls, aliases, and what has no importer."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._ops import HigherOrderOperator, OpOverload
+
+from regraft.frontends.torch.aliases import Handle
+from regraft.frontends.torch.call import CallImport, ImportTable, UnsupportedCallError
+from regraft.frontends.torch.locations import Locations
+from regraft.frontends.torch.schemas import Schema, Schemas, functional_name
+from regraft.frontends.torch.sizes import Sizes
+from regraft.frontends.torch.tensors import DTYPES, array_from_tensor, dtype_from_torch
+from regraft.frontends.torch.views import INVERSES
+from regraft.ir.builder import Builder
+from regraft.ir.constants import is_constant, opaque
+from regraft.ir.dims import Dim
+from regraft.ir.graph import Graph, Loc, Value
+from regraft.ir.types import TensorType
+from regraft.ir.weights import ArrayWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A call that could not be imported.
+
+    Args:
+        target: The overload.
+        reason: Why.
+        loc: Where the user wrote it.
+    """
+
+    target: str
+    reason: str
+    loc: Loc
+
+
+@dataclass(slots=True)
+class Session:
+    """What the graphs of one import share.
+
+    Attributes:
+        table: Importers.
+        sizes: Symbolic sizes.
+        warnings: Sentences for the user.
+        unsupported: Calls without an IR form, in order.
+        decompose: Traces PyTorch's decomposition of a call, or returns None.
+    """
+
+    table: ImportTable
+    sizes: Sizes
+    warnings: list[str]
+    decompose: Callable[[torch.fx.Node], torch.fx.GraphModule | None]
+    schemas: Schemas = field(default_factory=Schemas)
+    locations: Locations = field(default_factory=Locations)
+    unsupported: list[Unsupported] = field(default_factory=list)
+
+
+class GraphImporter:
+    """Imports one `fx` graph into an IR graph.
+
+    Args:
+        session: What all graphs share.
+        graph: The IR graph that nodes are appended to.
+        owner: The `GraphModule` that holds the tensors and graphs that `get_attr` names.
+        loc: Origins of every node, where they are fixed from outside.
+    """
+
+    def __init__(
+        self, session: Session, graph: Graph, owner: torch.nn.Module, loc: Loc | None = None
+    ) -> None:
+        self.session = session
+        self.graph = graph
+        self.owner = owner
+        self.loc = loc
+        self.b = Builder(graph)
+        self.env: dict[torch.fx.Node, Any] = {}
+        self.writes = False
+
+    # -- the walk ---------------------------------------------------------------------------
+
+    def run(self, graph: torch.fx.Graph) -> Any:
+        """Imports every node; placeholders are in `env` already.
+
+        Returns:
+            The argument of the `output` node: handles, sizes, numbers and None in its structure.
+        """
+        self.writes = self.writes or any(_writes(node, self.session.schemas) for node in graph.nodes)
+        for node in graph.nodes:
+            if node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                return self.convert(node.args[0])
+            elif node.op == "get_attr":
+                self.env[node] = self._attribute(node)
+        raise AssertionError("a graph without output")
+
+    def _attribute(self, node: torch.fx.Node) -> Any:
+        found: Any = self.owner
+        for part in str(node.target).split("."):
+            found = getattr(found, part)
+        if isinstance(found, torch.Tensor):
+            return self.constant(str(node.target), found)
+        return found
+
+    def constant(self, name: str, tensor: torch.Tensor) -> Handle:
+        """Returns a handle of a tensor that the graph holds."""
+        array = array_from_tensor(tensor)
+        if array.nbytes <= 1024:
+            return Handle(self.b.constant(array))
+        return Handle(self.b.weight(name, ArrayWeight(array)))
+
+    def _call(self, node: torch.fx.Node) -> None:
+        target = node.target
+        if isinstance(target, OpOverload):
+            self._overload(node, target)
+        elif target is operator.getitem:
+            self.env[node] = self.convert(node.args[0])[node.args[1]]
+        elif isinstance(target, HigherOrderOperator):
+            from regraft.frontends.torch.control import import_higher_order
+
+            self.env[node] = import_higher_order(self, node, target)
+        # arithmetic of sizes is read from the export's own expressions where it is used
+
+    # -- arguments --------------------------------------------------------------------------
+
+    def convert(self, arg: Any) -> Any:
+        """Returns an argument as handles, dims, numbers, names and tuples of them."""
+        if isinstance(arg, torch.fx.Node):
+            found = self.env.get(arg)
+            if found is None and arg not in self.env:
+                from regraft.frontends.torch.scalars import import_scalar
+
+                found = self.env[arg] = import_scalar(self, arg)
+            return found
+        if isinstance(arg, list | tuple):
+            return tuple([self.convert(item) for item in arg])
+        if isinstance(arg, torch.dtype):
+            return DTYPES.get(arg, arg)
+        if isinstance(arg, dict):
+            return {key: self.convert(item) for key, item in arg.items()}
+        if isinstance(arg, slice):
+            return slice(self.convert(arg.start), self.convert(arg.stop), self.convert(arg.step))
+        return arg
+
+    # -- overloads --------------------------------------------------------------------------
+
+    def _overload(self, node: torch.fx.Node, target: OpOverload) -> None:
+        val = node.meta.get("val")
+        schema = self.session.schemas.of(target)
+        name = schema.name
+        if name in _DROPPED:
+            return
+        if isinstance(val, torch.SymInt | int) or name in _SCALAR_READS:
+            from regraft.frontends.torch.scalars import import_item
+
+            import_item(self, node, name)
+            return
+        self.b.loc = self.session.locations.of(node.meta) if self.loc is None else self.loc
+        bound = schema.bind(node.args, node.kwargs)
+        converted = {key: self.convert(item) for key, item in bound.items()}
+        try:
+            if schema.written:
+                self.env[node] = self._write(target, schema, converted)
+                return
+            results = self._results(val)
+            values = self._compute(name, converted, results)
+        except UnsupportedCallError as error:
+            self._fallback(node, name, error.reason)
+            return
+        self._bind_sizes(val, values)
+        self._name(node, values)
+        handles = self._handles(node, schema, converted, results, values)
+        self.env[node] = handles if schema.is_list or schema.num_results > 1 else handles[0]
+
+    def _results(self, val: Any) -> tuple[TensorType, ...]:
+        """Returns the types that the export gives to the results of a call."""
+        if isinstance(val, torch.Tensor):
+            return (self.type_of(val),)
+        if isinstance(val, list | tuple):
+            return tuple(
+                self.type_of(item) if isinstance(item, torch.Tensor) else TensorType()
+                for item in val
+            )
+        return ()
+
+    def type_of(self, val: torch.Tensor) -> TensorType:
+        """Returns the type of a fake tensor."""
+        return TensorType(dtype_from_torch(val.dtype), self.session.sizes.shape(val.shape))
+
+    def _compute(
+        self, name: str, args: Mapping[str, Any], results: Sequence[TensorType]
+    ) -> list[Value | None]:
+        """Returns the results of a functional overload.
+
+        Raises:
+            UnsupportedCallError: When it has no importer, or the importer has no form for it.
+        """
+        importer = self.session.table.find(name)
+        if importer is None:
+            raise UnsupportedCallError("no importer")
+        made = importer(CallImport(name, {k: plain(v) for k, v in args.items()}, results, self.b))
+        return [made] if isinstance(made, Value) else list(made)
+
+    def _name(self, node: torch.fx.Node, values: Sequence[Value | None]) -> None:
+        for i, value in enumerate(values):
+            if value is not None and value.name is None and not is_constant(value):
+                value.name = node.name if len(values) == 1 else f"{node.name}.{i}"
+
+    def _bind_sizes(self, val: Any, values: Sequence[Value | None]) -> None:
+        """States which defined sizes of the IR the new symbols of a result are."""
+        sizes = self.session.sizes
+        items = val if isinstance(val, list | tuple) else (val,)
+        for item, value in zip(items, values, strict=False):
+            if isinstance(item, torch.Tensor) and value is not None and value.shape is not None:
+                for dim, mine in zip(item.shape, value.shape, strict=False):
+                    if type(dim) is not int:
+                        expr = dim.node.expr
+                        if expr.is_Symbol and not sizes.knows(expr):
+                            sizes.define(expr, mine)
+
+    # -- aliases ----------------------------------------------------------------------------
+
+    def _handles(
+        self,
+        node: torch.fx.Node,
+        schema: Schema,
+        args: Mapping[str, Any],
+        results: Sequence[TensorType],
+        values: Sequence[Value | None],
+    ) -> tuple[Handle | None, ...]:
+        """Returns the handles of the results: views of the first tensor argument, or new memory."""
+        parent = None
+        if self.writes:
+            parent = self._viewed(node, schema, args)
+        if parent is None:
+            return tuple([None if value is None else Handle(value) for value in values])
+        return tuple(
+            self._view(schema, parent, args, results, values, idx) for idx in range(len(values))
+        )
+
+    def _viewed(
+        self, node: torch.fx.Node, schema: Schema, args: Mapping[str, Any]
+    ) -> Handle | None:
+        """Returns the tensor that the results of a call look at, or None for new memory."""
+        first = node.args[0] if node.args else None
+        if not isinstance(first, torch.fx.Node):
+            return None
+        source, val = first.meta.get("val"), node.meta.get("val")
+        if isinstance(val, list | tuple):
+            val = val[0] if val else None
+        if not isinstance(source, torch.Tensor) or not isinstance(val, torch.Tensor):
+            return None
+        if storage_of(source) != storage_of(val):
+            return None
+        handle = args[schema.arg_names[0]]
+        return handle if isinstance(handle, Handle) else None
+
+    def _view(
+        self,
+        schema: Schema,
+        parent: Handle,
+        args: Mapping[str, Any],
+        results: Sequence[TensorType],
+        values: Sequence[Value | None],
+        idx: int,
+    ) -> Handle | None:
+        value = values[idx]
+        if value is None:
+            return None
+        name, first = schema.name, schema.arg_names[0]
+        others = {key: plain(item) for key, item in args.items()}
+        inverse = INVERSES.get(name)
+
+        def apply(base: Value) -> Value:
+            made = self._compute(name, {**others, first: base}, results)[idx]
+            if made is None:
+                raise AssertionError("a view without a result")
+            return made
+
+        def undo(before: Value, view: Value) -> Value:
+            if inverse is None:
+                raise UnsupportedCallError(f"a write to a view made by `{name}`")
+            return inverse(self.b, before, view, others, idx)
+
+        return Handle(value, parent, apply, undo)
+
+    def _write(self, target: OpOverload, schema: Schema, args: dict[str, Any]) -> Any:
+        """Imports an in-place call as the functional one, and rebinds what it writes to.
+
+        Raises:
+            UnsupportedCallError: When the call writes to several tensors or to none it returns.
+        """
+        from regraft.frontends.torch.writes import WRITES
+
+        if len(schema.written) != 1 or schema.written[0] != schema.arg_names[0]:
+            raise UnsupportedCallError(f"it writes to {', '.join(schema.written)}")
+        handle = args[schema.written[0]]
+        if not isinstance(handle, Handle):
+            raise UnsupportedCallError("it writes to something that is no tensor")
+        type_ = handle.type
+        direct = WRITES.get(schema.name)
+        if direct is not None:
+            value = direct(self.b, handle.read(), {k: plain(v) for k, v in args.items()})
+        else:
+            name = functional_name(target)
+            if name is None:
+                raise UnsupportedCallError("no functional counterpart")
+            made = self._compute(name, args, (type_,))[0]
+            if made is None:
+                raise AssertionError("an in-place call without a result")
+            value = made
+        handle.write(value)
+        return handle
+
+    # -- what has no importer ---------------------------------------------------------------
+
+    def _fallback(self, node: torch.fx.Node, name: str, reason: str) -> None:
+        """Imports PyTorch's decomposition of a call; else notes it and goes on, to report all."""
+        inner = self.session.decompose(node)
+        if inner is not None:
+            nested = GraphImporter(self.session, self.graph, inner, self.b.loc)
+            tensors = [arg for arg in node.all_input_nodes]
+            for placeholder, arg in zip(placeholders(inner.graph), tensors, strict=True):
+                nested.env[placeholder] = self.convert(arg)
+            self.env[node] = nested.run(inner.graph)
+            return
+        self.session.unsupported.append(Unsupported(name, reason, self.b.loc))
+        results = self._results(node.meta.get("val"))
+        made = self.b.node(
+            opaque, num_outputs=max(1, len(results)), dialect=f"torch:{name.partition('.')[0]}",
+            op_type=name,
+        )  # fmt: skip
+        for value, type_ in zip(made.outputs, results, strict=False):
+            value.type = type_
+        handles = tuple(Handle(value) for value in made.outputs)
+        is_many = isinstance(node.meta.get("val"), list | tuple)
+        self.env[node] = handles if is_many else handles[0]
+
+
+def placeholders(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    """Returns the inputs of a graph in order."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def plain(arg: Any) -> Any:
+    """Returns an argument with the present content of every handle in its place."""
+    if isinstance(arg, Handle):
+        return arg.read()
+    if isinstance(arg, tuple):
+        return tuple([plain(item) for item in arg])
+    return arg
+
+
+def storage_of(val: torch.Tensor) -> int:
+    """Returns the identity of the memory that a fake tensor looks at."""
+    return int(val.untyped_storage()._cdata)
+
+
+def _writes(node: torch.fx.Node, schemas: Schemas) -> bool:
+    target = node.target
+    return (
+        node.op == "call_function"
+        and isinstance(target, OpOverload)
+        and bool(schemas.of(target).written)
+    )
+
+
+_DROPPED = frozenset(
+    {
+        "aten._assert_scalar.default",
+        "aten._assert_async.default",
+        "aten._assert_async.msg",
+        "aten._assert_tensor_metadata.default",
+        "aten.sym_constrain_range.default",
+        "aten.sym_constrain_range_for_size.default",
+    }
+)
+"""Assertions: what they state about sizes is in the ranges of the symbols."""
+
+_SCALAR_READS = frozenset({"aten.item.default", "aten._local_scalar_dense.default"})
+
+__all__ = ["Dim", "GraphImporter", "Session", "Unsupported", "placeholders", "plain"]

@@ -1,0 +1,89 @@
+"""Names of graph inputs and outputs: the paths of their leaves in the user's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+Path = tuple[str, ...]
+
+_CACHE_FIELDS = {"key_cache": "key", "value_cache": "value"}
+
+
+def _step(key: Any) -> str:
+    for field in ("key", "name", "idx"):
+        found = getattr(key, field, None)
+        if found is not None:
+            return str(found)
+    return str(key).strip(".[]'\"")
+
+
+def leaf_paths(spec: pytree.TreeSpec) -> list[Path]:
+    """Returns the path of every leaf of a tree of arguments, in order."""
+    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    leaves, _ = pytree.tree_flatten_with_path(tree)
+    paths: list[Path] = [()] * len(leaves)
+    for path, leaf in leaves:
+        paths[leaf] = _readable(tuple(_step(key) for key in path))
+    return paths
+
+
+def _readable(path: Path) -> Path:
+    """Puts the layer before the field of a cache: `key_cache.0` is `0.key`."""
+    for i, step in enumerate(path[:-1]):
+        field = _CACHE_FIELDS.get(step)
+        if field is not None and path[i + 1].isdigit():
+            return (*path[:i], path[i + 1], field, *path[i + 2 :])
+    return path
+
+
+def input_names(program: torch.export.ExportedProgram) -> list[str]:
+    """Returns a name for every leaf of the user's arguments, in order."""
+    call = program.module_call_graph[0].signature
+    if call is None:
+        return [str(name) for name in program.graph_signature.user_inputs]
+    names = list(call.forward_arg_names or ())
+    result = []
+    for top, *rest in leaf_paths(call.in_spec):
+        position, *inner = rest
+        if top == "0":  # positional arguments, by number
+            index = int(position)
+            position = names[index] if index < len(names) else f"arg{index}"
+        result.append(".".join((position, *inner)))
+    return _unique(result, ())
+
+
+def output_names(program: torch.export.ExportedProgram, taken: Sequence[str]) -> list[str]:
+    """Returns a name for every leaf of the result, in order; none of them names an input."""
+    call = program.module_call_graph[0].signature
+    if call is None:
+        return _unique([f"output.{i}" for i in range(len(program.graph_signature.user_outputs))], taken)
+    result = []
+    for path in leaf_paths(call.out_spec):
+        if not path or path[0].isdigit():
+            path = ("output", *path)
+        result.append(".".join(path))
+    return _unique(result, taken)
+
+
+def _unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Returns the names, those of inputs as what follows them: `past_key_values` -> `present`."""
+    used = set(taken)
+    result = []
+    for name in names:
+        head, dot, rest = name.partition(".")
+        unique = name
+        if name in used and head == "past_key_values":
+            unique = f"present{dot}{rest}"
+        elif name in used:
+            unique = f"{name}.out"
+        number = 1
+        while unique in used:
+            number += 1
+            unique = f"{name}.{number}"
+        used.add(unique)
+        result.append(unique)
+    return result

@@ -1,0 +1,144 @@
+"""Symbolic sizes of an export as dims of the IR: names, ranges, expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+import sympy
+import torch
+from torch.utils._sympy import functions as sym
+from torch.utils._sympy.numbers import int_oo
+
+from regraft.ir.dims import (
+    Dim,
+    DimLike,
+    Shape,
+    ceildiv,
+    dim_max,
+    dim_min,
+    exactdiv,
+    floordiv,
+    mod,
+)
+from regraft.ir.errors import UnsupportedError
+from regraft.ir.graph import Scope
+
+_UNBOUNDED = 1 << 40  # torch writes `sys.maxsize - 1` and int_oo for "no limit"
+
+
+class Sizes:
+    """Dims by symbol of the export.
+
+    Args:
+        scope: Where symbols are made.
+        ranges: Ranges of the symbols.
+        names: Names that the user gave.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        ranges: Mapping[sympy.Symbol, Any],
+        names: Mapping[sympy.Symbol, str],
+    ) -> None:
+        self.scope = scope
+        self.ranges = ranges
+        self.names = names
+        self._dims: dict[sympy.Expr, DimLike] = {}
+
+    def shape(self, shape: Any) -> Shape:
+        """Returns a `torch.Size` as sizes of the IR."""
+        return tuple(dim if type(dim) is int else self.size(dim) for dim in shape)
+
+    def size(self, size: int | torch.SymInt) -> DimLike:
+        """Returns a size of the export as a dim of the IR."""
+        if type(size) is int:
+            return size
+        return self.expression(size.node.expr)
+
+    def knows(self, symbol: sympy.Symbol) -> bool:
+        """Returns whether a symbol stands for a dim already."""
+        return symbol in self._dims
+
+    def define(self, symbol: sympy.Symbol, dim: DimLike) -> None:
+        """States what a symbol of the export is in the IR."""
+        self._dims[symbol] = dim
+
+    def declare(self, symbol: sympy.Symbol, fallback: str) -> DimLike:
+        """Makes the symbol of an input size under the user's name, or `fallback`."""
+        if symbol in self._dims:
+            return self._dims[symbol]
+        name = self.names.get(symbol)
+        if name is None:
+            name = fallback
+            while name in self.scope.symbols:
+                name += "_"
+        lo, hi = self._range(symbol)
+        dim = self._dims[symbol] = Dim.of(self.scope.symbol(name, lo=lo, hi=hi))
+        return dim
+
+    def _range(self, symbol: sympy.Symbol) -> tuple[int, int | None]:
+        bounds = self.ranges.get(symbol)
+        if bounds is None:
+            return 1, None
+        hi = None if bounds.upper == int_oo or bounds.upper > _UNBOUNDED else int(bounds.upper)
+        # torch starts every dynamic size at 2 unless told: what it guards then holds for 1 as well
+        lo = int(bounds.lower) if bounds.lower != -int_oo else 0
+        return (1 if lo == 2 else max(lo, 0)), hi
+
+    def expression(self, expr: sympy.Expr) -> DimLike:
+        """Returns an expression over sizes as a dim.
+
+        Raises:
+            UnsupportedError: For a function that dims do not have.
+        """
+        found = self._dims.get(expr)
+        if found is None:
+            found = self._dims[expr] = self._build(expr)
+        return found
+
+    def _build(self, expr: sympy.Expr) -> DimLike:
+        if isinstance(expr, sympy.Integer):
+            return int(expr)
+        if isinstance(expr, sympy.Symbol):
+            return self.scope.fresh(*self._range(expr)) if expr not in self._dims else 0
+        if isinstance(expr, sympy.Add):
+            return reduce(lambda a, b: a + b, map(self.expression, expr.args))
+        if isinstance(expr, sympy.Mul):
+            return self._product(expr)
+        if isinstance(expr, sympy.Pow) and isinstance(expr.exp, sympy.Integer) and expr.exp > 0:
+            return reduce(lambda a, b: a * b, [self.expression(expr.base)] * int(expr.exp))
+        made = _FUNCTIONS.get(expr.func)
+        if made is not None:
+            return made(*map(self.expression, expr.args))
+        if isinstance(expr, sym.CeilToInt) and isinstance(expr.args[0], sym.IntTrueDiv):
+            return ceildiv(*map(self.expression, expr.args[0].args))
+        if isinstance(expr, sym.TruncToInt | sym.FloorToInt) and isinstance(
+            expr.args[0], sym.IntTrueDiv
+        ):
+            return floordiv(*map(self.expression, expr.args[0].args))
+        raise UnsupportedError(
+            f"size expression `{expr}` has no counterpart",
+            hint="compute the size with integer operations: +, -, *, //, %, min, max",
+        )
+
+    def _product(self, expr: sympy.Mul) -> DimLike:
+        """Returns a product; a rational factor divides what the export proved to be a multiple."""
+        coefficient, rest = expr.as_coeff_Mul()
+        factors = [self.expression(arg) for arg in sympy.Mul.make_args(rest)]
+        value = reduce(lambda a, b: a * b, factors, int(coefficient.p))
+        return value if coefficient.q == 1 else exactdiv(value, int(coefficient.q))
+
+
+_FUNCTIONS: dict[Any, Callable[..., DimLike]] = {
+    sym.FloorDiv: floordiv,
+    sym.CleanDiv: exactdiv,
+    sym.Mod: mod,
+    sym.PythonMod: mod,
+    sym.Max: dim_max,
+    sym.Min: dim_min,
+    sympy.Max: dim_max,
+    sympy.Min: dim_min,
+}

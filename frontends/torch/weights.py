@@ -1,0 +1,69 @@
+"""Parameters, buffers and constants of an exported program as named weights of the IR."""
+
+from __future__ import annotations
+
+import torch
+from torch.export.graph_signature import InputKind, InputSpec
+
+from regraft.frontends.torch.aliases import Handle
+from regraft.frontends.torch.tensors import array_from_tensor
+from regraft.ir.builder import Builder
+from regraft.ir.constants import weight as weight_op
+from regraft.ir.errors import InputError
+from regraft.ir.graph import Value
+from regraft.ir.weights import ArrayWeight, Role
+
+_ROLES = {
+    InputKind.PARAMETER: Role.PARAM,
+    InputKind.BUFFER: Role.BUFFER,
+    InputKind.CONSTANT_TENSOR: Role.CONST,
+}
+
+
+class WeightTable:
+    """Adds the tensors of a program to a module, each tensor once: tied names are aliases.
+
+    Args:
+        program: The program.
+        b: Where the nodes that read them are made.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram, b: Builder) -> None:
+        self._state = program.state_dict
+        self._constants = program.constants
+        self._b = b
+        self._made: dict[tuple[object, ...], Value] = {}
+
+    def handle(self, spec: InputSpec) -> Handle | None:
+        """Returns the tensor of a placeholder; None for one that is no tensor.
+
+        Raises:
+            InputError: For a tensor without data.
+        """
+        role, name = _ROLES.get(spec.kind), str(spec.target)
+        if role is None:
+            return None
+        tensor = self._state[name] if name in self._state else self._constants[name]
+        if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
+            raise InputError(
+                f"`{name}` is a tensor without data (meta or fake)",
+                hint="load the weights before the capture: `model.to_empty` and `load_state_dict`",
+            )
+        return Handle(self.value(name, tensor, role))
+
+    def value(self, name: str, tensor: torch.Tensor, role: Role) -> Value:
+        """Returns the value that reads a tensor; a tensor met before gains an alias."""
+        # one storage, seen alike: tied weights are one tensor under several names
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), role)
+        store = self._b.graph.scope.weights
+        found = self._made.get(key)
+        if found is not None and tensor.numel() and found.producer is not None:
+            store.aliases[name] = found.producer.attrs["name"]
+            return found
+        if role is Role.CONST and tensor.numel() <= 128:
+            return self._b.constant(array_from_tensor(tensor))
+        used = store.add(name, ArrayWeight(array_from_tensor(tensor)), role)
+        value = self._b.op(weight_op, name=used)
+        value.name = used
+        self._made[key] = value
+        return value
