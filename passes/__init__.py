@@ -6,9 +6,15 @@ if __name__ != "regraft.passes":
         "hint: import it as `regraft.passes`; `src/regraft/passes` is a link to this folder"
     )
 
-from regraft.passes import cleanup, fusion, precision
+from regraft.passes import cleanup, fusion, precision, pruning
 from regraft.passes.legalize import Legalize
 from regraft.passes.protocol import Pass
 
-PASSES: tuple[type[Pass], ...] = (*cleanup.PASSES, *fusion.PASSES, *precision.PASSES, Legalize)
+PASSES: tuple[type[Pass], ...] = (
+    *cleanup.PASSES,
+    *fusion.PASSES,
+    *precision.PASSES,
+    *pruning.PASSES,
+    Legalize,
+)
 """All passes, assembled by explicit concatenation."""

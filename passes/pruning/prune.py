@@ -1,0 +1,203 @@
+"""The pass `prune`: removes whole channels, neurons, heads and widths, to a stated budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from regraft.ir.errors import TargetError, UsageError
+from regraft.ir.module import Module
+from regraft.passes.analysis.coupling import Coupling, PinnedSpace
+from regraft.passes.check.samples import input_symbols
+from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip
+from regraft.passes.pruning.allocate import Allocation, allocate, choose, limits_of
+from regraft.passes.pruning.cost import MEASURES, CostModel, cost_model
+from regraft.passes.pruning.criteria import Criterion, Normalization, Reduction, score
+from regraft.passes.pruning.plan import Choice, Plan, choice_of, make_plan
+from regraft.passes.pruning.slicing import slice_module
+
+Array = np.ndarray[Any, Any]
+
+_FREE_TOLERANCE = 0.01
+_ROUNDED_TOLERANCE = 0.02
+"""How far the achieved cost may be from the target, relative; wider when sizes are rounded."""
+
+_DEFAULT_SIZE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Prune:
+    """Removes channels, neurons, heads and widths everywhere at once, to a stated budget.
+
+    ## What it does
+    Finds every row of positions that may be dropped and all axes that must lose them together
+    (the coupling), scores the units from their weights, chooses how many each group keeps so that
+    the target is met, and slices weights, sizes and attributes. Sliced weights are derived: where
+    each element came from stays known. Heads, groups and scales are written from the plan, so
+    that no reshape regroups heads and attention keeps its scale.
+
+    ## When it applies
+    To every module. Positions that the model's inputs and outputs show, that an operator reads in
+    order, or that it has no rule for, are pinned; each is listed with its reason. Run
+    `canonicalize` and `fuse` before: recognized attention and normalization prune further.
+
+    ## Example
+    ```
+    %h = matmul(%x, %up)                    // f32[B, 3072]
+    %y = matmul(%a, %down)                  // %down : f32[3072, 768]
+    ```
+    with `prune{target=flops:0.5}` becomes
+    ```
+    %h.pruned = matmul(%x, %up)             // f32[B, 1536]
+    %y = matmul(%a.pruned, %down)           // %down : f32[1536, 768]
+    ```
+
+    ## Exactness
+    Lossy. The result equals the module with the dropped positions zeroed wherever they stand, and
+    with normalizations counting only what is kept.
+
+    ## References
+    Fang et al., DepGraph, 2023; Wang et al., Structurally Prune Anything, 2024; Fang et al.,
+    Isomorphic Pruning, 2024; Lee et al., LAMP, 2021; Liu et al., Network Slimming, 2017.
+
+    Args:
+        target: What to reach: `flops:0.5`, `macs:…`, `params:…` or `bytes:…`, as a fraction of the
+            module before.
+        criterion: What makes a unit important: `l1`, `l2`, `bn-scale`, `random`.
+        reduction: How the scores of a group's slots become one.
+        normalization: How scores of different groups become comparable.
+        allocation: `uniform` keeps the same fraction everywhere, `global` the best scores of all
+            groups, `isomorphic` ranks only among groups of the same structure.
+        round_to: Sizes of innermost axes become multiples of it.
+    """
+
+    name: ClassVar[str] = "prune"
+    contract: ClassVar[Contract] = Lossy("output")
+
+    target: str
+    criterion: Criterion = "l2"
+    reduction: Reduction = "mean"
+    normalization: Normalization = "mean"
+    allocation: Allocation = "uniform"
+    round_to: int = 1
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        """Couples, scores, allocates, slices.
+
+        Raises:
+            UsageError: For a target that is none.
+            TargetError: When no allowed sizes come near the target.
+        """
+        measure, fraction = parse_target(self.target)
+        if self.round_to < 1:
+            raise UsageError(f"pass `prune`, option `round-to`: {self.round_to} is below 1")
+        drop_dead_code(module)
+        coupling = Coupling(module)
+        cost = cost_model(coupling, measure, _sizes(module, ctx))
+        recorded = ctx.replay.get(self.name, {}).get("plan")
+        choice: Choice
+        if recorded is not None:
+            choice = choice_of(Plan.from_json(recorded), coupling)
+        else:
+            choice = self._choose(coupling, cost, fraction, ctx.seed)
+        plan = make_plan(coupling, choice)
+        full = np.array([group.size for group in coupling.groups])
+        dense, pruned = cost.total(full), cost.total(_sizes_after(coupling, choice))
+        num_weights = slice_module(coupling, choice)
+        drop_dead_code(module)
+        stats: dict[str, int | float] = {
+            "groups": len(coupling.groups),
+            "pruned-groups": len(plan.groups),
+            "pinned": len(coupling.pinned),
+            "sliced-weights": num_weights,
+            f"{measure}-before": round(dense),
+            f"{measure}-after": round(pruned),
+            "achieved": round(pruned / dense, 6) if dense else 1.0,
+        }
+        return PassResult(
+            bool(plan.groups), stats, _skips(coupling), {"plan": plan.to_json()}
+        )
+
+    def _choose(self, coupling: Coupling, cost: CostModel, fraction: float, seed: int) -> Choice:
+        if not coupling.groups:
+            raise TargetError(
+                f"pass `prune`: {self.target} cannot be reached, every axis is pinned",
+                hint=_what_stops(coupling.pinned),
+            )
+        scores = score(coupling, self.criterion, self.reduction, self.normalization, seed)
+        limits = limits_of(coupling, self.round_to)
+        dense = cost.total(limits.high)
+        if dense <= 0:
+            raise TargetError(f"pass `prune`: the module has no {cost.measure} to reduce")
+        sizes = allocate(
+            coupling, cost, fraction * dense, limits, self.allocation, scores
+        )
+        achieved = cost.total(sizes) / dense
+        tolerance = _FREE_TOLERANCE if self.round_to == 1 else _ROUNDED_TOLERANCE
+        if abs(achieved / fraction - 1) > tolerance:
+            least = cost.total(limits.low) / dense
+            raise TargetError(
+                f"pass `prune`: {self.target} was asked for, {cost.measure}:{achieved:.4g} is "
+                f"nearest (least {least:.4g}, tolerance {tolerance:.0%})",
+                hint=_what_stops(coupling.pinned),
+            )
+        return choose(coupling, sizes, scores)
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """Returns measure and fraction of `flops:0.5`.
+
+    Raises:
+        UsageError: When it is none.
+    """
+    measure, _, number = text.partition(":")
+    try:
+        fraction = float(number)
+    except ValueError:
+        fraction = -1.0
+    if measure not in MEASURES or not 0 < fraction < 1:
+        raise UsageError(
+            f"pass `prune`, option `target`: `{text}` is no target",
+            hint=f"write one of {', '.join(MEASURES)} and a fraction: `flops:0.5`",
+        )
+    return measure, fraction
+
+
+def _sizes(module: Module, ctx: Context) -> dict[str, int]:
+    """Returns the sizes that costs are counted at: given ones, else 1 for leading axes and 128."""
+    leading = {str(value.shape[0]) for value in module.graph.inputs if value.shape}
+    sizes = {
+        symbol.name: 1 if symbol.name in leading else _DEFAULT_SIZE
+        for symbol in input_symbols(module)
+    }
+    return {**sizes, **ctx.dims}
+
+
+def _sizes_after(coupling: Coupling, choice: Choice) -> Array:
+    return np.array(
+        [choice[g].shape[-1] if g in choice else g.size for g in coupling.groups], np.int64
+    )
+
+
+def _skips(coupling: Coupling) -> tuple[Skip, ...]:
+    """Returns one entry per pinned row of positions that weights hold."""
+    return tuple(
+        Skip(item.why.node, f"{item.weights[0][0]} axis {item.weights[0][1]}: {item.why}")
+        for item in coupling.pinned
+    )
+
+
+def _what_stops(pinned: tuple[PinnedSpace, ...]) -> str:
+    """Names the reason that pins most, with an example."""
+    if not pinned:
+        return "ask for more, or let `round-to` be 1"
+    counts: Counter[str] = Counter()
+    for item in pinned:
+        counts[item.why.reason] += item.size
+    reason = counts.most_common(1)[0][0]
+    example = next(item for item in pinned if item.why.reason == reason)
+    return f"{example.why}; `regraft inspect --couplings` lists all"
