@@ -51,6 +51,7 @@ class PassRecord:
         verified: `match`, `module`, `each` or `no (reason)`.
         stats: Counts and figures.
         skipped: Places left alone.
+        unproved: Places rewritten that no check evaluated by themselves.
         decisions: Resolved choices.
         nodes_before: Compute nodes before.
         nodes_after: Compute nodes after.
@@ -67,6 +68,7 @@ class PassRecord:
     decisions: Mapping[str, Any] = field(default_factory=dict)
     nodes_before: int = 0
     nodes_after: int = 0
+    unproved: tuple[Skip, ...] = ()
 
 
 @dataclass(slots=True)
@@ -126,11 +128,17 @@ class PassManager:
                 self._recover(module, snapshot, rest, error)
             raise
         stats = dict(result.stats)
+        unchecked: tuple[Skip, ...] = ()
         if checker is not None and result.changed:
             stats |= describe(checker)
+            unchecked = tuple(
+                Skip(f"{count} rewrite{'s' if count > 1 else ''}", reason)
+                for reason, count in sorted(checker.unchecked.items())
+            )
         return PassRecord(
             item.name, format_pass(item), result.changed, seconds, str(item.contract), verified,
             stats, result.skipped, result.decisions, before, count_nodes(module.graph),
+            (*result.unproved, *unchecked),
         )  # fmt: skip
 
     def _recover(

@@ -105,6 +105,8 @@ class PassResult:
         skipped: Places left alone, with the reason.
         decisions: Resolved choices that `rerun` replays (plans, seeds, kernels).
         interface: Given when inputs or outputs changed.
+        unproved: Places rewritten though they could not be evaluated by themselves, with the
+            reason; the check of the whole module covers them.
     """
 
     changed: bool
@@ -112,6 +114,7 @@ class PassResult:
     skipped: tuple[Skip, ...] = ()
     decisions: Mapping[str, Any] = field(default_factory=dict)
     interface: InterfaceMap | None = None
+    unproved: tuple[Skip, ...] = ()
 
 
 class Executor(Protocol):

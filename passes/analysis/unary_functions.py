@@ -126,7 +126,8 @@ def _selu(at: At) -> Params | None:
     gamma = at(1.0)
     if gamma == 0 or not _near(at(_FAR), _FAR * gamma):
         return None
-    return {"gamma": gamma, "alpha": -at(-_FAR) / gamma}
+    alpha = -at(-_FAR) / gamma
+    return {"gamma": gamma, "alpha": alpha} if abs(alpha) > 1e-3 else None  # else a scaled relu
 
 
 def _near(number: float, wanted: float) -> bool:

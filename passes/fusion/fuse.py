@@ -16,6 +16,7 @@ from regraft.passes.analysis.group_norms import join_groups
 from regraft.passes.analysis.norms import NormFinder
 from regraft.passes.analysis.rotary import find_rotary
 from regraft.passes.analysis.unary_functions import ActivationFinder
+from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.fusion.plan import Plan
 from regraft.passes.fusion.prove import Prover
 from regraft.passes.fusion.raise_activations import plan_activations
@@ -74,11 +75,24 @@ class Fuse:
             for _ in range(_MAX_ROUNDS):
                 plan = _plan(module, prover)
                 if not plan.places:
-                    return PassResult(changed, dict(sorted(counts.items())), tuple(plan.skipped))
+                    return _result(module, changed, counts, plan, prover)
                 stats = rewrite(module, plan.rules(), start=plan.in_order(), observer=ctx.observer)
                 counts.update(stats.counts)
                 changed = True
         raise AssertionError(f"something is raised to what is raised again: {counts}")
+
+
+def _result(
+    module: Module, changed: bool, counts: Counter[str], plan: Plan, prover: Prover
+) -> PassResult:
+    """Drops what is left of the places, and says what was raised and what was proved of it."""
+    if changed:
+        drop_dead_code(module)
+    stats: dict[str, int | float] = dict(sorted(counts.items()))
+    if prover.num_proved or prover.num_unproved:
+        stats |= {"proved": prover.num_proved, "unproved": prover.num_unproved}
+    unproved = tuple(Skip(place, reason) for place, reason in prover.unproved.items())
+    return PassResult(changed, stats, tuple(plan.skipped), unproved=unproved)
 
 
 def _plan(module: Module, prover: Prover) -> Plan:

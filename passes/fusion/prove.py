@@ -37,18 +37,28 @@ _PROBE_ERRORS = (
 )  # fmt: skip
 
 
+class _CannotEvaluateError(Exception):
+    """A place cannot be evaluated; the message says why."""
+
+
 class Prover:
     """Compares old with new values; remembers structures.
 
     Attributes:
         num_proved: Places equal on the inputs drawn, repeated structures included.
         num_evaluated: Structures evaluated.
-        num_unproved: Places that are too large to evaluate, or that no sizes tried fit.
+        unproved: Values that could not be evaluated, with the reason.
     """
 
     def __init__(self) -> None:
-        self.num_proved = self.num_evaluated = self.num_unproved = 0
-        self._known: dict[Hashable, str | None] = {}
+        self.num_proved = self.num_evaluated = 0
+        self.unproved: dict[str, str] = {}
+        self._known: dict[Hashable, tuple[str, str]] = {}  # how it differs, why that is unknown
+
+    @property
+    def num_unproved(self) -> int:
+        """Places that are too large to evaluate, or that no sizes tried fit."""
+        return len(self.unproved)
 
     def refute(self, old: Value, new: Value, scratch: Graph) -> str:
         """Returns how `new` differs from `old`, "" when it does not or cannot be evaluated.
@@ -58,22 +68,28 @@ class Prover:
             new: A value of `scratch`, whose nodes read values of the module.
             scratch: Its graph.
         """
-        frontier = _frontier(scratch)
-        nodes = _between(old, frontier)
-        if nodes is None:
-            self.num_unproved += 1
+        try:
+            reason = self._difference(old, new, scratch)
+        except _CannotEvaluateError as error:
+            self.unproved[str(old.name)] = str(error)
             return ""
-        made = list(scratch)
+        self.num_proved += not reason
+        return reason
+
+    def _difference(self, old: Value, new: Value, scratch: Graph) -> str:
+        frontier = _frontier(scratch)
+        nodes, made = _between(old, frontier), list(scratch)
         key = _key(frontier, [*nodes, *made])
         if key not in self._known:
             self.num_evaluated += 1
-            self._known[key] = _compare(old, new, frontier, nodes, made)
-        verdict = self._known[key]
-        if verdict is None:
-            self.num_unproved += 1
-            return ""
-        self.num_proved += not verdict
-        return verdict
+            try:
+                self._known[key] = _compare(old, new, frontier, nodes, made), ""
+            except _CannotEvaluateError as error:
+                self._known[key] = "", str(error)
+        reason, unknown = self._known[key]
+        if unknown:
+            raise _CannotEvaluateError(unknown)
+        return reason
 
 
 def _frontier(scratch: Graph) -> list[Value]:
@@ -87,8 +103,12 @@ def _frontier(scratch: Graph) -> list[Value]:
     return list(found)
 
 
-def _between(old: Value, frontier: Sequence[Value]) -> list[Node] | None:
-    """Returns the nodes that compute `old` from the frontier, in order."""
+def _between(old: Value, frontier: Sequence[Value]) -> list[Node]:
+    """Returns the nodes that compute `old` from the frontier, in order.
+
+    Raises:
+        _CannotEvaluateError: When there are too many, or one that cannot be evaluated.
+    """
     ends = set(frontier)
     found: dict[Node, None] = {}
     stack = [old]
@@ -98,12 +118,15 @@ def _between(old: Value, frontier: Sequence[Value]) -> list[Node] | None:
             continue
         node = value.producer
         if node is None:
-            return None  # the old side depends on an input that the new one does not read
+            # the old side depends on an input that the new one does not read
+            raise _CannotEvaluateError(f"it depends on `{value.name}`, which its operator does not")
         if node in found:
             continue
         found[node] = None
-        if len(found) > _MAX_NODES or not node.op.is_pure or node.op.eval is None or node.bodies:
-            return None
+        if len(found) > _MAX_NODES:
+            raise _CannotEvaluateError(f"more than {_MAX_NODES} nodes compute it")
+        if not node.op.is_pure or node.op.eval is None or node.bodies:
+            raise _CannotEvaluateError(f"a node `{node.op.name}` among what computes it")
         if not _has_content(node):
             stack.extend(v for v in node.inputs if v is not None)
     return sorted(found, key=lambda node: node.order)
@@ -142,8 +165,12 @@ def _compare(
     frontier: Sequence[Value],
     nodes: Sequence[Node],
     made: Sequence[Node],
-) -> str | None:
-    """Evaluates both sides; None when that is not possible."""
+) -> str:
+    """Evaluates both sides; returns how they differ, "" when they do not.
+
+    Raises:
+        _CannotEvaluateError: When no sizes fit, or an input has no generator.
+    """
     done = 0
     values = [*frontier, *_results(nodes), *_results(made)]
     for number, env in enumerate(_bindings(values, nodes)):
@@ -152,8 +179,6 @@ def _compare(
         has_run = False
         for style in range(_NUM_STYLES):
             drawn = _drawn(frontier, env, style, np.random.default_rng([number, style]))
-            if drawn is None:
-                return None
             try:
                 expected = _run(nodes, drawn, env)[old]
             except _PROBE_ERRORS:
@@ -167,7 +192,9 @@ def _compare(
         done += has_run
         if done == 2:
             return ""
-    return "" if done else None
+    if not done:
+        raise _CannotEvaluateError("it runs at none of the sizes tried")
+    return ""
 
 
 def _results(nodes: Sequence[Node]) -> list[Value]:
@@ -259,7 +286,7 @@ def _fits(values: Sequence[Value], env: Env) -> bool:
 
 def _drawn(
     frontier: Sequence[Value], env: Env, style: int, rng: np.random.Generator
-) -> dict[Value, Array] | None:
+) -> dict[Value, Array]:
     drawn: dict[Value, Array] = {}
     for value in frontier:
         constant = constant_of(value, 1 << 24)
@@ -270,7 +297,7 @@ def _drawn(
         shape = tuple(bind(dim, env) for dim in value.shape or ())
         dtype = value.dtype
         if value.shape is None or dtype is None or not all(isinstance(d, int) for d in shape):
-            return None
+            raise _CannotEvaluateError(f"the type {value.type} of `{value.name}`")
         sizes = tuple(int(d) for d in shape if isinstance(d, int))
         if dtype.is_float:
             drawn[value] = rng.standard_normal(sizes)
@@ -279,7 +306,7 @@ def _drawn(
         elif dtype.is_integer:
             drawn[value] = rng.integers(0, 2, sizes).astype(dtype.numpy)
         else:
-            return None
+            raise _CannotEvaluateError(f"no values are generated for {dtype}")
     return drawn
 
 

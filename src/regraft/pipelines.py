@@ -16,7 +16,7 @@ from regraft.passes.precision import Cast
 from regraft.passes.protocol import Lossy, Pass
 from regraft.passes.rule_pass import HasRules, pass_of_rules
 
-DEFAULT_PASSES = "canonicalize,fold-norms,canonicalize"
+DEFAULT_PASSES = "canonicalize,fold-norms,fuse"
 DTYPES = {"fp32": DType.F32, "fp16": DType.F16, "bf16": DType.BF16}
 
 

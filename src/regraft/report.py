@@ -60,6 +60,7 @@ def pass_entry(record: PassRecord, check: CheckReport | None = None) -> dict[str
         "verified": verified,
         "stats": dict(record.stats),
         "skipped": [asdict(skip) for skip in record.skipped],
+        "unproved": [asdict(place) for place in record.unproved],
         "nodes": [record.nodes_before, record.nodes_after],
     }
 

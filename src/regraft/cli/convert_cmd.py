@@ -142,6 +142,8 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
                 console.print(f"{entry['name']}: {name} {count}")
             for skip in entry["skipped"]:
                 console.print(f"{entry['name']}: left alone {skip['node']}: {skip['reason']}")
+            for place in entry["unproved"]:
+                console.print(f"{entry['name']}: not proved {place['node']}: {place['reason']}")
     console.print(f"checked: {check['verified']}{_check_detail(check)}")
     if report.get("page", "").startswith("no"):
         console.print(f"report.html: {report['page']}")

@@ -219,6 +219,7 @@ NOT_ACTIVATIONS = {
         %y = mul(%d, 0.5)""",
     "a part of gelu": "%a = div(%x, 1.4142135)\n%b = erf(%a)\n%y = add(%b, 1)",
     "scaled silu": "%a = sigmoid(%x)\n%b = mul(%x, %a)\n%y = mul(%b, 1.1)",
+    "scaled relu": "%a = relu(%x)\n%y = mul(%a, 2)",  # a selu whose alpha is 0
     "line": "%a = mul(%x, 2)\n%y = add(%a, 1)",
     "square": "%y = mul(%x, %x)",
     "cubic": "%a = mul(%x, %x)\n%b = mul(%a, %x)\n%y = sub(%b, %x)",
