@@ -1,7 +1,8 @@
 """Emits Python expressions of PyTorch calls: the table of per-operator emitters and their context.
 
-An emitter returns the expression of its node's result (one per result when there are several); the
-graph emitter names it, keeps the order, and prints the lines of `forward`.
+An emitter returns the expression of its node's result; of several results, one expression each, or
+one of a tuple that is unpacked (`torch.topk(x, 3)`). The graph emitter names them, keeps the order,
+and prints the lines of `forward`. If, loop and scan are statements: see `control.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from regraft.ir.constants import is_constant
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.opspec import OpSpec
@@ -72,6 +74,30 @@ class EmitContext:
         """Returns a Python tuple expression of sizes."""
         items = ", ".join(self.size(dim) for dim in dims)
         return f"({items},)" if len(dims) == 1 else f"({items})"
+
+    def number(self, idx: int) -> str:
+        """Returns an operand that may be a Python number: `0.5` rather than a constant tensor.
+
+        Only a one-element constant becomes a number, and only beside an operand that is a tensor
+        of at least its rank, so that element type and shape of the result stay.
+        """
+        value = self.node.inputs[idx]
+        if value is None:
+            raise AssertionError(f"operand {idx} of `{self.node.op.name}` is absent")
+        others = [v for i, v in enumerate(self.node.inputs) if i != idx and v is not None]
+        if value.rank is not None and any(
+            other.rank is not None and other.rank >= value.rank and not is_constant(other)
+            for other in others
+        ):
+            found = self.graph.number(value)
+            if found is not None:
+                return found
+        return self.name(value)
+
+    @property
+    def device(self) -> str:
+        """Expression of the device on which the module runs, for new tensors."""
+        return self.graph.device()
 
     def temp(self, expression: str, hint: str = "t") -> str:
         """Adds the line `hint = expression` and returns the variable's name."""

@@ -1,0 +1,73 @@
+"""`to_torch`: compiles generated source in memory and fills the module with weights."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from regraft.backends.torch.emitter import Emit
+from regraft.backends.torch.generate import CLASS_NAME, Generated, generate
+from regraft.backends.torch.library.scope import scope_of
+from regraft.backends.torch.ops import FAMILIES
+from regraft.backends.torch.tensors import tensor_from
+from regraft.backends.torch.weight_plan import WeightPlan
+from regraft.backends.torch.weight_source import is_inline
+from regraft.ir.module import Module
+
+GENERATED = "regraft_generated"
+"""Attribute of the generated class: its `Generated`."""
+
+
+def to_torch(module: Module, *, families: Sequence[tuple[Emit, ...]] = FAMILIES) -> nn.Module:
+    """Returns a trainable `nn.Module` that computes what the module computes.
+
+    Its `forward` is generated Python (`source_of(net)`), its `state_dict` has the model's own
+    names. It owns its tensors: training it changes the module only through `read_back`.
+
+    Args:
+        module: The module; it is not changed.
+        families: Emitters by operator; default: regraft's own.
+
+    Raises:
+        UnsupportedError: When an operator has no PyTorch form, naming all that have none.
+    """
+    return build(generate(module, families=families))
+
+
+def build(generated: Generated) -> nn.Module:
+    """Returns an instance of a generated class, with its weights."""
+    net = compile_source(generated.source, f"<regraft {id(generated):x}>")[CLASS_NAME]()
+    setattr(type(net), GENERATED, generated)
+    fill(net, generated.plan)
+    assert isinstance(net, nn.Module)
+    return net.eval()
+
+
+def compile_source(source: str, file_name: str) -> dict[str, Any]:
+    """Runs generated source; returns its names. Tracebacks show its lines."""
+    linecache.cache[file_name] = (len(source), None, source.splitlines(keepends=True), file_name)
+    names: dict[str, Any] = {"__name__": "regraft_generated_model", "__file__": file_name}
+    exec(compile(source, file_name, "exec"), names)
+    return names
+
+
+def fill(net: nn.Module, plan: WeightPlan) -> None:
+    """Gives a new module the content of its weights, one tensor at a time."""
+    for path, slot in plan.slots.items():
+        if is_inline(slot):
+            continue
+        scope, name = scope_of(net, path)
+        target = getattr(scope, name)
+        if not isinstance(target, torch.Tensor):
+            raise AssertionError(f"`{path}` is no tensor")
+        target.data = tensor_from(slot.weight.numpy())
+
+
+def source_of(net: nn.Module) -> str:
+    """Returns the Python source of a module made by `to_torch`."""
+    generated: Generated = getattr(type(net), GENERATED)
+    return generated.source

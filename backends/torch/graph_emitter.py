@@ -1,0 +1,310 @@
+"""The body of `forward` under construction: variables, lines, sizes, and what they refer to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from regraft.backends.torch import control, peepholes
+from regraft.backends.torch.emitter import EmitContext, EmitTable
+from regraft.backends.torch.library_source import LibrarySource
+from regraft.backends.torch.lines import Lines
+from regraft.backends.torch.naming import Variables, identifier, variable_hint
+from regraft.backends.torch.sizes import SizeReader
+from regraft.backends.torch.tensors import torch_dtype
+from regraft.backends.torch.weight_source import WeightSource, attribute
+from regraft.ir.constants import constant_of, literal, weight
+from regraft.ir.dims import DimLike
+from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.types import DType, TensorType
+
+_ALIAS = re.compile(r"self(\.\w+|\[\w+\])*")
+_SECTION = re.compile(r"^(.*?\.?)(\w+)\.(\d+)(?=\.)")
+_NUMBER_KINDS = "fiub"
+
+
+class GraphEmitter:
+    """Writes the statements of `forward`, node by node in graph order.
+
+    Args:
+        table: Emitters by operator.
+        weights: The tensors of the generated module.
+        library: Functions copied into the generated file.
+        arguments: Names of the arguments of `forward`, in the order of the graph's inputs.
+    """
+
+    def __init__(
+        self,
+        table: EmitTable,
+        weights: WeightSource,
+        library: LibrarySource,
+        arguments: Sequence[str],
+    ) -> None:
+        self.table = table
+        self.weights = weights
+        self.library = library
+        self.lines = Lines()
+        self.variables = Variables(arguments)
+        self.sizes = SizeReader(self.variables)
+        self.arguments = arguments
+        self.names: dict[Value, str] = {}
+        self.absorbed: dict[Node, peepholes.Absorbed] = {}
+        self._deaths: dict[Node, list[Value]] = {}
+        self._temps: list[str] = []
+        self._section: tuple[str, str] | None = None  # path of a part, its variable
+
+    # -- what emitters ask for --------------------------------------------------------------
+
+    def expression(self, value: Value) -> str:
+        """Returns what holds a value: a variable, or an attribute of `self`."""
+        found = self.names.get(value)
+        if found is not None:
+            return found
+        producer = value.producer
+        if producer is not None and producer.op is weight:
+            return self._through_section(self.weights.stored(self._stored_name(producer)))
+        if producer is not None and producer.op is literal:
+            hint = identifier(variable_hint(value)) if value.name else "constant"
+            return self.constant(producer.attrs["value"], hint)
+        raise AssertionError(f"{value!r} is used before it is emitted")
+
+    def transposed(self, value: Value) -> str:
+        """Returns the expression of the transpose of a stored matrix."""
+        producer = value.producer
+        if producer is None or producer.op is not weight:
+            return f"{self.expression(value)}.t()"
+        return self._through_section(self.weights.transposed(self._stored_name(producer)))
+
+    def number(self, value: Value) -> str | None:
+        """Returns a one-element constant as a Python number, or None."""
+        array = constant_of(value, 16)
+        if array is None or array.size != 1 or array.dtype.kind not in _NUMBER_KINDS:
+            return None
+        item = array.reshape(-1)[0].item()
+        if isinstance(item, float) and not np.isfinite(item):
+            return f'float("{item}")'
+        return repr(item)
+
+    def size(self, dim: DimLike, *, is_operand: bool = False) -> str:
+        """Returns a Python integer expression of a size."""
+        return self.sizes.size(dim, is_operand=is_operand)
+
+    def temp(self, expression: str, hint: str) -> str:
+        """Adds the line `hint = expression`; the variable lives until the node is emitted."""
+        name = self.variables.take(identifier(hint))
+        self._temps.append(name)
+        self.lines.add(f"{name} = {expression}", name)
+        return name
+
+    def helper(self, function: Callable[..., Any]) -> str:
+        """Returns the name of a function that is copied into the generated file."""
+        return self.library.add(function)
+
+    def dtype(self, dtype: DType) -> str:
+        """Returns `torch.float32` for an element type."""
+        return str(torch_dtype(dtype))
+
+    def constant(self, array: np.ndarray[Any, Any], hint: str) -> str:
+        """Returns the expression of a constant tensor on the module's device."""
+        return self.weights.constant(array, hint)
+
+    def device(self) -> str:
+        """Returns the expression of the device on which the module runs."""
+        if self.arguments:
+            return f"{self.arguments[0]}.device"
+        return f"{self.constant(np.zeros((), np.float32), 'anchor')}.device"
+
+    # -- the walk ---------------------------------------------------------------------------
+
+    def emit_main(self, graph: Graph) -> list[str]:
+        """Emits the main graph; returns the expressions of its outputs.
+
+        Cost: O(nodes).
+        """
+        start = self.lines.anchor()
+        for value, name in zip(graph.inputs, self.arguments, strict=True):
+            self.names[value] = name
+            self.sizes.note(value, name, start)
+        self.absorbed.update(peepholes.find(graph))
+        self.emit_nodes(graph)
+        return [self.expression(value) for value in graph.outputs]
+
+    def emit_nodes(self, graph: Graph) -> None:
+        """Emits the nodes of a graph, whose inputs have names."""
+        self._deaths.update(_deaths(graph, self.absorbed))
+        for node in graph:
+            if node.op is weight or node.op is literal or node in self.absorbed:
+                continue
+            self._emit_node(node)
+            self._release(node)
+
+    def _emit_node(self, node: Node) -> None:
+        statement = control.STATEMENTS.get(node.op)
+        if statement is not None:
+            statement(self, node)
+            return
+        if not any(map(self.is_wanted, node.outputs)):
+            return
+        e = EmitContext(node, self)
+        emitter = self.table.find(node.op)
+        if emitter is None:
+            raise AssertionError(f"`{node.op.name}` has no emitter")
+        emitted = peepholes.emit(e, self) or emitter(e)
+        if isinstance(emitted, str):
+            if len(node.outputs) == 1:
+                self.bind(node.output, emitted)
+            else:
+                self._bind_all(node, emitted)
+        else:
+            for value, expression in zip(node.outputs, emitted, strict=True):
+                if self.is_wanted(value):
+                    self.bind(value, expression)
+
+    def is_wanted(self, value: Value) -> bool:
+        return bool(value.num_uses) or self.sizes.is_new(value)
+
+    def bind(self, value: Value, expression: str) -> None:
+        """Gives a value its variable: a new one, unless the expression is a variable already."""
+        if self.variables.is_variable(expression):
+            self.variables.hold(expression)
+            self.names[value] = expression
+        elif _ALIAS.fullmatch(expression):
+            self.names[value] = expression
+        else:
+            self.names[value] = self.assign(
+                variable_hint(value), expression, self._dying_names(value)
+            )
+        self.sizes.note(value, self.names[value], self.lines.anchor())
+
+    def assign(self, hint: str, expression: str, dying: Sequence[str] = ()) -> str:
+        """Adds `hint = expression`; a variable that dies here is written over when it fits."""
+        if hint in dying and self.variables.num_holders(hint) == dying.count(hint):
+            self.variables.hold(hint)
+            name = hint
+        else:
+            name = self.variables.take(hint)
+        self.lines.add(f"{name} = {expression}", name)
+        return name
+
+    def _dying_names(self, value: Value) -> list[str]:
+        """Variables that the producer of a value reads last."""
+        producer = value.producer
+        if producer is None or len(producer.outputs) > 1:
+            return []
+        dying = self._deaths.get(producer, ())
+        return [self.names[each] for each in dying if each in self.names]
+
+    def _bind_all(self, node: Node, expression: str) -> None:
+        names = []
+        for value in node.outputs:
+            if self.is_wanted(value):
+                self.names[value] = self.variables.take(variable_hint(value))
+            names.append(self.names.get(value, "_"))
+        line = self.lines.add(f"{', '.join(names)} = {expression}", *names)
+        for value in node.outputs:
+            if value in self.names:
+                self.sizes.note(value, self.names[value], line)
+
+    # -- bodies -----------------------------------------------------------------------------
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Statements within are those of a body; what it learns of sizes is forgotten after it."""
+        known = self.sizes.mark()
+        with self.lines.indented():
+            yield
+        self.sizes.forget_since(known)
+
+    def emit_body(
+        self, body: Graph, formals: Sequence[str], captures: Sequence[Value]
+    ) -> list[str]:
+        """Emits a body graph within the current block; returns the expressions of its outputs.
+
+        Args:
+            body: The graph.
+            formals: What holds its own inputs.
+            captures: Outer values of its last inputs.
+        """
+        num_formals = len(body.inputs) - len(captures)
+        start = self.lines.anchor()
+        for value, name in zip(body.inputs, formals, strict=False):
+            self.names[value] = name
+            self.sizes.note(value, name, start)
+        for value, outer in zip(body.inputs[num_formals:], captures, strict=True):
+            self.names[value] = self.expression(outer)
+        self.absorbed.update(peepholes.find(body))
+        self.emit_nodes(body)
+        return [self.expression(value) for value in body.outputs]
+
+    # -- life of variables ------------------------------------------------------------------
+
+    def _release(self, node: Node) -> None:
+        """Frees the variables that this node read last."""
+        for value in self._deaths.get(node, ()):
+            self._free(value)
+        for value in node.outputs:
+            if not value.num_uses:
+                self._free(value)
+        for name in self._temps:
+            if self.variables.is_variable(name):
+                self.variables.release(name)
+        self._temps.clear()
+
+    def _free(self, value: Value) -> None:
+        name = self.names.get(value)
+        if name is None or not self.variables.is_variable(name) or name in self.arguments:
+            return
+        if self.variables.release(name) and isinstance(value.type, TensorType):
+            self.lines.note_dead(name)
+
+    # -- sections ---------------------------------------------------------------------------
+
+    def _through_section(self, expression: str) -> str:
+        """Shortens the attributes of a repeated part: `layer = self.encoder.layer[3]`."""
+        path = expression.removeprefix("self.")
+        match = _SECTION.match(path.replace("[", ".").replace("]", ""))
+        if match is None or not expression.startswith("self.") or match[1].count(".") > 8:
+            return expression
+        whole = attribute(f"{match[1]}{match[2]}.{match[3]}")
+        if not expression.startswith(whole):
+            return expression
+        if self._section is None or self._section[0] != whole:
+            if self.lines.depth or not self.weights.is_large(f"{match[1]}{match[2]}.{match[3]}"):
+                return expression
+            hint = identifier(match[2]).lower()
+            if self._section is not None:
+                self.variables.release(self._section[1])
+            name = self.variables.take(hint.removesuffix("s") or hint)
+            self._section = (whole, name)
+            self.lines.add("")
+            self.lines.add(f"{name} = {whole}", name)
+        return self._section[1] + expression.removeprefix(whole)
+
+    @staticmethod
+    def _stored_name(node: Node) -> str:
+        if node.graph is None:
+            raise AssertionError("a weight node outside a graph")
+        return node.graph.scope.weights.resolve(node.attrs["name"])
+
+
+def _deaths(graph: Graph, absorbed: Mapping[Node, peepholes.Absorbed]) -> dict[Node, list[Value]]:
+    """Returns the values that each node reads last; outputs and inputs never die."""
+    last: dict[Value, Node] = {}
+    for node in graph:
+        taken = absorbed.get(node)
+        reader = node if taken is None else taken.by
+        for value in node.inputs:
+            if value is not None and value.producer is not None:
+                before = last.get(value)
+                if before is None or before.is_before(reader):
+                    last[value] = reader
+    for value in graph.outputs:
+        last.pop(value, None)
+    deaths: dict[Node, list[Value]] = {}
+    for value, node in last.items():
+        deaths.setdefault(node, []).append(value)
+    return deaths

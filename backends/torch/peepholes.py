@@ -1,0 +1,89 @@
+"""Forms that PyTorch has in one call where the IR has two nodes: the linear layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from regraft.ir.constants import is_constant, weight
+from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.ops.arithmetic import add
+from regraft.ir.ops.linalg import matmul
+
+if TYPE_CHECKING:
+    from regraft.backends.torch.emitter import EmitContext
+    from regraft.backends.torch.graph_emitter import GraphEmitter
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """A node that has no line of its own: the node that uses it says it too."""
+
+    by: Node
+
+
+def find(graph: Graph) -> dict[Node, Absorbed]:
+    """Returns the matrix products that a following sum with a bias takes in; cost O(nodes)."""
+    found: dict[Node, Absorbed] = {}
+    for node in graph:
+        if node.op is add:
+            product = _biased_product(node)
+            if product is not None:
+                found[product] = Absorbed(node)
+    return found
+
+
+def emit(e: EmitContext, graph: GraphEmitter) -> str | None:
+    """Returns `F.linear(x, weight, bias)` for a product with a stored matrix, or None."""
+    node = e.node
+    if node.op is add:
+        product = _biased_product(node)
+        if product is None or product not in graph.absorbed:
+            return None
+        bias = next(v for v in node.inputs if v is not None and v is not product.output)
+        return _linear(graph, product, graph.expression(bias))
+    if node.op is matmul and _is_matrix(node.inputs[1]):
+        return _linear(graph, node, None)
+    return None
+
+
+def _linear(graph: GraphEmitter, product: Node, bias: str | None) -> str:
+    x, w = product.inputs[0], product.inputs[1]
+    if x is None or w is None:
+        raise AssertionError("a product without operands")
+    arguments = [graph.expression(x), graph.transposed(w)]
+    return f"F.linear({', '.join(arguments + ([bias] if bias else []))})"
+
+
+def _biased_product(node: Node) -> Node | None:
+    """Returns the product of `x @ w + bias` when nothing else reads it."""
+    for product_idx, bias_idx in ((0, 1), (1, 0)):
+        value, bias = node.inputs[product_idx], node.inputs[bias_idx]
+        made = None if value is None else value.producer
+        if made is None or made.op is not matmul or value is None or value.num_uses != 1:
+            continue
+        if made.graph is node.graph and _is_matrix(made.inputs[1]) and _fits(bias, made):
+            return made
+    return None
+
+
+def _is_matrix(value: Value | None) -> bool:
+    return (
+        value is not None
+        and value.rank == 2
+        and value.producer is not None
+        and value.producer.op is weight
+        and value.dtype is not None
+        and value.dtype.is_float
+    )
+
+
+def _fits(bias: Value | None, product: Node) -> bool:
+    """Whether a bias is a stored vector with one element per column."""
+    if not is_constant(bias) or bias is None or bias.rank != 1 or product.output.rank == 0:
+        return False
+    columns = product.inputs[1]
+    x = product.inputs[0]
+    if columns is None or columns.shape is None or x is None or x.rank in (None, 0):
+        return False
+    return bias.shape == columns.shape[1:]

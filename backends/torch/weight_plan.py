@@ -1,0 +1,244 @@
+"""Which tensors a generated module registers, under which names, and how weights follow from them.
+
+A weight that is a mere rearrangement of a checkpoint tensor (transposed, reshaped, joined, or one
+of slices that cover it) registers the tensor itself, under its own name, and is rearranged in
+`forward`: the `state_dict` is the model's own and training works. Anything else (pruned, scaled,
+cast weights) registers the result under the name of the tensor that it follows from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from regraft.backends.torch.naming import identifier
+from regraft.ir.constants import weight as weight_op
+from regraft.ir.derive import DerivedWeight, derive
+from regraft.ir.module import Module
+from regraft.ir.steps import (
+    Concat,
+    Reshape,
+    Slice,
+    Source,
+    Transpose,
+    Tree,
+    children,
+    describe,
+    sources,
+)
+from regraft.ir.types import DType
+from regraft.ir.weights import Role, Weight, WeightStore
+
+_TOOL_MADE = re.compile(r"[:/]")
+_OWN_ATTRIBUTES = frozenset(dir(nn.Module()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """A tensor that the generated module registers.
+
+    Args:
+        path: Its dotted name there.
+        tree: What it holds: a checkpoint tensor or what follows from one.
+        role: Parameter, buffer, or constant (a buffer outside the `state_dict`).
+        weight: What it holds when the module starts.
+    """
+
+    path: str
+    tree: Tree
+    role: Role
+    weight: Weight
+
+    @property
+    def dtype(self) -> DType:
+        """Element type."""
+        return self.weight.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes."""
+        return self.weight.shape
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether it is an `nn.Parameter`: PyTorch has gradients of floats alone."""
+        return self.role is Role.PARAM and (self.dtype.is_float or self.dtype.is_complex)
+
+
+@dataclass(slots=True)
+class WeightPlan:
+    """The tensors of a generated module.
+
+    Attributes:
+        slots: By path, in order of first use.
+        trees: What each stored weight is, by its name in the module's store.
+        held: The slot of every tree that is registered.
+        ties: Further paths of a slot: alias -> path.
+        names: Path -> name in the checkpoint, where they differ.
+        origins: The checkpoint names that have a slot.
+    """
+
+    slots: dict[str, Slot] = field(default_factory=dict)
+    trees: dict[str, Tree] = field(default_factory=dict)
+    held: dict[Tree, Slot] = field(default_factory=dict)
+    ties: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    origins: set[str] = field(default_factory=set)
+    _containers: set[str] = field(default_factory=set)
+
+    def reserve(self, name: str) -> str:
+        """Returns the free path nearest to a checkpoint name, and takes it."""
+        path = self._path(name)
+        number = 0
+        while self._is_taken(path):
+            number += 1
+            path = f"{self._path(name)}_{number}"
+        self._containers.update(_prefixes(path))
+        return path
+
+    def _path(self, name: str) -> str:
+        if _TOOL_MADE.search(name):
+            return identifier(name)
+        parts = name.split(".")
+        if not all(parts) or _OWN_ATTRIBUTES.intersection(parts):
+            return identifier(name)
+        return name
+
+    def _is_taken(self, path: str) -> bool:
+        return (
+            path in self.slots
+            or path in self.ties
+            or path in self._containers
+            or any(prefix in self.slots or prefix in self.ties for prefix in _prefixes(path))
+        )
+
+    def add(self, name: str, tree: Tree, role: Role, weight: Weight) -> Slot:
+        """Registers a tree under the path of a checkpoint name, once."""
+        slot = self.held.get(tree)
+        if slot is None:
+            path = self.reserve(name)
+            slot = self.slots[path] = self.held[tree] = Slot(path, tree, role, weight)
+            self.origins.add(name)
+            if path != name:
+                self.names[path] = name
+        return slot
+
+    def leaves(self, tree: Tree) -> Iterator[Slot]:
+        """Iterates over the slots that a tree is made of."""
+        slot = self.held.get(tree)
+        if slot is not None:
+            yield slot
+            return
+        for child in children(tree):
+            yield from self.leaves(child)
+
+
+def plan_weights(module: Module, *, as_stored: bool = False) -> WeightPlan:
+    """Returns the plan of a module; the same for equal modules. Reads no tensor.
+
+    Args:
+        module: The module.
+        as_stored: Register every weight of the store as it is, under its own name.
+    """
+    store = module.weights
+    plan = WeightPlan()
+    used = _used_names(module)
+    for name in used:
+        if as_stored or store.role(name) is Role.CONST:
+            plan.trees[name] = Source(name, store[name])
+        else:
+            plan.trees[name] = derive(name, store[name])
+    sliced = _covered(plan.trees.values())
+    for name in used:
+        role = store.role(name)
+        for leaf in _leaves(plan.trees[name], sliced):
+            plan.add(_name_of(leaf, name, plan), leaf, role, _weight_of(leaf))
+    _tie(store, plan)
+    return plan
+
+
+def _used_names(module: Module) -> list[str]:
+    """Returns the stored weights that the graph reads: parameters first, as the store has them."""
+    read = {
+        module.weights.resolve(node.attrs["name"])
+        for node in module.graph.walk()
+        if node.op is weight_op and node.output.num_uses
+    }
+    return [name for name in module.weights if name in read]
+
+
+def _weight_of(leaf: Tree) -> Weight:
+    return leaf.weight if isinstance(leaf, Source) else DerivedWeight(leaf)
+
+
+def _name_of(leaf: Tree, stored_name: str, plan: WeightPlan) -> str:
+    """Returns the name of the first tensor that a leaf follows from, unless another leaf has it."""
+    if leaf in plan.held:
+        return plan.held[leaf].path
+    first = next(sources(leaf), None)
+    if first is None:
+        return stored_name
+    return stored_name if first.name in plan.origins else first.name
+
+
+def _leaves(tree: Tree, sliced: set[Tree]) -> Iterator[Tree]:
+    """Iterates over what is registered of a tree: below rearrangements that `forward` makes."""
+    match tree:
+        case Transpose(x, _) | Reshape(x, _):
+            yield from _leaves(x, sliced)
+        case Concat(xs, _) if all(_is_moved(x) for x in xs):
+            for x in xs:
+                yield from _leaves(x, sliced)
+        case Slice(x, _, _, _, _) if x in sliced:
+            yield from _leaves(x, sliced)
+        case _:
+            yield tree
+
+
+def _is_moved(tree: Tree) -> bool:
+    """Whether a tree is one tensor, rearranged."""
+    while isinstance(tree, Transpose | Reshape | Slice):
+        tree = tree.x
+    return isinstance(tree, Source)
+
+
+def _covered(trees: Iterable[Tree]) -> set[Tree]:
+    """Returns the trees of which slices along one axis, taken together, use every position."""
+    slices: dict[tuple[Tree, int], list[Slice]] = {}
+    for tree in trees:
+        pending = [tree]
+        while pending:
+            item = pending.pop()
+            if isinstance(item, Slice) and item.step == 1:
+                slices.setdefault((item.x, item.axis), []).append(item)
+            pending += children(item)
+    covered: set[Tree] = set()
+    for (whole, axis), parts in slices.items():
+        reached = 0
+        for part in sorted(parts, key=lambda each: each.start):
+            if part.start > reached:
+                break
+            reached = max(reached, part.stop)
+        if reached == describe(whole)[1][axis]:
+            covered.add(whole)
+    return covered
+
+
+def _tie(store: WeightStore, plan: WeightPlan) -> None:
+    for alias, target in store.aliases.items():
+        tree = plan.trees.get(target)
+        slot = None if tree is None else plan.held.get(tree)
+        if slot is not None and alias != slot.path:
+            path = plan.reserve(alias)
+            plan.ties[path] = slot.path
+            if path != alias:
+                plan.names[path] = alias
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    parts = path.split(".")[:-1]
+    for count in range(1, len(parts) + 1):
+        yield ".".join(parts[:count])
