@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,21 @@ class Add:
 
 
 @dataclass(frozen=True, slots=True)
+class Div:
+    """Elementwise quotient with broadcasting, in f32 or f64, rounded to the type of `a`."""
+
+    a: Tree
+    b: Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Sqrt:
+    """Elementwise square root in f32 or f64, rounded to the type of `x`."""
+
+    x: Tree
+
+
+@dataclass(frozen=True, slots=True)
 class MatMul:
     """Matrix product of the last two axes, in f32 or f64, rounded to the type of `a`."""
 
@@ -151,12 +166,15 @@ class Quantize:
     dtype: DType
 
 
-Step = (
-    Slice | Gather | Permute | Transpose | Reshape | Concat | Cast | Mul | Add | MatMul | Quantize
-)
+Movement = Slice | Gather | Permute | Transpose | Reshape | Concat
+Pointwise = Cast | Mul | Add | Div | Sqrt | Quantize
+"""Steps whose elements follow from the elements at the same place."""
+Computation = Pointwise | MatMul
+Step = Movement | Computation
 Tree = Source | Literal | Step
 STEPS: tuple[type[Step], ...] = (
-    Slice, Gather, Permute, Transpose, Reshape, Concat, Cast, Mul, Add, MatMul, Quantize,
+    Slice, Gather, Permute, Transpose, Reshape, Concat,
+    Cast, Mul, Add, Div, Sqrt, MatMul, Quantize,
 )  # fmt: skip
 
 
@@ -178,6 +196,20 @@ def sources(tree: Tree) -> Iterator[Source]:
         yield tree
     for child in children(tree):
         yield from sources(child)
+
+
+def with_sources(tree: Tree, new: Callable[[Source], Source]) -> Tree:
+    """Returns the tree with every source replaced by `new` of it."""
+    if isinstance(tree, Source):
+        return new(tree)
+    changes: dict[str, Any] = {}
+    for item in fields(tree):
+        value = getattr(tree, item.name)
+        if isinstance(value, Tree):
+            changes[item.name] = with_sources(value, new)
+        elif item.name == "xs":
+            changes["xs"] = tuple(with_sources(x, new) for x in value)
+    return replace(tree, **changes) if changes else tree
 
 
 def digest(tree: Tree) -> str:
@@ -212,7 +244,7 @@ def describe(tree: Tree) -> tuple[DType, Shape]:
         return leaf.dtype, leaf.shape
     types = [describe(child) for child in children(tree)]
     dtype, shape = types[0]
-    if isinstance(tree, Cast | Mul | Add | MatMul | Quantize):
+    if isinstance(tree, Computation):
         return _describe_computation(tree, dtype, [shape for _, shape in types])
     match tree:
         case Slice(_, axis, start, stop, step):
@@ -239,13 +271,15 @@ def describe(tree: Tree) -> tuple[DType, Shape]:
 
 
 def _describe_computation(
-    tree: Cast | Mul | Add | MatMul | Quantize, dtype: DType, shapes: list[Shape]
+    tree: Computation, dtype: DType, shapes: list[Shape]
 ) -> tuple[DType, Shape]:
     shape = shapes[0]
     match tree:
         case Cast():
             return tree.dtype, shape
-        case Mul() | Add():
+        case Sqrt():
+            return dtype, shape
+        case Mul() | Add() | Div():
             return dtype, _broadcast(tree, shape, shapes[1])
         case MatMul():
             other = shapes[1]

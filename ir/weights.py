@@ -48,9 +48,16 @@ class Weight(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArrayWeight:
-    """A weight in memory."""
+    """A weight in memory.
+
+    Args:
+        array: The elements.
+        made_from: Names of checkpoint tensors from which they were computed for good, by an
+            operator that no step of a derived weight says.
+    """
 
     array: np.ndarray[Any, Any]
+    made_from: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> DType:
@@ -195,6 +202,10 @@ class WeightStore:
         self._weights: dict[str, Weight] = {}
         self._roles: dict[str, Role] = {}
         self.aliases: dict[str, str] = {}
+
+    def resolve(self, name: str) -> str:
+        """Returns the name that an alias stands for, another name as it is."""
+        return self.aliases.get(name, name)
 
     def __getitem__(self, name: str) -> Weight:
         return self._weights[self.aliases.get(name, name)]

@@ -1,7 +1,7 @@
 """Per-channel affine maps: what batch_norm and arithmetic with constants do along one axis.
 
 `y = scale * x + shift`, both constant along every axis but one. Maps compose; everything is held in
-f64, so that a fold rounds once.
+f64, so that a fold rounds once, and knows the constants it follows from.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from regraft.ir.rewrite import Reject
 from regraft.ir.types import DType
 from regraft.ir.weights import Role
 from regraft.passes.cleanup.facts import same_type
+from regraft.passes.cleanup.numbers import ONE, ZERO, Numbers
 
 Array = np.ndarray[Any, Any]
 
 AFFINE_OPS = (norm.batch_norm, arithmetic.mul, arithmetic.add, arithmetic.sub, arithmetic.div)
-
-ONE: Array = np.ones(())
-ZERO: Array = np.zeros(())
 
 _MAX_BYTES = 1 << 20  # a vector over channels is small
 
@@ -40,8 +38,8 @@ class Affine:
         axis: The channel axis (non-negative), None when both are one number.
     """
 
-    scale: Array
-    shift: Array
+    scale: Numbers
+    shift: Numbers
     axis: int | None
 
     def then(self, after: Affine) -> Affine | None:
@@ -57,7 +55,7 @@ class Affine:
     @property
     def is_finite(self) -> bool:
         """Whether no number overflowed or is NaN."""
-        return bool(np.isfinite(self.scale).all() and np.isfinite(self.shift).all())
+        return bool(np.isfinite(self.scale.array).all() and np.isfinite(self.shift.array).all())
 
 
 def affine_of(node: Node) -> tuple[Value, Affine] | Reject | None:
@@ -77,26 +75,25 @@ def affine_of(node: Node) -> tuple[Value, Affine] | Reject | None:
 
 
 def _arithmetic(
-    node: Node, x: Value, constant: Value, numbers: Array, axis: int | None
+    node: Node, x: Value, constant: Value, numbers: Numbers, axis: int | None
 ) -> tuple[Value, Affine] | Reject | None:
     constant_first = node.inputs[0] is constant
     is_sum = node.op in (arithmetic.add, arithmetic.sub)
-    if is_sum and x.dtype is not None and _rounds(numbers, x.dtype):
+    if is_sum and x.dtype is not None and _rounds(numbers.array, x.dtype):
         return Reject("it is so large that adding it rounds to whole numbers", constant)
-    one, zero = ONE, ZERO
     match node.op:
         case arithmetic.mul:
-            return x, Affine(numbers, zero, axis)
+            return x, Affine(numbers, ZERO, axis)
         case arithmetic.add:
-            return x, Affine(one, numbers, axis)
+            return x, Affine(ONE, numbers, axis)
         case arithmetic.sub if constant_first:
-            return x, Affine(-one, numbers, axis)
+            return x, Affine(-ONE, numbers, axis)
         case arithmetic.sub:
-            return x, Affine(one, -numbers, axis)
+            return x, Affine(ONE, -numbers, axis)
         case arithmetic.div if not constant_first:
-            if (numbers == 0).any():
+            if (numbers.array == 0).any():
                 return Reject("it divides by zero", constant)
-            return x, Affine(one / numbers, zero, axis)
+            return x, Affine(ONE / numbers, ZERO, axis)
         case _:
             return None  # a constant divided by x is not affine
 
@@ -114,7 +111,7 @@ def float_info(dtype: DType) -> Any:
     return ml_dtypes.finfo(dtype.numpy)
 
 
-def _vector(constant: Value, rank: int) -> tuple[Array, int | None] | None:
+def _vector(constant: Value, rank: int) -> tuple[Numbers, int | None] | None:
     """Returns a constant's numbers and the one axis of an x of this rank along which they vary."""
     array = constant_of(constant, _MAX_BYTES)
     if array is None or array.ndim > rank:
@@ -124,8 +121,8 @@ def _vector(constant: Value, rank: int) -> tuple[Array, int | None] | None:
         return None
     numbers = array.astype(np.float64).reshape(-1)
     if not varying:
-        return numbers.reshape(()), None
-    return numbers, varying[0] + rank - array.ndim
+        return Numbers(numbers.reshape(()), constant), None
+    return Numbers(numbers, constant), varying[0] + rank - array.ndim
 
 
 def _batch_norm(node: Node) -> tuple[Value, Affine] | Reject:
@@ -135,13 +132,13 @@ def _batch_norm(node: Node) -> tuple[Value, Affine] | Reject:
         array = constant_of(value, _MAX_BYTES)
         if array is None or value is None:
             return Reject(f"`{operand.name}` is not constant", node)
-        arrays.append(array.astype(np.float64))
+        arrays.append(Numbers(array.astype(np.float64), value))
     if x is None or x.rank is None or x.rank < 2:
         return Reject("the rank of x is not known", node)
     scale, bias, mean, var = arrays
     with np.errstate(all="ignore"):
-        factor = scale / np.sqrt(var + node.attrs["epsilon"])
-        affine = Affine(factor, bias - mean * factor, 1)
+        factor = scale / (var + Numbers(np.array(node.attrs["epsilon"], np.float64))).sqrt()
+        affine = Affine(factor, bias + -(mean * factor), 1)
     if not affine.is_finite:
         return Reject("its statistics give a scale that is not finite", node)
     return x, affine

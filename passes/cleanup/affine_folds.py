@@ -1,4 +1,4 @@
-"""Folds of per-channel affine maps into the weights of a neighbour, computed in f64."""
+"""Folds of per-channel affine maps into the weights of a neighbour, as steps in f64."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import numpy as np
 
 from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of, is_constant, weight
+from regraft.ir.derive import DerivedWeight
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, conv, linalg
 from regraft.ir.opspec import OpSpec
 from regraft.ir.rewrite import Reject
-from regraft.ir.types import DType
+from regraft.ir.steps import Cast, Mul, Reshape, Tree
+from regraft.ir.types import DType, static_shape
 from regraft.ir.weights import ArrayWeight, Role
-from regraft.passes.cleanup.affine import Affine, float_info, role_of
+from regraft.passes.cleanup.affine import Affine, float_info
+from regraft.passes.cleanup.numbers import Numbers, has_source, shaped, wide_tree
 
 Array = np.ndarray[Any, Any]
 
@@ -28,66 +31,101 @@ class Folded:
     """New constants of a producer.
 
     Args:
-        weight: Scaled weight, f64; None when the producer's own stays.
+        weight: Steps of the scaled weight, f64; None when the producer's own stays.
+        factor: Largest factor by which an element of the weight grows.
         bias: f64[C], or None when it is zero and the producer has none.
         attrs: Attributes of the producer that change.
     """
 
-    weight: Array | None
-    bias: Array | None
+    weight: Tree | None
+    factor: float
+    bias: Numbers | None
     attrs: dict[str, Any]
 
 
-def _channels(affine: Affine, num: int) -> tuple[Array, Array]:
-    return np.broadcast_to(affine.scale, (num,)), np.broadcast_to(affine.shift, (num,))
+def column(numbers: Numbers, rank: int, axis: int) -> Tree:
+    """Returns the steps of numbers along one axis of a tensor of this rank."""
+    tree = numbers.tree()
+    if not numbers.array.ndim:
+        return tree
+    return shaped(tree, tuple(numbers.array.size if i == axis else 1 for i in range(rank)))
 
 
-def _column(array: Array, rank: int, axis: int) -> Array:
-    return array.reshape([-1 if i == axis else 1 for i in range(rank)])
-
-
-def _conv(node: Node, w: Array, bias: Array | None, affine: Affine) -> Folded | Reject:
-    scale, shift = _channels(affine, w.shape[0])
+def _conv(node: Node, w: Value, bias: Numbers | None, affine: Affine) -> Folded | Reject:
+    shape = _sizes(w)
     # s * (W x + b) + t = (s W) x + (s b + t), per output channel
-    return Folded(w * _column(scale, w.ndim, 0), _bias(bias, scale, shift), {})
+    return Folded(
+        Mul(wide_tree(w), column(affine.scale, len(shape), 0)),
+        largest(affine.scale.array),
+        _bias(bias, affine, shape[0]),
+        {},
+    )
 
 
-def _conv_transpose(node: Node, w: Array, bias: Array | None, affine: Affine) -> Folded | Reject:
-    groups = node.attrs["groups"]
-    scale, shift = _channels(affine, w.shape[1] * groups)
+def _conv_transpose(node: Node, w: Value, bias: Numbers | None, affine: Affine) -> Folded | Reject:
+    groups, shape = node.attrs["groups"], _sizes(w)
+    num = shape[1] * groups
     # weight is [C, M / groups, …]: output channel g * (M / groups) + j belongs to inputs of group g
-    grouped = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
-    factor = scale.reshape(groups, 1, w.shape[1], *(1,) * (w.ndim - 2))
-    return Folded((grouped * factor).reshape(w.shape), _bias(bias, scale, shift), {})
+    grouped = shaped(wide_tree(w), (groups, shape[0] // groups, *shape[1:]))
+    factor = shaped(
+        affine.scale.spread(num).tree(), (groups, 1, shape[1], *(1,) * (len(shape) - 2))
+    )
+    return Folded(
+        Reshape(Mul(grouped, factor), shape),
+        largest(affine.scale.array),
+        _bias(bias, affine, num),
+        {},
+    )
 
 
-def _gemm(node: Node, w: Array, bias: Array | None, affine: Affine) -> Folded | Reject:
+def _gemm(node: Node, w: Value, bias: Numbers | None, affine: Affine) -> Folded | Reject:
     axis = 0 if node.attrs["trans_b"] else 1
-    scale, shift = _channels(affine, w.shape[axis])
-    if bias is not None:
-        if bias.ndim == 2 and bias.shape[0] != 1:
-            return Reject("the bias differs between rows", node)
-        bias = np.broadcast_to(bias.reshape(-1), (w.shape[axis],)) * node.attrs["beta"]
+    num, alpha, beta = _sizes(w)[axis], node.attrs["alpha"], node.attrs["beta"]
+    if bias is not None and beta != 1.0:
+        bias = bias * Numbers(np.array(beta, np.float64))
+    scale = affine.scale if alpha == 1.0 else affine.scale * Numbers(np.array(alpha, np.float64))
     # s * (alpha A B + beta c) + t = A (alpha s B) + (beta s c + t)
     return Folded(
-        w * _column(scale, 2, axis) * node.attrs["alpha"],
-        _bias(bias, scale, shift),
+        Mul(wide_tree(w), column(scale, 2, axis)),
+        largest(scale.array),
+        _bias(bias, affine, num),
         {"alpha": 1.0, "beta": 1.0},
     )
 
 
-def _matmul(node: Node, w: Array, bias: Array | None, affine: Affine) -> Folded | Reject:
-    scale, shift = _channels(affine, w.shape[-1])
-    return Folded(w * scale, _bias(bias, scale, shift), {})
+def _matmul(node: Node, w: Value, bias: Numbers | None, affine: Affine) -> Folded | Reject:
+    shape = _sizes(w)
+    if len(shape) < 2:
+        return Reject("the weight is a vector", w)
+    return Folded(
+        Mul(wide_tree(w), affine.scale.tree()),
+        largest(affine.scale.array),
+        _bias(bias, affine, shape[-1]),
+        {},
+    )
 
 
-def _bias(bias: Array | None, scale: Array, shift: Array) -> Array | None:
+def _bias(bias: Numbers | None, affine: Affine, num: int) -> Numbers | None:
     if bias is None:
-        return shift if shift.any() else None
-    return bias * scale + shift
+        return None if affine.shift.are_zeros else affine.shift.spread(num)
+    return (bias * affine.scale + affine.shift).spread(num)
 
 
-_Fold = Callable[[Node, Array, "Array | None", Affine], "Folded | Reject"]
+def _sizes(w: Value) -> tuple[int, ...]:
+    shape = static_shape(w.type)
+    if shape is None:
+        raise AssertionError(f"the sizes of the constant {w!r} are not known")
+    return shape
+
+
+def largest(array: Array) -> float:
+    """Returns the largest size of an element, NaN when one is NaN."""
+    if not array.size:
+        return 0.0
+    return float(max(abs(float(array.max())), abs(float(array.min()))))
+
+
+_Fold = Callable[[Node, Value, "Numbers | None", Affine], "Folded | Reject"]
 _FOLDS: dict[OpSpec, _Fold] = {
     conv.conv: _conv,
     conv.conv_transpose: _conv_transpose,
@@ -112,25 +150,26 @@ def fold_into(node: Node, affine: Affine) -> Folded | Reject:
     reason = _unsuitable(node, w, bias, affine)
     if reason is not None or w is None:
         return reason or Reject("the weight is absent", node)
-    arrays = [None if v is None else constant_of(v, _UNLIMITED) for v in (w, bias)]
-    wide = [None if array is None else array.astype(np.float64) for array in arrays]
-    if wide[0] is None:
-        return Reject("the weight is not constant", w)
-    if node.op is linalg.matmul and wide[0].ndim < 2:
-        return Reject("the weight is a vector", w)
-    folded = _FOLDS[node.op](node, wide[0], wide[1], affine)
+    numbers = None
+    if bias is not None:
+        array = constant_of(bias, _UNLIMITED)
+        if array is None or (array.ndim == 2 and array.shape[0] != 1):
+            return Reject("the bias differs between rows", node)
+        flat = array.astype(np.float64).reshape(-1 if array.size != 1 else ())
+        numbers = Numbers(flat, bias)
+    folded = _FOLDS[node.op](node, w, numbers, affine)
     if isinstance(folded, Reject):
         return folded
     if not _scales(node, affine):
         folded = replace(folded, weight=None)
-    if not fits(folded, w.dtype):
+    if not fits(folded, w):
         return Reject(f"the folded weight leaves the range of {w.dtype}", w)
     return folded
 
 
 def _scales(node: Node, affine: Affine) -> bool:
     """Returns whether a fold changes the weight, and not the bias alone."""
-    return bool((affine.scale != 1).any()) or node.attrs.get("alpha", 1.0) != 1.0
+    return not affine.scale.are_ones or node.attrs.get("alpha", 1.0) != 1.0
 
 
 def _unsuitable(node: Node, w: Value | None, bias: Value | None, affine: Affine) -> Reject | None:
@@ -148,12 +187,26 @@ def _unsuitable(node: Node, w: Value | None, bias: Value | None, affine: Affine)
     return None
 
 
-def fits(folded: Folded, dtype: DType | None) -> bool:
-    """Returns whether the folded constants are finite in the weight's type."""
-    arrays = (folded.weight, folded.bias)
-    return dtype is not None and all(
-        np.isfinite(_rounded(array, dtype)).all() for array in arrays if array is not None
-    )
+def fits(folded: Folded, w: Value) -> bool:
+    """Returns whether the folded constants are finite in the weight's type.
+
+    The weight is read once for its largest element; only where that one times the largest factor
+    leaves the type's range is the folded weight computed, block by block.
+    """
+    dtype = w.dtype
+    if dtype is None:
+        return False
+    if folded.bias is not None and not np.isfinite(_rounded(folded.bias.array, dtype)).all():
+        return False
+    if folded.weight is None:
+        return True
+    array = constant_of(w, _UNLIMITED)
+    if array is None:
+        return False
+    if largest(array) * folded.factor <= float(float_info(dtype).max):
+        return True
+    blocks = DerivedWeight(folded.weight).blocks()
+    return all(np.isfinite(_rounded(block, dtype)).all() for _, block in blocks)
 
 
 def keeps_digits(array: Array, dtype: DType) -> bool:
@@ -182,7 +235,7 @@ def rebuild(b: Builder, node: Node, x: Value, folded: Folded, role: Role) -> Val
         made_weight = constant(b, folded.weight, w.dtype, f"{name}.folded", role)
     bias: Value | None = None
     if folded.bias is not None:
-        bias = constant(b, folded.bias, w.dtype, f"{name}.bias", role)
+        bias = constant(b, folded.bias.tree(), w.dtype, f"{name}.bias", role)
     if node.op is linalg.matmul:
         product = b.op(node.op, x, made_weight)
         return product if bias is None else b.op(arithmetic.add, product, bias)
@@ -196,22 +249,17 @@ def _name(w: Value, node: Node) -> str:
     return node.outputs[0].name or node.op.name
 
 
-def constant(b: Builder, array: Array, dtype: DType, name: str, role: Role) -> Value:
-    """Creates a constant that keeps its role: parameters are always named weights."""
-    rounded = np.asarray(array, np.float64).astype(dtype.numpy, order="C")
+def constant(b: Builder, tree: Tree, dtype: DType, name: str, role: Role) -> Value:
+    """Creates a constant that keeps its role, rounded once: parameters are always named weights.
+
+    Args:
+        b: Where.
+        tree: Steps of type f64.
+        dtype: Element type of the constant.
+        name: Name of the weight.
+        role: Role of the weight; a parameter stays recorded steps, so that its origin is known.
+    """
+    derived = DerivedWeight(Cast(tree, dtype) if dtype is not DType.F64 else tree)
     if role is Role.CONST:
-        return b.constant(rounded, name=name)
-    return b.weight(name, ArrayWeight(rounded), role)
-
-
-__all__ = [
-    "PRODUCERS",
-    "Folded",
-    "channel_axis",
-    "constant",
-    "fits",
-    "fold_into",
-    "keeps_digits",
-    "rebuild",
-    "role_of",
-]
+        return b.constant(derived.numpy(), name=name)
+    return b.weight(name, derived if has_source(tree) else ArrayWeight(derived.numpy()), role)

@@ -37,9 +37,9 @@ class Canonicalize:
     where they cancel, branches whose condition is constant. Running it twice changes nothing more.
 
     ## When it applies
-    To every module. Parameters are folded only through data movement and casts recorded as derived
-    weights, or where an operator of parameters alone computes a tensor of at most the same bytes;
-    two parameters are never merged, nor is one renamed.
+    To every module. Parameters are folded only through data movement, casts and arithmetic recorded
+    as derived weights, or where another operator of parameters alone computes a tensor of at most
+    the same bytes; two parameters are never merged, nor is one renamed.
 
     ## Example
     ```

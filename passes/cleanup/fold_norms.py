@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from regraft.ir.constants import constant_of
+from regraft.ir.derive import DerivedWeight
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, conv, linalg, norm
 from regraft.ir.rewrite import Reject, Rewriter, RuleSet, local_rule, rewrite
 from regraft.ir.rewrite.explain import label
-from regraft.passes.cleanup.affine import AFFINE_OPS, ONE, ZERO, Affine, affine_of, role_of
+from regraft.ir.steps import Literal, MatMul, Mul, Reshape, Tree
+from regraft.ir.types import static_shape
+from regraft.passes.cleanup.affine import AFFINE_OPS, Affine, affine_of, role_of
 from regraft.passes.cleanup.affine_folds import (
     PRODUCERS,
     Folded,
     channel_axis,
+    column,
     constant,
     fits,
     fold_into,
     keeps_digits,
+    largest,
     rebuild,
 )
 from regraft.passes.cleanup.facts import only_used_by
+from regraft.passes.cleanup.numbers import ONE, ZERO, Numbers, shaped, wide_tree
 from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,13 +133,13 @@ def fold_into_consumer(node: Node, rw: Rewriter) -> bool | Reject:
     if not only_used_by(x, node):
         return Reject("the normalized value is used elsewhere", x)
     padded = any(node.attrs["pads"]) or node.attrs["auto_pad"] != "none"
-    if padded and affine.shift.any():
+    if padded and not affine.shift.are_zeros:
         return Reject("the convolution pads with zeros, which the shift would move", node)
     identity = fold_into(node, Affine(ONE, ZERO, None))
     if isinstance(identity, Reject):
         return identity
-    folded = _scale_inputs(node, identity, affine)
-    if not fits(folded, w.dtype):
+    folded = _scale_inputs(node, w, identity, affine)
+    if not fits(folded, w):
         return Reject(f"the folded weight leaves the range of {w.dtype}", w)
     role = role_of(*node.inputs[1:], *before.inputs[1:])
     rw.replace(node, rebuild(rw.builder(node), node, source, folded, role))
@@ -145,29 +154,39 @@ def _belongs(product: Node, chain: _Chain) -> bool:
     """
     if any(node.op is norm.batch_norm for node in chain.nodes):
         return True
-    return product.op is linalg.gemm and not bool((chain.affine.scale != 1).any())
+    return product.op is linalg.gemm and chain.affine.scale.are_ones
 
 
-def _scale_inputs(node: Node, plain: Folded, affine: Affine) -> Folded:
+def _scale_inputs(node: Node, w: Value, plain: Folded, affine: Affine) -> Folded:
     """W (s x + t) + b = (W s) x + (b + sum of W t over input channels and taps)."""
-    groups, own = node.attrs["groups"], constant_of(node.inputs[1], 1 << 62)
-    if own is None:
+    groups, shape = node.attrs["groups"], static_shape(w.type)
+    array = constant_of(w, 1 << 62)
+    if shape is None or array is None:
         raise AssertionError("the weight was constant before")
-    w = own.astype(np.float64)
-    num_in = w.shape[1] * groups
-    ones = (1,) * (w.ndim - 2)
-    scale, shift = (
-        np.broadcast_to(item, (num_in,)).reshape(groups, 1, w.shape[1], *ones)
-        for item in (affine.scale, affine.shift)
+    num_out, num_in, *taps = shape
+    grouped = shaped(wide_tree(w), (groups, num_out // groups, *shape[1:]))
+    scale = affine.scale.spread(num_in * groups)
+    factor = shaped(scale.tree(), (groups, 1, num_in, *(1,) * len(taps)))
+    bias = plain.bias
+    if not affine.shift.are_zeros:
+        shift = affine.shift.spread(num_in * groups)
+        added = _taps_times(array, shift, wide_tree(w), groups)
+        bias = added if bias is None else bias + added
+    return Folded(Reshape(Mul(grouped, factor), shape), largest(scale.array), bias, {})
+
+
+def _taps_times(array: Array, shift: Numbers, w: Tree, groups: int) -> Numbers:
+    """Returns the sum of W t over input channels and taps: the bias that a shifted input adds."""
+    num_out, num_in, *taps = array.shape
+    num_taps = math.prod(taps)
+    # (sum over taps of W) t, group by group
+    parts = shaped(w, (groups, num_out // groups, num_in, num_taps))
+    summed = shaped(
+        MatMul(parts, Literal.of(np.ones((num_taps, 1)))), (groups, num_out // groups, num_in)
     )
-    grouped = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
-    added = (grouped * shift).sum(axis=tuple(range(2, grouped.ndim))).reshape(-1)
-    bias = added if plain.bias is None else plain.bias + added
-    return Folded(
-        (grouped * scale).reshape(w.shape),
-        bias if plain.bias is not None or added.any() else None,
-        {},
-    )
+    product = MatMul(summed, shaped(shift.tree(), (groups, num_in, 1)))
+    tree = shaped(product, (num_out,))
+    return Numbers(DerivedWeight(tree).numpy(), tree)
 
 
 @local_rule(*(op for op in AFFINE_OPS if op is not norm.batch_norm))
@@ -177,13 +196,13 @@ def join_constants(node: Node, rw: Rewriter) -> bool | Reject:
     if not isinstance(chain, _Chain):
         return chain or False
     affine, old = chain.affine, chain.nodes
-    scales, shifts = bool((affine.scale != 1).any()), bool((affine.shift != 0).any())
+    scales, shifts = not affine.scale.are_ones, not affine.shift.are_zeros
     if len(old) <= scales + shifts or _continues(node):
         return False
     dtype = chain.source.dtype
     if dtype is None or not affine.is_finite:
         return False
-    if not keeps_digits(affine.scale, dtype) or not keeps_digits(affine.shift, dtype):
+    if not keeps_digits(affine.scale.array, dtype) or not keeps_digits(affine.shift.array, dtype):
         return Reject(f"the joined constants leave the range of {dtype}", node)
     b, role, value = rw.builder(node), role_of(*_constants(chain)), chain.source
     rank = value.rank or 0
@@ -193,10 +212,8 @@ def join_constants(node: Node, rw: Rewriter) -> bool | Reject:
         (arithmetic.add, affine.shift, shifts),
     ):
         if needed:
-            shaped = numbers
-            if numbers.ndim and affine.axis is not None:
-                shaped = numbers.reshape(-1, *(1,) * (rank - 1 - affine.axis))
-            value = b.op(op, value, constant(b, shaped, dtype, f"{name}.{op.name}", role))
+            tree = column(numbers, rank - (affine.axis or 0), 0)
+            value = b.op(op, value, constant(b, tree, dtype, f"{name}.{op.name}", role))
     rw.replace(node, value)
     return True
 
@@ -227,7 +244,8 @@ class FoldNorms:
 
     ## Exactness
     Exact in real arithmetic: constants are computed in f64 and rounded once to the weight's type.
-    A fold that would leave that type's range is not made.
+    A fold that would leave that type's range is not made. Folded parameters are derived weights:
+    they name the tensors of the checkpoint they follow from, position by position.
 
     ## References
     Jacob et al., Quantization and Training of Neural Networks for Efficient

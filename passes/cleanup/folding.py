@@ -1,8 +1,10 @@
 """Constant folding: by evaluation, by recorded steps for parameters, and of known sizes.
 
-A parameter that is only moved or cast becomes a derived weight, so that its origin in the
-checkpoint stays known. A result is folded when it takes no more bytes than its operands, or than
-`max_fold_bytes`: what a small recipe expands to, or an 8-bit weight widened, stays computed.
+A parameter that is moved, cast, or in arithmetic with other constants becomes a derived weight, so
+that its origin in the checkpoint stays known; other operators of parameters are folded by value,
+and the result names what it was made from. A result is folded when it takes no more bytes than its
+operands, or than `max_fold_bytes`: what a small recipe expands to, or an 8-bit weight widened,
+stays computed.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 
 from regraft.ir.builder import INLINE_BYTES, Builder
 from regraft.ir.constants import constant_of, literal, opaque, weight
-from regraft.ir.derive import DerivedWeight, derive
+from regraft.ir.derive import DerivedWeight, source_names
 from regraft.ir.dims import Dim
 from regraft.ir.evaluate import evaluate_node
 from regraft.ir.graph import Node, Value
@@ -25,7 +27,7 @@ from regraft.ir.opspec import AttrKind, OpSpec, Trait
 from regraft.ir.rewrite import LocalRule, Reject, Rewriter, RuleSet
 from regraft.ir.types import DType, TensorType, static_shape
 from regraft.ir.weights import ArrayWeight, Role
-from regraft.passes.cleanup.movement_steps import STEP_OPS, steps_of
+from regraft.passes.cleanup.weight_steps import STEP_OPS, steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ def folding_rules(options: FoldOptions) -> RuleSet:
     """Returns the folding rules under these limits."""
     return RuleSet(
         LocalRule("fold-content", _has_content, _fold_content),
-        LocalRule("fold-movement", lambda op: op in STEP_OPS, _under(_fold_movement, options)),
+        LocalRule("fold-steps", lambda op: op in STEP_OPS, _under(_fold_steps, options)),
         LocalRule("fold-constants", _is_foldable, _under(_fold_constants, options)),
     )
 
@@ -138,8 +140,10 @@ def _fold_constants(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Re
         if value.dtype is not None and array.dtype != value.dtype.numpy:
             return Reject(f"its value is {array.dtype}, its type says {value.dtype}", node)
     b = rw.builder(node)
+    made_from = () if role is Role.CONST else _sources(node)
     values = [
-        _constant(b, array, old, role) for array, old in zip(arrays, node.outputs, strict=True)
+        _constant(b, array, old, role, made_from)
+        for array, old in zip(arrays, node.outputs, strict=True)
     ]
     rw.replace(node, *values)
     return True
@@ -199,17 +203,32 @@ def _nbytes(value: Value) -> int | None:
     return value.type.dtype.nbytes(int(np.prod(shape, dtype=np.int64)))
 
 
-def _constant(b: Builder, array: np.ndarray[Any, Any], old: Value, role: Role) -> Value:
+def _sources(node: Node) -> tuple[str, ...]:
+    """Returns the checkpoint tensors that the operands follow from."""
+    names: dict[str, None] = {}
+    for value in node.inputs:
+        producer = None if value is None else value.producer
+        if producer is not None and producer.op is weight and producer.graph is not None:
+            store = producer.graph.scope.weights
+            name = store.resolve(producer.attrs["name"])
+            if store.role(name) is not Role.CONST:
+                names |= dict.fromkeys(source_names(name, store[name]))
+    return tuple(names)
+
+
+def _constant(
+    b: Builder, array: np.ndarray[Any, Any], old: Value, role: Role, made_from: tuple[str, ...]
+) -> Value:
     if role is Role.CONST:
         return b.constant(array, name=old.name)
-    return b.weight(old.name or "folded", ArrayWeight(array), role)
+    return b.weight(old.name or "folded", ArrayWeight(array, made_from), role)
 
 
-# -- parameters that are moved ------------------------------------------------------------------
+# -- parameters in steps -----------------------------------------------------------------------
 
 
-def _fold_movement(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Reject:
-    """A parameter moved or cast -> a derived weight."""
+def _fold_steps(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Reject:
+    """A parameter moved, cast, or in arithmetic with others -> a derived weight."""
     for value in node._inputs:
         if value is not None and not _is_stored(value):
             return False
@@ -220,22 +239,19 @@ def _fold_movement(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Rej
         return Reject("an operand is a parameter, and fold-params is off", node)
     if _widens_codes(node):
         return Reject("a weight stored in 8 bits or fewer would be stored wider", node)
-    trees = []
-    names = []
-    for value in node.inputs:
-        producer = None if value is None else value.producer
-        if producer is None or producer.op is not weight or producer.graph is None:
-            continue
-        name = producer.attrs["name"]
-        names.append(name)
-        trees.append(derive(name, producer.graph.scope.weights[name]))
-    steps = steps_of(node, trees)
+    steps = steps_of(node)
     if steps is None:
         return False
     size, limit = _result_bytes(node), max(options.max_fold_bytes, _operand_bytes(node))
     if size is None or size > limit:
         return Reject(f"the result takes {size} bytes, more than {limit}", node)
     b = rw.builder(node)
-    made = [b.weight(f"{names[0]}.{node.op.name}", DerivedWeight(tree), role) for tree in steps]
-    rw.replace(node, *made)
+    name = f"{_first_weight(node)}.{node.op.name}"
+    rw.replace(node, *(b.weight(name, DerivedWeight(tree), role) for tree in steps))
     return True
+
+
+def _first_weight(node: Node) -> str:
+    producers = [None if value is None else value.producer for value in node.inputs]
+    names = [p.attrs["name"] for p in producers if p is not None and p.op is weight]
+    return str(names[0])

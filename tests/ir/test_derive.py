@@ -10,12 +10,13 @@ import pytest
 
 from regraft.ir.derive import DerivedWeight, WeightCache, derive
 from regraft.ir.errors import UnsupportedError
-from regraft.ir.origins import origins_of, restore
+from regraft.ir.origins import Relation, origins_of, restore
 from regraft.ir.spill import SpillFile
 from regraft.ir.steps import (
     Add,
     Cast,
     Concat,
+    Div,
     Gather,
     Literal,
     MatMul,
@@ -25,6 +26,7 @@ from regraft.ir.steps import (
     Reshape,
     Slice,
     Source,
+    Sqrt,
     Transpose,
     Tree,
     digest,
@@ -75,6 +77,16 @@ CASES: dict[str, tuple[Tree, np.ndarray[Any, Any]]] = {
         (T.astype(np.float32) + np.float32([1, 2, 3, 4])).astype(np.float16),
     ),
     "matmul": (MatMul(src(A), Transpose(src(B, "v"), (1, 0))), A @ B.T),
+    "div": (Div(src(A), Literal.of(S)), A / S),
+    "sqrt": (Sqrt(src(A * A)), np.sqrt(A * A)),
+    "sqrt in f16": (
+        Sqrt(src(np.abs(T))),
+        np.sqrt(np.abs(T).astype(np.float32)).astype(np.float16),
+    ),
+    "rounded once": (
+        Cast(Div(Cast(src(A), DType.F64), Literal.of(S.astype(np.float64) / 3)), DType.F32),
+        (A.astype(np.float64) / (S.astype(np.float64) / 3)).astype(np.float32),
+    ),
     "batched matmul": (
         MatMul(src(T), Literal.of(T[0].T)),
         (T.astype(np.float32) @ T[0].T.astype(np.float32)).astype(np.float16),
@@ -188,17 +200,70 @@ def test_origins_map_both_ways() -> None:
     np.testing.assert_array_equal(v, B)
 
 
+def test_computed_tensor_is_made_in_blocks_and_each_source_loaded_once() -> None:
+    rows = RNG.standard_normal((12001, 300)).astype(np.float32)  # 14.4 MB: four blocks
+    counting = CountingWeight(rows)
+    tree = Cast(
+        Mul(Cast(Source("w", counting), DType.F64), Literal.of(np.ones(300) / 3)), DType.F32
+    )
+    weight = DerivedWeight(tree)
+    np.testing.assert_array_equal(weight.numpy(), (rows / np.float64(3)).astype(np.float32))
+    assert counting.num_reads == 1
+    assert [block.stop for block, _ in weight.blocks()][-1] == 12001
+
+
+WIDE = Cast(src(A), DType.F64)
+GAIN = src(S.reshape(4), "gain")
+SCALED = Cast(
+    Mul(Permute(WIDE, 0, (3, 1, 0, 2)), Reshape(Cast(GAIN, DType.F64), (4, 1))), DType.F32
+)
+
+
+def test_origins_of_changed_values_keep_positions() -> None:
+    w, gain = origins_of(Slice(SCALED, 0, 1, 3))
+    assert [w.source, gain.source] == ["w", "gain"]
+    assert w.relation is gain.relation is Relation.POSITIONS
+    assert str(w.relation) == "positions only"
+    assert w.reason == "mul changes values"
+    np.testing.assert_array_equal(w.target, np.arange(12))
+    np.testing.assert_array_equal(w.positions, [*range(6, 12), *range(6)])  # rows 1 and 0
+    np.testing.assert_array_equal(gain.positions, [1] * 6 + [2] * 6)  # a gain per row
+    with pytest.raises(UnsupportedError, match="`w` cannot be restored: mul changes values"):
+        restore(w, A.copy(), A[1:3])
+
+
+def test_one_source_has_an_origin_per_relation() -> None:
+    origins = origins_of(Concat((SCALED, src(B, "v"), Slice(src(A), 0, 0, 2)), 0))
+    found = [(o.source, str(o.relation), o.target.size) for o in origins]
+    assert sorted(found) == [
+        ("gain", "positions only", 24),
+        ("v", "exact", 24),
+        ("w", "exact", 12),
+        ("w", "positions only", 24),
+    ]
+
+
 @pytest.mark.parametrize(
-    ("tree", "reason"),
+    ("tree", "relation", "reason"),
     [
-        (Cast(src(A), DType.F16), "cast changes values"),
-        (Slice(Mul(src(A), src(B)), 0, 0, 1), "mul changes values"),
-        (Gather(src(A), 1, (0, 0)), "gather repeats positions of axis 1"),
+        (Cast(src(A), DType.F64), Relation.EXACT, ""),
+        (Cast(src(A), DType.F16), Relation.POSITIONS, "cast changes values"),
+        (Cast(Cast(src(A), DType.F64), DType.F32), Relation.POSITIONS, "cast changes values"),
+        (Add(Literal.of(A), src(A)), Relation.POSITIONS, "add changes values"),
+        (Sqrt(src(A)), Relation.POSITIONS, "sqrt changes values"),
+        (Gather(src(A), 1, (0, 0)), Relation.POSITIONS, "the result repeats positions"),
+        (MatMul(src(A), Literal.of(B.T)), Relation.MIXED, "matmul mixes positions"),
+        (
+            Mul(MatMul(src(A), Literal.of(B.T)), Literal.of(S)),
+            Relation.MIXED,
+            "matmul mixes positions",
+        ),
     ],
 )
-def test_origins_refuse_steps_that_do_not_invert(tree: Tree, reason: str) -> None:
-    with pytest.raises(UnsupportedError, match=reason):
-        origins_of(tree)
+def test_relation_says_what_corresponds(tree: Tree, relation: Relation, reason: str) -> None:
+    (origin,) = origins_of(tree)
+    assert (origin.relation, origin.reason) == (relation, reason)
+    assert (origin.target.size > 0) == (relation is not Relation.MIXED)
 
 
 def test_spill_file_maps_what_it_wrote_and_is_deleted(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 """Folding of batch normalization and constant scales, against f64 and around its guards."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from regraft.ir.derive import DerivedWeight, source_names
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
-from regraft.ir.weights import Role
+from regraft.ir.origins import Relation, origins_of
+from regraft.ir.rebind import rebind
+from regraft.ir.weights import ArrayWeight, Role
 from regraft.passes.cleanup import Canonicalize, FoldNorms
 from regraft.passes.protocol import Context
 from tests.passes.cleanup.rewriting import BINDINGS, outputs, parse, run, sample
@@ -58,6 +63,68 @@ def test_batch_norm_folds_into_convolution(weights: str, conv: str) -> None:
     assert [node.op.name for node in module.graph].count(op) == 1
     assert "batch_norm" not in outputs(module)
     assert {module.weights.role(name) for name in module.weights} == {Role.PARAM}
+
+
+@pytest.mark.parametrize("follows", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_folded_weights_are_steps_of_the_checkpoint(follows: bool, groups: int) -> None:
+    num_out, num_in = (4, 6) if follows else (6, 4)
+    weights = (
+        f"weight @w : f32[{num_out}, {num_in // groups}, 3, 3] role=param = random(1)\n"
+        f"weight @b : f32[{num_out}] role=param = random(2)"
+    )
+    conv = f"conv({'%n' if follows else '%x'}, %w, %b) {{{BARE}, groups = {groups}}}"
+    body = f"%c = {conv}\n{NORM}"
+    if follows:
+        body = f"%n = batch_norm(%x, %scale, %shift, %mean, %var)\n%y = {conv}"
+    module = _module(
+        f"%w = weight @w\n%b = weight @b\n{body}", weights, f"%x : f32[B, {num_in}, 5, 5]"
+    )
+    source = module.clone()
+    run(module, PASSES)
+    assert sorted(module.weights) == ["w.bias", "w.folded"]
+    folded = module.weights["w.folded"]
+    assert isinstance(folded, DerivedWeight)
+    origins = {origin.source: origin for origin in origins_of(folded.tree)}
+    assert set(origins) == {"w", "scale", "var"}
+    assert {origin.relation for origin in origins.values()} == {Relation.POSITIONS}
+    np.testing.assert_array_equal(origins["w"].positions, np.arange(folded.nbytes // 4))
+    channels = origins["scale"].positions.reshape(folded.shape)
+    for g in range(groups) if follows else ():
+        part = np.arange(num_in // groups) + g * num_in // groups
+        rows = channels[g * num_out // groups : (g + 1) * num_out // groups, :, 1, 1]
+        np.testing.assert_array_equal(rows, np.broadcast_to(part, rows.shape))
+    if not follows:
+        np.testing.assert_array_equal(channels[:, 0, 1, 1], np.arange(6))
+    bias = module.weights["w.bias"]
+    assert isinstance(bias, DerivedWeight)
+    assert "b" in source_names("w.bias", bias)
+
+    # new values of the checkpoint: the folded module computes what the source does with them
+    rng = np.random.default_rng(0)
+    new = {
+        name: ArrayWeight(rng.uniform(0.5, 2, source.weights[name].shape).astype(np.float32))
+        for name in source.weights
+    }
+    assert rebind(source.weights, new) == list(source.weights)
+    rebind(module.weights, new)
+    inputs = sample(module, BINDINGS[0])
+    exact = evaluate(source, inputs, oracle=True)["y"]
+    noise = np.abs(evaluate(source, inputs)["y"] - exact).max()
+    assert np.abs(evaluate(module, inputs)["y"] - exact).max() <= 4 * noise
+
+
+def test_folding_holds_no_copy_of_a_weight() -> None:
+    weights = "weight @w : f32[6, 50000, 3, 3] role=param = splat 1"
+    body = f"%w = weight @w\n%c = conv(%x, %w) {{{PLAIN}}}\n{NORM}"
+    module = _module(body, weights, "%x : f32[B, 50000, 5, 5]")
+    array = np.ones(module.weights["w"].shape, np.float32)
+    module.weights.set("w", ArrayWeight(array))
+    tracemalloc.start()
+    assert FoldNorms().run(module, Context()).changed
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < array.nbytes / 20, f"{peak} bytes for a weight of {array.nbytes}"
 
 
 def test_depthwise_convolution() -> None:

@@ -1,9 +1,11 @@
 """Constant folding: values, sizes, parameters as derived weights, limits."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from regraft.ir.derive import DerivedWeight
+from regraft.ir.derive import DerivedWeight, source_names
 from regraft.ir.weights import Role
 from regraft.passes.cleanup import Canonicalize
 from regraft.passes.protocol import Context
@@ -120,6 +122,43 @@ def test_computation_of_parameters_gives_a_parameter() -> None:
     assert [module.weights.role(name) for name in module.weights] == [Role.PARAM]
     expected = parse(text).weights["w"].numpy() ** 2
     np.testing.assert_array_equal(module.weights[next(iter(module.weights))].numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        ("mul(%w, %v)", lambda w, v: w * v),
+        ("add(%k, %w)", lambda w, v: np.float32(0.3) + w),
+        ("sub(%w, %v)", lambda w, v: w - v),
+        ("div(%w, %k)", lambda w, v: w / np.float32(0.3)),
+        ("neg(%w)", lambda w, v: -w),
+        ("sqrt(%w)", lambda w, v: np.sqrt(w)),
+        ("matmul(%w, %t)", lambda w, v: w @ w.T),
+        ("concat(%k1, %w) {axis = 0}", lambda w, v: np.concatenate([np.ones((1, 6), "f4"), w])),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in sqrt")
+def test_arithmetic_of_parameters_is_recorded(
+    op: str, expected: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> None:
+    module = parse(
+        f"{W}\nweight @v : f32[4, 6] role=param = random(2)\ngraph() {{\n%w = weight @w\n"
+        "%v = weight @v\n%k = literal f32[] 0.3\n%k1 = literal f32[1, 6] splat 1\n"
+        f"%t = transpose(%w)\n%y = {op}\nreturn %y\n}}"
+    )
+    w, v = (module.weights[name].numpy() for name in "wv")
+    run(module)
+    (stored,) = module.weights
+    derived = module.weights[stored]
+    assert isinstance(derived, DerivedWeight)
+    np.testing.assert_array_equal(derived.numpy(), expected(w, v))
+
+
+def test_other_operators_of_parameters_name_what_they_were_made_from() -> None:
+    module = parse(f"{W}\ngraph() {{\n%w = weight @w\n%v = neg(%w)\n%y = exp(%v)\nreturn %y\n}}")
+    run(module)
+    (stored,) = module.weights
+    assert source_names(stored, module.weights[stored]) == ["w"]
 
 
 def test_parameters_stay_when_asked() -> None:
