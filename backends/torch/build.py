@@ -6,12 +6,11 @@ import linecache
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from regraft.backends.torch.emitter import Emit
 from regraft.backends.torch.generate import CLASS_NAME, Generated, generate
-from regraft.backends.torch.library.scope import scope_of
+from regraft.backends.torch.library.reading import assign
 from regraft.backends.torch.ops import FAMILIES
 from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.weight_plan import WeightPlan
@@ -58,13 +57,8 @@ def compile_source(source: str, file_name: str) -> dict[str, Any]:
 def fill(net: nn.Module, plan: WeightPlan) -> None:
     """Gives a new module the content of its weights, one tensor at a time."""
     for path, slot in plan.slots.items():
-        if is_inline(slot):
-            continue
-        scope, name = scope_of(net, path)
-        target = getattr(scope, name)
-        if not isinstance(target, torch.Tensor):
-            raise AssertionError(f"`{path}` is no tensor")
-        target.data = tensor_from(slot.weight.numpy())
+        if not is_inline(slot):
+            assign(net, path, tensor_from(slot.weight.numpy()))
 
 
 def source_of(net: nn.Module) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from regraft.backends.torch.emitter import Emit, EmitTable
 from regraft.backends.torch.graph_emitter import GraphEmitter
-from regraft.backends.torch.library import scope
+from regraft.backends.torch.library import load, scope
 from regraft.backends.torch.library_source import LibrarySource
 from regraft.backends.torch.naming import RESERVED, identifier
 from regraft.backends.torch.ops import FAMILIES
@@ -50,6 +51,7 @@ def generate(
     *,
     families: Sequence[tuple[Emit, ...]] = FAMILIES,
     as_stored: bool = False,
+    is_file: bool = False,
 ) -> Generated:
     """Returns a module as Python source; reads no large tensor.
 
@@ -57,6 +59,8 @@ def generate(
         module: The module; it is not changed.
         families: Emitters by operator.
         as_stored: Register every stored weight under its own name, however it was derived.
+        is_file: Whether the source becomes a file with a weights file beside it, and so has a
+            function `load`.
 
     Raises:
         UnsupportedError: When an operator has no PyTorch form, naming all that have none.
@@ -71,10 +75,17 @@ def generate(
     emitter = GraphEmitter(table, WeightSource(plan), library, tuple(inputs))
     results = dict(zip(module.graph.output_names, emitter.emit_main(module.graph), strict=True))
     emitter.lines.add(f"return {_returned(module, results)}")
-    body = emitter.lines.render(2)
-    header = _header(module, inputs)
-    text = _file(header, library, registrations(plan), _signature(module, inputs), body)
-    return Generated(text, plan, inputs, tuple(module.graph.output_names))
+    own = LibrarySource()
+    registered = registrations(plan)
+    for name in ("Scope", *dict.fromkeys(line.partition("(")[0] for line in registered)):
+        own.add(getattr(scope, name))
+    if is_file:
+        own.add(load.load)
+    parts = _Parts(
+        _header(module, inputs), library, own, registered, _signature(module, inputs),
+        emitter.lines.render(2),
+    )  # fmt: skip
+    return Generated(parts.text(), plan, inputs, tuple(module.graph.output_names))
 
 
 def _arguments(graph: Graph) -> dict[str, str]:
@@ -134,36 +145,35 @@ def _header(module: Module, inputs: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _file(
-    header: list[str], library: LibrarySource, registered: list[str], signature: str, body: str
-) -> str:
-    used: dict[str, Callable[..., Any]] = {
-        line.partition("(")[0]: getattr(scope, line.partition("(")[0]) for line in registered
-    }
-    own = LibrarySource()
-    for item in (scope.Scope, *used.values()):
-        own.add(item)
-    sources = {**library.sources, **own.sources}
-    text = "\n\n\n".join(_unquoted(source) for source in sources.values())
-    uses_functional = "F." in body or "F." in text
-    imports = [
-        "from __future__ import annotations", "",
-        *sorted(line for line in dict.fromkeys([*library.import_lines, *own.import_lines])),
-        "",
-        "import torch",
-        *(["import torch.nn.functional as F"] if uses_functional else []),
-        "from torch import Tensor, nn",
-    ]  # fmt: skip
-    docstring = "\n".join(header).replace("\\", "\\\\").replace('"""', "'''")
-    init = "\n".join(f"        {line}" for line in ["super().__init__()", *registered])
-    start = "\n".join(imports).replace("\n\n\n", "\n\n")
-    return (
-        f'"""{docstring}\n"""\n\n{start}\n\n\n{text}\n\n\n'
-        f"class {CLASS_NAME}(Scope):\n"
-        f"    def __init__(self) -> None:\n{init}\n\n"
-        f"    {signature}\n{body}\n"
-    )
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What the file is put together from."""
 
+    header: list[str]
+    library: LibrarySource
+    own: LibrarySource
+    registered: list[str]
+    signature: str
+    body: str
 
-def _unquoted(source: str) -> str:
-    return source.rstrip()
+    def text(self) -> str:
+        """Returns the file: docstring, imports, library functions, the class, `load`."""
+        sources = dict(self.library.sources) | dict(self.own.sources)
+        last = sources.pop("load", None)  # it names the class
+        functions = list(sources.values())
+        init = "\n".join(f"        {line}" for line in ["super().__init__()", *self.registered])
+        model = (
+            f"class {CLASS_NAME}(Scope):\n    def __init__(self) -> None:\n{init}\n\n"
+            f"    {self.signature}\n{self.body}"
+        )
+        code = "\n\n\n".join([*functions, model, *([last] if last else [])])
+        docstring = "\n".join(self.header).replace("\\", "\\\\").replace('"""', "'''")
+        return f'"""{docstring}\n"""\n\n{self._imports(code)}\n\n\n{code}\n'
+
+    def _imports(self, code: str) -> str:
+        standard = self.library.import_lines(self.own)
+        blocks = [["from __future__ import annotations"], standard, ["import torch"]]
+        if re.search(r"\bF\.", code):
+            blocks[-1].append("import torch.nn.functional as F")
+        blocks[-1].append("from torch import Tensor, nn")
+        return "\n\n".join("\n".join(block) for block in blocks if block)

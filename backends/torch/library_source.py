@@ -9,8 +9,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-_OWN_IMPORTS = {"import torch", "from torch import Tensor, nn", "from __future__ import annotations",
-                "import torch.nn.functional as F"}  # fmt: skip
+_LIBRARY = "regraft.backends.torch.library"
+_MODEL = "Model"
+_ALWAYS = frozenset({"torch", "__future__", "torch.nn.functional as F"})
+"""Modules whose imports every generated file has."""
 
 
 class LibrarySource:
@@ -18,7 +20,7 @@ class LibrarySource:
 
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
-        self.imports: dict[str, None] = {}
+        self.imports: dict[tuple[str, str], None] = {}  # module (or ""), name
         self._modules: dict[str, _Parsed] = {}
         self._homes: dict[str, str] = {}
 
@@ -28,12 +30,14 @@ class LibrarySource:
         Raises:
             AssertionError: When it is nested, or its name is that of another module's function.
         """
-        module = sys.modules[item.__module__]
-        parsed = self._modules.get(module.__name__)
-        if parsed is None:
-            parsed = self._modules[module.__name__] = _Parsed(module)
-        self._copy(parsed, item.__name__)
+        self._copy(self._parsed(item.__module__), item.__name__)
         return item.__name__
+
+    def _parsed(self, module: str) -> _Parsed:
+        found = self._modules.get(module)
+        if found is None:
+            found = self._modules[module] = _Parsed(sys.modules[module])
+        return found
 
     def _copy(self, parsed: _Parsed, name: str) -> None:
         home = self._homes.setdefault(name, parsed.name)
@@ -44,17 +48,32 @@ class LibrarySource:
         definition = parsed.definitions[name]
         self.sources[name] = ""  # holds its place while what it calls is copied
         for used in _names_in(definition):
+            if used == _MODEL:
+                continue  # the generated class
             if used in parsed.imports:
-                self.imports.setdefault(parsed.imports[used])
+                module, alias = parsed.imports[used]
+                if module.startswith(_LIBRARY):
+                    self._copy(self._parsed(module), alias.name)
+                else:
+                    self.imports.setdefault((module, _spelled(alias)))
             elif used in parsed.definitions and used != name:
                 self._copy(parsed, used)
         del self.sources[name]  # what it calls stands before it
         self.sources[name] = parsed.source_of(definition)
 
-    @property
-    def import_lines(self) -> list[str]:
-        """Import statements besides those that every generated file has."""
-        return [line for line in self.imports if line not in _OWN_IMPORTS]
+    def import_lines(self, *others: LibrarySource) -> list[str]:
+        """Returns the import statements besides those that every generated file has, sorted."""
+        names: dict[str, set[str]] = {}
+        for source in (self, *others):
+            for module, name in source.imports:
+                if module.partition(".")[0] not in _ALWAYS and name not in _ALWAYS:
+                    names.setdefault(module, set()).add(name)
+        plain = [f"import {name}" for name in sorted(names.pop("", ()))]
+        return plain + [f"from {m} import {', '.join(sorted(names[m]))}" for m in sorted(names)]
+
+
+def _spelled(alias: ast.alias) -> str:
+    return alias.name if alias.asname is None else f"{alias.name} as {alias.asname}"
 
 
 class _Parsed:
@@ -64,14 +83,17 @@ class _Parsed:
         self.name = module.__name__
         self._lines = inspect.getsource(module).splitlines()
         self.definitions: dict[str, ast.stmt] = {}
-        self.imports: dict[str, str] = {}
+        self.imports: dict[str, tuple[str, ast.alias]] = {}
         for item in ast.parse("\n".join(self._lines)).body:
             match item:
                 case ast.FunctionDef() | ast.ClassDef():
                     self.definitions[item.name] = item
-                case ast.Import() | ast.ImportFrom():
+                case ast.Import():
                     for alias in item.names:
-                        self.imports[alias.asname or alias.name] = ast.unparse(item)
+                        self.imports[alias.asname or alias.name] = ("", alias)
+                case ast.ImportFrom():
+                    for alias in item.names:
+                        self.imports[alias.asname or alias.name] = (item.module or "", alias)
                 case (
                     ast.Assign(targets=[ast.Name(id=target)])
                     | ast.AnnAssign(target=ast.Name(id=target))
