@@ -49,33 +49,41 @@ def _axes(node: Node) -> str | None:
     if q is None or v is None or q.shape is None or v.shape is None:
         return None
     # dropping a query moves those after it, which matters when positions do
-    s = "s!" if is_windowed(node) else "s"
-    mask_term = "." if mask is None else _mask_term(mask, q.shape, v.shape[2], s)
+    labels = ["b", _HEADS, "s!" if is_windowed(node) else "s", "t!"]
+    mask_term = "." if mask is None else _mask_term(mask, q.shape, v.shape[2], labels)
     if mask_term is None:
         return None
-    offset_term = "." if offset is None else {0: "", 1: "b"}.get(offset.rank or 0, ".")
+    b, _, s, _ = labels
+    offset_term = "." if offset is None else {0: "", 1: b}.get(offset.rank or 0, ".")
     return (
-        f"b {_HEADS} {s} ~d, b h t! ~d, b h t! e, {mask_term}, "
-        f"{'.' if lengths is None else 'b'}, {'.' if sinks is None else _HEADS}, {offset_term} "
-        f"-> b {_HEADS} {s} e"
+        f"{b} {_HEADS} {s} ~d, {b} h t! ~d, {b} h t! e, {mask_term}, "
+        f"{'.' if lengths is None else b}, {'.' if sinks is None else _HEADS}, {offset_term} "
+        f"-> {b} {_HEADS} {s} e"
     )
 
 
-def _mask_term(mask: Value, q: tuple[DimLike, ...], keys: DimLike, s: str) -> str | None:
-    """Returns the mask's term, None when its shape does not say which axes are broadcast."""
+def _mask_term(
+    mask: Value, q: tuple[DimLike, ...], keys: DimLike, labels: list[str]
+) -> str | None:
+    """Returns the mask's term, None when nothing tells whether it has the heads' axis.
+
+    An axis that may be broadcast or not, only run time knows, is fixed: `labels` are changed.
+    """
     if mask.shape is None or len(mask.shape) > 4:
         return None
     sizes = (q[0], q[1], q[2], keys)
-    terms = []
-    for size, full, label in zip(
-        reversed(mask.shape), reversed(sizes), ("t!", s, _HEADS, "b"), strict=False
-    ):
+    terms: list[str] = []
+    for axis in range(-1, -len(mask.shape) - 1, -1):
+        size, full = mask.shape[axis], sizes[axis]
         if size == 1 and full != 1:
             terms.append("1")
         elif known_equal(size, full):
-            terms.append(label)
-        else:
+            terms.append(labels[axis])
+        elif labels[axis] == _HEADS:
             return None
+        else:
+            labels[axis] = labels[axis].rstrip("!") + "!"
+            terms.append(f"m{-axis}!")
     return " ".join(reversed(terms))
 
 

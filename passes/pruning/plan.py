@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from regraft.ir.constants import weight
 from regraft.ir.dims import Dim, DimLike
 from regraft.ir.errors import InputError
+from regraft.ir.graph import Value
 from regraft.passes.analysis.coupling.groups import (
     Coupling,
     Group,
@@ -180,7 +182,8 @@ def make_plan(coupling: Coupling, choice: Choice) -> Plan:
         sizes[group.space] = rows.shape[1]
         planned = tuple(tuple(int(i) for i in row) for row in rows)
         groups.append(PlannedGroup(group.name, group.kind, group.size, planned))
-    names = {group.space: group.name for group in coupling.groups}
+    # groups that keep all are plain numbers in the forms
+    names = {g.space: g.name for g in coupling.groups if g.space in sizes}
     weights = {
         name: axes
         for name, spaces in coupling.builder.weights.items()
@@ -189,9 +192,13 @@ def make_plan(coupling: Coupling, choice: Choice) -> Plan:
     values = {
         name: axes
         for name, value in places_of(coupling)
-        if name not in weights and (axes := _planned(coupling.axes(value), sizes, names))
+        if not _is_weight(value) and (axes := _planned(coupling.axes(value), sizes, names))
     }
     return Plan(tuple(groups), weights, values)
+
+
+def _is_weight(value: Value) -> bool:
+    return value.producer is not None and value.producer.op is weight
 
 
 def _planned(

@@ -143,7 +143,7 @@ class Prune:
             raise TargetError(
                 f"pass `prune`: {self.target} was asked for, {cost.measure}:{achieved:.4g} is "
                 f"nearest (least {least:.4g}, tolerance {tolerance:.0%})",
-                hint=_what_stops(coupling.pinned),
+                hint=_what_stops(coupling.pinned) if least > fraction else _steps_hint(self),
             )
         return choose(coupling, sizes, scores)
 
@@ -191,10 +191,17 @@ def _skips(coupling: Coupling) -> tuple[Skip, ...]:
     )
 
 
+def _steps_hint(item: Prune) -> str:
+    """Says what makes sizes coarse."""
+    if item.round_to > 1:
+        return f"sizes are multiples of {item.round_to}: lower `round-to`, or ask for what is near"
+    return "the model is too small for a nearer size: ask for what is near"
+
+
 def _what_stops(pinned: tuple[PinnedSpace, ...]) -> str:
     """Names the reason that pins most, with an example."""
     if not pinned:
-        return "ask for more, or let `round-to` be 1"
+        return "no weight has an axis that may shrink"
     counts: Counter[str] = Counter()
     for item in pinned:
         counts[item.why.reason] += item.size

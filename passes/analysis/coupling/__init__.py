@@ -3,8 +3,4 @@
 from regraft.passes.analysis.coupling.groups import Coupling, Group, PinnedSpace
 from regraft.passes.analysis.coupling.spaces import Pin, Space
 
-__all__ = ["Coupling", "Group", "Pin", "PinnedSpace", "Space", "couple"]
-
-
-def couple(module):  # placeholder
-    return Coupling(module)
+__all__ = ["Coupling", "Group", "Pin", "PinnedSpace", "Space"]

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-import networkx as nx
-
 from regraft.ir.constants import weight
 from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
-from regraft.passes.analysis.coupling.builder import Builder, name_of
-from regraft.passes.analysis.coupling.spaces import Pin, Space, factors_of, find, leaves_of
+from regraft.passes.analysis.coupling.builder import Builder
+from regraft.passes.analysis.coupling.spaces import Form, Pin, Space, factors_of, find, leaves_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,17 +78,6 @@ class Coupling:
     def axes(self, value: Value) -> tuple[Space, ...]:
         """Returns one space per axis of a value."""
         return self.builder.axes.get(value, ())
-
-    @cached_property
-    def graph(self) -> nx.Graph:
-        """The coupling graph: groups and the nodes that they meet in."""
-        graph = nx.Graph()
-        for group in self.groups:
-            graph.add_node(group.name, size=group.size, kind=group.kind)
-            for value, axis in group.values:
-                for user in value.users:
-                    graph.add_edge(group.name, user, axis=axis)
-        return graph
 
     @cached_property
     def isomorphic(self) -> dict[str, list[Group]]:
@@ -194,7 +181,7 @@ def new_size(space: Space, sizes: dict[Space, DimLike]) -> DimLike:
     space = find(space)
     if not space.parts:
         return sizes.get(space, space.size)
-    if space.form.value == "product":
+    if space.form is Form.PRODUCT:
         return product(new_size(part, sizes) for part in space.parts)
     total: DimLike = 0
     for part in space.parts:
@@ -203,15 +190,23 @@ def new_size(space: Space, sizes: dict[Space, DimLike]) -> DimLike:
 
 
 def describe(space: Space, names: dict[Space, str]) -> str:
-    """Returns the space as text: `(g3 64)`, `g1 + g2`."""
+    """Returns the space as text: `(g3 64)`, `(g1 + g2)`; `g4*` where blocks choose, `?` symbolic."""
     space = find(space)
     if not space.parts:
-        return names.get(space, str(space.size))
-    sign = " " if space.form.value == "product" else " + "
+        name = names.get(space)
+        if name is None:
+            return str(space.size) if isinstance(space.size, int) else "?"
+        return name if space.outer is None else f"{name}*"
+    sign = " " if space.form is Form.PRODUCT else " + "
     return f"({sign.join(describe(part, names) for part in space.parts)})"
 
 
 def places_of(coupling: Coupling) -> Iterator[tuple[str, Value]]:
-    """Yields every named value of the graph with its name."""
+    """Yields every value of the graph with a unique name, anonymous ones by their operator."""
+    seen: Counter[str] = Counter()
     for value in coupling.builder.axes:
-        yield (value.name or (name_of(value.producer) if value.producer else "")), value
+        name = value.name
+        if name is None:
+            name = value.producer.op.name if value.producer is not None else "value"
+        seen[name] += 1
+        yield (name if seen[name] == 1 else f"{name}#{seen[name]}"), value
