@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 from onnx import helper
 
-from regraft.backends.onnx.emitter import EmitTable
+from regraft.backends.onnx.emitter import Emit, EmitTable
 from regraft.backends.onnx.graph_emitter import GraphEmitter
 from regraft.backends.onnx.ops import FAMILIES
 from regraft.backends.onnx.opsets import choose_opset, ir_version
@@ -31,6 +32,7 @@ def to_proto(
     profile: str = "onnx",
     opset: int | None = None,
     storage: Storage | None = None,
+    families: Sequence[tuple[Emit, ...]] = FAMILIES,
 ) -> onnx.ModelProto:
     """Returns the module as a ModelProto.
 
@@ -39,11 +41,12 @@ def to_proto(
         profile: `onnx` (standard operators only), `ort-cpu` or `ort-cuda`.
         opset: Emission opset; default: the source's, raised only when needed.
         storage: Where weights go; default: inside the model.
+        families: Emitters, those of plugins among them.
 
     Raises:
         UnsupportedError: When an operator cannot be emitted.
     """
-    table = EmitTable(*FAMILIES)
+    table = EmitTable(*families)
     opset = choose_opset(module, table, opset)
     # a file that refers to others is read by tools that look for references in the main graph
     places = place_in_bodies(module.graph) if storage is None else {}
@@ -72,6 +75,7 @@ def save_onnx(
     profile: str = "onnx",
     opset: int | None = None,
     external_above: int = EXTERNAL_ABOVE,
+    families: Sequence[tuple[Emit, ...]] = FAMILIES,
 ) -> list[Path]:
     """Writes a model file, and an external-data file when the weights are many.
 
@@ -88,12 +92,13 @@ def save_onnx(
     weights = module.weights
     total = sum(weights[name].nbytes for name in weights)
     if total <= external_above:
-        path.write_bytes(to_proto(module, profile=profile, opset=opset).SerializeToString())
+        proto = to_proto(module, profile=profile, opset=opset, families=families)
+        path.write_bytes(proto.SerializeToString())
         return [path]
     data_path = path.with_name(data_file_name(path))
     with data_path.open("wb") as file:
         storage = External(file, data_path.name)
-        model = to_proto(module, profile=profile, opset=opset, storage=storage)
+        model = to_proto(module, profile=profile, opset=opset, storage=storage, families=families)
     module.warnings += [f"weight `{name}` contains NaN" for name in storage.nan_names]
     path.write_bytes(model.SerializeToString())
     return [path, data_path]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -10,6 +10,7 @@ import onnx
 from regraft.frontends.onnx.external import ExternalData
 from regraft.frontends.onnx.functions import function_table
 from regraft.frontends.onnx.importer import (
+    Import,
     ImportTable,
     NameScope,
     import_graph_nodes,
@@ -27,27 +28,37 @@ from regraft.ir.types import TensorType, Type
 _MAX_NAMED = 5
 
 
-def load_onnx(source: str | Path | onnx.ModelProto) -> Module:
+def load_onnx(
+    source: str | Path | onnx.ModelProto, *, families: Sequence[tuple[Import, ...]] = FAMILIES
+) -> Module:
     """Returns the module of an ONNX file or ModelProto; external data stays on disk.
+
+    Args:
+        source: The file or model.
+        families: Importers, those of plugins among them.
 
     Raises:
         InputError: When the model cannot be used as it is.
     """
     if isinstance(source, onnx.ModelProto):
         check_proto(source)
-        return import_model(source, None)
+        return import_model(source, None, families)
     path = Path(source)
-    return import_model(read_proto(path), path.parent)
+    return import_model(read_proto(path), path.parent, families)
 
 
-def import_model(proto: onnx.ModelProto, root: Path | None) -> Module:
+def import_model(
+    proto: onnx.ModelProto,
+    root: Path | None,
+    families: Sequence[tuple[Import, ...]] = FAMILIES,
+) -> Module:
     """Returns the module of a parsed model whose external data lies below `root`."""
     opsets = {
         "" if item.domain == "ai.onnx" else item.domain: item.version for item in proto.opset_import
     }
     module = Module(Graph(), proto.graph.name or "model")
     scope = NameScope(
-        module.graph, ImportTable(*FAMILIES), opsets, module.warnings, ExternalData(root),
+        module.graph, ImportTable(*families), opsets, module.warnings, ExternalData(root),
         Sizes(module.graph.scope), function_table(proto),
     )  # fmt: skip
     with collector_paused():

@@ -21,7 +21,7 @@ from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.protocol import Context, Pass
 from regraft.pipelines import check_rule_name, resolve_passes
-from regraft.plugins import Plugin, combine
+from regraft.plugins import Extensions, Plugin, combine
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import open_source
 from regraft.tables import user_tables
@@ -32,12 +32,12 @@ def load(source: Any, *, plugins: Sequence[Plugin] = ()) -> Module:
 
     Args:
         source: A path to an `.onnx` or `.rg` file or an output folder, or a `ModelProto`.
-        plugins: Plugins whose operators a text module may use.
+        plugins: Plugins whose operators a text module may use, and whose importers read a file.
 
     Raises:
         InputError: When it cannot be used as it is.
     """
-    return open_source(source, ops=combine(plugins).operators).module
+    return open_source(source, combine(plugins)).module
 
 
 def apply(
@@ -67,12 +67,15 @@ def apply(
         CheckError: When a rule or pass broke its contract; the module is as before that pass.
         UsageError: For an unknown pass or option.
     """
-    resolved = resolve_passes(passes, combine(plugins).passes)
+    extensions = combine(plugins)
+    resolved = resolve_passes(passes, extensions.passes)
     try:
         mode = CheckMode(check)
     except ValueError:
         raise UsageError(f"unknown check `{check}`", hint="match, each or off") from None
-    return run_passes(module, resolved, samples=samples, check=mode, seed=seed)
+    return run_passes(
+        module, resolved, samples=samples, check=mode, seed=seed, extensions=extensions
+    )
 
 
 def run_passes(
@@ -86,6 +89,7 @@ def run_passes(
     explain: str | None = None,
     explanations: list[str] | None = None,
     dump_dir: Path | None = None,
+    extensions: Extensions | None = None,
 ) -> list[PassRecord]:
     """Runs pass objects on a module, in place: what `apply` and `regraft opt` do.
 
@@ -99,6 +103,7 @@ def run_passes(
         explain: Rule whose near misses are wanted.
         explanations: Filled with them.
         dump_dir: Folder for the text after every pass.
+        extensions: What plugins add; default: regraft's own.
 
     Raises:
         CheckError: When a rule or pass broke its contract; the module is as before that pass.
@@ -110,7 +115,7 @@ def run_passes(
     ctx = Context(
         seed=seed, samples=samples, explain=explain,
         explanations=[] if explanations is None else explanations, dims=dims or {},
-        legalizers=legalizers(user_tables()),
+        legalizers=legalizers(user_tables(), (extensions or combine(())).onnx_emitters),
     )  # fmt: skip
     return PassManager(ctx, check, used, dump_dir=dump_dir).run(module, passes)
 
@@ -127,10 +132,19 @@ def save(
     target: str = "ort-cpu",
     opset: int | None = None,
     force: bool = False,
+    plugins: Sequence[Plugin] = (),
 ) -> Path:
     """Writes a module as one file: `.onnx`, or `.rg` for the text form.
 
     Large weights go into a file beside it.
+
+    Args:
+        module: The module.
+        out: The file.
+        target: `onnx`, `ort-cpu` or `ort-cuda`.
+        opset: Emission opset; default: the source's.
+        force: Replace an existing file.
+        plugins: Plugins whose emitters write their operators.
 
     Raises:
         UsageError: When `out` exists and `force` is not set, or the target writes no single file.
@@ -144,7 +158,8 @@ def save(
     if not path.suffix:
         raise UsageError(f"`{path}` has no suffix", hint="name a file such as `model.onnx`")
     with staged(path, force=force) as temp:
-        save_onnx(module, temp / path.name, profile=target, opset=opset)
+        families = combine(plugins).onnx_emitters
+        save_onnx(module, temp / path.name, profile=target, opset=opset, families=families)
     return path
 
 
@@ -187,16 +202,21 @@ def compare(
     seed: int = 0,
     rtol: float | None = None,
     atol: float | None = None,
+    plugins: Sequence[Plugin] = (),
 ) -> CheckReport:
     """Compares two models on the same samples; `report.ok` says whether they agree.
+
+    `plugins` are those whose operators and importers the models need.
 
     Raises:
         InputError: When they have different inputs, or the second lacks an output.
         UnsupportedError: When neither ONNX Runtime nor the evaluator can run one of them.
     """
+    extensions = combine(plugins)
     return compare_sources(
-        open_source(a), open_source(b), samples=samples, dims=dims, seed=seed, rtol=rtol, atol=atol
-    ).report
+        open_source(a, extensions), open_source(b, extensions), samples=samples, dims=dims,
+        seed=seed, rtol=rtol, atol=atol,
+    ).report  # fmt: skip
 
 
 __all__ = [

@@ -155,7 +155,8 @@ def _typical_sample(
 
 def session_of(source: Source, threads: int) -> OrtRunner:
     """Returns a session over the source's own file, or over what it is emitted as."""
-    model = source.file if source.file is not None else to_proto(source.module, profile="ort-cpu")
+    emitters = source.extensions.onnx_emitters
+    model = source.file or to_proto(source.module, profile="ort-cpu", families=emitters)
     return OrtRunner(model, num_threads=threads)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import to_proto
+from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.legalize import legalizers
+from regraft.backends.onnx.ops import FAMILIES
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.comparison import first_divergence
 from regraft.ir.errors import RegraftError, UnsupportedError
@@ -108,6 +110,7 @@ class Bisection:
         folder: Where the reproducer goes; default: a temporary folder.
         rtol: Overrides the relative tolerance.
         atol: Adds an absolute tolerance.
+        emitters: Emitters for what only a runtime can run, those of plugins among them.
         say: Called with what is being done.
     """
 
@@ -121,6 +124,7 @@ class Bisection:
         folder: Path | None = None,
         rtol: float | None = None,
         atol: float | None = None,
+        emitters: Sequence[tuple[Emit, ...]] = FAMILIES,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.source = module
@@ -133,6 +137,7 @@ class Bisection:
         self.say = say
         self.num_runs = 0
         self.evaluates = not unevaluable(module)
+        self.emitters = emitters
 
     def run(self) -> Finding:
         """Runs the passes one by one, then searches within the first that breaks."""
@@ -183,7 +188,7 @@ class Bisection:
         )  # fmt: skip
 
     def _runner(self, module: Module) -> Runner:
-        return EvalRunner(module) if self.evaluates else OrtRunner(to_proto(module))
+        return EvalRunner(module) if self.evaluates else _in_runtime(module, self.emitters)
 
     # -- within a pass --------------------------------------------------------------------------
 
@@ -305,6 +310,10 @@ class Bisection:
         )
 
 
+def _in_runtime(module: Module, emitters: Sequence[tuple[Emit, ...]]) -> Runner:
+    return OrtRunner(to_proto(module, families=emitters))
+
+
 def replace(finding: Finding, **changes: Any) -> Finding:
     """Returns the finding with other fields."""
     return dataclasses.replace(finding, **changes)
@@ -329,6 +338,7 @@ def bisect(
     rtol: float | None = None,
     atol: float | None = None,
     folder: Path | None = None,
+    emitters: Sequence[tuple[Emit, ...]] = FAMILIES,
     say: Callable[[str], None] = lambda text: None,
 ) -> Finding:
     """Returns the first pass and match after which outputs leave tolerance.
@@ -342,6 +352,7 @@ def bisect(
         rtol: Overrides the relative tolerance.
         atol: Adds an absolute tolerance.
         folder: Where the reproducer goes; default: a temporary folder.
+        emitters: Emitters for what only a runtime can run, those of plugins among them.
         say: Called with what is being done.
 
     Raises:
@@ -350,13 +361,15 @@ def bisect(
     used = bind_samples(module, samples)
     if not used:
         check_dims(module, dims or {})
-        runner = OrtRunner(to_proto(module)) if unevaluable(module) else EvalRunner(module)
+        runner = _in_runtime(module, emitters) if unevaluable(module) else EvalRunner(module)
         used = generate_samples(module, accepts(runner), dims=dims, seed=seed)
     ctx = Context(
         seed=seed, samples=samples, probes=[sample.inputs for sample in used], dims=dims or {},
-        legalizers=legalizers(user_tables()),
+        legalizers=legalizers(user_tables(), emitters),
     )  # fmt: skip
-    return Bisection(module, passes, used, ctx, folder=folder, rtol=rtol, atol=atol, say=say).run()
+    return Bisection(
+        module, passes, used, ctx, folder=folder, rtol=rtol, atol=atol, emitters=emitters, say=say
+    ).run()
 
 
 def as_json(finding: Finding) -> Mapping[str, Any]:

@@ -89,7 +89,7 @@ def make_runner(source: Source, max_memory_bytes: int | None = None) -> Runner:
     failure = "its weights do not fit --max-memory"
     if fits:
         try:
-            return source.runner(True) if source.runner else OrtRunner(to_proto(source.module))
+            return source.runner(True) if source.runner else _emitted(source)
         except UnsupportedError as error:
             failure = error.message
     missing = unevaluable(source.module)
@@ -99,6 +99,10 @@ def make_runner(source: Source, max_memory_bytes: int | None = None) -> Runner:
             f"no numpy meaning for {', '.join(missing[:3])}"
         )
     return EvalRunner(source.module)
+
+
+def _emitted(source: Source) -> Runner:
+    return OrtRunner(to_proto(source.module, families=source.extensions.onnx_emitters))
 
 
 def _fits(module: Module, max_memory_bytes: int) -> bool:

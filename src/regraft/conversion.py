@@ -30,12 +30,13 @@ from regraft.pipelines import (
     with_dtype,
     with_legalization,
 )
+from regraft.plugin_places import fingerprint
 from regraft.plugins import Extensions, combine
 from regraft.report import build_report, operator_counts, versions
 from regraft.report_html import GraphView, can_render, report_page, view_of
 from regraft.report_html.pages import MISSING
 from regraft.samples import bind_samples, check_dims
-from regraft.sources import Source, open_source, sha256_of
+from regraft.sources import Source, open_source
 from regraft.tables import user_tables
 
 TARGETS = (*PROFILES, "torch", "triton", "hf")
@@ -65,7 +66,8 @@ class ConvertOptions:
         extensions: Passes and operators, those of plugins among them; default: regraft's own.
         explain: Rule whose near misses are wanted.
         replay: Recorded decisions by name of the pass, which passes take again.
-        plugins: Where `extensions` come from (`FILE.py:NAME`), recorded for `rerun`.
+        plugins: Where `extensions` come from (`FILE.py:NAME` or the name of an installed one),
+            recorded for `rerun`.
     """
 
     target: str = "ort-cpu"
@@ -178,7 +180,7 @@ class _Conversion:
     def run(self) -> ConvertResult:
         options = self.options
         source: Source = self._stage(
-            "load", lambda: open_source(self.raw_source, ops=options.extensions.operators)
+            "load", lambda: open_source(self.raw_source, options.extensions)
         )
         module = source.module
         self.passes = with_dtype(self.passes, module, options.dtype, options.target)
@@ -196,7 +198,7 @@ class _Conversion:
             seed=options.seed, target=options.target, samples=options.samples,
             probes=[s.inputs for s in checker.samples] if checker else (),
             replay=options.replay, dims={**options.dims, **options.freeze},
-            legalizers=legalizers(user_tables()),
+            legalizers=legalizers(user_tables(), options.extensions.onnx_emitters),
             max_memory_bytes=options.max_memory_bytes, explain=options.explain,
         )  # fmt: skip
         manager = PassManager(
@@ -242,7 +244,13 @@ class _Conversion:
             model = temp / (target.name if is_file else MODEL_FILE)
             files = self._stage(
                 "emit",
-                lambda: save_onnx(module, model, profile=options.target, opset=options.opset),
+                lambda: save_onnx(
+                    module,
+                    model,
+                    profile=options.target,
+                    opset=options.opset,
+                    families=options.extensions.onnx_emitters,
+                ),
             )
             size = sum(file.stat().st_size for file in files)
             check = CheckReport("no (checks are off)", True)
@@ -292,7 +300,5 @@ class _Conversion:
             "decisions": {r.name: dict(r.decisions) for r in records if r.decisions},
         }
         if options.plugins:
-            provenance["plugins"] = {
-                place: sha256_of(Path(place.rpartition(":")[0])) for place in options.plugins
-            }
+            provenance["plugins"] = {place: fingerprint(place) for place in options.plugins}
         return format_recipe(Recipe(tuple(self.passes), settings, provenance))

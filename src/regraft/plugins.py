@@ -1,4 +1,4 @@
-"""Plugins: passes, rules and operators of one's own, as one value in a Python file.
+"""Plugins: passes, rules and operators of one's own, as one value in a Python file or package.
 
 ```python
 from regraft import Plugin
@@ -7,18 +7,21 @@ PLUGIN = Plugin(api_version=1, name="acme", passes=(MyPass,), rules=(MyRule(),))
 ```
 
 `--plugin FILE.py:PLUGIN` makes the passes available by name; the rules run as the pass named after
-the plugin; the operators can stand in text modules.
+the plugin; the operators can stand in text modules. Importers read operators of ONNX files that
+regraft carries through otherwise, emitters write operators as more than their body. Where plugins
+come from is in `regraft.plugin_places`.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from regraft.backends.onnx import ort_ops
+from regraft.backends.onnx.emitter import Emit
+from regraft.backends.onnx.ops import FAMILIES as ONNX_EMITTERS
+from regraft.frontends.onnx.importer import Import
+from regraft.frontends.onnx.ops import FAMILIES as ONNX_IMPORTERS
 from regraft.ir.errors import UsageError
 from regraft.ir.ops import OPS
 from regraft.ir.opspec import OpSpec
@@ -41,6 +44,10 @@ class Plugin:
         passes: Pass classes.
         rules: Rules, run as one exact pass.
         operators: Operators, named `name.operator`.
+        onnx_importers: How operators of ONNX files become operators of modules; only ones that
+            regraft has no importer for.
+        onnx_emitters: How operators are written to ONNX files; only ones that regraft has no
+            emitter for. An operator with a body needs none.
     """
 
     api_version: int
@@ -48,65 +55,36 @@ class Plugin:
     passes: tuple[type[Pass], ...] = ()
     rules: tuple[CanCompile, ...] = ()
     operators: tuple[OpSpec, ...] = ()
-
-
-def load_plugin(place: str) -> Plugin:
-    """Imports a plugin; this runs the file's code.
-
-    Args:
-        place: `FILE.py:NAME`.
-
-    Raises:
-        UsageError: When the file or the name does not exist, the file fails, the value is no
-            `Plugin`, or it was written for another version of the interface.
-    """
-    file, colon, name = place.rpartition(":")
-    path = Path(file)
-    if not colon or path.suffix != ".py" or not name.isidentifier():
-        raise UsageError(f"`{place}` is not `FILE.py:NAME`", hint="such as `my_passes.py:PLUGIN`")
-    if not path.is_file():
-        raise UsageError(f"plugin file `{path}` does not exist")
-    spec = importlib.util.spec_from_file_location(f"regraft_plugin_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"`{path}` cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"plugin file `{path}` fails: {type(error).__name__}: {error}") from error
-    plugin = getattr(module, name, None)
-    if plugin is None:
-        raise UsageError(f"plugin file `{path}` has no `{name}`")
-    if not isinstance(plugin, Plugin):
-        raise UsageError(
-            f"`{place}` is a {type(plugin).__name__}, not a Plugin",
-            hint=f"write `{name} = regraft.Plugin(api_version={API_VERSION}, name=…, …)`",
-        )
-    return plugin
+    onnx_importers: tuple[Import, ...] = ()
+    onnx_emitters: tuple[Emit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Extensions:
-    """What all plugins together add to regraft's own passes and operators.
+    """What regraft and all plugins together offer.
 
     Args:
         passes: All passes, regraft's first.
         operators: All operators by name.
+        onnx_importers: All importers of ONNX operators, by family.
+        onnx_emitters: All emitters to ONNX, by family.
     """
 
     passes: tuple[type[Pass], ...]
     operators: Mapping[str, OpSpec]
+    onnx_importers: tuple[tuple[Import, ...], ...] = ONNX_IMPORTERS
+    onnx_emitters: tuple[tuple[Emit, ...], ...] = ONNX_EMITTERS
 
 
 def combine(plugins: Iterable[Plugin]) -> Extensions:
-    """Returns regraft's passes and operators with those of plugins.
+    """Returns what regraft offers with what plugins add.
 
     Raises:
         UsageError: When a plugin was written for another version, or a name is taken.
     """
     passes: list[type[Pass]] = list(PASSES)
     operators = dict(OPS) | {spec.name: spec for spec in ort_ops.OPS}
+    importers, emitters = [*ONNX_IMPORTERS], [*ONNX_EMITTERS]
     for plugin in plugins:
         if plugin.api_version != API_VERSION:
             raise UsageError(
@@ -127,7 +105,21 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
                 )
         _refuse_clashes(plugin, "operator", [spec.name for spec in plugin.operators], operators)
         operators |= {spec.name: spec for spec in plugin.operators}
-    return Extensions(tuple(passes), operators)
+        _refuse_clashes(plugin, "importer of", _imported(plugin.onnx_importers),
+                        _imported(row for family in importers for row in family))  # fmt: skip
+        importers.append(plugin.onnx_importers)
+        _refuse_clashes(plugin, "emitter of", _emitted(plugin.onnx_emitters),
+                        _emitted(row for family in emitters for row in family))  # fmt: skip
+        emitters.append(plugin.onnx_emitters)
+    return Extensions(tuple(passes), operators, tuple(importers), tuple(emitters))
+
+
+def _imported(rows: Iterable[Import]) -> list[str]:
+    return [f"{row.domain or 'ai.onnx'}:{row.op_type}" for row in rows]
+
+
+def _emitted(rows: Iterable[Emit]) -> list[str]:
+    return [row.spec.name for row in rows]
 
 
 def _refuse_clashes(plugin: Plugin, kind: str, names: Sequence[str], taken: Iterable[str]) -> None:

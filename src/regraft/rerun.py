@@ -15,6 +15,7 @@ from regraft.conversion import ConvertOptions, convert
 from regraft.ir.errors import InputError, RegraftError, UsageError
 from regraft.passes.manager import CheckMode
 from regraft.passes.recipe import read_recipe
+from regraft.plugin_places import fingerprint
 from regraft.plugins import Extensions
 from regraft.report import versions
 from regraft.sources import sha256_of
@@ -31,7 +32,7 @@ class Recorded:
         out: The folder.
         source: Path of the source as it was given.
         sha256: Hash of the source's file.
-        plugins: Plugin places with the hash of each file.
+        plugins: Plugin places with the hash of each file, or the version of each package.
         decisions: Decisions by name of the pass.
         versions: Versions that made it.
     """
@@ -114,18 +115,17 @@ def find_source(recorded: Recorded, given: Path | None) -> Path:
 
 
 def check_plugins(recorded: Recorded) -> Sequence[str]:
-    """Returns the places of recorded plugins, whose files are unchanged.
+    """Returns the places of recorded plugins, which are unchanged.
 
     Raises:
-        UsageError: When a file is gone or another one.
+        UsageError: When one is gone or another one.
     """
     for place, digest in recorded.plugins.items():
-        path = Path(place.rpartition(":")[0])
-        if not path.is_file():
-            raise UsageError(f"plugin file `{path}` does not exist", hint="give --plugin")
-        if sha256_of(path) != digest:
+        if fingerprint(place) != digest:
+            path = place.rpartition(":")[0]
+            name = f"plugin file `{path}`" if path else f"plugin `{place}`"
             raise UsageError(
-                f"plugin file `{path}` has changed since the output was made",
+                f"{name} has changed since the output was made",
                 hint="give --plugin to use it all the same",
             )
     return tuple(recorded.plugins)
@@ -152,7 +152,7 @@ def rerun(
         convert(source, again, options, progress=say)
         say("comparing")
         files = _same_files(recorded.out, again)
-        difference = "" if all(files.values()) else _difference(recorded.out, again)
+        difference = "" if all(files.values()) else _difference(recorded.out, again, extensions)
     installed = versions()
     changed = {
         name: (old, installed.get(name, "absent"))
@@ -174,13 +174,13 @@ def _same_files(old: Path, new: Path) -> dict[str, bool | None]:
     return same
 
 
-def _difference(old: Path, new: Path) -> str:
+def _difference(old: Path, new: Path, extensions: Extensions) -> str:
     """Returns how far the outputs of the two models are apart, in one line."""
     from regraft.comparison import compare_sources
     from regraft.sources import open_source
 
     try:
-        report = compare_sources(open_source(old), open_source(new)).report
+        report = compare_sources(open_source(old, extensions), open_source(new, extensions)).report
     except RegraftError as error:
         return f"the outputs cannot be compared: {error.message}"
     worst = max(report.outputs, key=lambda diff: (not diff.ok, diff.max_rel))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.module import Module
-from regraft.ir.ops import OPS
-from regraft.ir.opspec import OpSpec
+from regraft.plugins import Extensions, combine
 
 if TYPE_CHECKING:
     import onnx
@@ -33,6 +32,7 @@ class Source:
         runner: Makes a runner of the original, given whether the runtime may optimize; None when
             only the evaluator can run it.
         file: The model file that the runtime reads, or None.
+        extensions: Operators and emitters, those of plugins among them.
     """
 
     module: Module
@@ -41,27 +41,29 @@ class Source:
     num_bytes: int | None
     runner: Callable[[bool], Runner] | None
     file: Path | None = None
+    extensions: Extensions = field(default_factory=lambda: combine(()))
 
 
-def open_source(source: Any, *, ops: Mapping[str, OpSpec] = OPS) -> Source:
+def open_source(source: Any, extensions: Extensions | None = None) -> Source:
     """Loads a path, ModelProto or module.
 
     Args:
         source: What to load.
-        ops: Operators by name that a text module may use.
+        extensions: Operators and importers, those of plugins among them; default: regraft's own.
 
     Raises:
         InputError: When the path does not exist or its content is not understood.
         UnsupportedError: For a kind of source that has no frontend yet.
     """
+    extensions = combine(()) if extensions is None else extensions
     if isinstance(source, Module):
-        return Source(source, source.name, None, None, None)
+        return Source(source, source.name, None, None, None, None, extensions)
     if isinstance(source, str):
         _refuse_planned(source)
     if isinstance(source, str | Path):
-        return _open_path(Path(source), ops)
+        return _open_path(Path(source), extensions)
     if type(source).__name__ == "ModelProto":
-        return _open_proto(source)
+        return _open_proto(source, extensions)
     raise UnsupportedError(
         f"a source of type `{type(source).__name__}` has no frontend",
         hint="give a path to an ONNX file, a ModelProto or a regraft module",
@@ -83,7 +85,7 @@ def _refuse_planned(source: str) -> None:
         raise UnsupportedError(f"`{source}`: PyTorch sources are not built yet", hint=hint)
 
 
-def _open_path(path: Path, ops: Mapping[str, OpSpec]) -> Source:
+def _open_path(path: Path, extensions: Extensions) -> Source:
     if path.is_dir():
         path = _model_in(path)
     if not path.exists():
@@ -91,27 +93,27 @@ def _open_path(path: Path, ops: Mapping[str, OpSpec]) -> Source:
     if path.suffix == ".rg":
         from regraft.ir.text import read_module
 
-        module = read_module(path, ops=ops)
+        module = read_module(path, ops=extensions.operators)
         num_bytes = path.stat().st_size + _external_bytes(module)
-        return Source(module, str(path), sha256_of(path), num_bytes, None)
+        return Source(module, str(path), sha256_of(path), num_bytes, None, None, extensions)
     from regraft.backends.onnx.runtime import OrtRunner
     from regraft.frontends.onnx import load_onnx
 
-    module = load_onnx(path)
+    module = load_onnx(path, families=extensions.onnx_importers)
     num_bytes = path.stat().st_size + _external_bytes(module)
     return Source(
         module, str(path), sha256_of(path), num_bytes,
-        lambda optimize: OrtRunner(path, optimize=optimize), path,
+        lambda optimize: OrtRunner(path, optimize=optimize), path, extensions,
     )  # fmt: skip
 
 
-def _open_proto(proto: onnx.ModelProto) -> Source:
+def _open_proto(proto: onnx.ModelProto, extensions: Extensions) -> Source:
     from regraft.backends.onnx.runtime import OrtRunner
     from regraft.frontends.onnx import load_onnx
 
     return Source(
-        load_onnx(proto), proto.graph.name or "ModelProto", None, None,
-        lambda optimize: OrtRunner(proto, optimize=optimize),
+        load_onnx(proto, families=extensions.onnx_importers), proto.graph.name or "ModelProto",
+        None, None, lambda optimize: OrtRunner(proto, optimize=optimize), None, extensions,
     )  # fmt: skip
 
 

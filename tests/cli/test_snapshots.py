@@ -118,6 +118,7 @@ CASES = {
     "plugin-version": "passes --plugin plugin.py:LATER",
     "plugin-clash": "passes --plugin plugin.py:CLASH",
     "plugin-twice": "passes --plugin plugin.py:PLUGIN --plugin plugin.py:PLUGIN",
+    "plugin-not-installed": "passes --plugin acme",
     "plugin-operator-outside": "passes --plugin plugin.py:OUTSIDE",
     # -- inspect
     "inspect-help": "inspect -h",

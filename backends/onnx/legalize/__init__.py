@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.legalize.attention import AttentionSite
 from regraft.backends.onnx.legalize.costs import CostTable, read_table, shipped_table
 from regraft.backends.onnx.legalize.dense import GeluSite, ResidualNormSite
 from regraft.backends.onnx.legalize.legalizer import OrtLegalizer
 from regraft.backends.onnx.legalize.site import Site
 from regraft.backends.onnx.legalize.standard import PROFILE, StandardLegalizer
+from regraft.backends.onnx.ops import FAMILIES
 
 SITES: tuple[Site, ...] = (AttentionSite(), ResidualNormSite(), GeluSite())
 """Where ONNX Runtime offers more than one form."""
@@ -23,13 +25,15 @@ TARGETS = (*MEASURED, PROFILE)
 
 def legalizers(
     tables: Mapping[str, CostTable] | None = None,
+    families: Sequence[tuple[Emit, ...]] = FAMILIES,
 ) -> dict[str, OrtLegalizer | StandardLegalizer]:
     """Returns the legalizer of every target.
 
     Args:
         tables: Measured tables by target, in place of the shipped ones.
+        families: Emitters, those of plugins among them.
     """
-    found: dict[str, OrtLegalizer | StandardLegalizer] = {PROFILE: StandardLegalizer()}
+    found: dict[str, OrtLegalizer | StandardLegalizer] = {PROFILE: StandardLegalizer(families)}
     for target in MEASURED:
         table = (tables or {}).get(target) or shipped_table(target) or CostTable(target, {}, ())
         found[target] = OrtLegalizer(table, SITES)

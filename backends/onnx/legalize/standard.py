@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from regraft.backends.onnx.emitter import EmitTable
+from regraft.backends.onnx.emitter import Emit, EmitTable
 from regraft.backends.onnx.ops import FAMILIES
 from regraft.backends.onnx.opsets import choose_opset
 from regraft.ir.graph import Node, Value
@@ -23,8 +23,15 @@ from regraft.ir.types import TensorType
 PROFILE = "onnx"
 
 
+@dataclass(frozen=True, slots=True)
 class StandardLegalizer:
-    """Makes the rule of one legalization; implements `passes.legalize.Legalizer`."""
+    """Makes the rule of one legalization; implements `passes.legalize.Legalizer`.
+
+    Args:
+        families: Emitters, those of plugins among them.
+    """
+
+    families: Sequence[tuple[Emit, ...]] = FAMILIES
 
     def start(
         self,
@@ -34,7 +41,7 @@ class StandardLegalizer:
         decided: Mapping[str, str],
     ) -> StandardLegalization:
         """Returns the rule for one module; see `passes.legalize.Legalizer`."""
-        table = EmitTable(*FAMILIES)
+        table = EmitTable(*self.families)
         return StandardLegalization(table, choose_opset(module, table, opset))
 
 

@@ -51,10 +51,10 @@ def command(
     from regraft.benching import bench
     from regraft.sources import open_source
 
-    ops = load_extensions(plugins).operators
+    extensions = load_extensions(plugins)
     with progress(enabled=not quiet and not as_json) as say:
         say("loading")
-        sources = [open_source(model, ops=ops) for model in models]
+        sources = [open_source(model, extensions) for model in models]
         say("measuring")
         result = bench(
             sources, samples=load_samples(inputs), dims=dims, seed=seed, threads=threads,

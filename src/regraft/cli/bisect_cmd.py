@@ -63,11 +63,12 @@ def command(
     chosen: Any = passes
     if recipe is not None:
         chosen = read_recipe(recipe, extensions.passes).passes
-    module = open_source(source, ops=extensions.operators).module
+    module = open_source(source, extensions).module
     with progress(enabled=not quiet and not as_json) as say:
         finding = bisect(
             module, resolve_passes(chosen, extensions.passes), samples=load_samples(inputs),
-            dims=dims, seed=seed, rtol=rtol, atol=atol, folder=out, say=say,
+            dims=dims, seed=seed, rtol=rtol, atol=atol, folder=out,
+            emitters=extensions.onnx_emitters, say=say,
         )  # fmt: skip
     warn(module.warnings, quiet=quiet)
     if as_json:

@@ -51,8 +51,8 @@ def command(
     from regraft.report import check_entry
     from regraft.sources import open_source
 
-    ops = load_extensions(plugins).operators
-    source_a, source_b = open_source(a, ops=ops), open_source(b, ops=ops)
+    extensions = load_extensions(plugins)
+    source_a, source_b = open_source(a, extensions), open_source(b, extensions)
     with progress(enabled=not quiet and not as_json) as say:
         say("running")
         compared = compare_sources(

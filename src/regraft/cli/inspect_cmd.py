@@ -44,7 +44,7 @@ def command(
 
     if html is not None:
         check_destination(html, force=force)
-    opened = open_source(source, ops=load_extensions(plugins).operators)
+    opened = open_source(source, load_extensions(plugins))
     report = inspect_module(opened.module, dims)
     if html is not None:
         _write_page(html, opened.label, report, opened.module, force=force)

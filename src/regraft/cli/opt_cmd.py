@@ -75,12 +75,13 @@ def command(
     if source == "-":
         module = parse_module(sys.stdin.read(), ops=extensions.operators)
     else:
-        module = open_source(source, ops=extensions.operators).module
+        module = open_source(source, extensions).module
     check_ir(module)
     explanations: list[str] = []
     records = run_passes(
         module, chosen, samples=load_samples(inputs), dims=dims, check=CheckMode(check), seed=seed,
         explain=explain, explanations=explanations, dump_dir=dump,
+        extensions=extensions,
     )  # fmt: skip
     warn(module.warnings, quiet=quiet)
     show_explanations(explain, explanations)

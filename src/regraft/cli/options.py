@@ -93,8 +93,8 @@ source_options = _all(
         "--plugin",
         "plugins",
         multiple=True,
-        metavar="FILE.py:NAME",
-        help="Load a plugin (runs it).",
+        metavar="FILE.py:NAME|NAME",
+        help="Load a plugin, a file's or an installed one (runs it).",
     ),
     click.option(
         "--trust-remote-code", is_flag=True, help="Let a Hugging Face source run its own code."
@@ -127,8 +127,9 @@ def load_samples(inputs: Path | None) -> list[dict[str, Any]]:
 
 
 def load_extensions(places: tuple[str, ...]) -> Extensions:
-    """Returns regraft's passes and operators with those of `--plugin`."""
-    from regraft.plugins import combine, load_plugin
+    """Returns what regraft offers with what the plugins of `--plugin` add."""
+    from regraft.plugin_places import load_plugin
+    from regraft.plugins import combine
 
     return combine([load_plugin(place) for place in places])
 

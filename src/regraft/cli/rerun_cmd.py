@@ -20,10 +20,10 @@ DIFFERENT = 3
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--source", type=click.Path(path_type=Path), help="The source, when it was moved.")
 @click.option(
-    "--plugin", "plugins", multiple=True, metavar="FILE.py:NAME",
+    "--plugin", "plugins", multiple=True, metavar="FILE.py:NAME|NAME",
     help="Load this instead of the recorded plugins (runs it).",
 )  # fmt: skip
-@click.option("--allow-plugins", is_flag=True, help="Load the recorded plugin files (runs them).")
+@click.option("--allow-plugins", is_flag=True, help="Load the recorded plugins (runs them).")
 @output_options
 def command(
     out: Path,
