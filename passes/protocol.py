@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Observer
 from regraft.ir.types import DType
@@ -126,6 +127,37 @@ class Executor(Protocol):
         """Returns the outputs by name for every sample; `optimize` allows runtime rewrites."""
 
 
+class ActivationSource(Protocol):
+    """Gives the values inside a module; implemented by backends and handed in."""
+
+    def activations(
+        self, module: Module, values: Sequence[Value], samples: Samples
+    ) -> Iterator[dict[Value, np.ndarray[Any, Any]]]:
+        """Iterates over the samples; yields the content of each of `values`, in its own dtype.
+
+        Args:
+            module: The module.
+            values: Values of its main graph.
+            samples: Inputs by name.
+        """
+
+
+class GradientSource(Protocol):
+    """Gives gradients of a loss; implemented by backends and handed in."""
+
+    def gradients(
+        self, module: Module, samples: Samples, weights: Sequence[str] | None = None
+    ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Iterates over the samples; yields the loss's gradient for each weight, f32 or f64.
+
+        Args:
+            module: The module.
+            samples: Inputs by name, and whatever else the loss needs (labels).
+            weights: Names in the module's own store (of the module as it is now, not of the
+                checkpoint); default: every float weight that is a parameter.
+        """
+
+
 @dataclass(slots=True)
 class Context:
     """What a pass may use besides its options.
@@ -137,6 +169,8 @@ class Context:
         probes: Generated samples that the source runs, when there are no user samples.
         replay: Recorded decisions by name of the pass, which passes then take again.
         executor: Runs modules, or None.
+        activations: Gives values inside a module, or None.
+        gradients: Gives gradients by weight, or None.
         max_memory_bytes: Working-memory budget, or None.
         explain: Name of a rule whose near misses are wanted, or None.
         explanations: Filled with near misses of that rule.
@@ -152,6 +186,8 @@ class Context:
     probes: Samples = ()
     replay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     executor: Executor | None = None
+    activations: ActivationSource | None = None
+    gradients: GradientSource | None = None
     max_memory_bytes: int | None = None
     explain: str | None = None
     explanations: list[str] = field(default_factory=list)

@@ -73,7 +73,10 @@ def generate(
     inputs = _arguments(module.graph)
     library = LibrarySource()
     emitter = GraphEmitter(table, WeightSource(plan), library, tuple(inputs))
-    results = dict(zip(module.graph.output_names, emitter.emit_main(module.graph), strict=True))
+    values = emitter.emit_main(module.graph)
+    if len(values) == 1:
+        values = [emitter.lines.take_last(values[0])]
+    results = dict(zip(module.graph.output_names, values, strict=True))
     emitter.lines.add(f"return {_returned(module, results)}")
     own = LibrarySource()
     registered = registrations(plan)

@@ -165,6 +165,7 @@ class GraphEmitter:
                     self.bind(value, expression)
 
     def is_wanted(self, value: Value) -> bool:
+        """Returns whether something reads a value, or a size that only it shows."""
         return bool(value.num_uses) or self.sizes.is_new(value)
 
     def bind(self, value: Value, expression: str) -> None:
@@ -175,10 +176,24 @@ class GraphEmitter:
         elif _ALIAS.fullmatch(expression):
             self.names[value] = expression
         else:
-            self.names[value] = self.assign(
-                variable_hint(value), expression, self._dying_names(value)
-            )
+            self.names[value] = self.assign(self._hint(value), expression, self._dying_names(value))
         self.sizes.note(value, self.names[value], self.lines.anchor())
+
+    def _hint(self, value: Value) -> str:
+        """Returns what a value is called: by the part of the model whose weight made it.
+
+        `query = F.linear(x, layer.query.weight, …)`; others by their own name.
+        """
+        for operand in () if value.producer is None else value.producer.inputs:
+            made = None if operand is None else operand.producer
+            if made in self.absorbed and made is not None:
+                operand = made.inputs[1]
+                made = None if operand is None else operand.producer
+            if made is not None and made.op is weight:
+                owner = self.weights.owner(self._stored_name(made))
+                if owner is not None:
+                    return owner
+        return variable_hint(value)
 
     def assign(self, hint: str, expression: str, dying: Sequence[str] = ()) -> str:
         """Adds `hint = expression`; a variable that dies here is written over when it fits."""

@@ -46,6 +46,18 @@ class Lines:
         self._lines.append(line)
         return line
 
+    def take_last(self, name: str) -> str:
+        """Returns what the last line assigns to a variable, and removes it; else the variable.
+
+        A line that others were put in after stays.
+        """
+        last = self._lines[-1] if self._lines else None
+        start = f"{name} = "
+        if last is None or last.depth or last.after or not (last.text or "").startswith(start):
+            return name
+        self._lines.pop()
+        return (last.text or "").removeprefix(start)
+
     def note_dead(self, name: str) -> None:
         """Notes that a variable is not read any more after the last line."""
         if self._lines:

@@ -1,4 +1,4 @@
-"""Makes a module emittable: operators without an emitter become their bodies, the rest is refused."""
+"""Makes a module emittable: operators without an emitter become bodies, the rest is refused."""
 
 from __future__ import annotations
 

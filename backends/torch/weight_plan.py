@@ -161,13 +161,13 @@ def plan_weights(module: Module, *, as_stored: bool = False) -> WeightPlan:
 
 
 def _used_names(module: Module) -> list[str]:
-    """Returns the stored weights that the graph reads: parameters first, as the store has them."""
-    read = {
+    """Returns the stored weights that the graph reads, in the order in which it does."""
+    read = [
         module.weights.resolve(node.attrs["name"])
         for node in module.graph.walk()
         if node.op is weight_op and node.output.num_uses
-    }
-    return [name for name in module.weights if name in read]
+    ]
+    return sorted(dict.fromkeys(read), key=lambda name: module.weights.role(name) is Role.CONST)
 
 
 def _weight_of(leaf: Tree) -> Weight:

@@ -49,6 +49,14 @@ class WeightSource:
             return self._tree(tree.x)
         return f"{self._tree(tree)}.t()"
 
+    def owner(self, name: str) -> str | None:
+        """Returns the last name of the part that a stored `….query.weight` belongs to, or None."""
+        leaf = next(self.plan.leaves(self.plan.trees[name]), None)
+        parts = [] if leaf is None else leaf.path.split(".")
+        if len(parts) < 2 or parts[-1] != "weight" or not is_identifier(parts[-2]):
+            return None
+        return parts[-2].lower()
+
     def constant(self, array: np.ndarray[Any, Any], hint: str) -> str:
         """Returns the expression of a constant, one for equal contents."""
         dtype = dtype_of(array)

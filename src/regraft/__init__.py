@@ -30,6 +30,7 @@ if not (Path(__file__).parent / "ir").is_dir():
 if TYPE_CHECKING:
     import regraft.testing as testing
     from regraft.api import ConvertResult, apply, compare, convert, load, save
+    from regraft.backends.torch import read_back, to_torch
     from regraft.ir.errors import RegraftError
     from regraft.ir.module import Module
     from regraft.ir.rewrite import Reject, Rule
@@ -62,7 +63,9 @@ _LAZY = {
     "compare": "regraft.api",
     "convert": "regraft.api",
     "load": "regraft.api",
+    "read_back": "regraft.backends.torch",
     "save": "regraft.api",
+    "to_torch": "regraft.backends.torch",
 }
 
 __all__ = [
@@ -84,8 +87,10 @@ __all__ = [
     "compare",
     "convert",
     "load",
+    "read_back",
     "save",
     "testing",
+    "to_torch",
 ]
 
 
