@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.dims import DimLike, dim_max, dim_min, exact_quotient, floordiv
+from regraft.ir.dims import DimLike, exact_quotient, floordiv
 from regraft.ir.dims import mod as dim_mod
 from regraft.ir.graph import Content, Node
 from regraft.ir.ops.content import (
@@ -17,6 +17,8 @@ from regraft.ir.ops.content import (
     binary_content,
     pairwise,
     size_abs,
+    size_max,
+    size_min,
     size_sign,
     unary_content,
 )
@@ -128,11 +130,11 @@ pow_ = OpSpec(
 
 min_ = binary(
     "min", "ONNX Min-13", np.minimum,
-    traits=Trait.COMMUTATIVE, content=binary_content(dim_min),
+    traits=Trait.COMMUTATIVE, content=binary_content(size_min),
 )  # fmt: skip
 max_ = binary(
     "max", "ONNX Max-13", np.maximum,
-    traits=Trait.COMMUTATIVE, content=binary_content(dim_max),
+    traits=Trait.COMMUTATIVE, content=binary_content(size_max),
 )  # fmt: skip
 
 neg = unary("neg", "ONNX Neg-13", np.negative, content=unary_content(lambda a: -a))

@@ -9,7 +9,7 @@ import numpy as np
 from regraft.ir.convert import TINY_FLOATS, convert
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Content, Node
-from regraft.ir.ops.content import at_least, map_content
+from regraft.ir.ops.content import at_least, map_content, with_empty_inputs
 from regraft.ir.ops.rounding import float_quotient, truncate_size
 from regraft.ir.ops.shapes import infer_same
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
@@ -41,7 +41,7 @@ def _same_size(a: DimLike) -> DimLike:
 def _size_truth(a: DimLike) -> DimLike | None:
     if isinstance(a, int):
         return a
-    return 1 if at_least(a, 1) else None
+    return 1 if at_least(with_empty_inputs(a), 1) else None
 
 
 def _eval_cast(c: Any, x: Array) -> Array:

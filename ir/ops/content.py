@@ -7,9 +7,20 @@ sizes through f32, which is exact for sizes below 2**24.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from regraft.ir.constants import MAX_CONTENT, constant_of
-from regraft.ir.dims import Dim, DimLike, bounds, known_different, known_equal
+from regraft.ir.dims import (
+    Dim,
+    DimLike,
+    Symbol,
+    bounds,
+    dim_max,
+    dim_min,
+    known_different,
+    known_equal,
+    substitute,
+)
 from regraft.ir.graph import Content, Node, Value
 from regraft.ir.opspec import ContentOf
 from regraft.ir.types import DType
@@ -113,6 +124,20 @@ def pairwise(node: Node, fn: SizeFn) -> Content | None:
     return map_content(node.output.dtype, fn, left, right)
 
 
+def with_empty_inputs(value: DimLike) -> DimLike:
+    """Returns a size in which those of inputs start at 0 rather than at 1.
+
+    An input size is taken to be at least 1, which types may rely on. A graph that asks for its
+    emptiness has an answer ready, so that a truth value is decided for empty inputs too.
+    """
+    return substitute(value, _from_zero)
+
+
+def _from_zero(symbol: Symbol) -> DimLike | None:
+    is_open = symbol.lo == 1 and not symbol.defined
+    return Dim.of(replace(symbol, lo=0)) if is_open else None
+
+
 def at_least(value: DimLike, least: int) -> bool:
     """Returns True only when value >= least for every binding."""
     lo = value if isinstance(value, int) else bounds(value)[0]
@@ -120,18 +145,36 @@ def at_least(value: DimLike, least: int) -> bool:
 
 
 def size_equal(a: DimLike, b: DimLike) -> int | None:
-    """Returns 1 or 0 where a == b is decided, else None."""
+    """Returns 1 or 0 where a == b is decided, for empty inputs too, else None."""
     if known_equal(a, b):
         return 1
-    return 0 if known_different(a, b) else None
+    return 0 if known_different(with_empty_inputs(a), with_empty_inputs(b)) else None
 
 
 def size_less(a: DimLike, b: DimLike) -> int | None:
-    """Returns 1 or 0 where a < b is decided, else None."""
-    lo, hi = bounds(b - a)
+    """Returns 1 or 0 where a < b is decided, for empty inputs too, else None."""
+    lo, hi = bounds(with_empty_inputs(b - a))
     if lo is not None and lo > 0:
         return 1
     return 0 if hi is not None and hi <= 0 else None
+
+
+def size_max(a: DimLike, b: DimLike) -> DimLike | None:
+    """Returns the larger size, None where empty inputs would decide otherwise."""
+    return _extremum(dim_max, a, b)
+
+
+def size_min(a: DimLike, b: DimLike) -> DimLike | None:
+    """Returns the smaller size, None where empty inputs would decide otherwise."""
+    return _extremum(dim_min, a, b)
+
+
+def _extremum(choose: Callable[..., DimLike], a: DimLike, b: DimLike) -> DimLike | None:
+    chosen = choose(a, b)
+    if isinstance(a, int) and isinstance(b, int):
+        return chosen
+    with_empty = choose(with_empty_inputs(a), with_empty_inputs(b))
+    return chosen if known_equal(with_empty_inputs(chosen), with_empty) else None
 
 
 def size_abs(a: DimLike) -> DimLike | None:
@@ -142,9 +185,10 @@ def size_abs(a: DimLike) -> DimLike | None:
 
 
 def size_sign(a: DimLike) -> int | None:
-    """Returns the sign of a where it is decided, else None."""
+    """Returns the sign of a where it is decided, for empty inputs too, else None."""
     if isinstance(a, int):
         return (a > 0) - (a < 0)
+    a = with_empty_inputs(a)
     if at_least(a, 1):
         return 1
     return -1 if at_least(-a, 1) else None

@@ -17,6 +17,8 @@ from regraft.ir.types import DType, TensorType
 S = Dim.of("S")
 B = Dim.of("B")
 P = Dim.of(Symbol("P", lo=0))
+T = Dim.of(Symbol("T", lo=2))  # the exporter states it
+D = Dim.of(Symbol("D", lo=1, defined=True))
 
 
 def known(b: Builder, content: Content, dtype: DType = DType.I64) -> Value:
@@ -46,13 +48,23 @@ def content_of(spec: OpSpec, *operands: Content, dtype: DType = DType.I64, **att
         (arithmetic.div, S, P, None),  # the divisor may be 0
         (arithmetic.div, 3, 0, None),
         (arithmetic.min_, S, 0, 0),
-        (arithmetic.max_, S, 1, S),
+        (arithmetic.min_, S, 5, dim_min(S, 5)),
+        (arithmetic.max_, S, 0, S),
+        (arithmetic.max_, S, 1, None),  # an empty input gives 1
+        (arithmetic.max_, D, 1, D),
         (logical.equal, (S, -1), (-1, -1), (0, 1)),
         (logical.equal, S, B, None),
         (logical.less, P, 0, 0),
-        (logical.less, 0, S, 1),
-        (logical.less_or_equal, S, 0, 0),
-        (logical.greater, S, 0, 1),
+        # whether an input is empty is left to run time, though its types say it is not
+        (logical.equal, S, 0, None),
+        (logical.equal, S * B, 0, None),
+        (logical.less, 0, S, None),
+        (logical.less_or_equal, S, 0, None),
+        (logical.greater, S, 0, None),
+        (logical.less, -1, S, 1),
+        (logical.less, S, S + P + 1, 1),
+        (logical.greater, D, 0, 1),
+        (logical.greater, T, 1, 1),
         (logical.greater_or_equal, P, 0, 1),
         (logical.greater_or_equal, P, 1, None),
     ],
@@ -81,7 +93,8 @@ def test_mod_content_is_symbolic() -> None:
         (arithmetic.neg, S, -S),
         (arithmetic.abs_, -S, S),
         (arithmetic.abs_, S - 3, None),
-        (arithmetic.sign, S, 1),
+        (arithmetic.sign, S, None),
+        (arithmetic.sign, S + 1, 1),
         (arithmetic.sign, P, None),
         (arithmetic.sign, (-3, 0), (-1, 0)),
         (cast.identity, (S, 3), (S, 3)),
@@ -110,7 +123,8 @@ def test_symbolic_sizes_of_narrow_types_are_unknown() -> None:
         (DType.I64, DType.F32, (1 << 24) + 1, None),  # f32 cannot hold it
         (DType.I64, DType.F16, S, None),
         (DType.F32, DType.I64, S, S),
-        (DType.I64, DType.BOOL, (S, 0), (1, 0)),
+        (DType.I64, DType.BOOL, (S + 1, 0), (1, 0)),
+        (DType.I64, DType.BOOL, S, None),
         (DType.I64, DType.BOOL, P, None),
         (DType.BOOL, DType.I64, (1, 0), (1, 0)),
     ],
