@@ -2,33 +2,75 @@
 
 from __future__ import annotations
 
+import re
+import sysconfig
 import traceback
+from types import TracebackType
 
 import torch
 
-from regraft.ir.errors import InputError, RegraftError
+from regraft.ir.errors import InputError, RegraftError, UnsupportedError
+
+_STDLIB = sysconfig.get_paths()["stdlib"]
+_SUGGESTED = re.compile(r"Suggested fixes:\n((?:  .*\n?)+)")
+_SIZE = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
+_VIOLATED = re.compile(r"^  - (.*?)(?: If you're using|$)", re.MULTILINE)
 
 
-def user_line(error: BaseException) -> str | None:
-    """Returns `file:line: code` of the innermost frame that is not PyTorch's own."""
+def user_line(trace: TracebackType | None) -> str | None:
+    """Returns `file:line: code` of the innermost frame of the user's code, or None."""
     found = None
-    for frame in traceback.extract_tb(error.__traceback__):
+    for frame in traceback.extract_tb(trace):
         path = frame.filename.replace("\\", "/")
-        if path.startswith("<") or "/torch/" in path or "/regraft/" in path:
+        is_ours = "/frontends/torch/" in path
+        is_stdlib = path.startswith(_STDLIB) and "/site-packages/" not in path
+        if path.startswith("<") or "/site-packages/torch/" in path or is_ours or is_stdlib:
             continue
-        if "/frontends/torch/" in path or path.endswith("/contextlib.py"):
-            continue
-        found = f"{frame.filename}:{frame.lineno}: {frame.line}"
+        found = f"{frame.filename}:{frame.lineno}: `{frame.line}`"
     return found
 
 
 def explain_export_error(error: Exception, module: torch.nn.Module) -> RegraftError:
     """Returns the error that a user sees for one that `torch.export` raised."""
-    name, text = type(error).__name__, str(error)
-    line = user_line(error)
+    kind, text = type(error).__name__, str(error)
+    line = user_line(error.__traceback__)
     where = "" if line is None else f" at {line}"
-    first = text.strip().splitlines()[0] if text.strip() else name
+    name = type(module).__name__
+    if kind == "GuardOnDataDependentSymNode" or "data-dependent" in text:
+        return InputError(
+            f"`{name}` decides by the content of a tensor{where}: {_first_line(text)}",
+            hint="write it with `torch.where` or `torch.cond`, or state the fact with "
+            "`torch._check(…)`; a decision that inputs never change can be a constructor argument",
+        )
+    if "Constraints violated" in text or "user-specified" in text:
+        return InputError(f"`{name}`: {_violations(text)}", hint=_range_hint(text))
+    if "no fake impl registered" in text or kind == "UnsupportedOperatorException":
+        return UnsupportedError(
+            f"`{name}` calls a custom operator{where}: {_first_line(text)}",
+            hint="register its shapes (`register_fake`), and give its importer in "
+            "`Plugin(torch_imports=…)`",
+        )
     return InputError(
-        f"`{type(module).__name__}` cannot be exported{where}: {name}: {first}",
-        hint="`torch.export.draft_export` shows every place that stops the export",
+        f"`{name}` cannot be exported{where}: {kind}: {_first_line(text)}",
+        hint="check that it runs on the example arguments; `torch.export.draft_export` shows "
+        "every place that stops the export",
     )
+
+
+def _first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0] if lines else "no message"
+
+
+def _violations(text: str) -> str:
+    found = dict.fromkeys(_VIOLATED.findall(text)) or {_first_line(text): None}
+    named = (_SIZE.sub(r"axis \2 of `\1`", item.rstrip(".")) for item in found)
+    return "; ".join(named)
+
+
+def _range_hint(text: str) -> str:
+    suggested = _SUGGESTED.search(text)
+    if suggested is None:
+        return "drop the axis from dynamic_shapes, or make the code take any size there"
+    fixes = ", ".join(line.strip() for line in suggested[1].strip().splitlines())
+    return f"the code allows only: {fixes}"

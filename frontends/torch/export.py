@@ -1,4 +1,4 @@
-"""Runs `torch.export` for a capture: evaluation mode, dynamic axes by name, readable errors."""
+"""Runs `torch.export` for a capture: evaluation mode, no decomposition, readable errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from regraft.frontends.torch.errors import explain_export_error
-from regraft.ir.errors import RegraftError
 
 
 @contextlib.contextmanager
@@ -41,7 +40,5 @@ def export_module(
             return torch.export.export(
                 module, tuple(args), dict(kwargs), dynamic_shapes=dynamic_shapes, strict=False
             )
-        except RegraftError:
-            raise
         except Exception as error:
             raise explain_export_error(error, module) from error

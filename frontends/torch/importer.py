@@ -90,7 +90,7 @@ class GraphImporter:
         Returns:
             The argument of the `output` node: handles, sizes, numbers and None in its structure.
         """
-        self.writes = self.writes or any(_writes(node, self.session.schemas) for node in graph.nodes)
+        self.writes = self.writes or any(map(written_arguments, graph.nodes))
         for node in graph.nodes:
             if node.op == "call_function":
                 self._call(node)
@@ -362,13 +362,20 @@ def storage_of(val: torch.Tensor) -> int:
     return int(val.untyped_storage()._cdata)
 
 
-def _writes(node: torch.fx.Node, schemas: Schemas) -> bool:
+def written_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
+    """Returns the nodes whose tensors a call writes to."""
     target = node.target
-    return (
-        node.op == "call_function"
-        and isinstance(target, OpOverload)
-        and bool(schemas.of(target).written)
-    )
+    if node.op != "call_function" or not isinstance(target, OpOverload):
+        return []
+    if not target._schema.is_mutable:
+        return []
+    found: list[torch.fx.Node] = []
+    for i, arg in enumerate(target._schema.arguments):
+        if arg.alias_info is not None and arg.alias_info.is_write:
+            given = node.args[i] if i < len(node.args) else node.kwargs.get(arg.name)
+            items = given if isinstance(given, list | tuple) else (given,)
+            found += [item for item in items if isinstance(item, torch.fx.Node)]
+    return found
 
 
 _DROPPED = frozenset(

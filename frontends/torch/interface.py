@@ -60,7 +60,9 @@ def output_names(program: torch.export.ExportedProgram, taken: Sequence[str]) ->
     """Returns a name for every leaf of the result, in order; none of them names an input."""
     call = program.module_call_graph[0].signature
     if call is None:
-        return _unique([f"output.{i}" for i in range(len(program.graph_signature.user_outputs))], taken)
+        return _unique(
+            [f"output.{i}" for i in range(len(program.graph_signature.user_outputs))], taken
+        )
     result = []
     for path in leaf_paths(call.out_spec):
         if not path or path[0].isdigit():

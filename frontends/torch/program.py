@@ -19,15 +19,29 @@ from torch.export.graph_signature import (
 from regraft.frontends.torch.aliases import Handle
 from regraft.frontends.torch.call import ImportTable
 from regraft.frontends.torch.decompose import Decomposer
-from regraft.frontends.torch.importer import GraphImporter, Session, Unsupported, placeholders
+from regraft.frontends.torch.importer import (
+    GraphImporter,
+    Session,
+    Unsupported,
+    placeholders,
+    storage_of,
+)
 from regraft.frontends.torch.interface import input_names, output_names
-from regraft.frontends.torch.scalars import number
+from regraft.frontends.torch.scalars import counted, number
 from regraft.frontends.torch.sizes import Sizes
+from regraft.frontends.torch.states import (
+    add_buffer_states,
+    add_input_states,
+    link_caches,
+    written_storages,
+)
 from regraft.frontends.torch.weights import WeightTable
 from regraft.ir.collector import collector_paused
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module
+from regraft.ir.types import DType, TensorType
+from regraft.ir.weights import Role
 
 
 def import_program(
@@ -52,64 +66,132 @@ def import_program(
     session = Session(table, sizes, module.warnings, Decomposer().trace)
     importer = GraphImporter(session, module.graph, program.graph_module)
     with collector_paused():
-        taken = _import_inputs(program, importer)
-        results = importer.run(program.graph)
-        _add_outputs(program, importer, results, taken)
+        interface = _Interface(program, importer)
+        interface.add_inputs()
+        interface.add_outputs(importer.run(program.graph), module)
     if session.unsupported:
         raise unsupported_error(session.unsupported)
     module.meta["torch.version"] = torch.__version__
     return module
 
 
-def _import_inputs(program: torch.export.ExportedProgram, importer: GraphImporter) -> list[str]:
-    """Binds every placeholder; returns the names of the graph inputs."""
-    weights = WeightTable(program, importer.b)
-    names = input_names(program)
-    taken: list[str] = []
-    user_idx = 0
+def user_values(program: torch.export.ExportedProgram) -> list[Any]:
+    """Returns the fake tensors (None for other leaves) of the user's arguments, in order."""
     specs = program.graph_signature.input_specs
-    for node, spec in zip(placeholders(program.graph), specs, strict=True):
-        if spec.kind is InputKind.USER_INPUT:
-            importer.env[node] = _user_input(importer, node, spec, names[user_idx], taken)
-            user_idx += 1
-        else:
-            importer.env[node] = weights.handle(spec)
-    return taken
+    return [
+        node.meta.get("val")
+        for node, spec in zip(placeholders(program.graph), specs, strict=True)
+        if spec.kind is InputKind.USER_INPUT
+    ]
 
 
-def _user_input(
-    importer: GraphImporter, node: torch.fx.Node, spec: InputSpec, name: str, taken: list[str]
-) -> Any:
-    match spec.arg:
-        case ConstantArgument():
+class _Interface:
+    """Inputs and outputs of the program under import.
+
+    Attributes:
+        inputs: Names of the graph inputs that the user gives.
+        buffers: Graph input and handle of every buffer that is written to, by name.
+        given: Handle of every user input by name.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram, importer: GraphImporter) -> None:
+        self.program = program
+        self.importer = importer
+        self.weights = WeightTable(program, importer.b)
+        self.inputs: list[str] = []
+        self.buffers: dict[str, tuple[Value, Handle]] = {}
+        self.given: dict[str, tuple[Value, Handle]] = {}
+        self.mutated = written_storages(program)
+        self.mutated_names = _mutated_names(program)
+
+    def add_inputs(self) -> None:
+        """Binds every placeholder."""
+        names = iter(input_names(self.program))
+        specs = self.program.graph_signature.input_specs
+        for node, spec in zip(placeholders(self.program.graph), specs, strict=True):
+            env = self.importer.env
+            if spec.kind is InputKind.USER_INPUT:
+                env[node] = self._user_input(node, spec, next(names))
+            elif spec.kind is InputKind.BUFFER and self._is_written(node, spec):
+                env[node] = self._buffer(node, str(spec.target))
+            else:
+                env[node] = self.weights.handle(spec)
+
+    def _is_written(self, node: torch.fx.Node, spec: InputSpec) -> bool:
+        return spec.target in self.mutated_names or storage_of(node.meta["val"]) in self.mutated
+
+    def _buffer(self, node: torch.fx.Node, name: str) -> Handle:
+        """A buffer that is written to is a graph input; the store keeps its first content."""
+        self.weights.store(name, Role.BUFFER)
+        value = self.importer.graph.add_input(name, self.importer.type_of(node.meta["val"]))
+        handle = Handle(value)
+        self.buffers[name] = (value, handle)
+        return handle
+
+    def _user_input(self, node: torch.fx.Node, spec: InputSpec, name: str) -> Any:
+        if isinstance(spec.arg, ConstantArgument):
             return spec.arg.value
-        case TensorArgument():
-            val = node.meta["val"]
-            sizes = importer.session.sizes
+        val = node.meta["val"]
+        sizes = self.importer.session.sizes
+        graph = self.importer.graph
+        if isinstance(spec.arg, TensorArgument):
             for axis, dim in enumerate(val.shape):
                 if isinstance(dim, torch.SymInt) and dim.node.expr.is_Symbol:
                     sizes.declare(dim.node.expr, f"{name.replace('.', '_')}_{axis}")
-            taken.append(name)
-            return Handle(importer.graph.add_input(name, importer.type_of(val)))
-        case _:
-            raise UnsupportedError(
-                f"input `{name}` is a {type(spec.arg).__name__.removesuffix('Argument')}",
-                hint="give it as a tensor, or leave it static",
-            )
+            value = graph.add_input(name, self.importer.type_of(val))
+            handle = Handle(value)
+            self.given[name] = (value, handle)
+            self.inputs.append(name)
+            return handle
+        if isinstance(spec.arg, SymIntArgument) and isinstance(val, torch.SymInt):
+            value = graph.add_input(name, TensorType(DType.I64, ()))
+            self.inputs.append(name)
+            sizes.define(val.node.expr, counted(self.importer.b, value))
+            return sizes.size(val)
+        raise UnsupportedError(
+            f"input `{name}` is a {type(spec.arg).__name__.removesuffix('Argument')}",
+            hint="give it as a tensor, or leave it static",
+        )
+
+    def add_outputs(self, results: Any, module: Module) -> None:
+        """Adds the user's outputs, then the states."""
+        graph = self.importer.graph
+        names = iter(output_names(self.program, self.inputs))
+        for spec, result in zip(self.program.graph_signature.output_specs, results, strict=True):
+            if spec.kind is OutputKind.USER_OUTPUT:
+                name = next(names)
+                if isinstance(result, Handle):
+                    graph.add_output(name, result.read())
+                elif result is not None and not isinstance(spec.arg, ConstantArgument):
+                    graph.add_output(name, number(self.importer.b, result))
+            elif spec.kind is OutputKind.BUFFER_MUTATION:
+                value, handle = self.buffers[str(spec.target)]
+                handle.write(result.read())
+            elif spec.kind is OutputKind.USER_INPUT_MUTATION:
+                self.given[self._input_name(str(spec.target))][1].write(result.read())
+        module.states += link_caches(self.inputs, graph.output_names)
+        add_input_states(module, self.given)
+        add_buffer_states(module, self.buffers)
+        user = set(self.inputs)
+        graph.inputs.sort(key=lambda value: value.name not in user)  # states come last
+        for i, value in enumerate(graph.inputs):
+            value.index = i
+
+    def _input_name(self, placeholder: str) -> str:
+        for node in placeholders(self.program.graph):
+            if node.name == placeholder:
+                handle = self.importer.env[node]
+                return next(name for name, (_, each) in self.given.items() if each is handle)
+        raise AssertionError(f"no placeholder `{placeholder}`")
 
 
-def _add_outputs(
-    program: torch.export.ExportedProgram, importer: GraphImporter, results: Any, taken: list[str]
-) -> None:
-    names = iter(output_names(program, taken))
-    for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
-        if spec.kind is not OutputKind.USER_OUTPUT:
-            continue
-        name = next(names)
-        if isinstance(result, Handle):
-            importer.graph.add_output(name, result.read())
-        elif result is not None and not isinstance(spec.arg, ConstantArgument):
-            importer.graph.add_output(name, number(importer.b, result))
+def _mutated_names(program: torch.export.ExportedProgram) -> frozenset[str]:
+    """Returns the buffers that a decomposed program gives back."""
+    return frozenset(
+        str(spec.target)
+        for spec in program.graph_signature.output_specs
+        if spec.kind is OutputKind.BUFFER_MUTATION
+    )
 
 
 def unsupported_error(calls: list[Unsupported]) -> UnsupportedError:
@@ -124,6 +206,3 @@ def unsupported_error(calls: list[Unsupported]) -> UnsupportedError:
         f"{len(calls)} calls of {len(counts)} kinds have no IR form:\n" + "\n".join(lines),
         hint="give importers in `Plugin(torch_imports=…)`, or write the lines with other operators",
     )
-
-
-__all__ = ["SymIntArgument", "Value", "import_program", "unsupported_error"]

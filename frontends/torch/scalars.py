@@ -13,11 +13,12 @@ import torch
 from regraft.frontends.torch.aliases import Handle
 from regraft.frontends.torch.call import UnsupportedCallError, size_value
 from regraft.ir.builder import Builder
-from regraft.ir.dims import Dim
+from regraft.ir.dims import Dim, DimLike
 from regraft.ir.graph import Value
 from regraft.ir.ops import arithmetic, functions, logical, rounding
 from regraft.ir.ops.cast import cast
 from regraft.ir.ops.fill import range_
+from regraft.ir.ops.reshaping import reshape
 from regraft.ir.opspec import OpSpec
 from regraft.ir.types import DType
 
@@ -154,15 +155,17 @@ def import_item(importer: GraphImporter, node: torch.fx.Node, name: str) -> None
     expr = val.node.expr
     content = tensor.content[0] if isinstance(tensor.content, tuple) else tensor.content
     if content is None:
-        counted = b.op(range_, b.constant(0, DType.I64), _scalar(b, _to_int(b, tensor)),
-                       b.constant(1, DType.I64))  # fmt: skip
-        content = (counted.shape or (0,))[0]
+        content = counted(b, tensor)
     if expr.is_Symbol and not sizes.knows(expr):
         sizes.define(expr, content)
     importer.env[node] = sizes.size(val)
 
 
-def _scalar(b: Builder, value: Value) -> Value:
-    from regraft.ir.ops.reshaping import reshape
+def counted(b: Builder, value: Value) -> DimLike:
+    """Returns the only element of a tensor as a defined size: that of a range of its length."""
+    zero, one = b.constant(0, DType.I64), b.constant(1, DType.I64)
+    return (b.op(range_, zero, _scalar(b, _to_int(b, value)), one).shape or (0,))[0]
 
+
+def _scalar(b: Builder, value: Value) -> Value:
     return value if value.rank == 0 else b.op(reshape, value, shape=())

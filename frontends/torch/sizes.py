@@ -75,6 +75,10 @@ class Sizes:
             name = fallback
             while name in self.scope.symbols:
                 name += "_"
+        elif name in self.scope.symbols:
+            # one name for two symbols: the user says that they are equal
+            dim = self._dims[symbol] = Dim.of(self.scope.symbols[name])
+            return dim
         lo, hi = self._range(symbol)
         dim = self._dims[symbol] = Dim.of(self.scope.symbol(name, lo=lo, hi=hi))
         return dim
@@ -84,9 +88,9 @@ class Sizes:
         if bounds is None:
             return 1, None
         hi = None if bounds.upper == int_oo or bounds.upper > _UNBOUNDED else int(bounds.upper)
-        # torch starts every dynamic size at 2 unless told: what it guards then holds for 1 as well
-        lo = int(bounds.lower) if bounds.lower != -int_oo else 0
-        return (1 if lo == 2 else max(lo, 0)), hi
+        # torch says 2 or 0 for "any": it assumes 2 while tracing, and what it guards holds for 1
+        lo = int(bounds.lower) if bounds.lower > 2 else 1
+        return lo, hi
 
     def expression(self, expr: sympy.Expr) -> DimLike:
         """Returns an expression over sizes as a dim.
@@ -103,7 +107,10 @@ class Sizes:
         if isinstance(expr, sympy.Integer):
             return int(expr)
         if isinstance(expr, sympy.Symbol):
-            return self.scope.fresh(*self._range(expr)) if expr not in self._dims else 0
+            raise UnsupportedError(
+                f"size `{expr}` is computed from elements in a way that has no counterpart",
+                hint="compute it with `.item()` of a tensor, or from sizes",
+            )
         if isinstance(expr, sympy.Add):
             return reduce(lambda a, b: a + b, map(self.expression, expr.args))
         if isinstance(expr, sympy.Mul):

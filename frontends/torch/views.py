@@ -29,9 +29,7 @@ def _axis(value: Value, axis: int) -> int:
     return axis + len(_shape(value)) if axis < 0 else axis
 
 
-def _reshaped(
-    b: Builder, before: Value, view: Value, args: Mapping[str, Any], idx: int
-) -> Value:
+def _reshaped(b: Builder, before: Value, view: Value, args: Mapping[str, Any], idx: int) -> Value:
     """The view has the same elements in the same order."""
     del args, idx
     view = view if view.dtype is before.dtype else b.op(cast, view, to=before.dtype)

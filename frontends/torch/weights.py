@@ -35,21 +35,29 @@ class WeightTable:
         self._made: dict[tuple[object, ...], Value] = {}
 
     def handle(self, spec: InputSpec) -> Handle | None:
-        """Returns the tensor of a placeholder; None for one that is no tensor.
+        """Returns the tensor of a placeholder; None for one that is no tensor."""
+        role, name = _ROLES.get(spec.kind), str(spec.target)
+        return None if role is None else Handle(self.value(name, self._tensor(name), role))
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        """Returns the tensor of a name.
 
         Raises:
             InputError: For a tensor without data.
         """
-        role, name = _ROLES.get(spec.kind), str(spec.target)
-        if role is None:
-            return None
         tensor = self._state[name] if name in self._state else self._constants[name]
         if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
             raise InputError(
                 f"`{name}` is a tensor without data (meta or fake)",
                 hint="load the weights before the capture: `model.to_empty` and `load_state_dict`",
             )
-        return Handle(self.value(name, tensor, role))
+        return tensor
+
+    def store(self, name: str, role: Role) -> None:
+        """Keeps the content of a tensor that no node reads: the first content of a state."""
+        self._b.graph.scope.weights.add(
+            name, ArrayWeight(array_from_tensor(self._tensor(name))), role
+        )
 
     def value(self, name: str, tensor: torch.Tensor, role: Role) -> Value:
         """Returns the value that reads a tensor; a tensor met before gains an alias."""
