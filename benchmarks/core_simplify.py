@@ -32,7 +32,7 @@ class Once:
 
 def simplify_once(settings: Settings, tool: str, source: Path) -> Once:
     """Runs `benchmarks.simplify_once` in the interpreter that has the tool."""
-    python = settings.python if tool == "regraft" else settings.peers_python
+    python = settings.python if tool.startswith("regraft") else settings.peers_python
     out = settings.work / "out" / tool / source.name
     out.parent.mkdir(parents=True, exist_ok=True)
     for stale in out.parent.glob(source.name + "*"):

@@ -22,10 +22,11 @@ from rich.table import Table
 
 from benchmarks import models, timing
 from benchmarks.measure import CACHE, ROOT, Measurement, Row, Settings
+from benchmarks.simplify_once import FUSING
 from regraft.timing import MIN_ROUNDS, MIN_TURN_S
 
 BAR = 1.03
-PASSES = "canonicalize,fold-norms,canonicalize,fuse,canonicalize"
+PASSES = FUSING
 PEERS = ("onnxslim", "onnxsim", "ort-transformers")
 
 _LONG_TURN_S = 0.25

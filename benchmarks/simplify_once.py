@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 Clock = Callable[[str], None]
+Tool = Callable[[str, str, Clock], None]
+
+FUSING = "canonicalize,fold-norms,canonicalize,fuse,canonicalize"
 
 
 def _regraft(source: str, out: str, mark: Clock) -> None:
@@ -26,6 +29,25 @@ def _regraft(source: str, out: str, mark: Clock) -> None:
     mark("simplify")
     regraft.save(module, out, target="onnx")
     mark("save")
+
+
+def _converts(target: str, opset: int | None = None) -> "Tool":
+    """Returns all that a conversion does but its check."""
+
+    def convert(source: str, out: str, mark: Clock) -> None:
+        import regraft
+        from regraft.passes.legalize import Legalize
+
+        mark("import")
+        module = regraft.load(source)
+        mark("load")
+        regraft.apply(module, FUSING, check="off")
+        regraft.apply(module, [Legalize(target, opset)], check="off")
+        mark("simplify")
+        regraft.save(module, out, target=target, opset=opset)
+        mark("save")
+
+    return convert
 
 
 def _save_proto(model: Any, out: str, mark: Clock) -> None:
@@ -100,8 +122,11 @@ def _ort_transformers(source: str, out: str, mark: Clock) -> None:
     mark("save")
 
 
-TOOLS: dict[str, Callable[[str, str, Clock], None]] = {
+TOOLS: dict[str, Tool] = {
     "regraft": _regraft,
+    "regraft-ort-cpu": _converts("ort-cpu"),
+    "regraft-onnx": _converts("onnx"),
+    "regraft-onnx-20": _converts("onnx", 20),
     "onnxsim": _onnxsim,
     "onnxslim": _onnxslim,
     "onnxscript": _onnxscript,

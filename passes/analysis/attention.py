@@ -15,6 +15,7 @@ from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import arithmetic, attention, functions, linalg, softmax
 from regraft.ir.types import DType
+from regraft.passes.analysis.attention_forms import OtherAttention
 from regraft.passes.analysis.attention_layout import (
     Layout,
     find_heads,
@@ -97,6 +98,12 @@ class AttentionFinder:
 
     def __init__(self) -> None:
         self._rejected: list[tuple[Value, str]] = []
+        self._others: list[OtherAttention] = []
+
+    @property
+    def others(self) -> list[OtherAttention]:
+        """Attention of talking heads, which mixes scores before the softmax."""
+        return self._others
 
     @property
     def rejected(self) -> list[tuple[Value, str]]:
@@ -125,7 +132,10 @@ class AttentionFinder:
             return None
         path = find_path(site, data)
         if path is None:
-            if _mixes_heads(site, data):
+            heads = _mixed_heads(site, data)
+            if heads is not None:
+                found = OtherAttention("talking_heads", site.weights, heads, site.nodes)
+                self._others.append(found)
                 self._rejected.append((site.weights, "the scores of several heads are mixed"))
             return None
         product, steps = path
@@ -140,19 +150,22 @@ class AttentionFinder:
         return _assemble(site, scores, total, views, data, reader)
 
 
-def _mixes_heads(site: Site, data: set[Value]) -> bool:
-    """Whether the logits are a linear map of scores of rank 4: talking heads."""
+def _mixed_heads(site: Site, data: set[Value]) -> DimLike | None:
+    """Returns how many heads a linear map to the logits mixes (talking heads), or None."""
     value = view_of(site.logits).base
     for _ in range(2):  # the map, and its bias
         node = value.producer
         operands = [] if node is None else [v for v in node.inputs if v is not None and v in data]
         if node is None or len(operands) != 1 or node.op not in (arithmetic.add, linalg.matmul):
-            return False
+            return None
         value = view_of(operands[0]).base
         if node.op is linalg.matmul:
             inner = replace(site, logits=value)
-            return value.rank == 4 and find_path(inner, data) is not None
-    return False
+            if value.rank != 4 or find_path(inner, data) is None:
+                return None
+            mixed = operands[0].shape or ()
+            return mixed[-1 if operands[0] is node.inputs[0] else -2]
+    return None
 
 
 def _sites(graph: Graph) -> Iterator[Site | Node]:

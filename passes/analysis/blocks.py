@@ -14,7 +14,9 @@ from regraft.ir.graph import Graph, Node
 from regraft.ir.module import Module
 from regraft.passes.analysis.attention import AttentionFinder
 from regraft.passes.analysis.attention_blocks import AttentionBlock, attention_blocks
+from regraft.passes.analysis.attention_forms import OtherAttention, products_of_three
 from regraft.passes.analysis.cones import ConeFinder
+from regraft.passes.analysis.dependence import data_values
 from regraft.passes.analysis.ffn import FfnBlock, FfnFinder
 from regraft.passes.analysis.group_norms import join_groups
 from regraft.passes.analysis.layers import LayerGroup, repeated_layers
@@ -46,7 +48,8 @@ class Blocks:
         activations: Activation functions, those inside feed-forward blocks included.
         ffn: Feed-forward blocks.
         moe: Layers of experts; their experts are not among `ffn`.
-        attention: Attention blocks.
+        attention: Attention blocks that weigh values by a softmax of scores.
+        other_attention: Attention of other forms: talking heads, factorized, linear.
         layers: Groups of repeated layers.
         skipped: Places that nearly are one of these, with the reason.
     """
@@ -56,13 +59,14 @@ class Blocks:
     ffn: tuple[FfnBlock, ...] = ()
     moe: tuple[MoeBlock, ...] = ()
     attention: tuple[AttentionBlock, ...] = ()
+    other_attention: tuple[OtherAttention, ...] = ()
     layers: tuple[LayerGroup, ...] = ()
     skipped: tuple[Skip, ...] = ()
 
     def describe(self) -> dict[str, list[dict[str, object]]]:
         """Returns the blocks as INTERFACE's `blocks` document."""
         kinds: dict[str, Sequence[Block]] = {
-            "attention": self.attention,
+            "attention": (*self.attention, *self.other_attention),
             "ffn": self.ffn,
             "norm": self.norms,
             "moe": self.moe,
@@ -100,6 +104,7 @@ class Recognizer:
             tuple(ffn),
             tuple(moe),
             tuple(blocks),
+            (*attentions.others, *products_of_three(graph, data_values(graph))),
             tuple(repeated_layers(graph)),
             skipped=(*search.skipped, *unread),
         )
@@ -115,6 +120,7 @@ def recognize(module: Module) -> Blocks:
         tuple(block for each in found for block in each.ffn),
         tuple(block for each in found for block in each.moe),
         tuple(block for each in found for block in each.attention),
+        tuple(block for each in found for block in each.other_attention),
         tuple(block for each in found for block in each.layers),
         tuple(skip for each in found for skip in each.skipped),
     )
@@ -135,6 +141,7 @@ __all__ = [
     "Linear",
     "MoeBlock",
     "NormBlock",
+    "OtherAttention",
     "Recognizer",
     "Scale",
     "UnaryFunction",

@@ -116,7 +116,11 @@ def _word(fact: bool) -> str:
 
 
 def _flat_source(x: Value) -> Value | None:
-    """Returns [B, S, H * D] of which [B, H, S, D] was split, looking through rotary embedding."""
+    """Returns [B, S, H * D] of which [B, H, S, D] was split, looking through rotary embedding.
+
+    Its sizes are known to be these: a reshape would stay otherwise, and ONNX Runtime infers wrong
+    shapes for an Attention whose width it does not see.
+    """
     node = x.producer
     rotated = _rotated(x)
     if rotated is not None:
@@ -131,7 +135,10 @@ def _flat_source(x: Value) -> Value | None:
     if split is None or split.op is not reshaping.reshape:
         return None
     flat = split.inputs[0]
-    return flat if flat is not None and flat.rank == 3 else None
+    if flat is None or flat.shape is None or x.shape is None:
+        return None
+    B, H, S, D = x.shape
+    return flat if flat.shape == (B, S, H * D) else None
 
 
 def _rotated(x: Value) -> Node | None:

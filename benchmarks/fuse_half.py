@@ -1,0 +1,77 @@
+"""fp16 files of the core set: they run, are half the size, and stay within the noise of rounding.
+
+Every conversion is checked on real inputs as `convert` does: an output outside its noise floor is
+exit 3 and names the node. Half the size is measured twice: the bytes of the float weights that are
+no longer f32, against those of the source, and the files.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import regraft
+from benchmarks import models
+from benchmarks.measure import Measurement, Row, Settings, at_most, held, shown
+from benchmarks.simplify_once import FUSING
+from regraft.backends.onnx.runtime import OrtRunner
+from regraft.ir.errors import CheckError
+from regraft.ir.module import Module
+from regraft.ir.types import DType
+
+QUANTIZED = ("minilm-int8",)
+"""Models whose weights are 8 bits already: what is small stays."""
+
+_FLOATS = (DType.F32, DType.F16, DType.F64)
+
+
+def measure(settings: Settings) -> Iterator[Row]:
+    """Yields rows for every model of the core set."""
+    with tempfile.TemporaryDirectory() as folder:
+        for model in models.CORE:
+            yield from _model(model, Path(folder) / f"{model.name}.onnx")
+
+
+def _model(model: models.RealModel, out: Path) -> Iterator[Row]:
+    path, given = models.find(model), models.samples(model)
+    try:
+        result = regraft.convert(path, out, dtype="fp16", passes=FUSING, samples=given)
+    except CheckError as error:  # exit 3: a result that counts, when the node is named
+        yield held(f"{model.name}, fp16: refused, the node named", "`" in str(error), str(error))
+        return
+    diffs = [diff for diff in result.check.outputs if not diff.ok]
+    note = f"checked: {result.check.verified}, {result.check.num_samples} samples"
+    yield held(f"{model.name}, fp16: every output within its noise floor", not diffs, note)
+    runner = OrtRunner(out)
+    finite = all(
+        np.isfinite(array).all()
+        for sample in given
+        for array in runner(sample).values()
+        if array.dtype.kind == "f"
+    )
+    yield held(f"{model.name}, fp16: the file runs, outputs finite", finite)
+    try:
+        onnx.checker.check_model(onnx.load(out), full_check=True)
+    except onnx.shape_inference.InferenceError as error:
+        yield shown(f"{model.name}, fp16: onnx's inference", None, "", str(error).splitlines()[0])
+    before, after = _float_bytes(regraft.load(path)), _float_bytes(result.module)
+    size = out.stat().st_size / path.stat().st_size
+    files = f"{path.stat().st_size:,} to {out.stat().st_size:,} bytes"
+    if model.name in QUANTIZED:
+        yield shown(f"{model.name}, fp16: file / source", size, "x", f"8 bits stay; {files}")
+        return
+    name = f"{model.name}, fp16: bytes of float weights / source"
+    yield at_most(name, after / before, 0.51, "x", f"{before:,} to {after:,} bytes")
+    yield shown(f"{model.name}, fp16: file / source", size, "x", files)
+
+
+def _float_bytes(module: Module) -> int:
+    stored = (module.weights[name] for name in module.weights)
+    return sum(weight.nbytes for weight in stored if weight.dtype in _FLOATS)
+
+
+MEASUREMENTS: tuple[Measurement, ...] = (
+    Measurement("half", "fp16 files of the core set: equal, half the size", measure),
+)
