@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regraft.backends.torch.build import GENERATED, build, to_torch
-from regraft.backends.torch.generate import OUTPUTS, Generated, generate
+from regraft.backends.torch.build import GENERATED, build, compile_source, to_torch
+from regraft.backends.torch.generate import OUTPUTS, Generated, generate, output_nest
 from regraft.backends.torch.tensors import array_from, tensor_from
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.graph import Value
@@ -25,19 +26,21 @@ Loss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 
 
 class TorchRunner:
-    """Runs samples through a generated module: arrays in, arrays out.
+    """Runs samples through a module: arrays in, arrays out.
 
     Args:
-        module: The module.
+        net: What `to_torch` or a written file gave.
+        module: What it was made from, for names and element types.
         device: Where it runs.
     """
 
-    def __init__(self, module: Module, *, device: str = "cpu") -> None:
-        plain = module.clone()
-        plain.meta.pop(OUTPUTS, None)  # outputs are wanted by name
-        self._types = [value.type for value in plain.graph.outputs]
-        self.net = to_torch(plain).to(device)
+    def __init__(self, net: nn.Module, module: Module, *, device: str = "cpu") -> None:
+        self.net = net.to(device)
         self.device = device
+        self._inputs = [str(value.name) for value in module.graph.inputs]
+        self._outputs = output_nest(module)
+        pairs = zip(module.graph.output_names, module.graph.outputs, strict=True)
+        self._types = {name: value.type for name, value in pairs}
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the outputs by name.
@@ -45,20 +48,43 @@ class TorchRunner:
         Raises:
             UnsupportedError: When PyTorch refuses the sample.
         """
-        generated: Generated = getattr(type(self.net), GENERATED)
-        arguments = [_moved(inputs[name], self.device) for name in generated.inputs.values()]
+        arguments = [_moved(inputs[name], self.device) for name in self._inputs]
         try:
             with torch.no_grad():
                 results = self.net(*arguments)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             message = f"PyTorch does not run the sample: {error}"
             raise UnsupportedError(message) from error
-        if len(generated.outputs) == 1:
-            results = (results,)
-        return {
-            name: _array(result, type_)
-            for name, result, type_ in zip(generated.outputs, results, self._types, strict=True)
-        }
+        found = named_outputs(self._outputs, results)
+        return {name: _array(found[name], type_) for name, type_ in self._types.items()}
+
+
+def named_outputs(nest: Any, results: Any) -> dict[str, Any]:
+    """Returns what `forward` returned by name.
+
+    Args:
+        nest: Tuples, lists and dicts of output names.
+        results: The same nest of tensors.
+    """
+    match nest:
+        case str():
+            return {nest: results}
+        case tuple() | list():
+            pairs = zip(nest, results, strict=True)
+            return {k: v for part in pairs for k, v in named_outputs(*part).items()}
+        case dict():
+            parts = [named_outputs(item, results[key]) for key, item in nest.items()]
+            return {k: v for part in parts for k, v in part.items()}
+        case _:
+            return {}
+
+
+def load_file(path: Path) -> nn.Module:
+    """Returns the model of a file that `save_torch` wrote, weights beside it."""
+    net = compile_source(path.read_text(encoding="utf-8"), str(path))["load"]()
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"`load` of `{path}` gives no module")
+    return net
 
 
 def _moved(item: Any, device: str) -> Any:
@@ -91,7 +117,7 @@ class TorchExecutor:
         self, module: Module, samples: Samples, *, optimize: bool = True
     ) -> list[dict[str, Array]]:
         """Returns the outputs by name for every sample; eager PyTorch has nothing to optimize."""
-        runner = TorchRunner(module, device=self.device)
+        runner = TorchRunner(to_torch(module), module, device=self.device)
         return [runner(sample) for sample in samples]
 
     def activations(
@@ -114,7 +140,8 @@ class TorchExecutor:
         inner.graph.set_outputs(
             (name, copies[value]) for name, value in zip(names, values, strict=True)
         )
-        runner = TorchRunner(inner, device=self.device)
+        inner.meta.pop(OUTPUTS, None)
+        runner = TorchRunner(to_torch(inner), inner, device=self.device)
         for sample in samples:
             results = runner(sample)
             yield {value: results[name] for name, value in zip(names, values, strict=True)}
@@ -146,16 +173,14 @@ class TorchGradients:
         Raises:
             UsageError: For a name that is no float weight of the module.
         """
-        plain = module.clone()
-        plain.meta.pop(OUTPUTS, None)
-        net = build(generate(plain, as_stored=True)).to(self.device)
+        net = build(generate(module, as_stored=True)).to(self.device)
+        nest = output_nest(module)
         wanted = self._wanted(module, net, weights)
         generated: Generated = getattr(type(net), GENERATED)
         for sample in samples:
             tensors = {name: _moved(item, self.device) for name, item in sample.items()}
             results = net(*[tensors[name] for name in generated.inputs.values()])
-            outputs = (results,) if len(generated.outputs) == 1 else results
-            loss = self.loss(dict(zip(generated.outputs, outputs, strict=True)), tensors)
+            loss = self.loss(named_outputs(nest, results), tensors)
             found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
             yield {
                 name: _gradient(grad, parameter)

@@ -77,7 +77,7 @@ def generate(
     if len(values) == 1:
         values = [emitter.lines.take_last(values[0])]
     results = dict(zip(module.graph.output_names, values, strict=True))
-    emitter.lines.add(f"return {_returned(module, results)}")
+    emitter.lines.add(f"return {_nest(output_nest(module), results)}")
     own = LibrarySource()
     registered = registrations(plan)
     for name in ("Scope", *dict.fromkeys(line.partition("(")[0] for line in registered)):
@@ -104,11 +104,13 @@ def _arguments(graph: Graph) -> dict[str, str]:
     return arguments
 
 
-def _returned(module: Module, results: Mapping[str, str]) -> str:
+def output_nest(module: Module) -> Any:
+    """Returns what `forward` returns: a nest of tuples, lists and dicts of output names."""
     spec = module.meta.get(OUTPUTS)
-    if spec is None:
-        spec = next(iter(results)) if len(results) == 1 else tuple(results)
-    return _nest(spec, results)
+    names = tuple(module.graph.output_names)
+    if spec is not None:
+        return spec
+    return names[0] if len(names) == 1 else names
 
 
 def _nest(spec: Any, results: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from regraft.backends.torch.control import STATEMENTS
 from regraft.backends.torch.emitter import EmitTable
+from regraft.backends.torch.ops import FAMILIES
 from regraft.backends.torch.tensors import TORCH_DTYPES
 from regraft.ir.builder import Builder
 from regraft.ir.constants import literal, opaque, weight
@@ -16,12 +17,17 @@ from regraft.ir.types import TensorType
 _MAX_NAMED = 8
 
 
-def check_emittable(module: Module, table: EmitTable) -> None:
+def check_emittable(module: Module, table: EmitTable | None = None) -> None:
     """Checks that every node can be emitted, before any work begins; cost O(nodes).
+
+    Args:
+        module: The module.
+        table: Emitters by operator; default: regraft's own.
 
     Raises:
         UnsupportedError: Naming the operators that cannot, with their places.
     """
+    table = EmitTable(*FAMILIES) if table is None else table
     problems: dict[str, list[str]] = {}
     for node in module.graph.walk():
         reason = _problem(node, table)
@@ -32,7 +38,7 @@ def check_emittable(module: Module, table: EmitTable) -> None:
     lines = [f"{reason}: {_listed(places)}" for reason, places in problems.items()]
     raise UnsupportedError(
         "the module has no PyTorch form\n  " + "\n  ".join(lines),
-        hint="give a plugin with an emitter for these operators, or convert to `onnx`",
+        hint="give these operators a body of others (a plugin can), or convert to `onnx`",
     )
 
 

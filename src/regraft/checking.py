@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from regraft.backends.onnx.runtime import OrtRunner
+from regraft.emission import written_runner
 from regraft.ir.errors import CheckError, UnsupportedError
 from regraft.ir.module import Module
 from regraft.ir.types import DType
@@ -152,7 +153,7 @@ class Checker:
         if self.streams or _only_evaluator(module):
             emitted = None
         try:
-            result: Runner = EvalRunner(module) if emitted is None else OrtRunner(emitted)
+            result = EvalRunner(module) if emitted is None else written_runner(emitted, module)
             report = self._check(result, module, contract)
         except UnsupportedError as error:
             if emitted is None or not isinstance(self._reference, EvalRunner):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regraft.backends.onnx import PROFILES, save_onnx
 from regraft.backends.onnx.legalize import legalizers
 from regraft.checking import Checker
+from regraft.emission import BUILT, check_source, check_target, emit, model_file
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.module import Module
@@ -39,8 +39,7 @@ from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source, open_source
 from regraft.tables import user_tables
 
-TARGETS = (*PROFILES, "torch", "triton", "hf")
-MODEL_FILE = "model.onnx"
+TARGETS = (*BUILT, "triton", "hf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class ConvertOptions:
     """Options of `convert`; see INTERFACE.
 
     Args:
-        target: `onnx`, `ort-cpu` or `ort-cuda`.
+        target: `onnx`, `ort-cpu`, `ort-cuda` or `torch`.
         passes: Pipeline string, pass objects, or None for the target's default.
         opset: Emission opset, or None to keep the source's.
         freeze: Symbols to fix by name.
@@ -135,13 +134,14 @@ def convert(
         raise UsageError(
             f"unknown target `{options.target}`", hint=suggest(options.target, TARGETS)
         )
-    if options.target not in PROFILES:
+    if options.target not in BUILT:
         raise UnsupportedError(
-            f"target `{options.target}` is not built yet", hint=f"use {', '.join(PROFILES)}"
+            f"target `{options.target}` is not built yet", hint=f"use {', '.join(BUILT)}"
         )
     path = None if out is None else Path(out)
     if path is None and not options.dry_run:
         raise UsageError("an output path is needed", hint="give -o OUT, or --dry-run")
+    check_target(path, options.target)
     if path is not None and not options.dry_run:
         check_destination(path, force=options.force)
     passes = resolve_passes(options.passes, options.extensions.passes)
@@ -183,6 +183,7 @@ class _Conversion:
             "load", lambda: open_source(self.raw_source, options.extensions)
         )
         module = source.module
+        check_source(module, options.target)
         self.passes = with_dtype(self.passes, module, options.dtype, options.target)
         self.passes = with_legalization(self.passes, options.target, options.opset)
         check_dims(module, options.dims)
@@ -241,17 +242,14 @@ class _Conversion:
             target = folder / "out"
         with staged(target, force=True) as temp:
             is_file = bool(target.suffix)
-            model = temp / (target.name if is_file else MODEL_FILE)
+            model = temp / (target.name if is_file else model_file(options.target))
             files = self._stage(
                 "emit",
-                lambda: save_onnx(
-                    module,
-                    model,
-                    profile=options.target,
-                    opset=options.opset,
-                    families=options.extensions.onnx_emitters,
+                lambda: emit(
+                    module, model, target=options.target, opset=options.opset,
+                    extensions=options.extensions,
                 ),
-            )
+            )  # fmt: skip
             size = sum(file.stat().st_size for file in files)
             check = CheckReport("no (checks are off)", True)
             if checker is not None:

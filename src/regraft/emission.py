@@ -1,0 +1,86 @@
+"""Files of an output: what each target writes, and how the check runs what was written."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from regraft.backends.onnx import PROFILES, save_onnx
+from regraft.backends.onnx.runtime import OrtRunner
+from regraft.ir.errors import UsageError
+from regraft.ir.module import Module
+from regraft.passes.check.module_check import Runner
+from regraft.plugins import Extensions
+
+TORCH = "torch"
+BUILT = (*PROFILES, TORCH)
+"""Targets that write files."""
+
+_TORCH_SUFFIX = ".py"
+
+
+def model_file(target: str) -> str:
+    """Returns the name of the model's file in an output folder."""
+    return "model.py" if target == TORCH else "model.onnx"
+
+
+def check_target(path: Path | None, target: str) -> None:
+    """Checks before any work begins that a target can write to a place.
+
+    Raises:
+        UsageError: When Python source would go into another kind of file.
+        UnsupportedError: When what the target needs is not installed.
+    """
+    if target != TORCH:
+        return
+    import_module("regraft.backends.torch")  # it says what is missing
+    if path is not None and path.suffix not in ("", _TORCH_SUFFIX):
+        raise UsageError(
+            f"target `torch` writes Python source, not `{path.name}`",
+            hint="name a folder, or a file such as `model.py`",
+        )
+
+
+def check_source(module: Module, target: str) -> None:
+    """Checks before any pass runs that a target can take what no pass replaces.
+
+    Raises:
+        UnsupportedError: Naming every operator without a form there.
+    """
+    if target == TORCH:
+        from regraft.backends.torch.prepare import check_emittable  # torch takes a second to import
+
+        check_emittable(module)
+
+
+def emit(
+    module: Module, path: Path, *, target: str, opset: int | None, extensions: Extensions
+) -> list[Path]:
+    """Writes the model's file and its weights beside it; returns the files.
+
+    Raises:
+        UnsupportedError: When the target cannot take the module.
+    """
+    if target == TORCH:
+        from regraft.backends.torch import save_torch  # torch takes a second to import
+
+        return save_torch(module, path)
+    families = extensions.onnx_emitters
+    return save_onnx(module, path, profile=target, opset=opset, families=families)
+
+
+def written_runner(path: Path, module: Module) -> Runner:
+    """Returns a runner of a written file.
+
+    Args:
+        path: The model's file.
+        module: What was written.
+
+    Raises:
+        UnsupportedError: When its runtime does not load it.
+    """
+    if path.suffix != _TORCH_SUFFIX:
+        return OrtRunner(path)
+    from regraft.backends.torch.executor import TorchRunner, load_file
+
+    return TorchRunner(load_file(path), module)
