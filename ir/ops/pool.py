@@ -243,6 +243,14 @@ def _over_planes(fn: Callable[..., Array]) -> Eval:
     return evaluate
 
 
+def _mean(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
+    """Returns the mean; NaN without a warning where nothing is averaged, as runtimes do."""
+    count = np.asarray(np.prod([x.shape[i] for i in axis]), x.dtype)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean: Array = x.sum(axis=axis, keepdims=keepdims) / count
+    return mean
+
+
 def _eval_global_lp(c: EvalContext, x: Array) -> Array:
     p = c.attrs["p"]
     total = (np.abs(x) ** p).sum(axis=tuple(range(2, x.ndim)), keepdims=True)
@@ -252,7 +260,7 @@ def _eval_global_lp(c: EvalContext, x: Array) -> Array:
 
 global_max_pool = _global_pool("global_max_pool", "ONNX GlobalMaxPool-22", _over_planes(np.max))
 global_average_pool = _global_pool(
-    "global_average_pool", "ONNX GlobalAveragePool-22", _over_planes(np.mean)
+    "global_average_pool", "ONNX GlobalAveragePool-22", _over_planes(_mean)
 )
 global_lp_pool = _global_pool(
     "global_lp_pool", "ONNX GlobalLpPool-22", _eval_global_lp, (Attr("p", AttrKind.INT, 2),)

@@ -22,16 +22,25 @@ PROBE_ERRORS = (
 def accepts(
     runner: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> Callable[[Mapping[str, Any]], bool]:
-    """Returns a function that says whether a runner runs given inputs."""
+    """Returns a function that says whether a runner runs given inputs.
+
+    An output of nothing but NaN is no run: at sizes where a model averages over nothing, say, one
+    runtime refuses and another goes on, and no error would show.
+    """
 
     def runs(inputs: Mapping[str, Any]) -> bool:
         try:
-            runner(inputs)
+            outputs = runner(inputs)
         except PROBE_ERRORS:
             return False
-        return True
+        return not any(_is_nan(array) for array in outputs.values())
 
     return runs
+
+
+def _is_nan(array: Any) -> bool:
+    is_float = isinstance(array, np.ndarray) and array.dtype.kind == "f"
+    return is_float and bool(array.size) and bool(np.isnan(array).all())
 
 
 class EvalRunner:

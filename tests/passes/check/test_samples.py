@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.text import parse_module
+from regraft.passes.check.runners import EvalRunner, accepts
 from regraft.passes.check.samples import generate_samples
 
 STATEFUL = parse_module("""\
@@ -40,3 +42,20 @@ def test_sizes_that_run_apart_are_not_tied() -> None:
 def test_nothing_runs_is_an_error() -> None:
     with pytest.raises(UnsupportedError, match="at none of the generated sizes"):
         generate_samples(STATEFUL, lambda inputs: False)
+
+
+def test_sizes_at_which_outputs_are_nan_are_passed_over() -> None:
+    # three convolutions of stride 4 leave nothing of a small image, and its mean is NaN
+    steps = [
+        f"%a{i + 1} = conv(%a{i}, %w) {{strides = [4, 4], dilations = [1, 1]}}" for i in range(3)
+    ]
+    module = parse_module(
+        "weight @w : f32[3, 3, 4, 4] role=param = random(1)\n"
+        "graph(%a0 : f32[B, 3, H, H]) {\n%w = weight @w\n"
+        + "\n".join(steps)
+        + "\n%y = global_average_pool(%a3)\nreturn %y\n}\n"
+    )
+    run = EvalRunner(module)
+    for sample in generate_samples(module, accepts(run)):
+        assert sample.binding["H"] >= 64
+        assert np.isfinite(run(sample.inputs)["y"]).all()
