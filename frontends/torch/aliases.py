@@ -73,7 +73,7 @@ class Handle:
         """Type of the content, which writes do not change."""
         type_ = self._value.type
         if not isinstance(type_, TensorType):
-            raise AssertionError("a handle holds a tensor")
+            raise TypeError("a handle holds a tensor")
         return type_
 
     def write(self, value: Value) -> None:

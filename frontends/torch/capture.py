@@ -29,8 +29,8 @@ def capture(
         source: A module, also an `fx.GraphModule`, or an exported program.
         args: Example positional arguments; dynamic axes have sizes of at least 2.
         kwargs: Example keyword arguments.
-        dynamic_shapes: What `torch.export.export` takes: by argument, axis -> `Dim`; a name may stand
-            for a `Dim`, and arguments that are left out are static.
+        dynamic_shapes: What `torch.export.export` takes: by argument, axis -> `Dim`; a name may
+            stand for a `Dim`, and arguments that are left out are static.
 
     Raises:
         InputError: When the module cannot be exported as it is.

@@ -19,9 +19,9 @@ from regraft.frontends.torch.tensors import DTYPES, array_from_tensor, dtype_fro
 from regraft.frontends.torch.views import INVERSES
 from regraft.ir.builder import Builder
 from regraft.ir.constants import is_constant, opaque
-from regraft.ir.dims import Dim
 from regraft.ir.graph import Graph, Loc, Value
-from regraft.ir.types import TensorType
+from regraft.ir.ops.cast import cast
+from regraft.ir.types import DType, TensorType
 from regraft.ir.weights import ArrayWeight
 
 
@@ -81,6 +81,7 @@ class GraphImporter:
         self.b = Builder(graph)
         self.env: dict[torch.fx.Node, Any] = {}
         self.writes = False
+        self.autocast: DType | None = None
 
     # -- the walk ---------------------------------------------------------------------------
 
@@ -122,10 +123,21 @@ class GraphImporter:
         elif target is operator.getitem:
             self.env[node] = self.convert(node.args[0])[node.args[1]]
         elif isinstance(target, HigherOrderOperator):
-            from regraft.frontends.torch.control import import_higher_order
-
-            self.env[node] = import_higher_order(self, node, target)
+            self._higher_order(node, target.name())
+        elif not isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
+            self._function(node)
         # arithmetic of sizes is read from the export's own expressions where it is used
+
+    def _function(self, node: torch.fx.Node) -> None:
+        """Imports a Python function: of constants, or one that has no IR form."""
+        val = node.meta.get("val")
+        if isinstance(val, bool | int | float):
+            self.env[node] = val
+            return
+        self.b.loc = self.session.locations.of(node.meta) if self.loc is None else self.loc
+        self._note_unsupported(
+            node, getattr(node.target, "__name__", str(node.target)), "a function"
+        )
 
     # -- arguments --------------------------------------------------------------------------
 
@@ -169,6 +181,8 @@ class GraphImporter:
                 self.env[node] = self._write(target, schema, converted)
                 return
             results = self._results(val)
+            if self.autocast is not None and name not in _CASTS:
+                converted = {k: self._autocast(v, results) for k, v in converted.items()}
             values = self._compute(name, converted, results)
         except UnsupportedCallError as error:
             self._fallback(node, name, error.reason)
@@ -177,6 +191,18 @@ class GraphImporter:
         self._name(node, values)
         handles = self._handles(node, schema, converted, results, values)
         self.env[node] = handles if schema.is_list or schema.num_results > 1 else handles[0]
+
+    def _autocast(self, arg: Any, results: Sequence[TensorType]) -> Any:
+        """Returns a float operand in the type in which autocast computes: that of the result."""
+        wanted = results[0].dtype if results else None
+        if isinstance(arg, tuple):
+            return tuple([self._autocast(item, results) for item in arg])
+        if not isinstance(arg, Handle) or wanted is None or not wanted.is_float:
+            return arg
+        dtype = arg.type.dtype
+        if dtype is wanted or dtype is None or not dtype.is_float:
+            return arg
+        return Handle(self.b.op(cast, arg.read(), to=wanted))
 
     def _results(self, val: Any) -> tuple[TensorType, ...]:
         """Returns the types that the export gives to the results of a call."""
@@ -223,6 +249,23 @@ class GraphImporter:
                         expr = dim.node.expr
                         if expr.is_Symbol and not sizes.knows(expr):
                             sizes.define(expr, mine)
+
+    def _higher_order(self, node: torch.fx.Node, name: str) -> None:
+        """Imports a region, branch or loop.
+
+        What a region computes is noted as unsupported by the region's own calls.
+        """
+        from regraft.frontends.torch.control import HIGHER_ORDER  # bodies are graphs of this class
+
+        self.b.loc = self.session.locations.of(node.meta) if self.loc is None else self.loc
+        importer = HIGHER_ORDER.get(name)
+        if importer is None:
+            self._note_unsupported(node, f"higher_order.{name}", "no IR form")
+            return
+        try:
+            self.env[node] = importer(self, node)
+        except UnsupportedCallError as error:
+            self._note_unsupported(node, f"higher_order.{name}", error.reason)
 
     # -- aliases ----------------------------------------------------------------------------
 
@@ -303,6 +346,8 @@ class GraphImporter:
         handle = args[schema.written[0]]
         if not isinstance(handle, Handle):
             raise UnsupportedCallError("it writes to something that is no tensor")
+        if schema.name in _NO_WRITES:
+            return handle
         type_ = handle.type
         direct = WRITES.get(schema.name)
         if direct is not None:
@@ -321,15 +366,20 @@ class GraphImporter:
     # -- what has no importer ---------------------------------------------------------------
 
     def _fallback(self, node: torch.fx.Node, name: str, reason: str) -> None:
-        """Imports PyTorch's decomposition of a call; else notes it and goes on, to report all."""
+        """Imports PyTorch's decomposition of a call; notes it as unsupported without one."""
         inner = self.session.decompose(node)
         if inner is not None:
             nested = GraphImporter(self.session, self.graph, inner, self.b.loc)
-            tensors = [arg for arg in node.all_input_nodes]
-            for placeholder, arg in zip(placeholders(inner.graph), tensors, strict=True):
+            for placeholder, arg in zip(
+                placeholders(inner.graph), node.all_input_nodes, strict=True
+            ):
                 nested.env[placeholder] = self.convert(arg)
             self.env[node] = nested.run(inner.graph)
             return
+        self._note_unsupported(node, name, reason)
+
+    def _note_unsupported(self, node: torch.fx.Node, name: str, reason: str) -> None:
+        """Notes a call without an IR form; the walk goes on, to report all of them at once."""
         self.session.unsupported.append(Unsupported(name, reason, self.b.loc))
         results = self._results(node.meta.get("val"))
         made = self.b.node(
@@ -390,6 +440,11 @@ _DROPPED = frozenset(
 )
 """Assertions: what they state about sizes is in the ranges of the symbols."""
 
-_SCALAR_READS = frozenset({"aten.item.default", "aten._local_scalar_dense.default"})
+_NO_WRITES = frozenset({"aten.detach_.default", "aten.requires_grad_.default"})
 
-__all__ = ["Dim", "GraphImporter", "Session", "Unsupported", "placeholders", "plain"]
+_CASTS = frozenset(
+    {"aten.to.dtype", "aten.to.other", "aten.to.dtype_layout", "aten._to_copy.default",
+     "aten.type_as.default"}
+)  # fmt: skip
+
+_SCALAR_READS = frozenset({"aten.item.default", "aten._local_scalar_dense.default"})

@@ -39,7 +39,7 @@ def add_buffer_states(module: Module, written: Mapping[str, tuple[Value, Handle]
     """
     graph = module.graph
     nexts = {name: (before, handle.read()) for name, (before, handle) in written.items()}
-    needed = _needed(graph, {before: after for before, after in nexts.values()})
+    needed = _needed(graph, dict(nexts.values()))
     dropped = []
     for name, (before, after) in nexts.items():
         if before in needed and after is not before:

@@ -16,7 +16,7 @@ from regraft.ir.ops.slicing import concat, slice_
 from regraft.ir.types import DType
 
 Inverse = Callable[[Builder, Value, Value, Mapping[str, Any], int], Value]
-"""(builder, tensor before, overwritten view, arguments of the view, result index) -> tensor after."""
+"""(builder, tensor, its overwritten view, arguments of the view, result index) -> tensor after."""
 
 
 def _shape(value: Value) -> tuple[DimLike, ...]:

@@ -30,7 +30,7 @@ def fill(b: Builder, type_: TensorType, content: Any) -> Value:
 
 def _type(value: Value) -> TensorType:
     if not isinstance(value.type, TensorType):
-        raise AssertionError("a tensor has a tensor type")
+        raise TypeError("a tensor has a tensor type")
     return value.type
 
 
