@@ -1,8 +1,8 @@
 """Identities of arithmetic: exact in real arithmetic, the result type unchanged.
 
 A float times zero is not zero for infinities and NaN, so it stays. Adding 0 to -0.0 gives 0.0: the
-two are equal numbers. A power of 0.5 has no real value below 0; runtimes give NaN there as sqrt
-does, but Inf for -Inf.
+two are equal numbers. A power of 0.5 is Inf for -Inf and 0.0 for -0.0, where a root is NaN and
+-0.0: it becomes one only where the sign is proven.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from regraft.ir.constants import is_constant
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import activation, arithmetic, functions, linalg, logical
 from regraft.ir.opspec import OpSpec
-from regraft.ir.rewrite import Rewriter, RuleSet, local_rule
+from regraft.ir.rewrite import Reject, Rewriter, RuleSet, local_rule
+from regraft.passes.analysis.signs import Sign, sign_of
 from regraft.passes.cleanup.facts import made_by, other_operand, same_type, uniform
 
 
@@ -62,8 +63,8 @@ def divide_by_one(node: Node, rw: Rewriter) -> bool:
 
 
 @local_rule(arithmetic.pow_)
-def simple_power(node: Node, rw: Rewriter) -> bool:
-    """`x ** 1 -> x`, `x ** 2 -> x * x`, `x ** 0.5 -> sqrt(x)` for floats."""
+def simple_power(node: Node, rw: Rewriter) -> bool | Reject:
+    """`x ** 1 -> x`, `x ** 2 -> x * x`, `x ** 0.5 -> sqrt(x)` for floats not below 0."""
     x, out = node.inputs[0], node.outputs[0]
     exponent = uniform(node.inputs[1])
     if exponent is None or x is None or not same_type(x, out):
@@ -73,6 +74,8 @@ def simple_power(node: Node, rw: Rewriter) -> bool:
     elif exponent == 2.0:
         rw.replace(node, rw.builder(node).op(arithmetic.mul, x, x))
     elif exponent == 0.5 and out.dtype is not None and out.dtype.is_float:
+        if sign_of(x) is not Sign.PLUS:
+            return Reject("its operand may be -0.0 or -Inf, where a root differs", x)
         rw.replace(node, rw.builder(node).op(functions.sqrt, x))
     else:
         return False

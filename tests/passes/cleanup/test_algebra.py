@@ -32,6 +32,9 @@ L = "%x : bool[B, 4]"
         (F, "%k = literal f32[] 2\n%y = pow(%x, %k)", "mul(x, x)"),
         (F, "%k = literal i64[] 2\n%y = pow(%x, %k)", "mul(x, x)"),
         (F, "%a = abs(%x)\n%k = literal f32[] 0.5\n%y = pow(%a, %k)", "sqrt(abs(x))"),
+        # -Inf ** 0.5 is Inf and -0.0 ** 0.5 is 0.0: a root would differ
+        (F, "%k = literal f32[] 0.5\n%y = pow(%x, %k)", "pow(x, 0.5)"),
+        (F, "%a = relu(%x)\n%k = literal f32[] 0.5\n%y = pow(%a, %k)", "pow(relu(x), 0.5)"),
         (F, "%a = abs(%x)\n%k = literal f32[] 3\n%y = pow(%a, %k)", "pow(abs(x), 3.0)"),
         (F, "%a = neg(%x)\n%y = neg(%a)", "x"),
         (F, "%a = neg(%x)\n%y = abs(%a)", "abs(neg(x))"),
