@@ -47,7 +47,8 @@ def test_nothing_runs_is_an_error() -> None:
 def test_sizes_at_which_outputs_are_nan_are_passed_over() -> None:
     # three convolutions of stride 4 leave nothing of a small image, and its mean is NaN
     steps = [
-        f"%a{i + 1} = conv(%a{i}, %w) {{strides = [4, 4], dilations = [1, 1]}}" for i in range(3)
+        f"%a{i + 1} = conv(%a{i}, %w) {{strides = [4, 4], dilations = [1, 1], pads = [0, 0, 0, 0]}}"
+        for i in range(3)
     ]
     module = parse_module(
         "weight @w : f32[3, 3, 4, 4] role=param = random(1)\n"
