@@ -161,7 +161,7 @@ def _candidates(cost: CostModel, budget: float, limits: Limits, sizes: Array) ->
     gains = np.where(moves == 0, np.inf, gradient * moves)
     missing = budget - cost.total(sizes)
     singles = np.argsort(np.abs(gains - missing), kind="stable")[:8]
-    picks = [(int(i),) for i in singles if np.isfinite(gains[i])]
+    picks: list[tuple[int, ...]] = [(int(i),) for i in singles if np.isfinite(gains[i])]
     usable = np.flatnonzero(np.isfinite(gains))
     if 0 < len(usable) <= 1024:
         pairs = np.abs(gains[usable][:, None] + gains[usable][None, :] - missing)

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.constants import weight
 from regraft.ir.dims import Dim, DimLike, Symbol, bind, product
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.flops import flops_of, macs_of
-from regraft.ir.graph import Scope, Value
+from regraft.ir.graph import Scope
 from regraft.ir.module import clone_graph
 from regraft.ir.opspec import Trait
 from regraft.ir.types import TensorType
@@ -148,23 +147,18 @@ def _add_nodes(
     module = coupling.module
     scope = Scope()
     scope.weights, scope.symbols = module.weights, dict(module.symbols)
-    copies: dict[Value, Value] = {}
-    clone_graph(module.graph, scope, copies)
-    for value, copy in copies.items():
-        spaces = coupling.axes(value)
-        if isinstance(copy.type, TensorType) and any(touched(s, sizes) for s in spaces):
-            copy.type = copy.type.with_shape(_shape(spaces, sizes))
-    for node in module.graph:
-        if not node.outputs or node.op is weight or node.op.traits & Trait.CONSTANT:
+    for node, copy in zip(
+        module.graph.walk(), clone_graph(module.graph, scope).walk(), strict=True
+    ):
+        for value, symbolic in zip(node.outputs, copy.outputs, strict=True):
+            spaces = coupling.axes(value)
+            if isinstance(symbolic.type, TensorType) and any(touched(s, sizes) for s in spaces):
+                symbolic.type = symbolic.type.with_shape(_shape(spaces, sizes))
+        if node.op.traits & Trait.CONSTANT:
             continue
-        copied = copies[node.outputs[0]].producer
-        if copied is None:
-            raise AssertionError("a copied result has a producer")
         for name, stated in coupling.builder.stated.get(node, {}).items():
             new = _shape(stated, sizes)
-            copied.attrs[name] = new if isinstance(copied.attrs[name], tuple) else new[0]
-        cost = (flops_of if measure == "flops" else macs_of)(copied)
-        for body in node.bodies:
-            terms.num_unknown += body.num_nodes > 0
+            copy.attrs[name] = new if isinstance(copy.attrs[name], tuple) else new[0]
+        cost = (flops_of if measure == "flops" else macs_of)(copy)
         if cost is None or not terms.add(bind(cost, dims)):
             terms.num_unknown += 1

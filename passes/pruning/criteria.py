@@ -115,7 +115,7 @@ def _slots(coupling: Coupling, power: int) -> dict[Group, list[tuple[str, Array]
 
 def _batch_norm_gains(coupling: Coupling) -> frozenset[str]:
     names = set()
-    for node in coupling.module.graph:
+    for node in coupling.module.graph.walk():
         gain = node.inputs[1] if node.op is batch_norm else None
         if gain is not None and gain.producer is not None and gain.producer.op is weight:
             names.add(gain.producer.attrs["name"])

@@ -232,7 +232,9 @@ def choice_of(plan: Plan, coupling: Coupling) -> dict[Group, Array]:
             raise InputError(f"the pruning plan does not fit: positions of `{planned.name}`")
         choice[group] = rows if group.num_blocks > 1 else rows[0]
     again = make_plan(coupling, choice)
-    if {n: len(a) for n, a in again.weights.items()} != {n: len(a) for n, a in plan.weights.items()}:
+    if {n: len(a) for n, a in again.weights.items()} != {
+        n: len(a) for n, a in plan.weights.items()
+    }:
         missing = sorted(set(again.weights) ^ set(plan.weights))
         raise InputError(
             f"the pruning plan does not fit: it does not touch the same weights, {missing[:3]}",

@@ -118,9 +118,7 @@ class Prune:
             f"{measure}-after": round(pruned),
             "achieved": round(pruned / dense, 6) if dense else 1.0,
         }
-        return PassResult(
-            bool(plan.groups), stats, _skips(coupling), {"plan": plan.to_json()}
-        )
+        return PassResult(bool(plan.groups), stats, _skips(coupling), {"plan": plan.to_json()})
 
     def _choose(self, coupling: Coupling, cost: CostModel, fraction: float, seed: int) -> Choice:
         if not coupling.groups:
@@ -133,9 +131,7 @@ class Prune:
         dense = cost.total(limits.high)
         if dense <= 0:
             raise TargetError(f"pass `prune`: the module has no {cost.measure} to reduce")
-        sizes = allocate(
-            coupling, cost, fraction * dense, limits, self.allocation, scores
-        )
+        sizes = allocate(coupling, cost, fraction * dense, limits, self.allocation, scores)
         achieved = cost.total(sizes) / dense
         tolerance = _FREE_TOLERANCE if self.round_to == 1 else _ROUNDED_TOLERANCE
         if abs(achieved / fraction - 1) > tolerance:

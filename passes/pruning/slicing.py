@@ -12,7 +12,7 @@ import numpy as np
 
 from regraft.ir.constants import literal, weight
 from regraft.ir.derive import DerivedWeight, derive
-from regraft.ir.dims import DimLike, known_equal
+from regraft.ir.dims import DimLike, known_different
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops.fill import constant_of_shape
@@ -35,13 +35,11 @@ def slice_module(coupling: Coupling, choice: Mapping[Group, Array]) -> int:
         AssertionError: When inference contradicts the sizes of the plan: the coupling is wrong.
     """
     kept: dict[Space, Array] = {
-        group.space: rows
-        for group, rows in choice.items()
-        if rows.shape[-1] < group.size
+        group.space: rows for group, rows in choice.items() if rows.shape[-1] < group.size
     }
     slicer = _Slicer(coupling, kept)
     count = slicer.weights()
-    for node in coupling.module.graph:
+    for node in coupling.module.graph.walk():
         slicer.node(node)
     slicer.states()
     return count
@@ -96,17 +94,16 @@ class _Slicer:
         for value, old, shape in zip(node.outputs, before, planned, strict=True):
             self._check(node, value, old if shape is None else shape)
 
-    def _check(self, node: Node, value: Value, shape: tuple[DimLike, ...] | None) -> None:
+    def _check(self, node: Node, value: Value, planned: tuple[DimLike, ...] | None) -> None:
+        """Checks that inference gives the planned sizes, where it knows any."""
         found = value.shape
-        same = (
-            found is not None
-            and shape is not None
-            and len(found) == len(shape)
-            and all(known_equal(a, b) or not isinstance(a, int) for a, b in zip(found, shape))
-        )
-        if not same and shape is not found:
+        if found is None or planned is None:
+            agrees = found is planned
+        else:
+            agrees = len(found) == len(planned) and not any(map(known_different, found, planned))
+        if not agrees:
             raise AssertionError(
-                f"{node.op.name} `{value.name}`: planned {shape}, inference gives {found}"
+                f"{node.op.name} `{value.name}`: planned {planned}, inference gives {found}"
             )
 
     def _attrs(self, node: Node) -> None:
@@ -138,14 +135,13 @@ class _Slicer:
         starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
         steps = node.attrs["steps"] or (1,) * len(axes)
         for axis, before, taken in self.coupling.builder.parts.get(node, ()):
-            if not touched(before, self.sizes) and not touched(taken, self.sizes):
-                if not touched(self.coupling.axes(node.inputs[0])[axis], self.sizes):  # type: ignore[arg-type]
-                    continue
+            source = node.inputs[0]
+            if source is None or not touched(self.coupling.axes(source)[axis], self.sizes):
+                continue
             idx = axes.index(axis)
-            start = new_size(before, self.sizes)
-            starts[idx] = start
+            starts[idx] = new_size(before, self.sizes)
             size = new_size(taken, self.sizes)
-            ends[idx] = start + size if steps[idx] == 1 else size
+            ends[idx] = starts[idx] + size if steps[idx] == 1 else size
         node.attrs["starts"], node.attrs["ends"] = tuple(starts), tuple(ends)
 
     def _counts(self, node: Node) -> None:

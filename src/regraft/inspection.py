@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from regraft.ir.constants import opaque
@@ -13,9 +13,11 @@ from regraft.ir.module import Module
 from regraft.ir.opspec import Trait
 from regraft.ir.weights import Role
 from regraft.passes.analysis.blocks import recognize
+from regraft.passes.analysis.coupling import Coupling
 from regraft.passes.analysis.liveness import peak_activation_bytes
 from regraft.passes.check.samples import input_symbols
 from regraft.passes.cleanup import Canonicalize
+from regraft.passes.fusion import Fuse
 from regraft.passes.protocol import Context
 from regraft.report import operator_counts
 from regraft.samples import check_dims
@@ -76,6 +78,47 @@ def _blocks(module: Module) -> dict[str, list[dict[str, object]]]:
     canonical = module.clone()
     Canonicalize().run(canonical, Context())
     return recognize(canonical).describe()
+
+
+def describe_couplings(module: Module) -> dict[str, Any]:
+    """Returns which axes prune together and which are pinned, of the canonical form.
+
+    Each group has its number of positions, the blocks that may keep other ones, how many groups are
+    like it, and the weight axes that it stands in.
+    """
+    canonical = module.clone()
+    for item in (Canonicalize(), Fuse(), Canonicalize()):
+        item.run(canonical, Context())
+    coupling = Coupling(canonical)
+    return {
+        "groups": [
+            {
+                "name": group.name,
+                "size": group.size,
+                "blocks": group.num_blocks,
+                "kind": group.kind,
+                "alike": len(coupling.isomorphic[group.kind]),
+                "counted_by_norm": group.counted,
+                "weights": _weight_axes(group.weights),
+            }
+            for group in coupling.groups
+        ],
+        "pinned": [
+            {
+                "size": item.size,
+                "weights": _weight_axes(item.weights),
+                "op": item.why.op,
+                "node": item.why.node,
+                "axis": item.why.axis,
+                "why": str(item.why),
+            }
+            for item in coupling.pinned
+        ],
+    }
+
+
+def _weight_axes(slots: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
+    return [{"name": name, "axis": axis} for name, axis in slots]
 
 
 def _count(shape: tuple[int, ...]) -> int:

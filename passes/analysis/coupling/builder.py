@@ -1,4 +1,4 @@
-"""Builds the spaces of a graph's axes: one walk over the nodes, each tying the axes of its values."""
+"""Builds the spaces of a graph's axes: one walk, each node tying the axes of its values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from regraft.passes.analysis.coupling.spaces import (
 
 
 class Builder:
-    """The spaces of all axes of a module's main graph.
+    """The spaces of all axes of a module, bodies included.
 
     Attributes:
         axes: One space per axis of every value of known shape.
@@ -38,18 +38,24 @@ class Builder:
         self.parts: dict[Node, list[tuple[int, Space, Space]]] = {}
 
     def build(self) -> None:
-        """Walks the graph; cost O(nodes)."""
+        """Walks the graph and all bodies; cost O(nodes)."""
         graph = self.module.graph
-        held = self._states()
+        self._graph(graph, "graph", self._states())
+
+    def _graph(self, graph: Graph, what: str, held: set[str]) -> None:
+        """Ties the axes of one graph; what crosses its border keeps its shape."""
         for value in graph.inputs:
             if value.name not in held:
-                self.pin_value(value, Pin("graph", str(value.name), "input", "it is an input"))
+                self.pin_value(
+                    value, Pin(what, value.name or "", "input", f"it is an input of the {what}")
+                )
         for node in graph:
             self.node(node)
+            for body in node.bodies:
+                self._graph(body, "body", set())
         for name, value in zip(graph.output_names, graph.outputs, strict=True):
             if name not in held:
-                self.pin_value(value, Pin("graph", name, "output", "it is an output"))
-        self._pin_bodies(graph)
+                self.pin_value(value, Pin(what, name, "output", f"it is an output of the {what}"))
 
     def _states(self) -> set[str]:
         """Ties both ends of every state and returns their names."""
@@ -63,16 +69,6 @@ class Builder:
             self.tie_values(source, result, why)
             held |= {state.input, state.output}
         return held
-
-    def _pin_bodies(self, graph: Graph) -> None:
-        """Weights that bodies read on their own keep their shape."""
-        for node in graph:
-            for body in node.bodies:
-                for inner in body.walk():
-                    if inner.op is weight:
-                        why = Pin(node.op.name, name_of(node), "body", "a body reads the weight")
-                        for space in self.spaces_of(inner.output):
-                            pin(space, why)
 
     # -- axes -------------------------------------------------------------------------------
 
@@ -150,6 +146,12 @@ class _Binding:
 
     def run(self) -> None:
         node, bound = self.node, self.bound
+        if any(
+            value is not None and value.shape is None for value in (*node.inputs, *node.outputs)
+        ):
+            # what cannot be seen cannot be tied
+            self.builder.freeze(node, "the shape of an operand or result is not known")
+            return
         operands = [*bound.operands, *[None] * (len(node.inputs) - len(bound.operands))]
         for idx, (value, axes) in enumerate(zip(node.inputs, operands, strict=False)):
             if value is not None:

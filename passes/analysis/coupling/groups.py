@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,10 +70,7 @@ class Coupling:
         self.module = module
         self.builder = Builder(module)
         self.builder.build()
-        self.groups: tuple[Group, ...] = ()
-        self.pinned: tuple[PinnedSpace, ...] = ()
-        self._collect()
-        self.group_of = {group.space: group for group in self.groups}
+        self.groups, self.pinned = self._collect()
 
     def axes(self, value: Value) -> tuple[Space, ...]:
         """Returns one space per axis of a value."""
@@ -89,7 +86,7 @@ class Coupling:
 
     # -- collection -------------------------------------------------------------------------
 
-    def _collect(self) -> None:
+    def _collect(self) -> tuple[tuple[Group, ...], tuple[PinnedSpace, ...]]:
         values: dict[Space, list[tuple[Value, int]]] = {}
         weights: dict[Space, list[tuple[str, int]]] = {}
         for value, spaces in self.builder.axes.items():
@@ -103,7 +100,8 @@ class Coupling:
                 for leaf in dict.fromkeys(leaves_of(space)):
                     weights.setdefault(leaf, []).append((name, axis))
         kinds = _Kinds(self.builder)
-        groups, pinned = [], []
+        groups: list[Group] = []
+        pinned: list[PinnedSpace] = []
         for leaf, slots in weights.items():
             if not isinstance(leaf.size, int) or leaf.size < 2:
                 continue
@@ -120,7 +118,7 @@ class Coupling:
                     kind, counted,
                 )
             )  # fmt: skip
-        self.groups, self.pinned = tuple(groups), tuple(pinned)
+        return tuple(groups), tuple(pinned)
 
     def _is_float(self, name: str) -> bool:
         return self.module.weights[name].dtype.is_float
@@ -163,7 +161,7 @@ def _counts(builder: Builder, user: Node, leaf: Space, axis: int) -> bool:
         return axis == 1 and leaf not in factors_of(builder.stated[user]["groups"][0])
     if from_op in ("layer_norm", "rms_norm"):
         rank = user.output.rank or 0
-        first = user.attrs["axis"]
+        first: int = user.attrs["axis"]
         return axis >= (first if first >= 0 else first + rank)
     return False
 
@@ -171,12 +169,12 @@ def _counts(builder: Builder, user: Node, leaf: Space, axis: int) -> bool:
 # -- what is kept --------------------------------------------------------------------------------
 
 
-def touched(space: Space, sizes: dict[Space, int]) -> bool:
+def touched(space: Space, sizes: Mapping[Space, DimLike]) -> bool:
     """Returns whether a space loses positions under new sizes of leaves."""
     return any(leaf in sizes for leaf in leaves_of(space))
 
 
-def new_size(space: Space, sizes: dict[Space, DimLike]) -> DimLike:
+def new_size(space: Space, sizes: Mapping[Space, DimLike]) -> DimLike:
     """Returns the size of a space under new sizes of leaves."""
     space = find(space)
     if not space.parts:
@@ -190,7 +188,10 @@ def new_size(space: Space, sizes: dict[Space, DimLike]) -> DimLike:
 
 
 def describe(space: Space, names: dict[Space, str]) -> str:
-    """Returns the space as text: `(g3 64)`, `(g1 + g2)`; `g4*` where blocks choose, `?` symbolic."""
+    """Returns the space as text: `(g3 64)`, `(g1 + g2)`.
+
+    `g4*` keeps other positions in every block; `?` is a size that only run time knows.
+    """
     space = find(space)
     if not space.parts:
         name = names.get(space)

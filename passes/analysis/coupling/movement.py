@@ -102,8 +102,14 @@ def _slice_axis(
 ) -> None:
     source, result = ends
     size = source.size
-    is_static = isinstance(size, int) and all(isinstance(bound, int) for bound in bounds)
-    if not is_static or bounds[2] < 1 or node.attrs["starts"] is None or node.attrs["ends"] is None:
+    is_static = all(isinstance(bound, int) for bound in bounds)
+    if (
+        not isinstance(size, int)
+        or not is_static
+        or bounds[2] < 1
+        or node.attrs["starts"] is None
+        or node.attrs["ends"] is None
+    ):
         if source.size == result.size and bounds[0] == 0 and bounds[2] == 1:
             unify(source, result, _why(node, axis, _BREAKS))
         for space in ends:

@@ -17,8 +17,7 @@ Kept = Mapping[Space, Array]
 def kept_positions(space: Space, kept: Kept) -> Array:
     """Returns the kept positions of an axis of static size, ascending."""
     space = find(space)
-    if not isinstance(space.size, int):
-        raise AssertionError(f"positions of the symbolic axis {space.size} cannot be listed")
+    assert isinstance(space.size, int), f"positions of the symbolic axis {space.size}"
     if space.form is Form.LEAF:
         rows = kept.get(space)
         if rows is None:

@@ -3,8 +3,8 @@
 A space is a row of positions of which some may be dropped. It is a leaf, a *product* of spaces
 (an axis that holds blocks: heads of channels, row-major) or a *sum* (parts one after another). Two
 axes whose positions correspond are unified: leaves are linked, products and sums are refined until
-their factors and parts agree, `(12 64)` with `768`, `q + k + v` with `(3 768)`. Labels are per axis,
-never per element, so that the work is linear in the axes of a graph.
+their factors and parts agree, `(12 64)` with `768`, `q + k + v` with `(3 768)`. Labels are per
+axis, never per element, so that the work is linear in the axes of a graph.
 
 Where two forms do not nest (`(12 64)` with `(16 48)`), both are pinned: no position may go.
 """
@@ -83,7 +83,7 @@ def find(space: Space) -> Space:
     while root._same is not None:
         root = root._same
     while space is not root:
-        space._same, space = root, space._same  # type: ignore[assignment]  # never None here
+        space._same, space = root, space._same
     return root
 
 

@@ -9,9 +9,10 @@ import click
 
 from regraft.cli.options import Assignments, load_extensions, output_options, source_options
 from regraft.cli.show import human_bytes, human_count, out_console, print_json, print_table, warn
-from regraft.cli.verb import Verb, planned
+from regraft.cli.verb import Verb
 
 _SHOWN_OPERATORS = 20
+_SHOWN_COUPLINGS = 20
 
 
 @click.command(
@@ -19,7 +20,9 @@ _SHOWN_OPERATORS = 20
 )
 @click.argument("source")
 @click.option("--dims", type=Assignments(), default=dict, help="Sizes to report for.")
-@planned("--couplings", "show which axes must be pruned together")
+@click.option(
+    "--couplings", is_flag=True, help="Show which axes prune together, and what is pinned and why."
+)
 @click.option(
     "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with the graph."
 )
@@ -29,6 +32,7 @@ _SHOWN_OPERATORS = 20
 def command(
     source: str,
     dims: dict[str, int],
+    couplings: bool,
     html: Path | None,
     force: bool,
     plugins: tuple[str, ...],
@@ -38,7 +42,7 @@ def command(
     verbose: int,
 ) -> None:
     """Show parameters, bytes, FLOPs, peak activation and operators of SOURCE."""
-    from regraft.inspection import inspect_module
+    from regraft.inspection import describe_couplings, inspect_module
     from regraft.output import check_destination
     from regraft.sources import open_source
 
@@ -46,6 +50,8 @@ def command(
         check_destination(html, force=force)
     opened = open_source(source, load_extensions(plugins))
     report = inspect_module(opened.module, dims)
+    if couplings:
+        report["couplings"] = describe_couplings(opened.module)
     if html is not None:
         _write_page(html, opened.label, report, opened.module, force=force)
     warn(opened.module.warnings, quiet=quiet)
@@ -74,6 +80,29 @@ def command(
     print_table(console, "operators", ("operator", "nodes"), shown)
     if len(operators) > len(shown):
         console.print(f"and {len(operators) - len(shown)} more (-v shows all)")
+    if couplings:
+        _show_couplings(console, report["couplings"], all_rows=bool(verbose))
+
+
+def _show_couplings(console: Any, report: Any, *, all_rows: bool) -> None:
+    count = None if all_rows else _SHOWN_COUPLINGS
+    rows = [
+        (item["name"], item["size"], item["blocks"], item["alike"], _listed(item["weights"]))
+        for item in report["groups"]
+    ]
+    title = "coupled groups: positions that go together"
+    columns = ("group", "positions", "blocks", "alike", "weights:")
+    print_table(console, title, columns, rows[:count])
+    pins = [(_listed(item["weights"]), item["size"], item["why"]) for item in report["pinned"]]
+    print_table(console, "pinned", ("weights:", "positions", "why:"), pins[:count])
+    hidden = max(len(rows) - len(rows[:count]), 0) + max(len(pins) - len(pins[:count]), 0)
+    if hidden:
+        console.print(f"and {hidden} more (-v shows all)")
+
+
+def _listed(weights: Any) -> str:
+    first = f"{weights[0]['name']} axis {weights[0]['axis']}"
+    return first if len(weights) == 1 else f"{first} and {len(weights) - 1} more"
 
 
 def _write_page(html: Path, label: str, report: Any, module: Any, *, force: bool) -> None:

@@ -49,7 +49,9 @@ class Masks:
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.sizes: dict[str, int] = {g["name"]: g["size"] for g in document["groups"]}
-        self.kept = {g["name"]: [set(parse_ranges(r)) for r in g["kept"]] for g in document["groups"]}
+        self.kept = {
+            g["name"]: [set(parse_ranges(r)) for r in g["kept"]] for g in document["groups"]
+        }
 
     def axis(self, form: Form, size: int) -> Array:
         """Returns bool[size]; one factor of unknown size takes what the others leave."""
@@ -135,7 +137,11 @@ def run_masked(
         if not isinstance(array, np.ndarray):
             return None
         producer = value.producer
-        if producer is not None and value.index == 0 and producer.op.name in (*_NORMS, "group_norm"):
+        if (
+            producer is not None
+            and value.index == 0
+            and producer.op.name in (*_NORMS, "group_norm")
+        ):
             array = _norm(producer, seen, mask_of)
         for axis in forms.get(value, {}):
             keep = mask_of(value, axis, array.shape[axis], array.ndim)

@@ -100,13 +100,13 @@ class Maker:
 
     def residual(self) -> Value:
         x = self.token()
-        return self.op("add", x, self.linear(self.op("gelu", self.linear(x, self.width())), self.channels(x)))
+        inner = self.op("gelu", self.linear(x, self.width()))
+        return self.op("add", x, self.linear(inner, self.channels(x)))
 
     def scale(self) -> Value:
         x = self.token()
         c = self.channels(x)
-        gain = self.rng.choice([lambda: self.weight(c), lambda: self.weight(1, c), lambda: self.weight(1)])()
-        return self.op("mul", x, gain)
+        return self.op("mul", x, self.weight(*self.rng.choice([(c,), (1, c), (1,)])))
 
     def norm(self) -> Value:
         x = self.token()
@@ -160,7 +160,8 @@ class Maker:
         kind = self.rng.choice(("reduce_sum", "reduce_mean", "reduce_max", "softmax"))
         axis = self.rng.choice((2, 3))
         if kind == "softmax":
-            return self.op("reshape", self.op("softmax", split, axis=axis), shape=(self.B, self.S, c))
+            split = self.op("softmax", split, axis=axis)
+            return self.op("reshape", split, shape=(self.B, self.S, c))
         return self.op(kind, split, axes=(axis,), keepdims=False)
 
     def repeat(self) -> Value:
@@ -228,7 +229,8 @@ class Maker:
         y = self.op(
             kind, x, self.weight(1, gates * hidden, width), self.weight(1, gates * hidden, hidden),
             self.weight(1, 2 * gates * hidden) if self.rng.random() < 0.7 else None,
-            hidden_size=hidden, activations=acts, alphas=(0.0,) * len(acts), betas=(0.0,) * len(acts),
+            hidden_size=hidden, activations=acts, alphas=(0.0,) * len(acts),
+            betas=(0.0,) * len(acts),
         )  # fmt: skip
         return self.op("transpose", self.op("squeeze", y, axes=(1,)), perm=(1, 0, 2))
 
@@ -370,7 +372,8 @@ class Maker:
                 if 1 < self.channels(value, 1) <= 24:
                     self.images.append(value)
         for i, value in enumerate([v for v in self.tokens if not v.num_uses]):
-            self.graph.add_output(f"t{i}", self.op("matmul", value, self.weight(self.channels(value), 3)))
+            last = self.weight(self.channels(value), 3)
+            self.graph.add_output(f"t{i}", self.op("matmul", value, last))
         for i, value in enumerate([v for v in self.images if not v.num_uses]):
             pooled = self.op("reduce_mean", value, axes=(2, 3), keepdims=False)
             if self.rng.random() < 0.2:

@@ -52,18 +52,17 @@ def test_every_model_pruned_equals_masked(name: str, fused: bool) -> None:
 @pytest.mark.parametrize("name", SAMPLED)
 def test_half_of_the_flops_or_a_reason(name: str) -> None:
     module = _load(name, fused=True)
-    places = Coupling(module).pinned
-    try:
-        result = Prune("flops:0.5").run(module, Context())
-    except TargetError as error:
-        assert "nearest" in error.message or "every axis is pinned" in error.message  # noqa: PT017
-        assert error.hint
-    else:
-        assert result.stats["achieved"] == pytest.approx(0.5, rel=0.01)
-    for item in places:
+    for item in Coupling(module).pinned:
         assert item.why.op
         assert item.why.axis
         assert item.why.reason
+    refused = ""
+    try:
+        achieved = Prune("flops:0.5").run(module, Context()).stats["achieved"]
+    except TargetError as error:
+        refused, achieved = str(error), 0.5
+    assert achieved == pytest.approx(0.5, rel=0.01)
+    assert not refused or ("hint: " in refused and "flops:0.5" in refused)
 
 
 FAMILIES = sorted({name.split(".")[0] for name in NAMES if not name.endswith(".hand")})
