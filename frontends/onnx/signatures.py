@@ -16,6 +16,7 @@ import onnx
 from onnx import AttributeProto, TensorProto
 from onnx.defs import OpSchema
 
+from regraft.frontends.onnx.text_fields import is_named_freely
 from regraft.frontends.onnx.types import DTYPES
 from regraft.ir.graph import Value
 from regraft.ir.types import DType
@@ -90,6 +91,8 @@ class Signature:
             name = attr.name
             wanted = self.attributes.get(name)
             if wanted is None:
+                if is_named_freely(proto):
+                    return None
                 if name.startswith("__"):  # ONNX keeps such names for private notes
                     continue
                 close = difflib.get_close_matches(name, self.attributes, n=1)

@@ -38,8 +38,17 @@ def _texts(node: onnx.NodeProto) -> Iterator[object]:
     yield node.domain
     yield from node.input
     yield from node.output
-    for attr in node.attribute:
-        yield attr.name
+    if not is_named_freely(node):
+        for attr in node.attribute:
+            yield attr.name
+
+
+def is_named_freely(node: onnx.NodeProto) -> bool:
+    """Returns whether the name of the node's attribute means nothing.
+
+    ONNX Runtime takes the only attribute of a Constant for its value, whatever it is called.
+    """
+    return node.op_type == "Constant" and len(node.attribute) == 1
 
 
 def _require(text: object, what: str) -> None:

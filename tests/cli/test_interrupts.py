@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -35,6 +35,14 @@ class Stop:
 
 PLUGIN = Plugin(api_version=1, name="stop", passes=(Stop,))
 """
+
+
+@pytest.fixture(autouse=True)
+def _hears_signals() -> Iterator[None]:
+    """Undoes what a shell does to background jobs: they, and all they start, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def regraft(

@@ -9,6 +9,7 @@ import onnx
 
 from regraft.frontends.onnx.importer import Import, Imported, Importer, NodeImport
 from regraft.frontends.onnx.tensors import tensor_to_array
+from regraft.frontends.onnx.text_fields import is_named_freely
 from regraft.frontends.onnx.types import DTYPES
 from regraft.ir.builder import INLINE_BYTES
 from regraft.ir.graph import Value
@@ -25,6 +26,13 @@ _FORMS: dict[str, Any] = {
     "value_ints": np.int64,
     "value_string": object,
     "value_strings": object,
+}
+
+_UNNAMED: dict[int, Any] = {
+    onnx.AttributeProto.FLOAT: np.float32,
+    onnx.AttributeProto.FLOATS: np.float32,
+    onnx.AttributeProto.INT: np.int64,
+    onnx.AttributeProto.INTS: np.int64,
 }
 
 
@@ -48,6 +56,13 @@ def _constant_array(item: NodeImport) -> Array:
     for name, dtype in _FORMS.items():
         if name in item.attrs:
             return np.array(item.attrs[name], dtype)
+    if is_named_freely(item.proto):
+        (only,) = item.attrs.values()
+        if isinstance(only, np.ndarray):
+            return only
+        dtype = _UNNAMED.get(item.proto.attribute[0].type)
+        if dtype is not None:
+            return np.array(only, dtype)
     raise item.error("no value attribute", hint=f"one of value, sparse_value, {', '.join(_FORMS)}")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from onnx import numpy_helper
 
+from regraft.backends.onnx.runtime import OrtRunner
 from regraft.frontends.onnx.load import import_model
 from regraft.frontends.onnx.reader import parse_proto
 from regraft.ir.errors import InputError
+from regraft.ir.evaluate import evaluate
 from tests.robustness.build import graph, info, linear, model, node, weight
 
 
@@ -35,3 +39,20 @@ def test_stride_of_zero_is_refused() -> None:
     )
     with pytest.raises(InputError, match="`strides` must be positive"):
         import_model(made, None)
+
+
+@pytest.mark.parametrize("name", [b"v\xd8lue", b"vblue"])
+def test_the_only_attribute_of_a_constant_is_its_value(name: bytes) -> None:
+    made = model(
+        graph(
+            [node("Constant", "", "c", value=numpy_helper.from_array(np.float32([1, 2]), "VALUE"))],
+            inputs=[],
+            outputs=[info("c", (2,))],
+        )
+    )
+    data = made.SerializeToString().replace(b"\n\x05value", b"\n\x05" + name, 1)
+    assert data != made.SerializeToString()
+    (result,) = evaluate(import_model(parse_proto(data), None), {}).values()
+    np.testing.assert_array_equal(result, [1, 2])
+    (expected,) = OrtRunner(parse_proto(data))({}).values()
+    np.testing.assert_array_equal(expected, [1, 2])
