@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import regraft.conversion
+import regraft.emission
 from regraft.ir.text import read_module
 from tests.cli.snapshot import run
 from tests.cli.workplace import populate
@@ -43,7 +43,7 @@ def test_failure_while_writing_leaves_nothing(
         path.write_bytes(b"half of a model")
         raise error
 
-    monkeypatch.setattr(regraft.conversion, "save_onnx", fail)
+    monkeypatch.setattr(regraft.emission, "save_onnx", fail)
     (tmp_path / "exists" / "kept").write_text("kept")
     before = listing(tmp_path)
     found, stdout, stderr = run(["convert", "model.onnx", "-o", out, "--force"], capsys)
@@ -60,7 +60,7 @@ def test_bug_is_one_json_document(
     def fail(*args: object, **options: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(regraft.conversion, "save_onnx", fail)
+    monkeypatch.setattr(regraft.emission, "save_onnx", fail)
     code, stdout, stderr = run(["convert", "model.onnx", "-o", "new", "--json"], capsys)
     assert code == 1
     assert json.loads(stdout)["error"]["exit_code"] == 1
