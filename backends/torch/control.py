@@ -126,8 +126,9 @@ def _scalar(graph: GraphEmitter, formal: Value, value: str, dtype: str) -> str:
 def _stack(graph: GraphEmitter, rows: str, value: Value, axis: int, source: str = "") -> None:
     """Adds the line that stacks the rows of all iterations."""
     dtype = value.dtype or DType.F32
-    sizes = [str(dim) if isinstance(dim, int) else "0" for dim in value.shape or ()]
-    shape = f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
+    # what no value outside shows is 0, as nothing was collected
+    dims = [dim if graph.sizes.can_read(dim) else 0 for dim in value.shape or ()]
+    shape = f"({', '.join(map(graph.size, dims))}{',' * (len(dims) == 1)})"
     call = graph.helper(stack_rows)
     graph.lines.add(
         f"{rows} = {call}({source or rows}, {axis}, {shape}, {graph.dtype(dtype)}, "

@@ -18,9 +18,9 @@ from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module, clone_graph
 from regraft.ir.types import DType, TensorType
-from regraft.passes.protocol import Samples
 
 Array = np.ndarray[Any, Any]
+Samples = Sequence[Mapping[str, Array]]
 Loss = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """(outputs by name, the sample) -> the scalar that is differentiated."""
 

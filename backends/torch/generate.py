@@ -77,7 +77,10 @@ def generate(
     if len(values) == 1:
         values = [emitter.lines.take_last(values[0])]
     results = dict(zip(module.graph.output_names, values, strict=True))
-    emitter.lines.add(f"return {_nest(output_nest(module), results)}")
+    returned = _nest(output_nest(module), results)
+    if returned.startswith("("):
+        returned = returned[1:-1]
+    emitter.lines.add(f"return {returned}")
     own = LibrarySource()
     registered = registrations(plan)
     for name in ("Scope", *dict.fromkeys(line.partition("(")[0] for line in registered)):
@@ -119,7 +122,7 @@ def _nest(spec: Any, results: Mapping[str, str]) -> str:
             return results[spec]
         case tuple():
             items = [_nest(item, results) for item in spec]
-            return f"{', '.join(items)}," if len(items) == 1 else f"({', '.join(items)})"
+            return f"({', '.join(items)},)" if len(items) == 1 else f"({', '.join(items)})"
         case list():
             return f"[{', '.join(_nest(item, results) for item in spec)}]"
         case dict():

@@ -49,6 +49,10 @@ class SizeReader:
                 return True
         return False
 
+    def can_read(self, dim: DimLike) -> bool:
+        """Returns whether every symbol of a size can be read."""
+        return not isinstance(dim, Dim) or all(s.name in self._sources for s in dim.symbols())
+
     def mark(self) -> set[str]:
         """Returns the symbols known now, for `forget_since`."""
         return set(self._sources)
