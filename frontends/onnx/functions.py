@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
-from regraft.frontends.onnx.importer import NameScope, NodeImport, import_node
+from regraft.frontends.onnx.node_import import NodeImport
+from regraft.frontends.onnx.scope import NameScope
 from regraft.frontends.onnx.text_fields import check_node_text
 from regraft.ir.errors import InputError
 from regraft.ir.graph import Value
@@ -96,7 +97,7 @@ def inline_call(item: NodeImport, function: onnx.FunctionProto) -> Sequence[Valu
     outer = item.scope
     opsets = {_domain(entry.domain): entry.version for entry in function.opset_import}
     scope = NameScope(
-        outer.graph, outer.table, {**outer.opsets, **opsets}, outer.warnings, outer.external,
+        outer.graph, outer.walk, {**outer.opsets, **opsets}, outer.warnings, outer.external,
         outer.sizes, outer.functions, call_site=item.b.loc,
     )  # fmt: skip
     for i, name in enumerate(function.input):
@@ -109,7 +110,7 @@ def inline_call(item: NodeImport, function: onnx.FunctionProto) -> Sequence[Valu
     given |= {attr.name: attr for attr in function.attribute_proto if attr.name not in given}
     check_node_text(function.node)
     for node in function.node:
-        import_node(_bind_attributes(node, given), scope)
+        outer.walk.node(_bind_attributes(node, given), scope)
     results = [scope.find(name) for name in function.output]
     for name, result in zip(function.output, results, strict=True):
         if result is None and item.has_output(list(function.output).index(name)):

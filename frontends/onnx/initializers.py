@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from regraft.frontends.onnx.importer import NameScope
+from regraft.frontends.onnx.scope import NameScope
 from regraft.frontends.onnx.tensors import sparse_to_array, tensor_to_weight
 from regraft.ir.builder import INLINE_BYTES, Builder
 from regraft.ir.errors import InputError

@@ -13,7 +13,7 @@ from regraft.frontends.onnx.importer import (
     Import,
     ImportTable,
     NameScope,
-    import_graph_nodes,
+    Walk,
 )
 from regraft.frontends.onnx.ops import FAMILIES
 from regraft.frontends.onnx.reader import check_proto, read_proto
@@ -58,12 +58,12 @@ def import_model(
     }
     module = Module(Graph(), proto.graph.name or "model")
     scope = NameScope(
-        module.graph, ImportTable(*families), opsets, module.warnings, ExternalData(root),
+        module.graph, Walk(ImportTable(*families)), opsets, module.warnings, ExternalData(root),
         Sizes(module.graph.scope), function_table(proto),
     )  # fmt: skip
     with collector_paused():
         _import_inputs(proto, scope)
-        import_graph_nodes(proto.graph, scope)
+        scope.fill(proto.graph)
     _check_declarations(proto.graph, scope)
     module.meta |= {
         "onnx.opset": opsets.get("", 0),

@@ -8,7 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 import onnx
 from onnx import AttributeProto
 
-from regraft.frontends.onnx.importer import NameScope, node_label
+from regraft.frontends.onnx.node_import import node_label
+from regraft.frontends.onnx.scope import NameScope
 from regraft.ir.errors import InputError
 
 
