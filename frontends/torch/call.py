@@ -107,9 +107,14 @@ class CallImport:
         found = self.args[name]
         if isinstance(found, Value):
             return self.cast(found, wanted)
-        if isinstance(found, Dim):
-            return self.cast(size_value(self.b, found), wanted)
-        return self.b.constant(np.asarray(found), wanted)
+        return self.number(found, wanted)
+
+    def number(self, number: complex | DimLike, dtype: DType) -> Value:
+        """Returns a number or size as a scalar of an element type."""
+        if isinstance(number, Dim):
+            return self.cast(size_value(self.b, number), dtype)
+        with np.errstate(over="ignore"):  # beyond the type's range is infinity, as in PyTorch
+            return self.b.constant(np.asarray(number), dtype)
 
     def axis(self, name: str, rank: int) -> int:
         """Returns an axis argument counted from the front."""

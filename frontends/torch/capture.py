@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from regraft.frontends.torch.call import ImportTable
+from regraft.frontends.torch.call import Import, ImportTable
 from regraft.frontends.torch.dynamic import read_dynamic_shapes
+from regraft.frontends.torch.eager import EagerRunner
 from regraft.frontends.torch.export import export_module
 from regraft.frontends.torch.ops import FAMILIES
-from regraft.frontends.torch.program import import_program, user_values
-from regraft.ir.errors import UsageError
+from regraft.frontends.torch.program import Imported, import_program, user_values
+from regraft.ir.errors import InputError, UsageError
 from regraft.ir.module import Module
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A captured module and the original that it can be compared with.
+
+    Args:
+        imported: The module and its interface.
+        original: What was captured, as a function.
+        args: Example positional arguments.
+        kwargs: Example keyword arguments.
+    """
+
+    imported: Imported
+    original: Callable[..., Any]
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def module(self) -> Module:
+        """The module of the IR."""
+        return self.imported.module
+
+    def runner(self, fast: bool) -> EagerRunner:
+        """Returns a runner of the original."""
+        return EagerRunner(
+            self.original, self.args, self.kwargs, self.imported.inputs, self.imported.outputs,
+            fast=fast,
+        )  # fmt: skip
 
 
 def capture(
@@ -22,8 +54,9 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
-) -> Module:
-    """Returns the IR of a PyTorch module in evaluation mode.
+    importers: Sequence[Import] = (),
+) -> Capture:
+    """Captures a PyTorch module in evaluation mode.
 
     Args:
         source: A module, also an `fx.GraphModule`, or an exported program.
@@ -31,10 +64,12 @@ def capture(
         kwargs: Example keyword arguments.
         dynamic_shapes: What `torch.export.export` takes: by argument, axis -> `Dim`; a name may
             stand for a `Dim`, and arguments that are left out are static.
+        importers: Importers of overloads that regraft has none for.
 
     Raises:
         InputError: When the module cannot be exported as it is.
         UnsupportedError: When calls have no IR form; names all of them.
+        UsageError: When the arguments do not fit the source.
     """
     if isinstance(source, torch.export.ExportedProgram):
         if args or kwargs or dynamic_shapes is not None:
@@ -42,9 +77,52 @@ def capture(
                 "an exported program takes no example arguments",
                 hint="they were fixed when it was exported",
             )
-        return import_program(source, ImportTable(*FAMILIES), "model", {})
+        return _program(source, importers, "model")
+    if isinstance(source, torch.jit.ScriptModule):
+        raise UsageError(
+            "a TorchScript module has no Python forward to export",
+            hint="give the `nn.Module` that it was made from",
+        )
     named = kwargs or {}
     dynamic = read_dynamic_shapes(source, args, named, dynamic_shapes)
     program = export_module(source, args, named, dynamic.shapes)
     names = dynamic.names(user_values(program))
-    return import_program(program, ImportTable(*FAMILIES), type(source).__name__, names)
+    imported = import_program(program, _table(importers), type(source).__name__, names)
+    return Capture(imported, source, args, named)
+
+
+def load_program(path: Path, importers: Sequence[Import] = ()) -> Capture:
+    """Captures the exported program of a `.pt2` file.
+
+    Raises:
+        InputError: When the file holds no exported program.
+        UnsupportedError: When calls have no IR form; names all of them.
+    """
+    try:
+        program = torch.export.load(path)
+    except Exception as error:
+        raise InputError(
+            f"`{path}` cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}",
+            hint=f"export it again with this PyTorch ({torch.__version__})",
+        ) from error
+    return _program(program, importers, path.stem)
+
+
+def _program(
+    program: torch.export.ExportedProgram, importers: Sequence[Import], name: str
+) -> Capture:
+    imported = import_program(program, _table(importers), name, {})
+    args, kwargs = program.example_inputs or ((), {})
+    return Capture(imported, program.module(), args, kwargs)
+
+
+def _table(importers: Sequence[Import]) -> ImportTable:
+    """Returns regraft's importers and those of plugins.
+
+    Raises:
+        UsageError: When two take one overload.
+    """
+    try:
+        return ImportTable(*FAMILIES, tuple(importers))
+    except ValueError as error:
+        raise UsageError(str(error), hint="plugins add importers, they replace none") from error

@@ -48,7 +48,7 @@ def explain_export_error(error: Exception, module: torch.nn.Module) -> RegraftEr
         return UnsupportedError(
             f"`{name}` calls a custom operator{where}: {_first_line(text)}",
             hint="register its shapes (`register_fake`), and give its importer in "
-            "`Plugin(torch_imports=…)`",
+            "`Plugin(torch_importers=…)`",
         )
     return InputError(
         f"`{name}` cannot be exported{where}: {kind}: {_first_line(text)}",

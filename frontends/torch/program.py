@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,13 +45,28 @@ from regraft.ir.types import DType, TensorType
 from regraft.ir.weights import Role
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A module and how its interface lies in the user's arguments and results.
+
+    Args:
+        module: The module.
+        inputs: Name of the graph input by leaf of the arguments.
+        outputs: Name of the graph output by leaf of the result.
+    """
+
+    module: Module
+    inputs: Mapping[int, str]
+    outputs: Mapping[int, str]
+
+
 def import_program(
     program: torch.export.ExportedProgram,
     table: ImportTable,
     name: str,
     dim_names: Mapping[Any, str],
-) -> Module:
-    """Returns the module of an exported program.
+) -> Imported:
+    """Imports an exported program.
 
     Args:
         program: The program; decomposed or not.
@@ -72,7 +88,7 @@ def import_program(
     if session.unsupported:
         raise unsupported_error(session.unsupported)
     module.meta["torch.version"] = torch.__version__
-    return module
+    return Imported(module, interface.input_leaves, interface.output_leaves)
 
 
 def user_values(program: torch.export.ExportedProgram) -> list[Any]:
@@ -99,6 +115,8 @@ class _Interface:
         self.importer = importer
         self.weights = WeightTable(program, importer.b)
         self.inputs: list[str] = []
+        self.input_leaves: dict[int, str] = {}
+        self.output_leaves: dict[int, str] = {}
         self.buffers: dict[str, tuple[Value, Handle]] = {}
         self.given: dict[str, tuple[Value, Handle]] = {}
         self.mutated = written_storages(program)
@@ -106,12 +124,16 @@ class _Interface:
 
     def add_inputs(self) -> None:
         """Binds every placeholder."""
-        names = iter(input_names(self.program))
+        names = input_names(self.program)
+        leaf = 0
         specs = self.program.graph_signature.input_specs
         for node, spec in zip(placeholders(self.program.graph), specs, strict=True):
             env = self.importer.env
             if spec.kind is InputKind.USER_INPUT:
-                env[node] = self._user_input(node, spec, next(names))
+                env[node] = self._user_input(node, spec, names[leaf])
+                if not isinstance(spec.arg, ConstantArgument):
+                    self.input_leaves[leaf] = names[leaf]
+                leaf += 1
             elif spec.kind is InputKind.BUFFER and self._is_written(node, spec):
                 env[node] = self._buffer(node, str(spec.target))
             else:
@@ -156,14 +178,17 @@ class _Interface:
     def add_outputs(self, results: Any, module: Module) -> None:
         """Adds the user's outputs, then the states."""
         graph = self.importer.graph
-        names = iter(output_names(self.program, self.inputs))
+        names = output_names(self.program, self.inputs)
+        leaf = 0
         for spec, result in zip(self.program.graph_signature.output_specs, results, strict=True):
             if spec.kind is OutputKind.USER_OUTPUT:
-                name = next(names)
                 if isinstance(result, Handle):
-                    graph.add_output(name, result.read())
+                    graph.add_output(names[leaf], result.read())
+                    self.output_leaves[leaf] = names[leaf]
                 elif result is not None and not isinstance(spec.arg, ConstantArgument):
-                    graph.add_output(name, number(self.importer.b, result))
+                    graph.add_output(names[leaf], number(self.importer.b, result))
+                    self.output_leaves[leaf] = names[leaf]
+                leaf += 1
             elif spec.kind is OutputKind.BUFFER_MUTATION:
                 value, handle = self.buffers[str(spec.target)]
                 handle.write(result.read())
@@ -204,5 +229,5 @@ def unsupported_error(calls: list[Unsupported]) -> UnsupportedError:
         lines.append(f"  `{target}` x {count}: {reason}{where}")
     return UnsupportedError(
         f"{len(calls)} calls of {len(counts)} kinds have no IR form:\n" + "\n".join(lines),
-        hint="give importers in `Plugin(torch_imports=…)`, or write the lines with other operators",
+        hint="give importers in `Plugin(torch_importers=…)`, or write the lines otherwise",
     )
