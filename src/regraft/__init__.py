@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         Within,
     )
     from regraft.plugins import Plugin
+    from regraft.torch_sources import capture
 
 _LAZY = {
     "Context": "regraft.passes.protocol",
@@ -60,6 +61,7 @@ _LAZY = {
     "Skip": "regraft.passes.protocol",
     "Within": "regraft.passes.protocol",
     "apply": "regraft.api",
+    "capture": "regraft.torch_sources",
     "compare": "regraft.api",
     "convert": "regraft.api",
     "load": "regraft.api",
@@ -84,6 +86,7 @@ __all__ = [
     "Within",
     "__version__",
     "apply",
+    "capture",
     "compare",
     "convert",
     "load",

@@ -25,13 +25,14 @@ from regraft.plugins import Extensions, Plugin, combine
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import open_source
 from regraft.tables import user_tables
+from regraft.torch_sources import Example
 
 
 def load(source: Any, *, plugins: Sequence[Plugin] = ()) -> Module:
     """Loads a model as a module.
 
     Args:
-        source: A path to an `.onnx` or `.rg` file or an output folder, or a `ModelProto`.
+        source: A path to an `.onnx`, `.rg` or `.pt2` file or an output folder, or a `ModelProto`.
         plugins: Plugins whose operators a text module may use, and whose importers read a file.
 
     Raises:
@@ -171,19 +172,27 @@ def convert(
     passes: str | Sequence[Pass | Rule] | None = None,
     samples: Sequence[Mapping[str, Any]] = (),
     plugins: Sequence[Plugin] = (),
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
     **options: Any,
 ) -> ConvertResult:
     """Converts a model: capture, passes, emission, check; the output is whole or absent.
 
     Args:
-        source: A path, `ModelProto` or module.
+        source: A path, `ModelProto`, module, or a PyTorch module with `args`.
         out: A folder, or a file name with a suffix.
         target: `onnx`, `ort-cpu` or `ort-cuda`.
         passes: A pipeline string, passes and rules, or None for the target's default.
         samples: Samples to check and calibrate with.
         plugins: Plugins whose passes a pipeline string may name.
+        args: Example positional arguments of a PyTorch module.
+        kwargs: Its example keyword arguments.
+        dynamic_shapes: Its dynamic axes, as `torch.export.export` takes them.
         options: Further fields of `ConvertOptions`.
     """
+    if args or kwargs or dynamic_shapes is not None:
+        source = Example(source, args, kwargs or {}, dynamic_shapes)
     return _convert(
         source,
         out,

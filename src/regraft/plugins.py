@@ -22,6 +22,7 @@ from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.ops import FAMILIES as ONNX_EMITTERS
 from regraft.frontends.onnx.importer import Import
 from regraft.frontends.onnx.ops import FAMILIES as ONNX_IMPORTERS
+from regraft.frontends.torch.call import Import as TorchImport
 from regraft.ir.errors import UsageError
 from regraft.ir.ops import OPS
 from regraft.ir.opspec import OpSpec
@@ -48,6 +49,8 @@ class Plugin:
             regraft has no importer for.
         onnx_emitters: How operators are written to ONNX files; only ones that regraft has no
             emitter for. An operator with a body needs none.
+        torch_importers: How PyTorch overloads (`acme.twice.default`) become operators of modules;
+            only ones that regraft has no importer for.
     """
 
     api_version: int
@@ -57,6 +60,7 @@ class Plugin:
     operators: tuple[OpSpec, ...] = ()
     onnx_importers: tuple[Import, ...] = ()
     onnx_emitters: tuple[Emit, ...] = ()
+    torch_importers: tuple[TorchImport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +72,14 @@ class Extensions:
         operators: All operators by name.
         onnx_importers: All importers of ONNX operators, by family.
         onnx_emitters: All emitters to ONNX, by family.
+        torch_importers: Importers of PyTorch overloads that plugins add.
     """
 
     passes: tuple[type[Pass], ...]
     operators: Mapping[str, OpSpec]
     onnx_importers: tuple[tuple[Import, ...], ...] = ONNX_IMPORTERS
     onnx_emitters: tuple[tuple[Emit, ...], ...] = ONNX_EMITTERS
+    torch_importers: tuple[TorchImport, ...] = ()
 
 
 def combine(plugins: Iterable[Plugin]) -> Extensions:
@@ -85,6 +91,7 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
     passes: list[type[Pass]] = list(PASSES)
     operators = dict(OPS) | {spec.name: spec for spec in ort_ops.OPS}
     importers, emitters = [*ONNX_IMPORTERS], [*ONNX_EMITTERS]
+    overloads: list[TorchImport] = []
     for plugin in plugins:
         if plugin.api_version != API_VERSION:
             raise UsageError(
@@ -111,7 +118,8 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
         _refuse_clashes(plugin, "emitter of", _emitted(plugin.onnx_emitters),
                         _emitted(row for family in emitters for row in family))  # fmt: skip
         emitters.append(plugin.onnx_emitters)
-    return Extensions(tuple(passes), operators, tuple(importers), tuple(emitters))
+        overloads += plugin.torch_importers
+    return Extensions(tuple(passes), operators, tuple(importers), tuple(emitters), tuple(overloads))
 
 
 def _imported(rows: Iterable[Import]) -> list[str]:

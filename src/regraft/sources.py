@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft import torch_sources
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.module import Module
 from regraft.plugins import Extensions, combine
@@ -15,9 +17,11 @@ from regraft.plugins import Extensions, combine
 if TYPE_CHECKING:
     import onnx
 
+    from regraft.frontends.torch.capture import Capture
     from regraft.passes.check.module_check import Runner
 
 _CHUNK = 1 << 22
+_FACTORY = re.compile(r"\.py:\w+$")
 
 
 @dataclass(slots=True)
@@ -45,10 +49,10 @@ class Source:
 
 
 def open_source(source: Any, extensions: Extensions | None = None) -> Source:
-    """Loads a path, ModelProto or module.
+    """Loads a path, ModelProto, PyTorch module or module.
 
     Args:
-        source: What to load.
+        source: What to load; a PyTorch module that takes arguments comes as `Example`.
         extensions: Operators and importers, those of plugins among them; default: regraft's own.
 
     Raises:
@@ -58,31 +62,55 @@ def open_source(source: Any, extensions: Extensions | None = None) -> Source:
     extensions = combine(()) if extensions is None else extensions
     if isinstance(source, Module):
         return Source(source, source.name, None, None, None, None, extensions)
+    if torch_sources.is_torch_object(source):
+        source = torch_sources.Example(source)
+    if isinstance(source, torch_sources.Example):
+        captured = torch_sources.open_example(source, extensions.torch_importers)
+        return _open_torch(captured, captured.module.name, None, extensions)
     if isinstance(source, str):
-        _refuse_planned(source)
+        named = _open_named(source, extensions)
+        if named is not None:
+            return named
     if isinstance(source, str | Path):
         return _open_path(Path(source), extensions)
     if type(source).__name__ == "ModelProto":
         return _open_proto(source, extensions)
     raise UnsupportedError(
         f"a source of type `{type(source).__name__}` has no frontend",
-        hint="give a path to an ONNX file, a ModelProto or a regraft module",
+        hint="give a path, a ModelProto, a PyTorch module with its arguments, or a regraft module",
     )
 
 
-def _refuse_planned(source: str) -> None:
-    """Refuses the kinds of sources that have no frontend yet.
+def _open_named(source: str, extensions: Extensions) -> Source | None:
+    """Loads a source that is named but no path: `module.py:factory`.
 
     Raises:
-        UnsupportedError: For `hf:org/name`, a `.pt2` file or `module.py:factory`.
+        UnsupportedError: For `hf:org/name`, which has no frontend yet.
     """
-    hint = "export it to ONNX first"
     if source.startswith("hf:"):
-        raise UnsupportedError(f"`{source}`: Hugging Face sources are not built yet", hint=hint)
-    if source.endswith(".pt2"):
-        raise UnsupportedError(f"`{source}`: exported programs are not built yet", hint=hint)
-    if ".py:" in source:
-        raise UnsupportedError(f"`{source}`: PyTorch sources are not built yet", hint=hint)
+        raise UnsupportedError(
+            f"`{source}`: Hugging Face sources are not built yet",
+            hint="load it in Python and give the module to `regraft.capture`",
+        )
+    if _FACTORY.search(source) is None:
+        return None
+    made = open_source(torch_sources.open_factory(source), extensions)
+    made.label = source
+    return made
+
+
+def _open_torch(captured: Capture, label: str, path: Path | None, extensions: Extensions) -> Source:
+    module = captured.module
+    # what a module writes into itself differs from run to run: only the evaluator can repeat it
+    runner = None if module.states and _has_own_states(module) else captured.runner
+    return Source(
+        module, label, None if path is None else sha256_of(path),
+        None if path is None else path.stat().st_size, runner, None, extensions,
+    )  # fmt: skip
+
+
+def _has_own_states(module: Module) -> bool:
+    return any(state.input in module.weights for state in module.states)
 
 
 def _open_path(path: Path, extensions: Extensions) -> Source:
@@ -90,6 +118,11 @@ def _open_path(path: Path, extensions: Extensions) -> Source:
         path = _model_in(path)
     if not path.exists():
         raise InputError(f"`{path}` does not exist", hint="check the path")
+    if path.suffix in torch_sources.PICKLED:
+        torch_sources.refuse_pickle(path)
+    if path.suffix == ".pt2":
+        captured = torch_sources.open_program(path, extensions.torch_importers)
+        return _open_torch(captured, str(path), path, extensions)
     if path.suffix == ".rg":
         from regraft.ir.text import read_module
 
