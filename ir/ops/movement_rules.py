@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from regraft.ir.dims import DimLike, Shape, exact_quotient, exactdiv, known_equal
+from regraft.ir.dims import DimLike, Shape, exact_quotient, exactdiv, known_equal, product
 from regraft.ir.graph import Node
 
 
@@ -53,6 +53,37 @@ def reshape_rule(x: Shape, out: Shape) -> tuple[str, str] | None:
         right[j - 1].append(f"d{num}")
         a, b = rest
         num += 1
+
+
+def partial_reshape_rule(x: Shape, out: Shape) -> tuple[str, str] | None:
+    """Returns the rule of a reshape of which only the first and last axes are understood.
+
+    `[A, B, 32] -> [C, D, 4, 8]` gives `x0! x1! (d0 d1)` and `y0! y1! d0 d1`. None when no axis is.
+    """
+    first = _longest(x, out, ends=False)
+    rest_x, rest_out = x[first[0] :], out[first[1] :]
+    last = _longest(rest_x, rest_out, ends=True)
+    middle = len(x) - last[0], len(out) - last[1]
+    if first == last == (0, 0):
+        return None
+    heads = reshape_rule(x[: first[0]], out[: first[1]]) or ("", "")
+    tails = reshape_rule(x[middle[0] :], out[middle[1] :]) or ("", "")
+    left = [f"x{i}!" for i in range(first[0], middle[0])]
+    right = [f"y{i}!" for i in range(first[1], middle[1])]
+    return (
+        " ".join([heads[0].replace("d", "h"), *left, tails[0]]),
+        " ".join([heads[1].replace("d", "h"), *right, tails[1]]),
+    )
+
+
+def _longest(x: Shape, out: Shape, *, ends: bool) -> tuple[int, int]:
+    """Returns how many first (or last) axes of both shapes are a reshape of each other."""
+    for i in range(len(x), 0, -1):
+        for j in range(len(out), 0, -1):
+            a, b = (x[-i:], out[-j:]) if ends else (x[:i], out[:j])
+            if known_equal(product(a), product(b)) and reshape_rule(a, b) is not None:
+                return i, j
+    return 0, 0
 
 
 def _rest(a: DimLike, b: DimLike, xs: Shape, outs: Shape) -> tuple[DimLike, DimLike] | None:

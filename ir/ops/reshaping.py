@@ -10,7 +10,13 @@ from regraft.ir.dims import DimLike, Shape, exactdiv, product
 from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Content, Node
 from regraft.ir.ops.moved import content_moved
-from regraft.ir.ops.movement_rules import data_rule, labels, ones, reshape_rule
+from regraft.ir.ops.movement_rules import (
+    data_rule,
+    labels,
+    ones,
+    partial_reshape_rule,
+    reshape_rule,
+)
 from regraft.ir.ops.shapes import normalize_axis
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType, Type
@@ -115,7 +121,7 @@ def _axes_reshape(node: Node) -> str | None:
     x, out = node.inputs[0], node.output
     if x is None or x.shape is None or out.shape is None:
         return None
-    sides = reshape_rule(x.shape, out.shape)
+    sides = reshape_rule(x.shape, out.shape) or partial_reshape_rule(x.shape, out.shape)
     return None if sides is None else data_rule(node, *sides)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.constants import literal, weight
+from regraft.ir.builder import Builder
+from regraft.ir.constants import constant_of, literal, weight
 from regraft.ir.derive import DerivedWeight, derive
 from regraft.ir.dims import DimLike, known_different
 from regraft.ir.graph import Node, Value
@@ -118,6 +119,8 @@ class _Slicer:
             if node.inputs[1] is None:
                 parts = [self.coupling.axes(value)[axis] for value in node.outputs]
                 node.attrs["sizes"] = tuple(new_size(part, self.sizes) for part in parts)
+        elif node in self.coupling.builder.picks:
+            self._pick(node)
         elif op is constant_of_shape:
             node.attrs["shape"] = self.shape(node.output) or node.attrs["shape"]
         elif op.counts:
@@ -143,6 +146,22 @@ class _Slicer:
             size = new_size(taken, self.sizes)
             ends[idx] = starts[idx] + size if steps[idx] == 1 else size
         node.attrs["starts"], node.attrs["ends"] = tuple(starts), tuple(ends)
+
+    def _pick(self, node: Node) -> None:
+        """Writes the constant indices of a gather for what is left of its source."""
+        source, positions, made = self.coupling.builder.picks[node]
+        indices = node.inputs[1]
+        if indices is None or node.graph is None or not touched(source, self.sizes):
+            return
+        if made is not None:
+            positions = positions[kept_positions(made, self.kept)]
+        moved = np.searchsorted(kept_positions(source, self.kept), positions)
+        shape = [-1 if size != 1 else 1 for size in indices.shape or ()]
+        old = constant_of(indices)
+        if old is None:
+            raise AssertionError("the indices were constant")
+        builder = Builder(node.graph, before=node, loc=node.loc)
+        node.set_operand(1, builder.constant(moved.reshape(shape).astype(old.dtype)))
 
     def _counts(self, node: Node) -> None:
         for name, spaces in self.coupling.builder.stated.get(node, {}).items():

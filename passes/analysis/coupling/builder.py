@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from regraft.ir.axes import Axis, BoundRule, Role, bind_node, rule_of
 from regraft.ir.constants import is_constant, weight
@@ -19,6 +22,8 @@ from regraft.passes.analysis.coupling.spaces import (
     unify,
 )
 
+Array = np.ndarray[Any, Any]
+
 
 class Builder:
     """The spaces of all axes of a module, bodies included.
@@ -27,6 +32,8 @@ class Builder:
         axes: One space per axis of every value of known shape.
         weights: The same for every weight by name; tied names share one entry.
         stated: Per node, for every attribute that states sizes of its own: their spaces.
+        picks: Per node that gathers by constant indices: the source axis, the indices, and the axis
+            that they make (None for a single position).
         parts: Per node that takes parts of an axis (slice): what lies before, within, and the axis.
     """
 
@@ -35,6 +42,7 @@ class Builder:
         self.axes: dict[Value, tuple[Space, ...]] = {}
         self.weights: dict[str, tuple[Space, ...]] = {}
         self.stated: dict[Node, dict[str, tuple[Space, ...]]] = {}
+        self.picks: dict[Node, tuple[Space, Array, Space | None]] = {}
         self.parts: dict[Node, list[tuple[int, Space, Space]]] = {}
 
     def build(self) -> None:

@@ -9,10 +9,13 @@ from regraft.ir.constants import literal, weight
 from regraft.ir.dims import exact_quotient
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.fill import constant_of_shape
+from regraft.ir.ops.gathering import gather, gather_nd
+from regraft.ir.ops.repeating import pad, tile
 from regraft.ir.ops.shapes import normalize_axis
 from regraft.ir.ops.sizes import shape as shape_op
 from regraft.ir.ops.slicing import concat, slice_, sliced_axes, split
 from regraft.ir.opspec import OpSpec
+from regraft.passes.analysis.coupling.picking import tie_gather, tie_pad, tie_tile
 from regraft.passes.analysis.coupling.spaces import (
     Pin,
     Space,
@@ -181,5 +184,9 @@ MOVES: Mapping[OpSpec, Move] = {
     slice_: _slice,
     shape_op: _shape,
     constant_of_shape: _filled,
+    gather: tie_gather,
+    gather_nd: tie_gather,
+    tile: tie_tile,
+    pad: tie_pad,
 }
 """How operators tie their axes beyond a rule; False falls back on the rule."""

@@ -251,8 +251,22 @@ class Maker:
     def pick(self) -> Value:
         x = self.token()
         c = self.channels(x)
-        where = [self.rng.randrange(c) for _ in range(self.rng.randrange(1, c + 1))]
+        if self.rng.random() < 0.4:
+            blocks = self.rng.choice([d for d in range(1, c + 1) if c % d == 0])
+            split = self.op("reshape", x, shape=(self.B, self.S, blocks, c // blocks))
+            one = self.b.constant(np.array(self.rng.randrange(-blocks, blocks)))
+            return self.op("gather", split, one, axis=2)
+        if self.rng.random() < 0.5:
+            first = self.rng.randrange(c)
+            where = list(range(first - c, 0)) + list(range(first))
+        else:
+            where = [self.rng.randrange(c) for _ in range(self.rng.randrange(1, c + 1))]
         return self.op("gather", x, self.b.constant(np.array(where)), axis=2)
+
+    def pad(self) -> Value:
+        x = self.token()
+        pads = (0, 0, self.rng.randrange(3), 0, 0, self.rng.randrange(3))
+        return self.op("pad", x, None, self.b.constant(np.float32(0.5)), pads=pads)
 
     # -- images -------------------------------------------------------------------------------
 
@@ -353,7 +367,7 @@ class Maker:
             self.project, self.project, self.unary, self.binary, self.residual, self.scale,
             self.norm, self.gated, self.cut, self.parts, self.join, self.shuffle, self.reduce,
             self.repeat, self.heads, self.heads, self.recurrent, self.sequence_conv, self.experts,
-            self.pick, self.flatten,
+            self.pick, self.pick, self.pad, self.flatten,
         ]  # fmt: skip
         image_steps: list[Callable[[], Value]] = [
             self.conv, self.conv, self.plain_conv, self.plain_conv, self.conv_transpose,
