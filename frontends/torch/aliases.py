@@ -51,7 +51,7 @@ class Handle:
         apply: Apply | None = None,
         undo: Undo | None = None,
     ) -> None:
-        self.allocation = Allocation() if parent is None else parent.allocation
+        self.allocation: Allocation = Allocation() if parent is None else parent.allocation
         self.parent = parent
         self.apply = apply
         self.undo = undo

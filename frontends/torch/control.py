@@ -95,8 +95,8 @@ class _Body:
         found = self.inner.get(arg)
         if found is None and is_constant(arg) and arg.producer is not None:
             producer = arg.producer
-            found = self.graph.create(producer.op, (), producer.attrs, before=self.graph.first)
-            found = found.output
+            copy = self.graph.create(producer.op, (), producer.attrs, before=self.graph.first)
+            found = copy.output
             found.name = arg.name
             self.inner[arg] = found
         return Handle(arg if found is None else found)
@@ -131,9 +131,9 @@ def _cond(importer: GraphImporter, node: torch.fx.Node) -> Any:
     pred, then, other, args = node.args
     condition = importer.convert(pred)
     if isinstance(condition, bool):
-        return _inline(importer, then if condition else other, args)  # type: ignore[arg-type]  # a list
+        return _inline(importer, then if condition else other, args)
     bodies = _Bodies(importer)
-    given = bodies.capture(args)  # type: ignore[arg-type]  # a list
+    given = bodies.capture(args)
     graphs = []
     for region in (then, other):
         body = bodies.open(())
@@ -150,9 +150,9 @@ def _cond(importer: GraphImporter, node: torch.fx.Node) -> Any:
 
 def _while_loop(importer: GraphImporter, node: torch.fx.Node) -> Any:
     test, step, carried_args, others = node.args
-    carried = [value_of(importer, importer.convert(arg)) for arg in carried_args]  # type: ignore[union-attr]
+    carried = [value_of(importer, importer.convert(arg)) for arg in carried_args]
     bodies = _Bodies(importer)
-    given = bodies.capture(others)  # type: ignore[arg-type]  # a list
+    given = bodies.capture(others)
     # the test before the first iteration is made where the loop stands
     handles = [Handle(value) for value in carried]
     outer = GraphImporter(importer.session, importer.graph, importer.convert(test), importer.loc)
@@ -181,10 +181,10 @@ def _handle(arg: Any) -> Any:
 
 def _scan(importer: GraphImporter, node: torch.fx.Node) -> Any:
     combine, init, xs, others = node.args
-    carried = [value_of(importer, importer.convert(arg)) for arg in init]  # type: ignore[union-attr]
-    scanned = [value_of(importer, importer.convert(arg)) for arg in xs]  # type: ignore[union-attr]
+    carried = [value_of(importer, importer.convert(arg)) for arg in init]
+    scanned = [value_of(importer, importer.convert(arg)) for arg in xs]
     bodies = _Bodies(importer)
-    given = bodies.capture(others)  # type: ignore[arg-type]  # a list
+    given = bodies.capture(others)
     slices = [(value.name, ops.slice_type(value.type, 0)) for value in scanned]
     body = bodies.open([*_typed(carried), *slices])
     results = body.run(importer.convert(combine), [*body.formals, *given])

@@ -51,7 +51,8 @@ class Decomposer:
         if found is not None:
             return found
         if target._can_decompose():
-            return target.decompose
+            decompose: Callable[..., Any] = target.decompose
+            return decompose
         return None
 
 

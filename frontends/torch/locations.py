@@ -26,8 +26,7 @@ def module_path(stack: Mapping[str, Any] | None) -> str | None:
     """Returns the dotted path of the innermost module of an `nn_module_stack`, or None."""
     if not stack:
         return None
-    last = stack[next(reversed(stack))]
-    path = last[0]
+    path = list(stack.values())[-1][0]
     return path if isinstance(path, str) and not path.startswith("_empty_nn_module") else None
 
 

@@ -54,7 +54,7 @@ class Sizes:
 
     def size(self, size: int | torch.SymInt) -> DimLike:
         """Returns a size of the export as a dim of the IR."""
-        if type(size) is int:
+        if isinstance(size, int):
             return size
         return self.expression(size.node.expr)
 
@@ -135,7 +135,9 @@ class Sizes:
         """Returns a product; a rational factor divides what the export proved to be a multiple."""
         coefficient, rest = expr.as_coeff_Mul()
         factors = [self.expression(arg) for arg in sympy.Mul.make_args(rest)]
-        value = reduce(lambda a, b: a * b, factors, int(coefficient.p))
+        value: DimLike = int(coefficient.p)
+        for factor in factors:
+            value = factor * value
         return value if coefficient.q == 1 else exactdiv(value, int(coefficient.q))
 
 

@@ -74,6 +74,5 @@ def array_from_tensor(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     # `resolve_conj`: lazy conjugates and negatives share the bits of the plain tensor
     plain = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
     bits = _BITS.get(tensor.dtype)
-    if bits is None:
-        return plain.numpy()
-    return plain.view(bits[0]).numpy().view(bits[1])
+    array: np.ndarray[Any, Any] = (plain if bits is None else plain.view(bits[0])).numpy()
+    return array if bits is None else array.view(bits[1])
