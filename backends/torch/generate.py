@@ -13,6 +13,9 @@ from regraft.backends.torch.library import load, scope
 from regraft.backends.torch.library_source import LibrarySource
 from regraft.backends.torch.naming import RESERVED, identifier
 from regraft.backends.torch.ops import FAMILIES
+from regraft.backends.torch.part_calls import PartCalls
+from regraft.backends.torch.part_classes import PartClasses, class_text
+from regraft.backends.torch.parts import find_parts
 from regraft.backends.torch.prepare import check_emittable, inline_bodies
 from regraft.backends.torch.weight_plan import WeightPlan, plan_weights
 from regraft.backends.torch.weight_source import WeightSource, registrations
@@ -71,27 +74,31 @@ def generate(
     inline_bodies(module, table)
     plan = plan_weights(module, as_stored=as_stored)
     inputs = _arguments(module.graph)
-    library = LibrarySource()
-    emitter = GraphEmitter(table, WeightSource(plan), library, tuple(inputs))
+    library, own = LibrarySource(), LibrarySource()
+    groups = find_parts(module.graph, plan)
+    calls = PartCalls(groups)
+    classes = PartClasses(table, library, plan)
+    for group in groups:
+        calls.sizes[group] = classes.add(group)
+    emitter = GraphEmitter(table, WeightSource(plan), library, tuple(inputs), calls)
     values = emitter.emit_main(module.graph)
     if len(values) == 1:
         values = [emitter.lines.take_last(values[0])]
     results = dict(zip(module.graph.output_names, values, strict=True))
     returned = _nest(output_nest(module), results)
-    if returned.startswith("("):
-        returned = returned[1:-1]
-    emitter.lines.add(f"return {returned}")
-    own = LibrarySource()
-    registered = registrations(plan)
-    for name in ("Scope", *dict.fromkeys(line.partition("(")[0] for line in registered)):
-        own.add(getattr(scope, name))
+    emitter.lines.add(f"return {returned[1:-1] if returned.startswith('(') else returned}")
+    registered = [*classes.registrations, *registrations(plan, classes.paths)]
+    functions = (line.strip().partition("(")[0] for line in registered + classes.lines)
+    for name in ("Scope", *dict.fromkeys(functions)):
+        if hasattr(scope, name):
+            own.add(getattr(scope, name))
     if is_file:
         own.add(load.load)
-    parts = _Parts(
-        _header(module, inputs), library, own, registered, _signature(module, inputs),
-        emitter.lines.render(2),
-    )  # fmt: skip
-    return Generated(parts.text(), plan, inputs, tuple(module.graph.output_names))
+    model = class_text(
+        CLASS_NAME, "", registered, _signature(module, inputs), emitter.lines.render(2)
+    )
+    text = _file(_header(module, inputs), library, own, [*classes.texts, model])
+    return Generated(text, plan, inputs, tuple(module.graph.output_names))
 
 
 def _arguments(graph: Graph) -> dict[str, str]:
@@ -153,35 +160,15 @@ def _header(module: Module, inputs: Mapping[str, str]) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What the file is put together from."""
-
-    header: list[str]
-    library: LibrarySource
-    own: LibrarySource
-    registered: list[str]
-    signature: str
-    body: str
-
-    def text(self) -> str:
-        """Returns the file: docstring, imports, library functions, the class, `load`."""
-        sources = dict(self.library.sources) | dict(self.own.sources)
-        last = sources.pop("load", None)  # it names the class
-        functions = list(sources.values())
-        init = "\n".join(f"        {line}" for line in ["super().__init__()", *self.registered])
-        model = (
-            f"class {CLASS_NAME}(Scope):\n    def __init__(self) -> None:\n{init}\n\n"
-            f"    {self.signature}\n{self.body}"
-        )
-        code = "\n\n\n".join([*functions, model, *([last] if last else [])])
-        docstring = "\n".join(self.header).replace("\\", "\\\\").replace('"""', "'''")
-        return f'"""{docstring}\n"""\n\n{self._imports(code)}\n\n\n{code}\n'
-
-    def _imports(self, code: str) -> str:
-        standard = self.library.import_lines(self.own)
-        blocks = [["from __future__ import annotations"], standard, ["import torch"]]
-        if re.search(r"\bF\.", code):
-            blocks[-1].append("import torch.nn.functional as F")
-        blocks[-1].append("from torch import Tensor, nn")
-        return "\n\n".join("\n".join(block) for block in blocks if block)
+def _file(header: list[str], library: LibrarySource, own: LibrarySource, classes: list[str]) -> str:
+    """Returns the file: docstring, imports, library functions, classes, `load`."""
+    sources = dict(library.sources) | dict(own.sources)
+    last = sources.pop("load", None)  # it names the class
+    code = "\n\n\n".join([*sources.values(), *classes, *([last] if last else [])])
+    docstring = "\n".join(header).replace("\\", "\\\\").replace('"""', "'''")
+    blocks = [["from __future__ import annotations"], library.import_lines(own), ["import torch"]]
+    if re.search(r"\bF\.", code):
+        blocks[-1].append("import torch.nn.functional as F")
+    blocks[-1].append("from torch import Tensor, nn")
+    imports = "\n\n".join("\n".join(block) for block in blocks if block)
+    return f'"""{docstring}\n"""\n\n{imports}\n\n\n{code}\n'

@@ -14,6 +14,8 @@ from regraft.backends.torch.emitter import EmitContext, EmitTable
 from regraft.backends.torch.library_source import LibrarySource
 from regraft.backends.torch.lines import Lines
 from regraft.backends.torch.naming import Variables, identifier, variable_hint
+from regraft.backends.torch.part_calls import PartCalls
+from regraft.backends.torch.parts import Part
 from regraft.backends.torch.sizes import SizeReader
 from regraft.backends.torch.tensors import torch_dtype
 from regraft.backends.torch.weight_source import WeightSource, attribute
@@ -25,6 +27,7 @@ from regraft.ir.types import DType, TensorType
 _ALIAS = re.compile(r"self(\.\w+|\[\w+\])*")
 _SECTION = re.compile(r"^(.*?\.?)(\w+)\.(\d+)(?=\.)")
 _NUMBER_KINDS = "fiub"
+_CONSTANTS = (weight, literal)
 
 
 class GraphEmitter:
@@ -35,6 +38,8 @@ class GraphEmitter:
         weights: The tensors of the generated module.
         library: Functions copied into the generated file.
         arguments: Names of the arguments of `forward`, in the order of the graph's inputs.
+        calls: The parts that are classes of their own.
+        is_part: Whether this is such a part, which may take sizes as arguments.
     """
 
     def __init__(
@@ -43,18 +48,23 @@ class GraphEmitter:
         weights: WeightSource,
         library: LibrarySource,
         arguments: Sequence[str],
+        calls: PartCalls | None = None,
+        *,
+        is_part: bool = False,
     ) -> None:
         self.table = table
         self.weights = weights
         self.library = library
         self.lines = Lines()
         self.variables = Variables(arguments)
-        self.sizes = SizeReader(self.variables)
+        self.sizes = SizeReader(self.variables, may_ask=is_part)
         self.arguments = arguments
+        self.calls = PartCalls(()) if calls is None else calls
         self.names: dict[Value, str] = {}
         self.absorbed: dict[Node, peepholes.Absorbed] = {}
         self._deaths: dict[Node, list[Value]] = {}
         self._temps: list[str] = []
+        self._on_device: str | None = None
         self._section: tuple[str, str] | None = None  # path of a part, its variable
 
     # -- what emitters ask for --------------------------------------------------------------
@@ -114,8 +124,8 @@ class GraphEmitter:
 
     def device(self) -> str:
         """Returns the expression of the device on which the module runs."""
-        if self.arguments:
-            return f"{self.arguments[0]}.device"
+        if self._on_device is not None:
+            return f"{self._on_device}.device"
         return f"{self.constant(np.zeros((), np.float32), 'anchor')}.device"
 
     # -- the walk ---------------------------------------------------------------------------
@@ -125,22 +135,37 @@ class GraphEmitter:
 
         Cost: O(nodes).
         """
-        start = self.lines.anchor()
-        for value, name in zip(graph.inputs, self.arguments, strict=True):
-            self.names[value] = name
-            self.sizes.note(value, name, start)
-        self.absorbed.update(peepholes.find(graph))
-        self.emit_nodes(graph)
+        self._begin(graph.inputs)
+        self.emit_nodes(list(graph), graph.outputs)
         return [self.expression(value) for value in graph.outputs]
 
-    def emit_nodes(self, graph: Graph) -> None:
-        """Emits the nodes of a graph, whose inputs have names."""
-        self._deaths.update(_deaths(graph, self.absorbed))
-        for node in graph:
-            if node.op is weight or node.op is literal or node in self.absorbed:
-                continue
-            self._emit_node(node)
-            self._release(node)
+    def emit_part(self, part: Part, results: Sequence[tuple[int, int]]) -> list[str]:
+        """Emits one part of a group as a function of its arguments; returns its results."""
+        self._begin(part.arguments)
+        values = [part.result(place) for place in results]
+        self.emit_nodes(part.nodes, values)
+        return [self.expression(value) for value in values]
+
+    def _begin(self, values: Sequence[Value]) -> None:
+        start = self.lines.anchor()
+        for value, name in zip(values, self.arguments, strict=True):
+            self.names[value] = name
+            self.sizes.note(value, name, start)
+            if self._on_device is None and isinstance(value.type, TensorType):
+                self._on_device = name
+
+    def emit_nodes(self, nodes: Sequence[Node], outputs: Sequence[Value]) -> None:
+        """Emits nodes in order, whose operands have names; `outputs` live on after them."""
+        outside = [node for node in nodes if node not in self.calls.readers]
+        self.absorbed.update(peepholes.find(outside))
+        readers = {node: taken.by for node, taken in self.absorbed.items()} | self.calls.readers
+        self._deaths.update(_deaths(nodes, outputs, readers))
+        for node in nodes:
+            if self.calls.emit(self, node):
+                self._release(node)
+            elif node.op not in _CONSTANTS and node not in readers:
+                self._emit_node(node)
+                self._release(node)
 
     def _emit_node(self, node: Node) -> None:
         statement = control.STATEMENTS.get(node.op)
@@ -251,8 +276,7 @@ class GraphEmitter:
             self.sizes.note(value, name, start)
         for value, outer in zip(body.inputs[num_formals:], captures, strict=True):
             self.names[value] = self.expression(outer)
-        self.absorbed.update(peepholes.find(body))
-        self.emit_nodes(body)
+        self.emit_nodes(list(body), body.outputs)
         return [self.expression(value) for value in body.outputs]
 
     # -- life of variables ------------------------------------------------------------------
@@ -306,18 +330,25 @@ class GraphEmitter:
         return node.graph.scope.weights.resolve(node.attrs["name"])
 
 
-def _deaths(graph: Graph, absorbed: Mapping[Node, peepholes.Absorbed]) -> dict[Node, list[Value]]:
-    """Returns the values that each node reads last; outputs and inputs never die."""
+def _deaths(
+    nodes: Sequence[Node], outputs: Sequence[Value], readers: Mapping[Node, Node]
+) -> dict[Node, list[Value]]:
+    """Returns the values that each node reads last; outputs and arguments never die.
+
+    Args:
+        nodes: The nodes in order.
+        outputs: What lives on.
+        readers: Nodes that other nodes are emitted with.
+    """
     last: dict[Value, Node] = {}
-    for node in graph:
-        taken = absorbed.get(node)
-        reader = node if taken is None else taken.by
+    for node in nodes:
+        reader = readers.get(node, node)
         for value in node.inputs:
             if value is not None and value.producer is not None:
                 before = last.get(value)
                 if before is None or before.is_before(reader):
                     last[value] = reader
-    for value in graph.outputs:
+    for value in outputs:
         last.pop(value, None)
     deaths: dict[Node, list[Value]] = {}
     for value, node in last.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from regraft.ir.constants import is_constant, weight
-from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.graph import Node, Value
 from regraft.ir.ops.arithmetic import add
 from regraft.ir.ops.linalg import matmul
 
@@ -22,13 +23,14 @@ class Absorbed:
     by: Node
 
 
-def find(graph: Graph) -> dict[Node, Absorbed]:
+def find(nodes: Sequence[Node]) -> dict[Node, Absorbed]:
     """Returns the matrix products that a following sum with a bias takes in; cost O(nodes)."""
+    inside = set(nodes)
     found: dict[Node, Absorbed] = {}
-    for node in graph:
+    for node in nodes:
         if node.op is add:
-            product = _biased_product(node)
-            if product is not None:
+            product = biased_product(node)
+            if product is not None and product in inside:
                 found[product] = Absorbed(node)
     return found
 
@@ -37,7 +39,7 @@ def emit(e: EmitContext, graph: GraphEmitter) -> str | None:
     """Returns `F.linear(x, weight, bias)` for a product with a stored matrix, or None."""
     node = e.node
     if node.op is add:
-        product = _biased_product(node)
+        product = biased_product(node)
         if product is None or product not in graph.absorbed:
             return None
         bias = next(v for v in node.inputs if v is not None and v is not product.output)
@@ -55,7 +57,7 @@ def _linear(graph: GraphEmitter, product: Node, bias: str | None) -> str:
     return f"F.linear({', '.join(arguments + ([bias] if bias else []))})"
 
 
-def _biased_product(node: Node) -> Node | None:
+def biased_product(node: Node) -> Node | None:
     """Returns the product of `x @ w + bias` when nothing else reads it."""
     for product_idx, bias_idx in ((0, 1), (1, 0)):
         value, bias = node.inputs[product_idx], node.inputs[bias_idx]

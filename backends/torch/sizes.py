@@ -24,9 +24,17 @@ class _Source:
 class SizeReader:
     """Writes sizes; a symbol's variable is assigned where its value is first known, when needed."""
 
-    def __init__(self, variables: Variables) -> None:
+    def __init__(self, variables: Variables, *, may_ask: bool = False) -> None:
+        """Starts without sizes.
+
+        Args:
+            variables: Names that are taken.
+            may_ask: Whether sizes that no value shows become arguments of the function.
+        """
         self._variables = variables
+        self._may_ask = may_ask
         self._sources: dict[str, _Source] = {}
+        self.asked: dict[Symbol, str] = {}
 
     def note(self, value: Value, expression: str, line: Line) -> None:
         """Remembers the symbols that the shape of a value shows.
@@ -95,6 +103,10 @@ class SizeReader:
 
     def _symbol(self, symbol: Symbol) -> str:
         source = self._sources.get(symbol.name)
+        if source is None and self._may_ask:
+            if symbol not in self.asked:
+                self.asked[symbol] = self._variables.take_forever(identifier(symbol.name).lower())
+            return self.asked[symbol]
         if source is None:
             raise UnsupportedError(
                 f"size `{symbol.name}` cannot be read from any value in the generated code"

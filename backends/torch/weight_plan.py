@@ -96,8 +96,12 @@ class WeightPlan:
         while self._is_taken(path):
             number += 1
             path = f"{self._path(name)}_{number}"
-        self._containers.update(_prefixes(path))
+        self.occupy(path)
         return path
+
+    def occupy(self, path: str) -> None:
+        """Notes the containers that a path needs."""
+        self._containers.update(containers(path))
 
     def _path(self, name: str) -> str:
         if _TOOL_MADE.search(name):
@@ -112,7 +116,7 @@ class WeightPlan:
             path in self.slots
             or path in self.ties
             or path in self._containers
-            or any(prefix in self.slots or prefix in self.ties for prefix in _prefixes(path))
+            or any(prefix in self.slots or prefix in self.ties for prefix in containers(path))
         )
 
     def add(self, name: str, tree: Tree, role: Role, weight: Weight) -> Slot:
@@ -238,7 +242,8 @@ def _tie(store: WeightStore, plan: WeightPlan) -> None:
                 plan.names[path] = alias
 
 
-def _prefixes(path: str) -> Iterator[str]:
+def containers(path: str) -> Iterator[str]:
+    """Iterates over the dotted names of what holds a path: `a`, `a.b` of `a.b.c`."""
     parts = path.split(".")[:-1]
     for count in range(1, len(parts) + 1):
         yield ".".join(parts[:count])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from regraft.backends.torch.naming import is_identifier
 from regraft.backends.torch.tensors import torch_dtype
-from regraft.backends.torch.weight_plan import Slot, WeightPlan
+from regraft.backends.torch.weight_plan import Slot, WeightPlan, containers
 from regraft.ir.steps import Concat, Reshape, Slice, Source, Transpose, Tree, describe
 from regraft.ir.types import DType, dtype_of
 from regraft.ir.weights import ArrayWeight, Role
@@ -105,21 +107,32 @@ def _int_or_none(text: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def registrations(plan: WeightPlan) -> list[str]:
-    """Returns the lines of `__init__`."""
+def registrations(plan: WeightPlan, elsewhere: Collection[str] = ()) -> list[str]:
+    """Returns the lines of `__init__`.
+
+    Args:
+        plan: The tensors.
+        elsewhere: Paths of parts that register their own.
+    """
     lines = []
     for path, slot in plan.slots.items():
-        arguments = [f"self, {path!r}, {slot.shape}"]
+        if any(prefix in elsewhere for prefix in containers(path)):
+            continue
+        arguments = [f"self, {quoted(path)}, {slot.shape}"]
         if slot.dtype is not DType.F32:
             arguments.append(str(torch_dtype(slot.dtype)))
         if slot.role is Role.CONST:
-            lines.append(f"constant(self, {path!r}, {_initial(slot)})")
+            lines.append(f"constant(self, {quoted(path)}, {_initial(slot)})")
         else:
-            lines.append(
-                f"{(slot.is_trainable and 'parameter') or 'buffer'}({', '.join(arguments)})"
-            )
-    lines += [f"tie(self, {path!r}, {other!r})" for path, other in plan.ties.items()]
+            function = "parameter" if slot.is_trainable else "buffer"
+            lines.append(f"{function}({', '.join(arguments)})")
+    lines += [f"tie(self, {quoted(path)}, {quoted(other)})" for path, other in plan.ties.items()]
     return lines
+
+
+def quoted(text: str) -> str:
+    """Returns a string literal in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def is_inline(slot: Slot) -> bool:

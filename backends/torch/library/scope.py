@@ -56,3 +56,9 @@ def tie(root: nn.Module, path: str, other: str) -> None:
         scope.register_parameter(name, target._parameters[target_name])
     else:
         scope.register_buffer(name, target._buffers[target_name])
+
+
+def part(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Registers a part of the model that has a `forward` of its own."""
+    scope, name = scope_of(root, path)
+    scope.add_module(name, module)
