@@ -14,6 +14,7 @@ from regraft.backends.onnx.runtime import OrtRunner
 from regraft.comparison import check_interfaces
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.module import Module
+from regraft.passes.check.compare import compare_outputs
 from regraft.passes.check.runners import accepts
 from regraft.passes.check.samples import (
     Sample,
@@ -40,11 +41,16 @@ class Run:
         path: Its label.
         seconds: One entry per round.
         ratio: To the first model, round by round.
+        num_bytes: Its size on disk, None when it has no file.
+        max_rel: The largest difference of an output to the first model's, relative to its largest
+            element.
     """
 
     path: str
     seconds: Sequence[float]
     ratio: Ratio
+    num_bytes: int | None = None
+    max_rel: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Returns INTERFACE's entry."""
@@ -55,6 +61,8 @@ class Run:
             "p90_ms": quantile(self.seconds, 0.9) * 1e3,
             "ratio": self.ratio.median,
             "interval": [self.ratio.low, self.ratio.high],
+            "bytes": self.num_bytes,
+            "max_rel": self.max_rel,
         }
 
 
@@ -116,9 +124,10 @@ def bench(
     else:
         check_dims(first.module, dims or {})
         sample = _typical_sample(first.module, runners[0], dims or {}, seed)
+    outputs = []
     for source, runner in zip(sources, runners, strict=True):
         try:
-            runner(sample.inputs)
+            outputs.append(runner(sample.inputs))
         except UnsupportedError as error:
             error.add_note(f"while running `{source.label}`")
             raise
@@ -126,9 +135,12 @@ def bench(
     count = _num_rounds(calls) if rounds is None else rounds
     seconds = interleaved(calls, count, min_turn_s=MIN_TURN_S)
     runs = tuple(
-        Run(source.label, times, ratio(times, seconds[0]))
-        for source, times in zip(sources, seconds, strict=True)
-    )
+        Run(
+            source.label, times, ratio(times, seconds[0]), source.num_bytes,
+            max((diff.max_rel for diff in compare_outputs(outputs[0], own)), default=0.0),
+        )
+        for source, times, own in zip(sources, seconds, outputs, strict=True)
+    )  # fmt: skip
     return Bench(runs, sample.binding, threads)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from regraft.backends.onnx import PROFILES
 from regraft.backends.onnx.legalize import legalizers
+from regraft.benching import bench
 from regraft.checking import Checker
 from regraft.emission import BUILT, check_source, check_target, emit, model_file
 from regraft.ir.errors import UnsupportedError, UsageError
@@ -65,6 +67,7 @@ class ConvertOptions:
         extensions: Passes and operators, those of plugins among them; default: regraft's own.
         explain: Rule whose near misses are wanted.
         replay: Recorded decisions by name of the pass, which passes take again.
+        bench: Measure the latency of source and result, interleaved.
         plugins: Where `extensions` come from (`FILE.py:NAME` or the name of an installed one),
             recorded for `rerun`.
     """
@@ -88,6 +91,7 @@ class ConvertOptions:
     explain: str | None = None
     replay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugins: Sequence[str] = ()
+    bench: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,11 @@ def convert(
     path = None if out is None else Path(out)
     if path is None and not options.dry_run:
         raise UsageError("an output path is needed", hint="give -o OUT, or --dry-run")
+    if options.bench and options.target not in PROFILES:
+        raise UsageError(
+            f"`--bench` measures ONNX files, the target is `{options.target}`",
+            hint=f"use --target {', '.join(PROFILES)}",
+        )
     check_target(path, options.target)
     if path is not None and not options.dry_run:
         check_destination(path, force=options.force)
@@ -169,6 +178,7 @@ class _Conversion:
         self.say = say
         self.seconds: dict[str, float] = {}
         self.before: GraphView | None = None
+        self.original: Source | None = None
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
         self.say(name)
@@ -190,6 +200,8 @@ class _Conversion:
         given = bind_samples(module, options.samples)
         before = operator_counts(module.graph)
         self.before = self._view(module)
+        if options.bench:
+            self.original = replace(source, module=module.clone())
         checker = None
         if options.check is not CheckMode.OFF:
             checker = self._stage("samples", lambda: self._make_checker(source, given))
@@ -258,6 +270,9 @@ class _Conversion:
                 check.raise_if_failed()
             after = self._view(module)
             report = make_report(check, size)
+            if self.original is not None:
+                made = Source(module, str(self.out or "result"), None, size, None, model)
+                report["bench"] = self._stage("bench", lambda: self._measured(made))
             if self.before is not None and after is not None:
                 report["page"] = "report.html"
                 page = report_page(report, self.before, after)
@@ -272,6 +287,17 @@ class _Conversion:
 
             shutil.rmtree(target.parent, ignore_errors=True)
         return check, report
+
+    def _measured(self, made: Source) -> dict[str, Any]:
+        """Returns latency of source and result; see `regraft.benching`."""
+        if self.original is None:
+            raise AssertionError("nothing is to be measured")
+        options = self.options
+        dims = {**options.dims, **options.freeze}
+        measured = bench(
+            [self.original, made], samples=options.samples, dims=dims, seed=options.seed
+        )
+        return measured.to_json()
 
     @property
     def _is_folder(self) -> bool:

@@ -13,7 +13,7 @@ from regraft.cli.options import (
     sample_options,
     source_options,
 )
-from regraft.cli.show import out_console, print_json, print_table, progress, warn
+from regraft.cli.show import finite, out_console, print_json, print_table, progress, warn
 from regraft.cli.verb import Verb
 
 
@@ -31,6 +31,11 @@ from regraft.cli.verb import Verb
     type=click.IntRange(min=1),
     help="Rounds; default 50, fewer where a round exceeds a second.",
 )
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE",
+    help="Write a page with plots of latency and size.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace an existing page.")
 @sample_options
 @source_options
 @output_options
@@ -38,6 +43,8 @@ def command(
     models: tuple[str, ...],
     threads: int,
     rounds: int | None,
+    html: Path | None,
+    force: bool,
     inputs: Path | None,
     dims: dict[str, int],
     seed: int,
@@ -49,8 +56,12 @@ def command(
 ) -> None:
     """Measure the latency of MODELS, interleaved; ratios are to the first."""
     from regraft.benching import bench
+    from regraft.output import check_destination, staged
+    from regraft.report_html import bench_page
     from regraft.sources import open_source
 
+    if html is not None:
+        check_destination(html, force=force)
     extensions = load_extensions(plugins)
     with progress(enabled=not quiet and not as_json) as say:
         say("loading")
@@ -63,6 +74,10 @@ def command(
     for source in sources:
         warn(source.module.warnings, quiet=quiet)
     document = result.to_json()
+    if html is not None:
+        page = bench_page(" against ".join(Path(model).name for model in models), finite(document))
+        with staged(html, force=force) as temp:
+            (temp / html.name).write_text(page, encoding="utf-8")
     if as_json:
         print_json(document)
         return

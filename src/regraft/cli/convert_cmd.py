@@ -48,6 +48,7 @@ from regraft.cli.verb import Verb, check_option, planned
 @tolerance_options
 @memory_option
 @source_options
+@click.option("--bench", is_flag=True, help="Measure the latency of source and result.")
 @click.option("--dry-run", is_flag=True, help="Do everything except writing the output.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @output_options
@@ -71,6 +72,7 @@ def command(
     max_memory: int | None,
     plugins: tuple[str, ...],
     trust_remote_code: bool,
+    bench: bool,
     dry_run: bool,
     force: bool,
     as_json: bool,
@@ -99,7 +101,7 @@ def command(
     options = ConvertOptions(
         passes=chosen, samples=load_samples(inputs), check=CheckMode(check), rtol=rtol, atol=atol,
         max_memory_bytes=max_memory, max_drop=max_drop, force=force, dry_run=dry_run,
-        extensions=extensions, explain=explain, plugins=plugins, **settings,
+        extensions=extensions, explain=explain, plugins=plugins, bench=bench, **settings,
     )  # fmt: skip
     with progress(enabled=not quiet and not as_json) as say:
         result = convert(source, out, options, progress=say)
@@ -145,6 +147,12 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
             for place in entry["unproved"]:
                 console.print(f"{entry['name']}: not proved {place['node']}: {place['reason']}")
     console.print(f"checked: {check['verified']}{_check_detail(check)}")
+    if "bench" in report:
+        first, made = report["bench"]["runs"]
+        console.print(
+            f"latency: {made['median_ms']:.3f} ms, the source {first['median_ms']:.3f} ms, ratio "
+            f"{made['ratio']:.3f} ({made['interval'][0]:.3f} to {made['interval'][1]:.3f})"
+        )
     if report.get("page", "").startswith("no"):
         console.print(f"report.html: {report['page']}")
     console.print(f"written: {out}" if out is not None else "written: nothing (dry run)")

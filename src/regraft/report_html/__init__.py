@@ -1,6 +1,6 @@
-"""Self-contained pages: the report of a conversion and `inspect --html`. Nothing is fetched."""
+"""Self-contained pages: the report of a conversion, `inspect --html`, `bench --html`."""
 
 from regraft.report_html.graph_view import GraphView, view_of
-from regraft.report_html.pages import can_render, inspect_page, report_page
+from regraft.report_html.pages import bench_page, can_render, inspect_page, report_page
 
-__all__ = ["GraphView", "can_render", "inspect_page", "report_page", "view_of"]
+__all__ = ["GraphView", "bench_page", "can_render", "inspect_page", "report_page", "view_of"]

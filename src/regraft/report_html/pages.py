@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from regraft.ir.errors import UnsupportedError
 from regraft.report_html.graph_view import GraphView, as_data, statuses
+from regraft.report_html.plots import latency_plot, tradeoff_plot
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -26,7 +27,7 @@ def report_page(report: Mapping[str, Any], before: GraphView, after: GraphView) 
     """Returns the page of a conversion.
 
     Args:
-        report: The content of `report.json`; `bench` in it adds a latency plot.
+        report: The content of `report.json`; `bench` in it adds plots of latency and size.
         before: The source's graph.
         after: The result's graph.
 
@@ -42,10 +43,28 @@ def report_page(report: Mapping[str, Any], before: GraphView, after: GraphView) 
         "report.html.j2", title=Path(report["source"]["path"]).name, report=report,
         operators=_operator_rows(report["operators"]["before"], report["operators"]["after"]),
         outputs=_output_rows(report["check"]["outputs"]),
-        skipped=[(p["name"], s["node"], s["reason"]) for p in report["passes"]
-                 for s in p["skipped"]],
-        bench=_bench_rows(report.get("bench")), graphs=graphs,
+        skipped=_places(report, "skipped"), unproved=_places(report, "unproved"), graphs=graphs,
+        **_plots(report.get("bench")),
     )  # fmt: skip
+
+
+def bench_page(title: str, bench: Mapping[str, Any]) -> str:
+    """Returns the page of `bench --html`.
+
+    Raises:
+        UnsupportedError: When jinja2 is missing.
+    """
+    return _render("bench_page.html.j2", title=title, graphs=None, **_plots(bench))
+
+
+def _plots(bench: Mapping[str, Any] | None) -> dict[str, Any]:
+    runs = [] if bench is None else bench["runs"]
+    return {"bench": bench, "latency": latency_plot(runs), "tradeoff": tradeoff_plot(runs)}
+
+
+def _places(report: Mapping[str, Any], kind: str) -> list[tuple[str, str, str]]:
+    """Returns (pass, place, reason) of what passes skipped or left unproved."""
+    return [(p["name"], s["node"], s["reason"]) for p in report["passes"] for s in p[kind]]
 
 
 def inspect_page(label: str, report: Mapping[str, Any], view: GraphView) -> str:
@@ -143,13 +162,3 @@ def _output_rows(outputs: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, 
         share = far / allowed if allowed else float(far > 0)
         rows.append({"name": name, "share": min(100.0, 100 * share), **entry})
     return rows
-
-
-def _bench_rows(bench: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
-    """Returns runs with places of p10, median and p90 in percent of the slowest p90."""
-    runs = [] if bench is None else bench["runs"]
-    most = max((run["p90_ms"] for run in runs), default=1.0)
-    return [
-        {**run, **{f"{key}_at": 100 * run[f"{key}_ms"] / most for key in ("p10", "median", "p90")}}
-        for run in runs
-    ]

@@ -75,16 +75,53 @@ def test_convert_writes_the_page(workplace: Path) -> None:
     assert "Latency" not in text  # nothing was measured
 
 
-def test_latency_is_plotted_when_it_was_measured(workplace: Path) -> None:
+RUNS = [
+    {"path": "a<b>.onnx", "median_ms": 2.0, "p10_ms": 1.0, "p90_ms": 4.0, "ratio": 1.0,
+     "interval": [1.0, 1.0], "bytes": 4_000_000, "max_rel": 0.0},
+    {"path": "b.onnx", "median_ms": 1.0, "p10_ms": 0.9, "p90_ms": 1.2, "ratio": 0.5,
+     "interval": [0.4, 0.6], "bytes": 1_000_000, "max_rel": 2e-3},
+]  # fmt: skip
+BENCH = {"runs": RUNS, "rounds": 50, "threads": 1, "binding": {"batch": 2}}
+
+
+def test_latency_and_size_are_plotted_when_they_were_measured(workplace: Path) -> None:
     module = regraft.load("model.onnx")
     report = dict(regraft.convert("model.onnx", "out").report)
-    runs = [
-        {"path": "a", "median_ms": 2.0, "p10_ms": 1.0, "p90_ms": 4.0, "ratio": 1.0},
-        {"path": "b", "median_ms": 1.0, "p10_ms": 0.9, "p90_ms": 1.2, "ratio": 0.5},
-    ]
-    text = pages.report_page({**report, "bench": {"runs": runs}}, view_of(module), view_of(module))
+    text = pages.report_page({**report, "bench": BENCH}, view_of(module), view_of(module))
     check_page(text)
-    assert "left: 50.0%" in text  # the median of the first, of the slowest
+    assert text.count("<svg") == 2
+    assert "a&lt;b&gt;.onnx" in text
+    assert "a<b>" not in text
+    assert "b.onnx: 1 ms, 1 MB, outputs differ by 0.002 of the largest" in text
+
+
+def test_convert_measures_when_asked(workplace: Path) -> None:
+    report = regraft.convert("model.onnx", "out", bench=True).report
+    first, made = report["bench"]["runs"]
+    assert (first["path"], made["path"]) == ("model.onnx", "out")
+    assert first["bytes"] == (workplace / "model.onnx").stat().st_size
+    assert made["bytes"] == (workplace / "out" / "model.onnx").stat().st_size
+    assert "Size against latency" in (workplace / "out" / "report.html").read_text("utf-8")
+
+
+def test_source_of_a_measurement_is_the_one_before_passes(workplace: Path) -> None:
+    module = regraft.load("model.onnx")
+    report = regraft.convert(module, "out", bench=True).report
+    assert [run["max_rel"] for run in report["bench"]["runs"]] == [0.0, 0.0]
+    assert report["bench"]["runs"][0]["bytes"] is None  # it has no file: no plot of sizes
+    assert "Size against latency" not in (workplace / "out" / "report.html").read_text("utf-8")
+
+
+def test_places_that_nothing_proved_are_listed(workplace: Path) -> None:
+    module = regraft.load("model.onnx")
+    report = dict(regraft.convert("model.onnx", "out").report)
+    place = {"node": "att<n", "reason": "more than 160 nodes compute it"}
+    passes = [{**report["passes"][0], "unproved": [place]}, *report["passes"][1:]]
+    text = pages.report_page({**report, "passes": passes}, view_of(module), view_of(module))
+    check_page(text)
+    assert "not proved by itself" in text
+    assert "att&lt;n" in text
+    assert place["reason"] in text
 
 
 def test_names_that_look_like_markup_are_text() -> None:
