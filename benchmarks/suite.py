@@ -3,13 +3,16 @@
 import argparse
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,15 +76,26 @@ def versions(settings: Settings) -> dict[str, dict[str, str]]:
 
 
 def measure(measurement: Measurement, settings: Settings) -> Result:
-    """Runs one measurement; an exception becomes its error, so that the others still run."""
+    """Runs one measurement in a process of its own; an exception becomes its error.
+
+    A fresh process, because commands start with the peak of memory of the one that launches them.
+    """
     start = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        rows, error = pool.submit(_rows, measurement, settings).result()
+    return Result(measurement.name, tuple(rows), time.perf_counter() - start, error)
+
+
+def _rows(measurement: Measurement, settings: Settings) -> tuple[list[Row], str | None]:
+    # a shell starts background jobs deaf to Ctrl-C, which some measurements send
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rows: list[Row] = []
-    error = None
     try:
         rows.extend(measurement.run(settings))
     except Exception as raised:
-        error = f"{type(raised).__name__}: {raised}"
-    return Result(measurement.name, tuple(rows), time.perf_counter() - start, error)
+        return rows, f"{type(raised).__name__}: {raised}"
+    return rows, None
 
 
 def _number(value: float | None) -> str:
