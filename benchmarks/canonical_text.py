@@ -1,7 +1,8 @@
 """A module as text that says nothing of names: equal texts compute the same in the same way.
 
 Nodes come in the order in which the outputs need them, values and symbols are numbered as they
-appear, and weights are named by their content. Operands of commutative operators are sorted.
+appear, and weights are named by their content. Operands of commutative operators are sorted. What
+two weights of equal content make is one value: files keep one copy of them.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ class _Writer:
         self.module = module
         self.keys: dict[Value, str] = {}
         self.symbols: dict[str, str] = {}
+        self.made: dict[str, list[str]] = {}
         self.count = 0
 
     def size(self, dim: DimLike) -> str:
@@ -94,10 +96,16 @@ class _Writer:
         if Trait.COMMUTATIVE in node.op.traits:
             operands.sort()
         attrs = {name: self.attribute(value) for name, value in sorted(node.attrs.items())}
+        text = f"{node.op.name}({', '.join(operands)}) {attrs}"
+        known = self.made.get(text)
+        if known is not None and node.op.is_pure and not node.bodies:
+            self.keys.update(zip(node.outputs, known, strict=True))
+            return
         for value in node.outputs:
             self.keys[value] = f"v{self.count}"
             self.count += 1
-        yield f"{self.keys[node.outputs[0]]} = {node.op.name}({', '.join(operands)}) {attrs}"
+        self.made[text] = [self.keys[value] for value in node.outputs]
+        yield f"{self.keys[node.outputs[0]]} = {text}"
         for body in node.bodies:
             yield "{"
             yield from self.graph(body)

@@ -10,6 +10,7 @@ import numpy as np
 from regraft.ir.dims import Dim, DimLike, DimOp, Symbol
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Value
+from regraft.ir.ops.content import at_least
 
 if TYPE_CHECKING:
     from regraft.backends.onnx.graph_emitter import GraphEmitter
@@ -105,6 +106,8 @@ class SizeBuilder:
             case "exactdiv":
                 return self._binary("Div", a, b)
             case "floordiv":
+                if at_least(atom.args[0], 0) and at_least(atom.args[1], 1):
+                    return self._binary("Div", a, b)
                 # ONNX Div truncates; floor(a / b) == (a - mod(a, b)) / b with Mod's divisor sign
                 rest = self._binary("Mod", a, b)
                 return self._binary("Div", self._binary("Sub", a, rest), b)

@@ -26,7 +26,7 @@ from regraft.passes.analysis.attention_layout import (
     ways_out_of,
     with_mask_axes,
 )
-from regraft.passes.analysis.attention_masks import MaskReader, Masks
+from regraft.passes.analysis.attention_masks import MaskReader, Masks, as_cond
 from regraft.passes.analysis.attention_scores import Cond, Scores, Term, read_scores
 from regraft.passes.analysis.attention_skeleton import Site, find_path, softmax_site
 from regraft.passes.analysis.attention_weights import Sum, find_sum, interior_escapes
@@ -50,6 +50,7 @@ class Attention:
         softcap: Soft cap of the scores, 0 without.
         early: Terms added before the cap.
         scales: Tensors that the queries are multiplied by.
+        factors: Tensors that the values are multiplied by.
         masks: What hides keys or is added.
         sinks: A further score per head, without a value.
         softmax_dtype: Element type of the softmax when it differs.
@@ -70,6 +71,7 @@ class Attention:
     softcap: float = 0.0
     early: list[Term] = field(default_factory=list)
     scales: list[Term] = field(default_factory=list)
+    factors: list[Term] = field(default_factory=list)
     masks: Masks = field(default_factory=Masks)
     sinks: Term | None = None
     softmax_dtype: DType | None = None
@@ -230,6 +232,7 @@ def _assemble(
         softcap=scores.softcap,
         early=scores.early,
         scales=scores.scales,
+        factors=total.factors,
         masks=masks,
         sinks=scores.sinks,
         softmax_dtype=scores.softmax_dtype,
@@ -311,17 +314,34 @@ def _operand_term(value: Value, axes: Axes) -> Term:
 def _without_zeroed(scores: Scores, total: Sum) -> list[Cond] | None:
     """Returns the conditions; one whose weights are set to 0 as well hides its keys altogether.
 
-    None when weights are set to 0 where no score is hidden.
+    None when weights are set to 0 where no score is hidden. An added mask of such a condition goes
+    from the terms of `scores` to the conditions.
     """
     conds = list(scores.conds)
     for zeroed in total.zeroed:
-        for i, cond in enumerate(conds):
-            if cond.term.value is zeroed.term.value and cond.hides == zeroed.hides:
-                conds[i] = Cond(cond.term, cond.hides, -math.inf)
-                break
-        else:
+        own = _hidden_alike(conds, scores, zeroed)
+        if own is None:
             return None
+        conds.append(Cond(own, zeroed.hides, -math.inf))
     return conds
+
+
+def _hidden_alike(conds: list[Cond], scores: Scores, zeroed: Cond) -> Term | None:
+    """Takes out the condition, or the added mask, that hides what `zeroed` sets to 0."""
+    for cond in conds:
+        if cond.term.value is zeroed.term.value and cond.hides == zeroed.hides:
+            conds.remove(cond)
+            return cond.term
+    for term in scores.terms:
+        added = as_cond(term)
+        if (
+            added is not None
+            and added.term.value is zeroed.term.value
+            and added.hides == zeroed.hides
+        ):
+            scores.terms.remove(term)
+            return added.term
+    return None
 
 
 def _misfit(a: Attention) -> str:
@@ -332,21 +352,17 @@ def _misfit(a: Attention) -> str:
     if a.is_channel:
         return "it mixes channels: positions are summed over"
     known = {*layout.batch, *layout.heads, *layout.rows}
-    for term in a.scales:
-        atoms = {leaf for axis in term.axes for leaf in leaves(axis)}
-        if not atoms <= known:
-            return "scores are multiplied by a tensor that depends on the key"
+    if not all(_atoms(term) <= known for term in a.scales):
+        return "scores are multiplied by a tensor that depends on the key"
+    if not all(_atoms(term) <= {*layout.batch, *layout.keys} for term in a.factors):
+        return "weights are multiplied by a tensor that depends on more than the key"
     if a.q.base.dtype is None or a.q.base.dtype is not a.k.base.dtype:
         return "queries and keys have other element types"
     if a.v.base.dtype is not a.q.base.dtype:
         return "values have another element type than the queries"
-    problem = _softcap_problem(a) if a.early else ""
+    problem = _softcap_problem(a) or _sinks_problem(a)
     if problem:
         return problem
-    if a.sinks is not None:
-        view = view_of(a.sinks.value)
-        if not align(view, a.sinks) or not view.atoms() <= set(layout.heads):
-            return "the sinks are not one number per head"
     own = {*known, *layout.keys, *layout.inner, *layout.channels}
     for view, kinds in (
         (a.q, {*layout.batch, *layout.heads, *layout.rows, *layout.inner}),
@@ -358,7 +374,21 @@ def _misfit(a: Attention) -> str:
     return ""
 
 
+def _atoms(term: Term) -> set[Atom]:
+    return {leaf for axis in term.axes for leaf in leaves(axis)}
+
+
+def _sinks_problem(a: Attention) -> str:
+    if a.sinks is None:
+        return ""
+    view = view_of(a.sinks.value)
+    fits = align(view, a.sinks) and view.atoms() <= set(a.layout.heads)
+    return "" if fits else "the sinks are not one number per head"
+
+
 def _softcap_problem(a: Attention) -> str:
+    if not a.early:
+        return ""
     if a.masks.terms:
         return "terms are added before and after the soft cap"
     if len(a.early) > 1 or a.masks.conds or a.masks.soft:

@@ -189,10 +189,12 @@ def mixes_channels(layout: Layout, ways_out: list[Axes], k: View) -> bool:
     """Whether queries and keys are channels: they share an axis with the heads."""
     if not layout.heads:
         return False
-    heads = set(layout.heads)
-    for axis in (axis for axes in ways_out for axis in axes):
-        atoms = set(leaves(axis))
-        if atoms & heads and atoms & set(layout.rows) and not atoms & set(layout.channels):
+    heads, channels = set(layout.heads), set(layout.channels)
+    out = [set(leaves(axis)) for axes in ways_out for axis in axes]
+    if any(atoms & heads and atoms & channels for atoms in out):
+        return False  # heads and channels are merged; rows of a group of heads may be one axis
+    for atoms in out:
+        if atoms & heads and atoms & set(layout.rows) and not atoms & channels:
             return atoms <= heads | set(layout.rows)
     for axis in k.base_axes:
         atoms = set(leaves(axis))

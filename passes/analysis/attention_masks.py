@@ -141,7 +141,7 @@ class MaskReader:
     def _added(
         self, masks: Masks, term: Term, frame: _Frame, windows: list[tuple[Window, Cond | Term]]
     ) -> None:
-        cond = _as_cond(term)
+        cond = as_cond(term)
         if cond is not None and cond.fill == -np.inf:
             self._cond(masks, cond, frame, windows)
             return
@@ -155,7 +155,7 @@ class MaskReader:
 
     def _note(self, masks: Masks, term: Term, frame: _Frame, depth: int = 0) -> None:
         """Notes what an added mask that stays as it is consists of."""
-        cond, node = _as_cond(term), term.value.producer
+        cond, node = as_cond(term), term.value.producer
         if cond is not None:
             self._note_cond(masks, cond, frame)
             return
@@ -260,7 +260,7 @@ def _narrowed(operand: Value, term: Term) -> Term | None:
     )
 
 
-def _as_cond(term: Term) -> Cond | None:
+def as_cond(term: Term) -> Cond | None:
     """Reads `where(condition, 0, fill)` off an added mask."""
     value = term.value
     axes = term.axes

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import cast, functions, logical, slicing
+from regraft.ir.ops import arithmetic, cast, functions, logical, slicing
+from regraft.ir.types import DType
 from regraft.passes.analysis.attention_scores import Cond, Term
 from regraft.passes.analysis.attention_skeleton import Site
 from regraft.passes.analysis.products import Product, product_of
 from regraft.passes.analysis.views import Atom, Axes, axes_of, is_float, is_movement, leaves, moved
-from regraft.passes.cleanup.facts import uniform
+from regraft.passes.cleanup.facts import made_by, uniform
 
 _MAX_STEPS = 40
 
@@ -28,7 +29,7 @@ class Sum:
         nodes: The nodes on the way, the product last.
         is_guarded: Whether NaN weights (of rows without a key) become 0.
         zeroed: Conditions that set weights to 0.
-        escapes: Whether weights are used elsewhere too.
+        factors: Tensors that the weights are multiplied by.
     """
 
     product: Product
@@ -37,21 +38,24 @@ class Sum:
     nodes: list[Node]
     is_guarded: bool
     zeroed: list[Cond]
-    escapes: bool = False
+    factors: list[Term]
 
 
 def find_sum(site: Site, axes: Axes, data: set[Value], has_sinks: bool) -> Sum | None:
     """Follows the weights to the product that sums over the keys, None when there is none."""
     keys = leaves(axes[site.axis])
-    state = _Weights([], False, [])
+    state = _Weights([])
     return _ascend(site.weights, axes, keys, data, state, has_sinks, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
+    """What was seen on the way up."""
+
     nodes: list[Node]
-    is_guarded: bool
-    zeroed: list[Cond]
+    is_guarded: bool = False
+    zeroed: tuple[Cond, ...] = ()
+    factors: tuple[Term, ...] = ()
 
 
 def _ascend(
@@ -90,43 +94,69 @@ def _weighted_sum(
     ]
     if other is value or other not in data or len(summed) != 1 or leaves(summed[0]) != keys:
         return None
-    return Sum(product, idx, axes, [*state.nodes, product.node], state.is_guarded, state.zeroed)
+    return Sum(
+        product, idx, axes, [*state.nodes, product.node], state.is_guarded,
+        list(state.zeroed), list(state.factors),
+    )  # fmt: skip
 
 
 def _weights_step(
     user: Node, value: Value, axes: Axes, keys: list[Atom], state: _Weights, has_sinks: bool
 ) -> tuple[Axes, _Weights] | None:
-    nodes = [*state.nodes, user]
+    after = replace(state, nodes=[*state.nodes, user])
     if is_movement(user) and user.inputs[0] is value:
-        after = moved(user, axes)
-        return None if after is None else (after, _Weights(nodes, state.is_guarded, state.zeroed))
+        axes_after = moved(user, axes)
+        return None if axes_after is None else (axes_after, after)
     if user.op is cast.cast and is_float(user.attrs["to"]):
-        return axes, _Weights(nodes, state.is_guarded, state.zeroed)
+        return axes, after
     if user.op is slicing.slice_ and has_sinks and _keeps_keys(user, axes, keys):
-        return axes, _Weights(nodes, state.is_guarded, state.zeroed)
+        return axes, after
+    if user.op is arithmetic.mul and user.output.shape == value.shape:
+        return _multiplied(user, value, axes, after)
     if user.op is logical.where:
-        main = 1 if user.inputs[1] is value else 2
-        if user.inputs[main] is not value or uniform(user.inputs[3 - main]) != 0.0:
-            return None
-        condition = user.inputs[0]
-        test = None if condition is None else condition.producer
-        if (
-            test is not None
-            and test.op is functions.is_nan
-            and test.inputs[0] is value
-            and main == 2
-        ):
-            return axes, _Weights([*state.nodes, test, user], True, state.zeroed)
-        if condition is None or condition.shape is None or len(condition.shape) > len(axes):
-            return None
-        own = axes[len(axes) - len(condition.shape) :]
-        term = Term(
-            condition,
-            [[] if d == 1 else a for d, a in zip(condition.shape, own, strict=True)],
-        )
-        cond = Cond(term, main == 2, -np.inf)
-        return axes, _Weights(nodes, state.is_guarded, [*state.zeroed, cond])
+        return _zeroed(user, value, axes, after)
     return None
+
+
+def _multiplied(
+    user: Node, value: Value, axes: Axes, after: _Weights
+) -> tuple[Axes, _Weights] | None:
+    """Weights times a condition as a number, or times another tensor."""
+    other = user.inputs[1] if user.inputs[0] is value else user.inputs[0]
+    if other is None or other is value:
+        return None
+    made = made_by(other, cast.cast)
+    condition = None if made is None else made.inputs[0]
+    if condition is not None and condition.dtype is DType.BOOL:
+        term = _lined_up(condition, axes)
+        if term is None:
+            return None
+        return axes, replace(after, zeroed=(*after.zeroed, Cond(term, False, -np.inf)))
+    term = _lined_up(other, axes)
+    return None if term is None else (axes, replace(after, factors=(*after.factors, term)))
+
+
+def _zeroed(user: Node, value: Value, axes: Axes, after: _Weights) -> tuple[Axes, _Weights] | None:
+    """Weights that a condition sets to 0."""
+    main = 1 if user.inputs[1] is value else 2
+    if user.inputs[main] is not value or uniform(user.inputs[3 - main]) != 0.0:
+        return None
+    condition = user.inputs[0]
+    test = made_by(condition, functions.is_nan)
+    if test is not None and test.inputs[0] is value and main == 2:
+        return axes, replace(after, nodes=[*after.nodes[:-1], test, user], is_guarded=True)
+    term = None if condition is None else _lined_up(condition, axes)
+    if term is None:
+        return None
+    return axes, replace(after, zeroed=(*after.zeroed, Cond(term, main == 2, -np.inf)))
+
+
+def _lined_up(value: Value, axes: Axes) -> Term | None:
+    """Returns a tensor that broadcasts to the weights, with the axes that it runs over."""
+    if value.shape is None or len(value.shape) > len(axes):
+        return None
+    own = axes[len(axes) - len(value.shape) :]
+    return Term(value, [[] if d == 1 else a for d, a in zip(value.shape, own, strict=True)])
 
 
 def _keeps_keys(node: Node, axes: Axes, keys: list[Atom]) -> bool:

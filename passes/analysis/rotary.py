@@ -101,11 +101,12 @@ def _at(root: Node) -> Rotary | None:
     out = root.outputs[0]
     if out.rank not in (3, 4) or out.dtype is None or not out.dtype.is_float:
         return None
-    found = _products(root)
+    turned, rest = _parts(root)
+    found = _products(root, turned)
     if found is None or out.shape is None:
         return None
     products, above = found
-    size = out.shape[-1]
+    size = out.shape[-1] if rest is None else _channels(turned)
     split = _common(products, out)
     if split is None or not isinstance(size, int) or size % 2:
         return None
@@ -130,14 +131,28 @@ def _at(root: Node) -> Rotary | None:
     nodes = (*above, *products)
     pair = (distinct[0], distinct[1])
     whole = Rotary(source, start, out, pair, interleaved, size, rows, nodes)
+    if rest is not None:
+        return whole if _follows(rest, whole, out) else None
     return _partial(whole) or whole
 
 
-def _products(root: Node) -> tuple[list[Node], list[Node]] | None:
+def _parts(root: Node) -> tuple[list[Value | None], Value | None]:
+    """Returns the values that turned channels are, and the others that a concatenation appends."""
+    if root.op is slicing.concat and len(root.inputs) == 3:
+        return list(root.inputs[:2]), root.inputs[2]
+    return [root.outputs[0]], None
+
+
+def _channels(values: list[Value | None]) -> int:
+    sizes = [None if v is None or v.shape is None else v.shape[-1] for v in values]
+    return sum(size for size in sizes if isinstance(size, int))
+
+
+def _products(root: Node, turned: list[Value | None]) -> tuple[list[Node], list[Node]] | None:
     """Returns the products that a result is a signed rearrangement of, and the nodes above."""
     products: list[Node] = []
-    above: list[Node] = []
-    stack: list[Value | None] = [root.outputs[0]]
+    above: list[Node] = [] if root.outputs[0] in turned else [root]
+    stack = list(turned)
     while stack:
         value = stack.pop()
         node = None if value is None else value.producer
@@ -306,9 +321,15 @@ def _partial(whole: Rotary) -> Rotary | None:
     rest, last = joined.inputs[1], len(out.shape) - 1
     if rest is None or joined.attrs["axis"] % (last + 1) != last:
         return None
-    labels = _labels(rest, whole.source)
-    total, size = out.shape[-1], whole.rotary_size
-    first = whole.start + size
-    if not isinstance(total, int) or labels != set(range(first, first + total - size)):
+    if not _follows(rest, whole, out):
         return None
     return replace(whole, output=out, nodes=(joined, *whole.nodes))
+
+
+def _follows(rest: Value, whole: Rotary, out: Value) -> bool:
+    """Whether a value is the channels of the source from the turned ones on."""
+    total, size = (out.shape or (None,))[-1], whole.rotary_size
+    first = whole.start + size
+    return isinstance(total, int) and _labels(rest, whole.source) == set(
+        range(first, first + total - size)
+    )

@@ -23,6 +23,16 @@ def slice_everything(node: Node, rw: Rewriter) -> bool:
     return True
 
 
+@local_rule(slice_)
+def slice_by_one(node: Node, rw: Rewriter) -> bool:
+    """slice(x) by steps of 1 -> without steps: one spelling of the same."""
+    if node.attrs["steps"] is None or not _steps_are_one(node):
+        return False
+    node.attrs["steps"] = None
+    rw.update(node)
+    return True
+
+
 def _steps_are_one(node: Node) -> bool:
     steps = node.attrs["steps"]
     return node.inputs[4] is None and (steps is None or all(step == 1 for step in steps))
@@ -151,6 +161,6 @@ def split_into_one(node: Node, rw: Rewriter) -> bool:
 
 
 RULES = RuleSet(
-    slice_everything, slice_of_slice, concat_of_one, concat_of_concat, concat_of_split,
-    split_into_one,
+    slice_by_one, slice_everything, slice_of_slice, concat_of_one, concat_of_concat,
+    concat_of_split, split_into_one,
 )  # fmt: skip

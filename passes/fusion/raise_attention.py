@@ -77,6 +77,8 @@ def build(a: Attention, b: Builder) -> Value:
     k = emit_view(b, a.k, [lay.batch, lay.kv_heads, lay.keys, lay.inner])
     v = emit_view(b, a.v, [lay.batch, lay.kv_heads, lay.keys, lay.channels])
     k, v = _full(b, k, lay.batch, lay.kv_heads), _full(b, v, lay.batch, lay.kv_heads)
+    for term in a.factors:
+        v = b.op(arithmetic.mul, v, _at_keys(b, term, a))
     window = a.masks.window
     made = b.op(
         attention.attention,
@@ -117,6 +119,19 @@ def _aligned(b: Builder, term: Term, a: Attention) -> Value:
         if not align(view, term):
             raise AssertionError("a term whose axes were read does not fit them")
     return emit_view(b, view, [lay.batch, lay.heads, lay.rows, lay.keys])
+
+
+def _at_keys(b: Builder, term: Term, a: Attention) -> Value:
+    """Returns a term that depends on the key alone as [B, 1, T, 1], in the type of the values."""
+    lay = a.layout.resolved()
+    view = view_of(term.value)
+    if not align(view, term):
+        raise AssertionError("a term whose axes were read does not fit them")
+    part = emit_view(b, view, [lay.batch, [], lay.keys, []])
+    dtype = a.v.base.dtype
+    if dtype is None or part.dtype is dtype:
+        return part
+    return b.op(cast.cast, part, to=dtype)
 
 
 def _mask(b: Builder, a: Attention) -> Value | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from regraft.backends.onnx.emitter import Emit, EmitContext, Emitter, direct
-from regraft.ir.dims import Dim, DimLike, Shape, bounds, known_equal
+from regraft.ir.dims import Dim, DimLike, Shape, bounds, exactdiv, known_equal, product
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Node
 from regraft.ir.ops import blocks, repeating, reshaping, sizes, slicing
@@ -42,6 +42,8 @@ def reshape_target(x: Shape | None, shape: Shape) -> tuple[Shape, bool]:
     to_compute = [i for i, dim in enumerate(shape) if isinstance(dim, Dim) and i not in copied]
     empty = {i for i, dim in enumerate(shape) if _may_be_zero(dim)}
     rest = -1
+    if x is not None:
+        to_compute = [i for i in to_compute if not _is_lost(x, shape, i)]
     if not empty and to_compute:
         # the least plain size is the one not to compute; of equals the last
         rest = max(to_compute, key=lambda i: (not _is_symbol(shape[i]), i))
@@ -50,6 +52,17 @@ def reshape_target(x: Shape | None, shape: Shape) -> tuple[Shape, bool]:
     if rest < 0 and not empty <= copied:
         return shape, True
     return tuple(0 if i in copied else -1 if i == rest else d for i, d in enumerate(shape)), False
+
+
+def _is_lost(x: Shape, shape: Shape, idx: int) -> bool:
+    """Whether a plain size would come back as another one where a reader divides it out.
+
+    It is known from elsewhere then, as by what the result is added to, and is worth computing.
+    """
+    if not _is_symbol(shape[idx]):
+        return False
+    others = product(dim for i, dim in enumerate(shape) if i != idx)
+    return not known_equal(exactdiv(product(x), others), shape[idx])
 
 
 def _may_be_zero(dim: DimLike) -> bool:
