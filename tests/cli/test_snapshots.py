@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -15,7 +16,7 @@ import pytest
 
 import regraft
 from regraft.cli import doctor_cmd
-from regraft.cli.main import VERBS, cli
+from regraft.cli.main import PLANNED, cli
 from regraft.passes.manager import CheckMode
 from tests.cli.snapshot import SNAPSHOTS, compare, run, transcript
 from tests.cli.workplace import TEXT, populate
@@ -28,6 +29,7 @@ CASES = {
     "help-short": "-h",
     "unknown-verb": "convrt model.onnx",
     "planned-verb": "audit model.onnx",
+    "planned-verb-search": "search model.onnx",
     "unknown-flag-before-verb": "--verbos",
     # -- convert
     "convert-help": "convert -h",
@@ -69,6 +71,7 @@ CASES = {
     "convert-check": "convert --check model.onnx --dry-run",
     "convert-check-each": "convert model.onnx --dry-run --check=each",
     "convert-check-match": "convert model.onnx --dry-run --check match",
+    "convert-check-module": "convert model.onnx --dry-run --check=module",
     "convert-check-unknown": "convert model.onnx --dry-run --check=every",
     "convert-no-check": "convert model.onnx --dry-run --no-check",
     "convert-inputs": "convert model.onnx --dry-run --inputs samples",
@@ -169,6 +172,8 @@ CASES = {
     "opt-dump": "opt model.rg --passes canonicalize,fold-norms --dump dumps -o out.rg",
     "opt-explain": "opt model.rg --passes canonicalize --explain involution",
     "opt-check-each": "opt model.rg --passes canonicalize --check=each -v",
+    "opt-check-match": "opt model.rg --passes canonicalize --check=match -v",
+    "opt-check-module": "opt model.rg --passes canonicalize --check=module -v",
     "opt-no-check": "opt model.rg --passes canonicalize --no-check -v",
     "opt-samples": "opt model.rg --passes canonicalize --check=each --dims B=3 --seed 1",
     "opt-inputs": "opt model.rg --passes canonicalize --check=each --inputs samples",
@@ -279,14 +284,43 @@ def test_no_snapshot_is_left_over() -> None:
     assert {path.stem for path in SNAPSHOTS.glob("*.txt")} == set(CASES)
 
 
-def test_every_flag_of_every_verb_is_in_a_case() -> None:
-    missing = []
-    for verb in VERBS:
-        command = cli.get_command(click.Context(cli), verb)
-        assert command is not None
-        lines = [shlex.split(line) for line in CASES.values() if line.split()[:1] == [verb]]
-        words = {word.split("=")[0] for line in lines for word in line}
-        for param in command.params:
-            if isinstance(param, click.Option) and not words & {*param.opts, *param.secondary_opts}:
-                missing.append(f"{verb} {param.opts[0]}")
-    assert missing == []
+def missing_in(cases: Iterable[str]) -> list[str]:
+    """Returns what of the command line no case uses: verbs, their flags, and values of choices."""
+    lines = [shlex.split(line) for line in cases]
+    missing = [f"verb {name}" for name in PLANNED if [name] not in [line[:1] for line in lines]]
+    verbs = cli.list_commands(click.Context(cli))
+    for verb in ("", *verbs):
+        command = cli.get_command(click.Context(cli), verb) if verb else cli
+        assert command is not None, verb
+        own = [line for line in lines if (line[0] if line and line[0] in verbs else "") == verb]
+        if verb and not own:
+            missing.append(f"verb {verb}")
+        words = {word for line in own for word in line}
+        words |= {word.partition("=")[0] for word in words}
+        help_names = cli.context_settings["help_option_names"]
+        context = click.Context(command, help_option_names=help_names)
+        for param in [*command.params, command.get_help_option(context)]:
+            if not isinstance(param, click.Option):
+                continue
+            names = {*param.opts, *param.secondary_opts}
+            if not words & names:
+                missing.append(f"{verb} {max(param.opts, key=len)}")
+            if isinstance(param.type, click.Choice):
+                given = {f"{name}={value}" for name in names for value in param.type.choices}
+                given -= words
+                given -= {f"{a}={b}" for line in own for a, b in itertools.pairwise(line)}
+                left_out = {value.partition("=")[2] for value in given}
+                # `--no-check` is the usual way to say `--check=off`
+                left_out -= {"off"} if "--no-check" in words else set()
+                missing += [f"{verb} {max(names, key=len)}={value}" for value in sorted(left_out)]
+    return missing
+
+
+def test_every_verb_flag_and_choice_is_in_a_case() -> None:
+    assert missing_in(CASES.values()) == []
+
+
+@pytest.mark.parametrize("gone", ["--threads", "--html", "--check=each", "-h", "rerun"])
+def test_what_no_case_uses_is_found(gone: str) -> None:
+    left = [line for line in CASES.values() if gone not in shlex.split(line)]
+    assert missing_in(left) != []
