@@ -44,7 +44,7 @@ def emit(e: EmitContext, graph: GraphEmitter) -> str | None:
             return None
         bias = next(v for v in node.inputs if v is not None and v is not product.output)
         return _linear(graph, product, graph.expression(bias))
-    if node.op is matmul and _is_matrix(node.inputs[1]):
+    if node.op is matmul and is_stored_matrix(node.inputs[1]):
         return _linear(graph, node, None)
     return None
 
@@ -58,18 +58,19 @@ def _linear(graph: GraphEmitter, product: Node, bias: str | None) -> str:
 
 
 def biased_product(node: Node) -> Node | None:
-    """Returns the product of `x @ w + bias` when nothing else reads it."""
+    """Returns the product of `x @ w + bias`, both stored, when nothing else reads it."""
     for product_idx, bias_idx in ((0, 1), (1, 0)):
         value, bias = node.inputs[product_idx], node.inputs[bias_idx]
         made = None if value is None else value.producer
         if made is None or made.op is not matmul or value is None or value.num_uses != 1:
             continue
-        if made.graph is node.graph and _is_matrix(made.inputs[1]) and _fits(bias, made):
+        if made.graph is node.graph and is_stored_matrix(made.inputs[1]) and _fits(bias, made):
             return made
     return None
 
 
-def _is_matrix(value: Value | None) -> bool:
+def is_stored_matrix(value: Value | None) -> bool:
+    """Returns whether a value is a weight of rank 2 with float elements."""
     return (
         value is not None
         and value.rank == 2

@@ -8,12 +8,12 @@ cast weights) registers the result under the name of the tensor that it follows 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
+from regraft.backends.torch.adopted_names import TOOL_MADE, adopted_names
 from regraft.backends.torch.naming import identifier
 from regraft.ir.constants import weight as weight_op
 from regraft.ir.derive import DerivedWeight, derive
@@ -32,7 +32,6 @@ from regraft.ir.steps import (
 from regraft.ir.types import DType
 from regraft.ir.weights import Role, Weight, WeightStore
 
-_TOOL_MADE = re.compile(r"[:/]")
 _OWN_ATTRIBUTES = frozenset(dir(nn.Module()))
 
 
@@ -104,7 +103,7 @@ class WeightPlan:
         self._containers.update(containers(path))
 
     def _path(self, name: str) -> str:
-        if _TOOL_MADE.search(name):
+        if TOOL_MADE.search(name):
             return identifier(name)
         parts = name.split(".")
         if not all(parts) or _OWN_ATTRIBUTES.intersection(parts):
@@ -119,11 +118,13 @@ class WeightPlan:
             or any(prefix in self.slots or prefix in self.ties for prefix in containers(path))
         )
 
-    def add(self, name: str, tree: Tree, role: Role, weight: Weight) -> Slot:
-        """Registers a tree under the path of a checkpoint name, once."""
+    def add(
+        self, name: str, tree: Tree, role: Role, weight: Weight, wanted: str | None = None
+    ) -> Slot:
+        """Registers a tree under the path of a checkpoint name, or of a better one, once."""
         slot = self.held.get(tree)
         if slot is None:
-            path = self.reserve(name)
+            path = self.reserve(wanted or name)
             slot = self.slots[path] = self.held[tree] = Slot(path, tree, role, weight)
             self.origins.add(name)
             if path != name:
@@ -155,13 +156,24 @@ def plan_weights(module: Module, *, as_stored: bool = False) -> WeightPlan:
             plan.trees[name] = Source(name, store[name])
         else:
             plan.trees[name] = derive(name, store[name])
+    for name, wanted in ({} if as_stored else adopted_names(module)).items():
+        _adopt(plan, name, wanted)
     sliced = _covered(plan.trees.values())
     for name in used:
         role = store.role(name)
-        for leaf in _leaves(plan.trees[name], sliced):
+        for leaf in _leaves(plan.trees[name], sliced, plan.held):
             plan.add(_name_of(leaf, name, plan), leaf, role, _weight_of(leaf))
+    order = [leaf.path for name in used for leaf in plan.leaves(plan.trees[name])]
+    plan.slots = {path: plan.slots[path] for path in dict.fromkeys(order)}
     _tie(store, plan)
     return plan
+
+
+def _adopt(plan: WeightPlan, name: str, wanted: str) -> None:
+    """Registers the matrix of a linear layer as PyTorch holds it, under its name there."""
+    held = Transpose(plan.trees[name], (1, 0))
+    plan.add(name, held, Role.PARAM, DerivedWeight(held), wanted)
+    plan.trees[name] = Transpose(held, (1, 0))
 
 
 def _used_names(module: Module) -> list[str]:
@@ -188,16 +200,19 @@ def _name_of(leaf: Tree, stored_name: str, plan: WeightPlan) -> str:
     return stored_name if first.name in plan.origins else first.name
 
 
-def _leaves(tree: Tree, sliced: set[Tree]) -> Iterator[Tree]:
+def _leaves(tree: Tree, sliced: set[Tree], held: Mapping[Tree, Slot]) -> Iterator[Tree]:
     """Iterates over what is registered of a tree: below rearrangements that `forward` makes."""
+    if tree in held:
+        yield tree
+        return
     match tree:
         case Transpose(x, _) | Reshape(x, _):
-            yield from _leaves(x, sliced)
+            yield from _leaves(x, sliced, held)
         case Concat(xs, _) if all(_is_moved(x) for x in xs):
             for x in xs:
-                yield from _leaves(x, sliced)
+                yield from _leaves(x, sliced, held)
         case Slice(x, _, _, _, _) if x in sliced:
-            yield from _leaves(x, sliced)
+            yield from _leaves(x, sliced, held)
         case _:
             yield tree
 
