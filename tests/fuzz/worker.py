@@ -23,9 +23,8 @@ from regraft.frontends.onnx.load import import_model
 from regraft.frontends.onnx.reader import parse_proto
 from regraft.ir.errors import RegraftError, UnsupportedError
 from regraft.passes.check.compare import compare_outputs
+from regraft.pipelines import DEFAULT_PASSES
 from tests.fuzz.graphs import SIZES, random_inputs, random_model
-
-PASSES = "canonicalize,fold-norms,canonicalize"
 
 
 def say(**entry: Any) -> None:
@@ -80,7 +79,7 @@ def run_graph(seed: int) -> tuple[str, str]:
     """Converts the random model of a seed and compares it at every binding."""
     model = random_model(seed)
     module = regraft.load(model)
-    regraft.apply(module, PASSES, check="off")
+    regraft.apply(module, DEFAULT_PASSES, check="off")
     return compare(model, to_proto(module), [random_inputs(seed, sizes) for sizes in SIZES])
 
 
@@ -111,7 +110,7 @@ def run_flip(seed: int, path: Path) -> tuple[str, str]:
     data = flip(path.read_bytes(), seed)
     try:
         module = import_model(parse_proto(data), None)
-        regraft.apply(module, PASSES, check="off")
+        regraft.apply(module, DEFAULT_PASSES, check="off")
         ours = to_proto(module)
     except RegraftError as error:
         refusal = error.message[:160]

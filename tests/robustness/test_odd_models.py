@@ -16,6 +16,7 @@ from regraft.ir.constants import opaque
 from regraft.ir.evaluate import evaluate
 from regraft.ir.text import parse_module, print_module
 from regraft.ir.verify import check
+from regraft.pipelines import DEFAULT_PASSES
 from tests.conformance.cases import mismatch, run_ort
 from tests.robustness.odd_models import ODD_MODELS, OddModel
 
@@ -30,7 +31,7 @@ def _feeds(proto: onnx.ModelProto, inputs: Mapping[str, Any]) -> list[Any]:
 
 
 @EACH
-@pytest.mark.parametrize("passes", ["", "canonicalize,fold-norms,canonicalize"])
+@pytest.mark.parametrize("passes", ["", DEFAULT_PASSES])
 def test_odd_model_means_the_same(odd: OddModel, passes: str) -> None:
     proto = odd.build()
     names = [item.name for item in proto.graph.output]
