@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from regraft.frontends.torch.errors import explain_export_error
+from regraft.frontends.torch.experts import static_experts
 
 
 @contextlib.contextmanager
@@ -35,7 +36,7 @@ def export_module(
     Raises:
         InputError: When the module cannot be exported as it is; names the user's line.
     """
-    with evaluation_mode(module):
+    with evaluation_mode(module), static_experts(module):
         try:
             return torch.export.export(
                 module, tuple(args), dict(kwargs), dynamic_shapes=dynamic_shapes, strict=False

@@ -1,0 +1,155 @@
+"""Mixtures of experts whose loop over the chosen experts cannot be exported.
+
+The loop runs over the experts that some token chose, which only the data knows. Two replacements
+give the same result for every choice: stacked experts compute every token at once and weigh by
+what was chosen (zero elsewhere); a loop over `nonzero()` of one flag per expert becomes a loop
+over all experts, of which those that no token chose add nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_COUNTS = ("num_experts", "num_routed_experts", "num_local_experts", "n_routed_experts")
+
+
+@contextlib.contextmanager
+def static_experts(module: torch.nn.Module) -> Iterator[None]:
+    """Lets every mixture of experts in a module compute without looking at the data."""
+    stacked = [part for part in module.modules() if _is_stacked(part)]
+    loops = any(_num_experts(part) is not None for part in module.modules())
+    for part in stacked:
+        part.forward = partial(_compute_all, part)
+    try:
+        with _StaticLoops() if loops else contextlib.nullcontext():
+            yield
+    finally:
+        for part in stacked:
+            del part.forward
+
+
+def _num_experts(module: torch.nn.Module) -> int | None:
+    for name in _COUNTS:
+        found = getattr(module, name, None)
+        if isinstance(found, int):
+            return found
+    return None
+
+
+# -- stacked experts ----------------------------------------------------------------------------
+
+
+def _is_stacked(module: torch.nn.Module) -> bool:
+    """Returns whether a module holds stacked experts and computes the chosen ones of them.
+
+    These are the attributes that `transformers` gives such a class so that its experts can be
+    computed by another function.
+    """
+    if not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed"):
+        return False
+    first = module.gate_up_proj if getattr(module, "has_gate", True) else module.up_proj
+    return all(isinstance(w, torch.Tensor) and w.dim() == 3 for w in (first, module.down_proj))
+
+
+def _project(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, is_transposed: bool
+) -> torch.Tensor:
+    """Returns `[E, T, out]` of `x` `[E or 1, T, in]` for every expert."""
+    out = torch.matmul(x, weight if is_transposed else weight.transpose(1, 2))
+    return out if bias is None else out + bias.unsqueeze(1)
+
+
+def _compute_all(
+    experts: Any,
+    hidden_states: torch.Tensor,
+    top_k_index: Any = None,
+    top_k_weights: Any = None,
+    **renamed: Any,
+) -> torch.Tensor:
+    """Every expert computes every token; those that a token did not choose weigh zero.
+
+    Args:
+        experts: The module.
+        hidden_states: `[T, D]`.
+        top_k_index: `i64[T, K]`, the chosen experts; beyond the last expert: none.
+        top_k_weights: `[T, K]`, what they weigh.
+        renamed: The last two under the names that a class has for them.
+    """
+    if renamed:
+        named = list(renamed.values())
+        top_k_weights = named.pop() if top_k_weights is None else top_k_weights
+        top_k_index = named.pop() if top_k_index is None else top_k_index
+    first = experts.gate_up_proj if experts.has_gate else experts.up_proj
+    prefix = "gate_up" if experts.has_gate else "up"
+    up_bias = getattr(experts, f"{prefix}_proj_bias") if experts.has_bias else None
+    down_bias = experts.down_proj_bias if experts.has_bias else None
+    num = first.shape[0]
+    numbers = torch.arange(num, device=top_k_index.device)
+    chosen = (top_k_index.unsqueeze(-1) == numbers).to(top_k_weights.dtype)  # [T, K, E]
+    weights = (chosen * top_k_weights.unsqueeze(-1)).sum(1)  # [T, E]
+    hidden = _project(
+        hidden_states.unsqueeze(0), first, up_bias, is_transposed=experts.is_transposed
+    )
+    hidden = experts._apply_gate(hidden) if experts.has_gate else experts.act_fn(hidden)
+    each = _project(hidden, experts.down_proj, down_bias, is_transposed=experts.is_transposed)
+    if getattr(experts, "has_post_expert_norm", False):
+        each = experts.post_expert_norm(each)
+    total = (each * weights.transpose(0, 1).unsqueeze(-1)).sum(0)
+    return total.to(hidden_states.dtype)
+
+
+# -- loops over the chosen experts --------------------------------------------------------------
+
+
+class _StaticLoops(TorchFunctionMode):
+    """Makes `for expert in flags.nonzero()` a loop over all experts.
+
+    Only where the flags are as many as the experts of a module that runs (or one more: some
+    models have a class for masked tokens, which no token chooses in evaluation mode).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._running: list[int] = []
+        self._found: dict[int, tuple[torch.Tensor, int]] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Any:
+        before = torch.nn.modules.module.register_module_forward_pre_hook(self._enter_module)
+        after = torch.nn.modules.module.register_module_forward_hook(self._leave_module)
+        self._hooks = [before, after]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+    def _enter_module(self, module: torch.nn.Module, args: Any) -> None:
+        count = _num_experts(module)
+        if count is not None:
+            self._running.append(count)
+
+    def _leave_module(self, module: torch.nn.Module, args: Any, result: Any) -> None:
+        if _num_experts(module) is not None:
+            self._running.pop()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "unbind" and id(args[0]) in self._found:
+            count = self._found[id(args[0])][1]
+            return tuple(torch.tensor([expert]) for expert in range(count))
+        result = func(*args, **(kwargs or {}))
+        if name == "nonzero" and self._running and isinstance(result, torch.Tensor):
+            shape, count = args[0].shape, self._running[-1]
+            if len(shape) == 1 and type(shape[0]) is int and 0 <= shape[0] - count <= 1:
+                self._found[id(result)] = (result, count)
+        return result
