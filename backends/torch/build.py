@@ -12,16 +12,23 @@ from regraft.backends.torch.emitter import Emit
 from regraft.backends.torch.generate import CLASS_NAME, Generated, generate
 from regraft.backends.torch.library.reading import assign
 from regraft.backends.torch.ops import FAMILIES
+from regraft.backends.torch.states import BUFFERS, EXPLICIT
 from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.weight_plan import WeightPlan
 from regraft.backends.torch.weight_source import is_inline
+from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 
 GENERATED = "regraft_generated"
 """Attribute of the generated class: its `Generated`."""
 
 
-def to_torch(module: Module, *, families: Sequence[tuple[Emit, ...]] = FAMILIES) -> nn.Module:
+def to_torch(
+    module: Module,
+    *,
+    states: str = BUFFERS,
+    families: Sequence[tuple[Emit, ...]] = FAMILIES,
+) -> nn.Module:
     """Returns a trainable `nn.Module` that computes what the module computes.
 
     Its `forward` is generated Python (`source_of(net)`), its `state_dict` has the model's own
@@ -29,12 +36,17 @@ def to_torch(module: Module, *, families: Sequence[tuple[Emit, ...]] = FAMILIES)
 
     Args:
         module: The module; it is not changed.
+        states: `buffers`: states whose first content the module has are buffers that `forward`
+            updates, as in the model that was captured; `explicit`: all are arguments and results.
         families: Emitters by operator; default: regraft's own.
 
     Raises:
+        UsageError: For another word for `states`.
         UnsupportedError: When an operator has no PyTorch form, naming all that have none.
     """
-    return build(generate(module, families=families))
+    if states not in (BUFFERS, EXPLICIT):
+        raise UsageError(f"unknown states `{states}`", hint=f"{BUFFERS} or {EXPLICIT}")
+    return build(generate(module, families=families, states=states))
 
 
 def build(generated: Generated) -> nn.Module:

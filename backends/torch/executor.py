@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from regraft.backends.torch.build import GENERATED, build, compile_source, to_torch
 from regraft.backends.torch.generate import OUTPUTS, Generated, generate, output_nest
+from regraft.backends.torch.states import held_states
 from regraft.backends.torch.tensors import array_from, tensor_from
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.graph import Value
@@ -37,13 +38,18 @@ class TorchRunner:
     def __init__(self, net: nn.Module, module: Module, *, device: str = "cpu") -> None:
         self.net = net.to(device)
         self.device = device
-        self._inputs = [str(value.name) for value in module.graph.inputs]
-        self._outputs = output_nest(module)
-        pairs = zip(module.graph.output_names, module.graph.outputs, strict=True)
+        graph = module.graph
+        held = held_states(module)
+        outputs = {state.output for state in held.values()}
+        self._buffers = {str(value.name): state.output for value, state in held.items()}
+        self._inputs = [str(value.name) for value in graph.inputs if value not in held]
+        returned = tuple(name for name in graph.output_names if name not in outputs)
+        self._nest = output_nest(module, returned)
+        pairs = zip(graph.output_names, graph.outputs, strict=True)
         self._types = {name: value.type for name, value in pairs}
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the outputs by name.
+        """Returns the outputs by name; states that the module holds are set and read like them.
 
         Raises:
             UnsupportedError: When PyTorch refuses the sample.
@@ -51,11 +57,15 @@ class TorchRunner:
         arguments = [_moved(inputs[name], self.device) for name in self._inputs]
         try:
             with torch.no_grad():
+                for name in self._buffers.keys() & inputs.keys():
+                    self.net.get_buffer(name).copy_(_moved(inputs[name], self.device))
                 results = self.net(*arguments)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             message = f"PyTorch does not run the sample: {error}"
             raise UnsupportedError(message) from error
-        found = named_outputs(self._outputs, results)
+        found = named_outputs(self._nest, results)
+        for name, output in self._buffers.items():
+            found[output] = self.net.get_buffer(name)
         return {name: _array(found[name], type_) for name, type_ in self._types.items()}
 
 
@@ -174,9 +184,9 @@ class TorchGradients:
             UsageError: For a name that is no float weight of the module.
         """
         net = build(generate(module, as_stored=True)).to(self.device)
-        nest = output_nest(module)
-        wanted = self._wanted(module, net, weights)
         generated: Generated = getattr(type(net), GENERATED)
+        nest = output_nest(module, generated.outputs)
+        wanted = self._wanted(module, net, weights)
         for sample in samples:
             tensors = {name: _moved(item, self.device) for name, item in sample.items()}
             results = net(*[tensors[name] for name in generated.inputs.values()])

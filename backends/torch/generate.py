@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ from regraft.backends.torch.part_calls import PartCalls
 from regraft.backends.torch.part_classes import PartClasses, class_text
 from regraft.backends.torch.parts import find_parts
 from regraft.backends.torch.prepare import check_emittable, inline_bodies
+from regraft.backends.torch.states import BUFFERS, held_states, hold
 from regraft.backends.torch.weight_plan import WeightPlan, plan_weights
-from regraft.backends.torch.weight_source import WeightSource, registrations
-from regraft.ir.graph import Graph
+from regraft.backends.torch.weight_source import WeightSource, attribute, registrations
+from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.types import TensorType
 
@@ -40,13 +41,15 @@ class Generated:
         source: The text of the file; its class is `Model`.
         plan: The tensors that `Model` registers.
         inputs: Argument of `forward` -> name of the graph input.
-        outputs: Names of the graph's outputs, in order.
+        outputs: Names of the graph's outputs that it returns, in order.
+        states: `buffers` or `explicit`.
     """
 
     source: str
     plan: WeightPlan
     inputs: Mapping[str, str]
     outputs: tuple[str, ...]
+    states: str
 
 
 def generate(
@@ -55,6 +58,7 @@ def generate(
     families: Sequence[tuple[Emit, ...]] = FAMILIES,
     as_stored: bool = False,
     is_file: bool = False,
+    states: str = BUFFERS,
 ) -> Generated:
     """Returns a module as Python source; reads no large tensor.
 
@@ -64,6 +68,7 @@ def generate(
         as_stored: Register every stored weight under its own name, however it was derived.
         is_file: Whether the source becomes a file with a weights file beside it, and so has a
             function `load`.
+        states: `buffers` or `explicit`; see `to_torch`.
 
     Raises:
         UnsupportedError: When an operator has no PyTorch form, naming all that have none.
@@ -73,7 +78,9 @@ def generate(
     module = module.clone()
     inline_bodies(module, table)
     plan = plan_weights(module, as_stored=as_stored)
-    inputs = _arguments(module.graph)
+    kept = held_states(module) if states == BUFFERS else {}
+    held = {value: attribute(hold(plan, module, state)) for value, state in kept.items()}
+    inputs = _arguments([value for value in module.graph.inputs if value not in held])
     library, own = LibrarySource(), LibrarySource()
     groups = find_parts(module.graph, plan)
     calls = PartCalls(groups)
@@ -81,11 +88,14 @@ def generate(
     for group in groups:
         calls.sizes[group] = classes.add(group)
     emitter = GraphEmitter(table, WeightSource(plan), library, tuple(inputs), calls)
-    values = emitter.emit_main(module.graph)
-    if len(values) == 1:
-        values = [emitter.lines.take_last(values[0])]
+    values = emitter.emit_main(module.graph, held)
     results = dict(zip(module.graph.output_names, values, strict=True))
-    returned = _nest(output_nest(module), results)
+    for value, state in kept.items():
+        emitter.lines.add(f"{held[value]}.copy_({results.pop(state.output)}.detach())")
+    if len(results) == 1 and not kept:
+        results = {name: emitter.lines.take_last(text) for name, text in results.items()}
+    nest = output_nest(module, tuple(results))
+    returned = _nest(nest, results)
     emitter.lines.add(f"return {returned[1:-1] if returned.startswith('(') else returned}")
     registered = [*classes.registrations, *registrations(plan, classes.paths)]
     functions = (line.strip().partition("(")[0] for line in registered + classes.lines)
@@ -95,16 +105,17 @@ def generate(
     if is_file:
         own.add(load.load)
     model = class_text(
-        CLASS_NAME, "", registered, _signature(module, inputs), emitter.lines.render(2)
+        CLASS_NAME, "", registered, _signature(module, inputs, nest), emitter.lines.render(2)
     )
-    text = _file(_header(module, inputs), library, own, [*classes.texts, model])
-    return Generated(text, plan, inputs, tuple(module.graph.output_names))
+    header = _header(module, inputs, tuple(results))
+    text = _file(header, library, own, [*classes.texts, model])
+    return Generated(text, plan, inputs, tuple(results), states)
 
 
-def _arguments(graph: Graph) -> dict[str, str]:
+def _arguments(values: Sequence[Value]) -> dict[str, str]:
     """Returns the arguments of `forward` with the names of the inputs that they are."""
     arguments: dict[str, str] = {}
-    for value in graph.inputs:
+    for value in values:
         base = name = identifier(value.name or "input")
         number = 0
         while name in arguments or name in RESERVED:
@@ -114,13 +125,29 @@ def _arguments(graph: Graph) -> dict[str, str]:
     return arguments
 
 
-def output_nest(module: Module) -> Any:
-    """Returns what `forward` returns: a nest of tuples, lists and dicts of output names."""
+def output_nest(module: Module, names: tuple[str, ...]) -> Any:
+    """Returns what `forward` returns: a nest of tuples, lists and dicts of output names.
+
+    Args:
+        module: The module.
+        names: The outputs that it returns.
+    """
     spec = module.meta.get(OUTPUTS)
-    names = tuple(module.graph.output_names)
-    if spec is not None:
-        return spec
-    return names[0] if len(names) == 1 else names
+    if spec is None or set(_leaves(spec)) != set(names):  # passes changed the outputs
+        return names[0] if len(names) == 1 else names
+    return spec
+
+
+def _leaves(spec: Any) -> Iterator[str]:
+    match spec:
+        case str():
+            yield spec
+        case tuple() | list():
+            for item in spec:
+                yield from _leaves(item)
+        case dict():
+            for item in spec.values():
+                yield from _leaves(item)
 
 
 def _nest(spec: Any, results: Mapping[str, str]) -> str:
@@ -139,24 +166,25 @@ def _nest(spec: Any, results: Mapping[str, str]) -> str:
             return repr(spec)
 
 
-def _signature(module: Module, inputs: Mapping[str, str]) -> str:
+def _signature(module: Module, inputs: Mapping[str, str], nest: Any) -> str:
+    types = module.input_types
     arguments = [
-        f"{name}: Tensor" if isinstance(value.type, TensorType) else name
-        for name, value in zip(inputs, module.graph.inputs, strict=True)
+        f"{name}: Tensor" if isinstance(types.get(source), TensorType) else name
+        for name, source in inputs.items()
     ]
-    is_single = module.meta.get(OUTPUTS) is None and len(module.graph.outputs) == 1
-    returned = " -> Tensor" if is_single else ""
+    returned = " -> Tensor" if isinstance(nest, str) else ""
     return f"def forward({', '.join(['self', *arguments])}){returned}:"
 
 
-def _header(module: Module, inputs: Mapping[str, str]) -> list[str]:
+def _header(module: Module, inputs: Mapping[str, str], outputs: tuple[str, ...]) -> list[str]:
     lines = [f"{module.name}, generated by regraft.", ""]
-    for name, value in zip(inputs, module.graph.inputs, strict=True):
-        source = "" if name == value.name else f" (`{value.name}`)"
-        lines.append(f"{name}: {value.type}{source}")
+    types = module.input_types
+    for name, source in inputs.items():
+        lines.append(f"{name}: {types[source]}" + ("" if name == source else f" (`{source}`)"))
     lines.append("returns:")
     for name, value in zip(module.graph.output_names, module.graph.outputs, strict=True):
-        lines.append(f"    {name}: {value.type}")
+        if name in outputs:
+            lines.append(f"    {name}: {value.type}")
     return lines
 
 

@@ -22,6 +22,7 @@ from regraft.backends.torch.weight_source import WeightSource, attribute
 from regraft.ir.constants import constant_of, literal, weight
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.ops.reshaping import transpose
 from regraft.ir.types import DType, TensorType
 
 _ALIAS = re.compile(r"self(\.\w+|\[\w+\])*")
@@ -85,6 +86,8 @@ class GraphEmitter:
     def transposed(self, value: Value) -> str:
         """Returns the expression of the transpose of a stored matrix."""
         producer = value.producer
+        if producer is not None and producer.op is transpose and producer.inputs[0] is not None:
+            return self.expression(producer.inputs[0])
         if producer is None or producer.op is not weight:
             return f"{self.expression(value)}.t()"
         return self._through_section(self.weights.transposed(self._stored_name(producer)))
@@ -130,12 +133,17 @@ class GraphEmitter:
 
     # -- the walk ---------------------------------------------------------------------------
 
-    def emit_main(self, graph: Graph) -> list[str]:
+    def emit_main(self, graph: Graph, held: Mapping[Value, str]) -> list[str]:
         """Emits the main graph; returns the expressions of its outputs.
 
         Cost: O(nodes).
+
+        Args:
+            graph: The graph.
+            held: Inputs that are buffers of the module, with their expressions.
         """
-        self._begin(graph.inputs)
+        self.names.update(held)
+        self._begin([value for value in graph.inputs if value not in held])
         self.emit_nodes(list(graph), graph.outputs)
         return [self.expression(value) for value in graph.outputs]
 
@@ -214,6 +222,8 @@ class GraphEmitter:
             if made in self.absorbed and made is not None:
                 operand = made.inputs[1]
                 made = None if operand is None else operand.producer
+            if made is not None and made.op is transpose and made.inputs[0] is not None:
+                made = made.inputs[0].producer
             if made is not None and made.op is weight:
                 owner = self.weights.owner(self._stored_name(made))
                 if owner is not None:

@@ -1,4 +1,4 @@
-"""Forms that PyTorch has in one call where the IR has two nodes: the linear layer."""
+"""Forms that PyTorch has in one call where the IR has several nodes: the linear layer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from regraft.ir.constants import is_constant, weight
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.arithmetic import add
 from regraft.ir.ops.linalg import matmul
+from regraft.ir.ops.reshaping import transpose
 
 if TYPE_CHECKING:
     from regraft.backends.torch.emitter import EmitContext
@@ -32,6 +33,10 @@ def find(nodes: Sequence[Node]) -> dict[Node, Absorbed]:
             product = biased_product(node)
             if product is not None and product in inside:
                 found[product] = Absorbed(node)
+        elif node.op is matmul:
+            moved = None if node.inputs[1] is None else node.inputs[1].producer
+            if moved is not None and moved in inside and is_only_factor(moved):
+                found[moved] = Absorbed(node)
     return found
 
 
@@ -70,14 +75,29 @@ def biased_product(node: Node) -> Node | None:
 
 
 def is_stored_matrix(value: Value | None) -> bool:
-    """Returns whether a value is a weight of rank 2 with float elements."""
+    """Returns whether a value is a float weight of rank 2, or the transpose of one."""
+    made = None if value is None else value.producer
+    if made is not None and made.op is transpose and value is not None and value.rank == 2:
+        return made.attrs["perm"] in ((1, 0), None) and is_stored_matrix(made.inputs[0])
     return (
         value is not None
         and value.rank == 2
-        and value.producer is not None
-        and value.producer.op is weight
+        and made is not None
+        and made.op is weight
         and value.dtype is not None
         and value.dtype.is_float
+    )
+
+
+def is_only_factor(moved: Node) -> bool:
+    """Returns whether a node transposes a stored matrix for products alone."""
+    value = moved.output
+    return (
+        moved.op is transpose
+        and is_stored_matrix(value)
+        and all(
+            isinstance(user, Node) and user.op is matmul and idx == 1 for user, idx in value.uses
+        )
     )
 
 

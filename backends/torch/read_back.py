@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from regraft.backends.torch.states import held_states, hold
 from regraft.backends.torch.tensors import array_from
 from regraft.backends.torch.weight_plan import Slot, WeightPlan, plan_weights
 from regraft.ir.derive import DerivedWeight, source_names
@@ -39,6 +40,8 @@ def read_back(module: Module, net: nn.Module | Mapping[str, torch.Tensor]) -> li
     """
     state = _unwrapped(net.state_dict() if isinstance(net, nn.Module) else net)
     plan = plan_weights(module)
+    for kept_state in held_states(module).values():
+        hold(plan, module, kept_state)
     kept = [slot for slot in plan.slots.values() if slot.role is not Role.CONST]
     _check(kept, plan, state)
     changed: dict[Tree, Tree] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,31 @@ def output_names(program: torch.export.ExportedProgram, taken: Sequence[str]) ->
             path = ("output", *path)
         result.append(".".join(path))
     return _unique(result, taken)
+
+
+def output_nest(spec: pytree.TreeSpec, names: Mapping[int, str]) -> Any:
+    """Returns the result of the module with names of outputs as leaves.
+
+    Sequences are tuples, mappings and `transformers` results are dicts; a leaf that is no output
+    is None.
+
+    Args:
+        spec: The structure of the result.
+        names: Name of the output by leaf.
+    """
+    leaves = [names.get(i) for i in range(spec.num_leaves)]
+    return _plain(pytree.tree_unflatten(leaves, spec))
+
+
+def _plain(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {str(key): _plain(item) for key, item in tree.items()}
+    if isinstance(tree, tuple | list):
+        return tuple(map(_plain, tree))
+    if tree is None or isinstance(tree, str):
+        return tree
+    leaves = pytree.tree_leaves(tree)  # a class of the user's own: its leaves in order
+    return tuple(map(_plain, leaves))
 
 
 def _unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ from regraft.frontends.torch.importer import (
     placeholders,
     storage_of,
 )
-from regraft.frontends.torch.interface import input_names, output_names
+from regraft.frontends.torch.interface import input_names, output_names, output_nest
 from regraft.frontends.torch.scalars import counted, number
 from regraft.frontends.torch.sizes import Sizes
 from regraft.frontends.torch.states import (
@@ -88,6 +88,10 @@ def import_program(
     if session.unsupported:
         raise unsupported_error(session.unsupported)
     module.meta["torch.version"] = torch.__version__
+    call = program.module_call_graph[0].signature
+    if call is not None and call.out_spec.num_leaves:
+        # what a generated `forward` returns
+        module.meta["torch.outputs"] = output_nest(call.out_spec, interface.output_leaves)
     return Imported(module, interface.input_leaves, interface.output_leaves)
 
 
