@@ -22,7 +22,7 @@ from regraft.passes.check.runners import EvalRunner
 from regraft.passes.check.samples import Sample
 from regraft.passes.check.second_look import second_look
 from regraft.passes.pipeline import format_pass, format_pipeline
-from regraft.passes.protocol import Context, Pass, PassResult, Rounded, Skip
+from regraft.passes.protocol import Context, Pass, PassResult, Rounded, Skip, Target
 from regraft.passes.reproducer import write_reproducer
 
 
@@ -55,6 +55,7 @@ class PassRecord:
         decisions: Resolved choices.
         nodes_before: Compute nodes before.
         nodes_after: Compute nodes after.
+        targets: Figures that were asked for.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PassRecord:
     nodes_before: int = 0
     nodes_after: int = 0
     unproved: tuple[Skip, ...] = ()
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(slots=True)
@@ -138,7 +140,7 @@ class PassManager:
         return PassRecord(
             item.name, format_pass(item), result.changed, seconds, str(item.contract), verified,
             stats, result.skipped, result.decisions, before, count_nodes(module.graph),
-            (*result.unproved, *unchecked),
+            (*result.unproved, *unchecked), result.targets,
         )  # fmt: skip
 
     def _recover(

@@ -97,6 +97,23 @@ class InterfaceMap:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """A figure that was asked for and what came of it.
+
+    Args:
+        name: What is measured, such as `flops`.
+        requested: The fraction of the module before that was asked for.
+        achieved: The fraction that was reached.
+        met: Whether the difference is within the pass's tolerance.
+    """
+
+    name: str
+    requested: float
+    achieved: float
+    met: bool
+
+
+@dataclass(frozen=True, slots=True)
 class PassResult:
     """What a pass did.
 
@@ -108,6 +125,7 @@ class PassResult:
         interface: Given when inputs or outputs changed.
         unproved: Places rewritten though they could not be evaluated by themselves, with the
             reason; the check of the whole module covers them.
+        targets: Figures that were asked for.
     """
 
     changed: bool
@@ -116,6 +134,7 @@ class PassResult:
     decisions: Mapping[str, Any] = field(default_factory=dict)
     interface: InterfaceMap | None = None
     unproved: tuple[Skip, ...] = ()
+    targets: tuple[Target, ...] = ()
 
 
 class Executor(Protocol):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ Allocation = Literal["uniform", "global", "isomorphic"]
 
 _BISECTIONS = 50
 _MAX_REPAIRS = 400
+_MAX_COMBINATIONS = 20_000  # all are tried up to this many, which takes a fifth of a second
 _CLOSE = 1e-3  # a tenth of the tightest tolerance: then repairing stops
 
 
@@ -98,7 +100,11 @@ def allocate(
             high = middle
         else:
             low = middle
-    return _repair(cost, budget, limits, wanted(low))
+    sizes = _repair(cost, budget, limits, wanted(low))
+    exact = _nearest_of_all(cost, budget, limits)
+    if exact is None or abs(cost.total(sizes) - budget) <= _CLOSE * budget:
+        return sizes
+    return exact
 
 
 def _by_score(
@@ -149,6 +155,21 @@ def _repair(cost: CostModel, budget: float, limits: Limits, sizes: Array) -> Arr
             break
         sizes = best
     return sizes
+
+
+def _nearest_of_all(cost: CostModel, budget: float, limits: Limits) -> Array | None:
+    """Returns the sizes nearest to the budget of all there are, None when they are too many."""
+    ranges = zip(limits.low, limits.high, limits.step, strict=True)
+    options = [sorted({*range(int(a), int(b) + 1, int(s)), int(b)}) for a, b, s in ranges]
+    if prod(map(len, options)) > _MAX_COMBINATIONS:
+        return None
+    best, miss = limits.high, np.inf
+    for combination in itertools.product(*options):
+        sizes = np.array(combination)
+        found = abs(cost.total(sizes) - budget)
+        if found < miss:
+            best, miss = sizes, found
+    return best
 
 
 def _candidates(cost: CostModel, budget: float, limits: Limits, sizes: Array) -> list[Array]:

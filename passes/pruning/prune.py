@@ -13,7 +13,7 @@ from regraft.ir.module import Module
 from regraft.passes.analysis.coupling import Coupling, PinnedSpace
 from regraft.passes.check.samples import input_symbols
 from regraft.passes.cleanup.dead import drop_dead_code
-from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip
+from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Target
 from regraft.passes.pruning.allocate import Allocation, allocate, choose, limits_of
 from regraft.passes.pruning.cost import MEASURES, CostModel, cost_model
 from regraft.passes.pruning.criteria import Criterion, Normalization, Reduction, score
@@ -118,7 +118,22 @@ class Prune:
             f"{measure}-after": round(pruned),
             "achieved": round(pruned / dense, 6) if dense else 1.0,
         }
-        return PassResult(bool(plan.groups), stats, _skips(coupling), {"plan": plan.to_json()})
+        return PassResult(
+            bool(plan.groups),
+            stats,
+            _skips(coupling),
+            {"plan": plan.to_json()},
+            targets=(self._target(pruned / dense if dense else 1.0),),
+        )
+
+    @property
+    def _tolerance(self) -> float:
+        return _FREE_TOLERANCE if self.round_to == 1 else _ROUNDED_TOLERANCE
+
+    def _target(self, achieved: float) -> Target:
+        measure, fraction = parse_target(self.target)
+        met = abs(achieved / fraction - 1) <= self._tolerance
+        return Target(measure, fraction, round(achieved, 6), met)
 
     def _choose(self, coupling: Coupling, cost: CostModel, fraction: float, seed: int) -> Choice:
         if not coupling.groups:
@@ -133,12 +148,11 @@ class Prune:
             raise TargetError(f"pass `prune`: the module has no {cost.measure} to reduce")
         sizes = allocate(coupling, cost, fraction * dense, limits, self.allocation, scores)
         achieved = cost.total(sizes) / dense
-        tolerance = _FREE_TOLERANCE if self.round_to == 1 else _ROUNDED_TOLERANCE
-        if abs(achieved / fraction - 1) > tolerance:
+        if not self._target(achieved).met:
             least = cost.total(limits.low) / dense
             raise TargetError(
                 f"pass `prune`: {self.target} was asked for, {cost.measure}:{achieved:.4g} is "
-                f"nearest (least {least:.4g}, tolerance {tolerance:.0%})",
+                f"nearest (least {least:.4g}, tolerance {self._tolerance:.0%})",
                 hint=_what_stops(coupling.pinned) if least > fraction else _steps_hint(self),
             )
         return choose(coupling, sizes, scores)

@@ -100,7 +100,7 @@ def build_report(
         "target": target,
         "passes": [pass_entry(record, check) for record in records],
         "check": check_entry(check),
-        "targets": [],
+        "targets": [asdict(target) for record in records for target in record.targets],
         "operators": {"before": dict(before), "after": after},
         "nodes": {"before": sum(before.values()), "after": sum(after.values())},
         "bytes": {"before": source.num_bytes, "after": num_bytes},
