@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from regraft.frontends.torch.caches import register_caches
 from regraft.frontends.torch.call import Import, ImportTable
 from regraft.frontends.torch.dynamic import read_dynamic_shapes
 from regraft.frontends.torch.eager import EagerRunner
@@ -63,7 +64,8 @@ def capture(
         args: Example positional arguments; dynamic axes have sizes of at least 2.
         kwargs: Example keyword arguments.
         dynamic_shapes: What `torch.export.export` takes: by argument, axis -> `Dim`; a name may
-            stand for a `Dim`, and arguments that are left out are static.
+            stand for a `Dim`, arguments that are left out are static, and the axes of one tensor
+            stand for those of all tensors of a cache or other tree.
         importers: Importers of overloads that regraft has none for.
 
     Raises:
@@ -84,6 +86,7 @@ def capture(
             hint="give the `nn.Module` that it was made from",
         )
     named = kwargs or {}
+    register_caches()
     dynamic = read_dynamic_shapes(source, args, named, dynamic_shapes)
     program = export_module(source, args, named, dynamic.shapes)
     names = dynamic.names(user_values(program))

@@ -12,6 +12,7 @@ from torch.export import Dim
 from torch.export.dynamic_shapes import _combine_args, _tree_map_with_path
 from torch.utils import _pytree as pytree
 
+from regraft.frontends.torch.caches import spread
 from regraft.ir.errors import InputError, UsageError
 
 
@@ -133,8 +134,17 @@ def _by_name(shapes: Any, combined: Mapping[str, Any]) -> Any:
             raise ValueError(
                 f"there is no argument `{unknown[0]}`, only {', '.join(map(str, combined))}"
             )
-        return {name: shapes.get(name) for name in combined}
-    return dict(zip(combined, shapes, strict=True))
+        return {name: _spread(shapes.get(name), arg) for name, arg in combined.items()}
+    pairs = zip(combined.items(), shapes, strict=True)
+    return {name: _spread(wanted, arg) for (name, arg), wanted in pairs}
+
+
+def _spread(wanted: Any, arg: Any) -> Any:
+    """Returns the axes of one tensor for every tensor of a tree, such as a cache."""
+    is_axes = isinstance(wanted, Mapping) and all(isinstance(axis, int) for axis in wanted)
+    if not is_axes or not wanted or isinstance(arg, torch.Tensor):
+        return wanted
+    return spread(pytree.tree_structure(arg), wanted)
 
 
 def _name_of(wanted: Any) -> str | None:

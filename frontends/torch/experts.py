@@ -126,7 +126,7 @@ class _StaticLoops(TorchFunctionMode):
         self._hooks = [before, after]
         return super().__enter__()
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         for hook in self._hooks:
             hook.remove()
         super().__exit__(*error)

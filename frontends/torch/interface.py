@@ -13,22 +13,36 @@ Path = tuple[str, ...]
 _CACHE_FIELDS = {"key_cache": "key", "value_cache": "value"}
 
 
-def _step(key: Any) -> str:
-    for field in ("key", "name", "idx"):
-        found = getattr(key, field, None)
-        if found is not None:
-            return str(found)
-    return str(key).strip(".[]'\"")
-
-
 def leaf_paths(spec: pytree.TreeSpec) -> list[Path]:
     """Returns the path of every leaf of a tree of arguments, in order."""
-    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    leaves, _ = pytree.tree_flatten_with_path(tree)
-    paths: list[Path] = [()] * len(leaves)
-    for path, leaf in leaves:
-        paths[leaf] = _readable(tuple(_step(key) for key in path))
-    return paths
+    return [_readable(path) for path in _paths(spec, ())]
+
+
+def _paths(spec: pytree.TreeSpec, prefix: Path) -> list[Path]:
+    if spec.is_leaf():
+        return [prefix]
+    children = spec.children()
+    steps = _steps(spec.type, spec.context, len(children))
+    return [
+        path
+        for step, child in zip(steps, children, strict=True)
+        for path in _paths(child, (*prefix, step))
+    ]
+
+
+def _steps(type_: Any, context: Any, count: int) -> list[str]:
+    """Returns the names of the children of a node: keys, fields, else their numbers."""
+    fields = getattr(type_, "_fields", None) if type_ is not None else None
+    if fields is None and type_ is pytree.namedtuple:
+        fields = context._fields
+    # dicts and model outputs keep their keys, data classes and caches keep them first
+    candidates = [fields, context, context[0] if isinstance(context, list | tuple) and context
+                  else None]  # fmt: skip
+    for names in candidates:
+        if isinstance(names, list | tuple) and len(names) == count:
+            if all(isinstance(name, str | int) for name in names):
+                return [str(name) for name in names]
+    return [str(i) for i in range(count)]
 
 
 def _readable(path: Path) -> Path:
