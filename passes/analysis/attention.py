@@ -16,6 +16,7 @@ from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import arithmetic, attention, functions, linalg, softmax
 from regraft.ir.types import DType
 from regraft.passes.analysis.attention_forms import OtherAttention
+from regraft.passes.analysis.attention_guards import guard_nodes
 from regraft.passes.analysis.attention_layout import (
     Layout,
     find_heads,
@@ -133,12 +134,14 @@ class AttentionFinder:
         if site.logits not in data:
             return None
         path = find_path(site, data)
-        if path is None:
+        if path is None or any(path[0].operand(idx) not in data for idx in (0, 1)):
             heads = _mixed_heads(site, data)
             if heads is not None:
-                found = OtherAttention("talking_heads", site.weights, heads, site.nodes)
-                self._others.append(found)
+                other = OtherAttention("talking_heads", site.weights, heads, site.nodes)
+                self._others.append(other)
                 self._rejected.append((site.weights, "the scores of several heads are mixed"))
+                return None
+        if path is None:
             return None
         product, steps = path
         views = [view_of(product.operand(idx), scales=True) for idx in (0, 1)]
@@ -211,12 +214,15 @@ def _assemble(
     batch = [a for a in rest if a not in heads and (a in in_k or a in in_v)]
     rows = [a for a in rest if a not in heads and a not in batch]
     S, T = size_of(rows), size_of(keys)
-    conds = _without_zeroed(scores, total)
+    conds = _without_zeroed(scores, total, site)
     nodes = {*scores.nodes, *site.nodes, *total.nodes}
     problem = ""
     if conds is None:
         problem, conds = "weights are set to 0 by a condition that the scores do not have", []
+    multiplied = [m for m in scores.scales if any(reader.is_product(m, t) for t in scores.terms)]
     masks = reader.read(conds, scores.terms, rows, keys, (S, T))
+    if masks.num_read:  # a window hides what the product made 0
+        scores.scales = [term for term in scores.scales if term not in multiplied]
     layout = Layout(batch, heads, find_kv_heads(heads, in_k, in_v), rows, keys, inner, channels)
     layout = with_mask_axes(layout, masks)
     if not problem and interior_escapes(nodes, total.product.node):
@@ -311,7 +317,7 @@ def _operand_term(value: Value, axes: Axes) -> Term:
     return Term(value, [[] if dim == 1 else a for dim, a in zip(shape, own, strict=True)])
 
 
-def _without_zeroed(scores: Scores, total: Sum) -> list[Cond] | None:
+def _without_zeroed(scores: Scores, total: Sum, site: Site) -> list[Cond] | None:
     """Returns the conditions; one whose weights are set to 0 as well hides its keys altogether.
 
     None when weights are set to 0 where no score is hidden. An added mask of such a condition goes
@@ -319,6 +325,10 @@ def _without_zeroed(scores: Scores, total: Sum) -> list[Cond] | None:
     """
     conds = list(scores.conds)
     for zeroed in total.zeroed:
+        guard = guard_nodes(zeroed, scores, site)
+        if guard is not None:
+            total.nodes.extend(guard)
+            continue
         own = _hidden_alike(conds, scores, zeroed)
         if own is None:
             return None

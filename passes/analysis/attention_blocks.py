@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from regraft.ir.constants import is_constant
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import conv, linalg, rotary, slicing
+from regraft.ir.ops import cast, conv, gathering, linalg, rotary, slicing
 from regraft.passes.analysis.attention import Attention
 from regraft.passes.analysis.attention_windows import ALL, Window
 from regraft.passes.analysis.rotary import Rotary
 from regraft.passes.analysis.views import is_movement, leaves, size_of
 
 _MAX_STEPS = 40
+_PARTS = frozenset({slicing.split, slicing.slice_, gathering.gather, cast.cast})
 _LINEAR = frozenset({linalg.matmul, linalg.gemm, conv.conv})
 
 
@@ -182,12 +183,26 @@ def _kind(a: Attention, projections: dict[str, Projection]) -> str:
         return "channel"
     if "q" in projections and "k" in projections:
         q, k = projections["q"].source, projections["k"].source
-        return "self" if _root(q) is _root(k) else "cross"
+        return "self" if _is_made_of(k, _root(q)) else "cross"
     q_base, k_base = a.q.base, a.k.base
     if _root(q_base) is _root(k_base):
         return "self"
     same_size = size_of(a.layout.rows) == size_of(a.layout.keys)
     return "self" if same_size else "cross"
+
+
+def _is_made_of(value: Value, source: Value) -> bool:
+    """Whether keys are made of what queries are: of the same value, or of a reduced copy."""
+    stack, seen = [_root(value)], set[Value]()
+    while stack and len(seen) < _MAX_STEPS:
+        current = _root(stack.pop())
+        if current is source:
+            return True
+        if current in seen or current.producer is None:
+            continue
+        seen.add(current)
+        stack += [v for v in current.producer.inputs if v is not None and not is_constant(v)][:1]
+    return False
 
 
 def _root(value: Value) -> Value:
@@ -216,9 +231,21 @@ def _mask_kinds(a: Attention) -> tuple[str, ...]:
 
 
 def _has_past(a: Attention) -> bool:
-    """Whether keys are joined from parts along their positions."""
+    """Whether keys are joined, along their positions, with some that a graph input holds."""
     node = a.k.base.producer
     if node is None or node.op is not slicing.concat:
         return False
     axis = node.attrs["axis"] % len(a.k.base_axes)
-    return bool(set(leaves(a.k.base_axes[axis])) & set(a.layout.keys))
+    if not set(leaves(a.k.base_axes[axis])) & set(a.layout.keys):
+        return False
+    return any(value is not None and _is_given(value) for value in node.inputs)
+
+
+def _is_given(value: Value) -> bool:
+    """Whether a value is a graph input, or a part of one."""
+    while (node := value.producer) is not None:
+        is_part = is_movement(node) or node.op in _PARTS
+        if not is_part or node.inputs[0] is None:
+            return False
+        value = node.inputs[0]
+    return True

@@ -121,6 +121,24 @@ class MaskReader:
         masks.seen = joined(masks.seen, masks.window) or masks.seen
         return masks
 
+    def is_product(self, factor: Term, added: Term) -> bool:
+        """Whether scores times a mask of 0 and 1 plus another hide what the first makes 0.
+
+        `scores * m - 1e4 * (1 - m)` is then `scores - 1e4 * (1 - m)`: no hidden score counts.
+        """
+        if factor.value in self._data or added.value in self._data:
+            return False
+        shown, taken = self._evaluated(factor.value), self._evaluated(added.value)
+        if shown is None or taken is None:
+            return False
+        for (first, *_), (second, *_) in zip(shown, taken, strict=True):
+            mask, plus = first[1], second[1].astype(np.float64) * added.factor
+            if mask.shape != plus.shape or not np.isin(mask, (0, 1)).all():
+                return False
+            if plus[mask == 1].any() or (plus[mask == 0] > _HIDDEN).any():
+                return False
+        return True
+
     def _cond(
         self, masks: Masks, cond: Cond, frame: _Frame, windows: list[tuple[Window, Cond | Term]]
     ) -> None:

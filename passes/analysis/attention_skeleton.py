@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from regraft.ir.graph import Node, Value
@@ -124,18 +124,36 @@ def _ways_down(node: Node) -> Iterator[int]:
 def find_path(site: Site, data: set[Value]) -> tuple[Product, list[Step]] | None:
     """Returns the product that the logits come from and the steps up to them, product first.
 
-    Of several products, one of two tensors that depend on the inputs is preferred.
+    Of several products, one of two tensors that depend on the inputs is preferred, then one whose
+    other operand is no plain constant. Learned queries are constants; that the softmax runs over
+    the other operand's positions tells them from the weights of a linear layer.
     """
-    for is_strict in (True, False):
+    for fits in (_of_two, _of_one_and_no_constant, _of_one):
         steps: list[Step] = []
-        found = _descend(site.logits, data, is_strict, steps, set())
+        found = _descend(site.logits, data, fits, steps, set())
         if found is not None:
             return found, steps[::-1]
     return None
 
 
+def _of_two(operands: list[Value], data: set[Value]) -> bool:
+    return all(operand in data for operand in operands)
+
+
+def _of_one(operands: list[Value], data: set[Value]) -> bool:
+    return any(operand in data for operand in operands)
+
+
+def _of_one_and_no_constant(operands: list[Value], data: set[Value]) -> bool:
+    return _of_one(operands, data) and not _has_constant(operands)
+
+
+Fits = Callable[[list[Value], set[Value]], bool]
+"""Whether the operands of a product are looked for; given the values that depend on inputs."""
+
+
 def _descend(
-    value: Value, data: set[Value], is_strict: bool, steps: list[Step], seen: set[Value]
+    value: Value, data: set[Value], fits: Fits, steps: list[Step], seen: set[Value]
 ) -> Product | None:
     node = value.producer
     if node is None or value in seen or value not in data or len(steps) > _MAX_STEPS:
@@ -143,16 +161,13 @@ def _descend(
     seen.add(value)
     product = product_of(node)
     if product is not None:
-        operands = [product.operand(0), product.operand(1)]
-        count = sum(operand in data for operand in operands)
-        fits = count == 2 or (not is_strict and count == 1 and not _has_constant(operands))
-        return product if fits else None
+        return product if fits([product.operand(0), product.operand(1)], data) else None
     for idx in _ways_down(node):
         main = node.inputs[idx]
         if main is None or main.shape is None:
             continue
         steps.append(Step(node, idx))
-        found = _descend(main, data, is_strict, steps, seen)
+        found = _descend(main, data, fits, steps, seen)
         if found is not None:
             return found
         steps.pop()

@@ -25,6 +25,7 @@ from regraft.passes.analysis.views import (
     View,
     axes_of,
     emit_view,
+    scalar_factor,
     size_of,
     view_of,
 )
@@ -158,6 +159,11 @@ def _mask(b: Builder, a: Attention) -> Value | None:
 
 
 def _added(b: Builder, term: Term, a: Attention, dtype: DType) -> Value:
+    maker = term.value.producer
+    scaled = None if maker is None or term.factor == 1.0 else scalar_factor(maker)
+    source = None if scaled is None or maker is None else maker.inputs[scaled[0]]
+    if scaled is not None and source is not None:  # one product, not two
+        term = Term(source, term.axes, term.factor * scaled[1])
     part = _aligned(b, term, a)
     if term.factor != 1.0:
         part = b.op(arithmetic.mul, part, b.constant(term.factor, part.dtype))
