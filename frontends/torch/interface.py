@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -95,19 +95,20 @@ def output_nest(spec: pytree.TreeSpec, names: Mapping[int, str]) -> Any:
         spec: The structure of the result.
         names: Name of the output by leaf.
     """
-    leaves = [names.get(i) for i in range(spec.num_leaves)]
-    return _plain(pytree.tree_unflatten(leaves, spec))
+    return _nest(spec, iter([names.get(i) for i in range(spec.num_leaves)]))
 
 
-def _plain(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {str(key): _plain(item) for key, item in tree.items()}
-    if isinstance(tree, tuple | list):
-        return tuple(map(_plain, tree))
-    if tree is None or isinstance(tree, str):
-        return tree
-    leaves = pytree.tree_leaves(tree)  # a class of the user's own: its leaves in order
-    return tuple(map(_plain, leaves))
+def _nest(spec: pytree.TreeSpec, leaves: Iterator[str | None]) -> Any:
+    # not by `tree_unflatten`: caches and classes of the user's own hold tensors, no names
+    if spec.is_leaf():
+        return next(leaves)
+    children = [_nest(child, leaves) for child in spec.children()]
+    steps = _steps(spec.type, spec.context, len(children))
+    if all(step.isdigit() for step in steps) and not issubclass(spec.type, Mapping):
+        return tuple(children)
+    if issubclass(spec.type, tuple):
+        return tuple(children)
+    return dict(zip(steps, children, strict=True))
 
 
 def _unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:
