@@ -21,6 +21,7 @@ def drop_dead_code(module: Module) -> int:
     """
     num = _drop_nodes(module.graph, set())
     used = {node.attrs["name"] for node in module.graph.walk() if node.op is weight}
+    used |= {state.input for state in module.states}  # what a buffer holds at first
     store = module.weights
     used = {store.aliases.get(name, name) for name in used}
     for name in [name for name in store if name not in used]:

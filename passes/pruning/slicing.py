@@ -40,9 +40,9 @@ def slice_module(coupling: Coupling, choice: Mapping[Group, Array]) -> int:
     }
     slicer = _Slicer(coupling, kept)
     count = slicer.weights()
+    slicer.states()
     for node in coupling.module.graph.walk():
         slicer.node(node)
-    slicer.states()
     return count
 
 

@@ -75,6 +75,11 @@ class Builder:
             source, result = inputs[state.input], outputs[state.output]
             why = Pin("graph", state.name, "state", "both ends of a state must agree")
             self.tie_values(source, result, why)
+            if state.input in self.module.weights:  # what a buffer holds at first
+                shape = self.module.weights[state.input].shape
+                first = self._weight_spaces(state.input, shape)
+                for a, b in zip(first, self.spaces_of(source), strict=True):
+                    unify(a, b, why)
             held |= {state.input, state.output}
         return held
 
@@ -88,15 +93,19 @@ class Builder:
         shape = value.shape or ()
         producer = value.producer
         if producer is not None and producer.op is weight:
-            name = self.module.weights.aliases.get(producer.attrs["name"], producer.attrs["name"])
-            spaces = self.weights.get(name)
-            if spaces is None:
-                spaces = self.weights[name] = tuple(Space(size) for size in shape)
+            spaces = self._weight_spaces(producer.attrs["name"], shape)
         else:
             spaces = tuple(Space(size) for size in shape)
         self.axes[value] = spaces
         if value.content is not None and not is_constant(value):
             self.pin_value(value, Pin("content", value.name or "", "axis 0", "it holds sizes"))
+        return spaces
+
+    def _weight_spaces(self, name: str, shape: Sequence[DimLike]) -> tuple[Space, ...]:
+        name = self.module.weights.aliases.get(name, name)
+        spaces = self.weights.get(name)
+        if spaces is None:
+            spaces = self.weights[name] = tuple(Space(size) for size in shape)
         return spaces
 
     def pin_value(self, value: Value, why: Pin) -> None:

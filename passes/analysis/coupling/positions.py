@@ -37,23 +37,36 @@ def kept_positions(space: Space, kept: Kept) -> Array:
 
 def _product(space: Space, kept: Kept) -> Array:
     factors = factors_of(space)
-    taken: dict[Space, Array] = {}  # positions of the factors so far, one per kept combination
+    taken: list[Array] = []  # positions of the factors so far, one per kept combination
     flat = np.zeros(1, np.int64)
-    for factor in factors:
+    for i, factor in enumerate(factors):
         rows = kept.get(factor)
         if rows is not None and rows.ndim > 1:
             block = np.zeros(len(flat), np.int64)
-            for each in factors_of(factor.outer) if factor.outer is not None else ():
-                block = block * int(str(each.size)) + taken[each]
+            for j in _blocks_before(factors, i):
+                block = block * int(str(factors[j].size)) + taken[j]
             chosen = rows[block]
         else:
             own = kept_positions(factor, kept)
             chosen = np.broadcast_to(own, (len(flat), len(own)))
         count = chosen.shape[1]
-        taken = {key: np.repeat(value, count) for key, value in taken.items()}
-        taken[factor] = chosen.reshape(-1)
-        flat = np.repeat(flat, count) * int(str(factor.size)) + taken[factor]
+        taken = [np.repeat(positions, count) for positions in taken]
+        taken.append(chosen.reshape(-1))
+        flat = np.repeat(flat, count) * int(str(factor.size)) + taken[-1]
     return flat
+
+
+def _blocks_before(factors: list[Space], place: int) -> range:
+    """Returns the places of the factors over which a leaf chooses: those right before it.
+
+    Their identity alone would not tell: one leaf may stand in a product several times.
+    """
+    outer = factors[place].outer
+    blocks = [] if outer is None else factors_of(outer)
+    first = place - len(blocks)
+    if first < 0 or factors[first:place] != blocks:
+        raise AssertionError("a leaf with positions per block stands outside of its blocks")
+    return range(first, place)
 
 
 def unit_of(space: Space, leaf: Space) -> Array:
@@ -75,8 +88,8 @@ def unit_of(space: Space, leaf: Space) -> Array:
     for axis, factor in enumerate(factors):
         if factor is leaf and leaf.outer is not None:
             block = np.zeros((), np.int64)
-            for each in factors_of(leaf.outer):
-                block = block * int(str(each.size)) + grid[factors.index(each)]
+            for j in _blocks_before(factors, axis):
+                block = block * sizes[j] + grid[j]
             units = block * sizes[axis] + grid[axis]
         else:
             units = unit_of(factor, leaf)[grid[axis]]

@@ -153,6 +153,15 @@ def test_kept_positions_of_blocks_that_choose() -> None:
     assert kept_positions(axis, kept).tolist() == [0, 1, 8, 9]
 
 
+def test_blocks_that_choose_over_a_leaf_that_stands_twice() -> None:
+    two = Space(2)
+    size = Space(3, outer=product_of([two, two]))
+    kept = {size: np.array([[0], [1], [2], [0]])}
+    axis = product_of([two, two, size])
+    assert kept_positions(axis, kept).tolist() == [0, 4, 8, 9]
+    assert unit_of(axis, size).tolist() == list(range(12))
+
+
 def test_units_of_an_axis() -> None:
     heads, size = Space(2), Space(3)
     axis = sum_of([product_of([heads, size]), Space(1), heads])
