@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import psutil
 
@@ -34,6 +36,8 @@ from regraft.passes.check.second_look import second_look
 from regraft.passes.protocol import Contract, Lossy, Rounded, Within
 from regraft.sources import Source
 
+T = TypeVar("T")
+
 DEFAULT_BUDGET_BYTES = 3 << 30
 """Above this, models are not loaded into a runtime: the evaluator streams the weights."""
 
@@ -44,19 +48,37 @@ _STREAM_COPIES = 1.0
 """Streaming holds at most the largest weight (of a matrix product only a few blocks of it)."""
 
 
+def _beside(work: Callable[[], T], name: str) -> Future[T]:
+    """Runs work in a daemon thread: nobody waits for it when what it runs beside fails."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised again by `result()`
+            future.set_exception(error)
+
+    Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
 class _Remembered:
     """A runner that keeps its last answer, for inputs that are asked for twice."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
         self.inputs: Mapping[str, Any] | None = None
-        self.outputs: Mapping[str, Any] = {}
+        self.outputs: Future[Mapping[str, Any]] = Future()
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Starts a run of which the answer will be asked for later."""
+        self.inputs = inputs
+        self.outputs = _beside(lambda: self.runner(inputs), "reference")
 
     def __call__(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         if inputs is not self.inputs:
-            self.outputs = self.runner(inputs)
-            self.inputs = inputs
-        return self.outputs
+            self.begin(inputs)
+        return self.outputs.result()
 
 
 class Checker:
@@ -88,6 +110,7 @@ class Checker:
         self.atol = atol
         self.reason = ""
         self.streams = False
+        self._is_guess = False
         self.samples: Sequence[Sample] = ()
         self._reference: Runner | None = None
         self._plain: Runner | None = None
@@ -128,8 +151,19 @@ class Checker:
             if not self.samples:
                 self.reason = "the source runs on none of the given samples"
             return
-        # a run that streams the weights costs seconds: one sample, and no search for a second size
-        limit = 1 if self.streams else None
+        if not isinstance(self._reference, _Remembered):
+            self._generate(runs)
+            return
+        # a run that streams the weights costs seconds: the passes work meanwhile, with the sample
+        # that is tried first
+        self._generate(lambda inputs: True)
+        if self.samples:
+            self._is_guess = True
+            self._reference.begin(self.samples[0].inputs)
+
+    def _generate(self, runs: Callable[[Mapping[str, Any]], bool]) -> None:
+        # where the weights are streamed, one sample and no search for a second size
+        self.samples, limit = (), 1 if self.streams else None
         try:
             self.samples = generate_samples(
                 self.original, runs, dims=self.dims, seed=self.seed, max_samples=limit
@@ -142,12 +176,30 @@ class Checker:
         """Whether there is a reference and a sample."""
         return self._reference is not None and bool(self.samples)
 
+    def start(self, module: Module, contract: Contract) -> Future[CheckReport] | None:
+        """Begins the check of a module that streams its weights, beside the emission.
+
+        The check reads every weight and the emission writes it: both wait for memory and disk, and
+        neither for the other. The thread is a daemon: nobody waits for it when the emission fails.
+
+        Returns:
+            The report to come, or None where the check needs the emitted file.
+        """
+        if not self.streams:
+            return None
+        module = module.clone()  # emission builds bodies in the graph while the check walks it
+        return _beside(lambda: self.compare(module, None, contract), "check")
+
     def compare(self, module: Module, emitted: Path | None, contract: Contract) -> CheckReport:
         """Compares the emitted file (the module itself when streaming or nothing was emitted).
 
         Raises:
             CheckError: When the result cannot run where the source could.
         """
+        if self._is_guess and self._reference is not None:
+            runs = accepts(self._reference)
+            if not runs(self.samples[0].inputs):
+                self._generate(runs)
         if self._reference is None or not self.samples:
             return CheckReport(f"no ({self.reason})", True)
         if self.streams or _only_evaluator(module):

@@ -255,6 +255,8 @@ class _Conversion:
         with staged(target, force=True) as temp:
             is_file = bool(target.suffix)
             model = temp / (target.name if is_file else model_file(options.target))
+            contract = combined_contract(item.contract for item in self.passes)
+            begun = None if checker is None else checker.start(module, contract)
             files = self._stage(
                 "emit",
                 lambda: emit(
@@ -265,8 +267,10 @@ class _Conversion:
             size = sum(file.stat().st_size for file in files)
             check = CheckReport("no (checks are off)", True)
             if checker is not None:
-                contract = combined_contract(item.contract for item in self.passes)
-                check = self._stage("check", lambda: checker.compare(module, model, contract))
+                check = self._stage(
+                    "check",
+                    begun.result if begun else lambda: checker.compare(module, model, contract),
+                )
                 check.raise_if_failed()
             after = self._view(module)
             report = make_report(check, size)

@@ -1,0 +1,79 @@
+"""The check of a model whose weights do not fit the budget: streamed, beside the emission."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import regraft
+from regraft.ir.constants import weight
+from regraft.ir.errors import CheckError
+from regraft.ir.module import Module
+from regraft.ir.weights import ArrayWeight
+from regraft.passes.protocol import Context, Exact, PassResult
+from tests.robustness.build import graph, info, model, node
+from tests.robustness.build import weight as initializer
+
+TINY = 1 << 12
+"""A budget that none of the models here fits with the copies of a runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spoil:
+    """A pass that claims to be exact and negates a weight."""
+
+    name: ClassVar = "spoil"
+    contract: ClassVar = Exact()
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        """Negates the first weight."""
+        name = next(n.attrs["name"] for n in module.graph.walk() if n.op is weight)
+        module.weights.set(name, ArrayWeight(-module.weights[name].numpy()))
+        return PassResult(True)
+
+
+def product() -> bytes:
+    made = graph(
+        [node("MatMul", "x w", "h"), node("Relu", "h", "y")],
+        inputs=[info("x", ("B", 16))],
+        outputs=[info("y", None)],
+        initializers=[initializer("w", (16, 48))],
+    )
+    return model(made).SerializeToString()
+
+
+def test_a_streamed_check_finds_a_wrong_pass(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(product())
+    with pytest.raises(CheckError, match="output `y`"):
+        regraft.convert(
+            tmp_path / "m.onnx", tmp_path / "out", passes=[Spoil()], max_memory_bytes=TINY
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_streamed_check_is_a_check_of_the_module(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(product())
+    done = regraft.convert(tmp_path / "m.onnx", tmp_path / "out", max_memory_bytes=TINY)
+    assert done.check.verified == "module"
+    assert done.check.num_samples == 1
+
+
+def test_a_size_that_does_not_run_is_given_up_for_one_that_does(tmp_path: Path) -> None:
+    made = graph(
+        [node("Reshape", "x shape", "h"), node("MatMul", "h w", "y")],
+        inputs=[info("x", (1, "N"))],
+        outputs=[info("y", None)],
+        initializers=[initializer("w", (16, 48))],
+    )
+    shape = made.initializer.add()
+    shape.name, shape.data_type = "shape", 7
+    shape.dims.append(2)
+    shape.raw_data = np.array([-1, 16], np.int64).tobytes()
+    (tmp_path / "m.onnx").write_bytes(model(made).SerializeToString())
+    done = regraft.convert(tmp_path / "m.onnx", tmp_path / "out", max_memory_bytes=TINY)
+    assert done.check.verified == "module"
+    assert done.check.bindings[0]["N"] % 16 == 0
