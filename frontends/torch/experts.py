@@ -23,15 +23,31 @@ _COUNTS = ("num_experts", "num_routed_experts", "num_local_experts", "n_routed_e
 def static_experts(module: torch.nn.Module) -> Iterator[None]:
     """Lets every mixture of experts in a module compute without looking at the data."""
     stacked = [part for part in module.modules() if _is_stacked(part)]
-    loops = any(_num_experts(part) is not None for part in module.modules())
+    layers = [part for part in module.modules() if _num_experts(part) is not None]
+    kept = list(dict.fromkeys(part for layer in layers for part in layer.modules()))
     for part in stacked:
         part.forward = partial(_compute_all, part)
+    for part in kept:
+        part.to = partial(_to, part)
     try:
-        with _StaticLoops() if loops else contextlib.nullcontext():
+        with _StaticLoops() if layers else contextlib.nullcontext():
             yield
     finally:
         for part in stacked:
             del part.forward
+        for part in kept:
+            del part.to
+
+
+def _to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+    """Converts a module, where there is anything to convert: an export cannot change parameters.
+
+    Routers convert themselves to the type that they have already.
+    """
+    _, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+    if all(tensor.dtype is dtype for tensor in module.parameters() if tensor.is_floating_point()):
+        return module
+    return type(module).to(module, *args, **kwargs)
 
 
 def _num_experts(module: torch.nn.Module) -> int | None:

@@ -180,6 +180,8 @@ class GraphImporter:
             if schema.written:
                 self.env[node] = self._write(target, schema, converted)
                 return
+            for symbol in node.meta.get("unbacked_bindings") or ():
+                self.session.sizes.expect(symbol)
             results = self._results(val)
             if self.autocast is not None and name not in _CASTS:
                 converted = {k: self._autocast(v, results) for k, v in converted.items()}

@@ -39,9 +39,10 @@ def _steps(type_: Any, context: Any, count: int) -> list[str]:
     candidates = [fields, context, context[0] if isinstance(context, list | tuple) and context
                   else None]  # fmt: skip
     for names in candidates:
-        if isinstance(names, list | tuple) and len(names) == count:
-            if all(isinstance(name, str | int) for name in names):
-                return [str(name) for name in names]
+        if not isinstance(names, list | tuple) or len(names) != count:
+            continue
+        if all(isinstance(name, str | int) for name in names):
+            return [str(name) for name in names]
     return [str(i) for i in range(count)]
 
 

@@ -15,6 +15,7 @@ from regraft.ir.dims import (
     Dim,
     DimLike,
     Shape,
+    Symbol,
     ceildiv,
     dim_max,
     dim_min,
@@ -47,6 +48,7 @@ class Sizes:
         self.ranges = ranges
         self.names = names
         self._dims: dict[sympy.Expr, DimLike] = {}
+        self._expected: dict[sympy.Symbol, DimLike] = {}
 
     def shape(self, shape: Any) -> Shape:
         """Returns a `torch.Size` as sizes of the IR."""
@@ -62,8 +64,14 @@ class Sizes:
         """Returns whether a symbol stands for a dim already."""
         return symbol in self._dims
 
+    def expect(self, symbol: sympy.Symbol) -> None:
+        """Lets types speak of a symbol that the results of the next call define."""
+        if symbol not in self._dims:
+            self._expected[symbol] = Dim.of(Symbol(f"{symbol}?", lo=0, defined=True))
+
     def define(self, symbol: sympy.Symbol, dim: DimLike) -> None:
         """States what a symbol of the export is in the IR."""
+        self._expected.pop(symbol, None)
         self._dims[symbol] = dim
 
     def declare(self, symbol: sympy.Symbol, fallback: str) -> DimLike:
@@ -99,6 +107,8 @@ class Sizes:
             UnsupportedError: For a function that dims do not have.
         """
         found = self._dims.get(expr)
+        if found is None and self._expected and any(s in self._expected for s in expr.free_symbols):
+            return self._build(expr)
         if found is None:
             found = self._dims[expr] = self._build(expr)
         return found
@@ -107,6 +117,8 @@ class Sizes:
         if isinstance(expr, sympy.Integer):
             return int(expr)
         if isinstance(expr, sympy.Symbol):
+            if expr in self._expected:
+                return self._expected[expr]
             raise UnsupportedError(
                 f"size `{expr}` is computed from elements in a way that has no counterpart",
                 hint="compute it with `.item()` of a tensor, or from sizes",
