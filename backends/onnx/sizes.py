@@ -15,6 +15,8 @@ from regraft.ir.ops.content import at_least
 if TYPE_CHECKING:
     from regraft.backends.onnx.graph_emitter import GraphEmitter
 
+_SHAPE_HAS_BOUNDS = 15
+
 
 class SizeBuilder:
     """Builds size tensors for one graph under construction; equal computations are shared.
@@ -96,6 +98,9 @@ class SizeBuilder:
                 f"size `{symbol.name}` cannot be read from any value in the emitted graph"
             )
         name, axis = found
+        if self.emitter.opset >= _SHAPE_HAS_BOUNDS:
+            bounds = {"start": axis, "end": axis + 1}
+            return self._cached(("shape", name, axis), "Shape", [name], bounds)
         shape = self._cached(("shape", name), "Shape", [name], {})
         idx = self.emitter.constant(np.array([axis], np.int64))
         return self._cached(("gather", shape, axis), "Gather", [shape, idx], {"axis": 0})

@@ -155,6 +155,19 @@ class MaskReader:
                     masks.num_read += 1
                     continue
             (masks.conds if is_hard else masks.soft).append(part)
+            self._see_padded(masks, part, frame)
+
+    def _see_padded(self, masks: Masks, cond: Cond, frame: _Frame) -> None:
+        """Notes the window of a mask that is shorter than the keys and filled up with False."""
+        node = cond.term.value.producer
+        if node is None or node.op is not repeating.pad or cond.hides or node.inputs[0] is None:
+            return
+        if node.attrs["mode"] != "constant" or uniform(node.inputs[2]) != 0.0:
+            return
+        for part in _parts(Cond(Term(node.inputs[0], cond.term.axes), cond.hides, cond.fill)):
+            window = None if part.term.value in self._data else self._window(part, frame)
+            if window is not None:
+                masks.seen = joined(masks.seen, window) or masks.seen
 
     def _added(
         self, masks: Masks, term: Term, frame: _Frame, windows: list[tuple[Window, Cond | Term]]
