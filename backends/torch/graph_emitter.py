@@ -100,7 +100,9 @@ class GraphEmitter:
         item = array.reshape(-1)[0].item()
         if isinstance(item, float) and not np.isfinite(item):
             return f'float("{item}")'
-        return repr(item)
+        short = str(array.reshape(-1)[0])  # the fewest digits that give the element back
+        is_short = isinstance(item, float) and abs(float(short)) <= abs(item)
+        return short if is_short or array.dtype == np.float64 else repr(item)
 
     def size(self, dim: DimLike, *, is_operand: bool = False) -> str:
         """Returns a Python integer expression of a size."""
@@ -219,11 +221,9 @@ class GraphEmitter:
         """
         for operand in () if value.producer is None else value.producer.inputs:
             made = None if operand is None else operand.producer
-            if made in self.absorbed and made is not None:
-                operand = made.inputs[1]
+            while made is not None and made in self.absorbed:
+                operand = made.inputs[-1]  # the matrix of a product, what a transpose moves
                 made = None if operand is None else operand.producer
-            if made is not None and made.op is transpose and made.inputs[0] is not None:
-                made = made.inputs[0].producer
             if made is not None and made.op is weight:
                 owner = self.weights.owner(self._stored_name(made))
                 if owner is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-_KEEP_FOR = 12
+_KEEP_FOR = 24
 """A dead variable that is assigned again within so many lines needs no `del`."""
 
 
@@ -75,9 +75,15 @@ class Lines:
                 self.add("pass")
             self.depth -= 1
 
-    def render(self, indent: int) -> str:
-        """Returns the text, with `del` of large variables that are dead for long."""
-        self._free_dead()
+    def render(self, indent: int, *, is_short: bool = False) -> str:
+        """Returns the text.
+
+        Args:
+            indent: Levels of indentation.
+            is_short: Whether the function ends so soon that nothing needs a `del` before.
+        """
+        if not is_short:
+            self._free_dead()
         out = []
         for line in self._lines:
             margin = "    " * (line.depth + indent)

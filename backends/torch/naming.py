@@ -41,8 +41,12 @@ def variable_hint(value: Value) -> str:
     if not value.name:
         return identifier(fallback)
     text = value.name
-    if "/" in text:  # a path of scopes, the operator last
+    if "/" in text:  # a path of scopes, the operator that it was last
         text = text.rstrip("/").rpartition("/")[2]
+        if text[:1].isupper():
+            return identifier(fallback.rstrip("_"))
+    if "::" in text:  # numbered by an exporter
+        return identifier(fallback)
     text = _RULE_SUFFIX.sub("", text)
     text = _AUTOMATIC.sub("", _AUTOMATIC.sub("", text))
     text = identifier(_CAMEL.sub("_", text).rpartition(".")[2]).lower().lstrip("_")

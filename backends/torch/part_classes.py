@@ -64,7 +64,7 @@ class PartClasses:
                 f"`{first}` to `{last}`: {len(group.parts)} equal parts.",
                 lines,
                 _signature(group, arguments, list(emitter.sizes.asked.values())),
-                emitter.lines.render(2),
+                emitter.lines.render(2, is_short=True),
             )
         )
         return tuple(emitter.sizes.asked)

@@ -17,6 +17,7 @@ from regraft.backends.torch.adopted_names import TOOL_MADE, adopted_names
 from regraft.backends.torch.naming import identifier
 from regraft.ir.constants import weight as weight_op
 from regraft.ir.derive import DerivedWeight, derive
+from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module
 from regraft.ir.steps import (
     Concat,
@@ -178,12 +179,27 @@ def _adopt(plan: WeightPlan, name: str, wanted: str) -> None:
 
 def _used_names(module: Module) -> list[str]:
     """Returns the stored weights that the graph reads, in the order in which it does."""
-    read = [
-        module.weights.resolve(node.attrs["name"])
-        for node in module.graph.walk()
-        if node.op is weight_op and node.output.num_uses
-    ]
-    return sorted(dict.fromkeys(read), key=lambda name: module.weights.role(name) is Role.CONST)
+    read: dict[str, None] = {}
+    for graph in _graphs(module.graph):
+        for node in graph:
+            read.update(dict.fromkeys(_weights_of(node.inputs)))
+        read.update(dict.fromkeys(_weights_of(graph.outputs)))
+    return sorted(read, key=lambda name: module.weights.role(name) is Role.CONST)
+
+
+def _graphs(graph: Graph) -> Iterator[Graph]:
+    yield graph
+    for node in graph:
+        for body in node.bodies:
+            yield from _graphs(body)
+
+
+def _weights_of(values: Iterable[Value | None]) -> Iterator[str]:
+    """Iterates over the names of the stored weights among values."""
+    for value in values:
+        node = None if value is None else value.producer
+        if node is not None and node.op is weight_op and node.graph is not None:
+            yield node.graph.scope.weights.resolve(node.attrs["name"])
 
 
 def _weight_of(leaf: Tree) -> Weight:

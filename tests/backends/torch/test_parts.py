@@ -1,0 +1,62 @@
+"""Repeated parts: which become one class, and how they are called."""
+
+from __future__ import annotations
+
+import pytest
+
+from regraft.ir.text import parse_module
+from tests.backends.torch.models import LAYERS, assert_same_outputs, layer_inputs, torch
+
+from regraft.backends.torch import source_of, to_torch  # isort: skip  # needs torch
+from regraft.backends.torch.executor import TorchRunner  # isort: skip
+
+
+def _net(text: str) -> tuple[str, torch.nn.Module]:
+    module = parse_module(text)
+    net = to_torch(module)
+    inputs = layer_inputs()
+    assert_same_outputs(module, TorchRunner(net, module)(inputs), inputs)
+    return source_of(net), net
+
+
+def test_equal_layers_become_one_class() -> None:
+    source, net = _net(LAYERS)
+    assert "class Layer(Scope)" in source
+    assert type(net.net.layer[0]) is type(net.net.layer[1])
+
+
+def test_layers_that_compute_differently_stay_apart() -> None:
+    source, _ = _net(LAYERS.replace("%r1 = relu(%a1)", "%r1 = sigmoid(%a1)"))
+    assert "class Layer" not in source
+
+
+def test_layers_of_different_width_stay_apart() -> None:
+    text = LAYERS.replace(
+        '1.up.weight" : f32[16, 8]', '1.up.weight" : f32[12, 8]'
+    ).replace('1.up.bias" : f32[16]', '1.up.bias" : f32[12]').replace(
+        '1.down.weight" : f32[8, 16]', '1.down.weight" : f32[8, 12]'
+    )  # fmt: skip
+    source, _ = _net(text)
+    assert "class Layer" not in source
+
+
+def test_values_inside_layers_that_are_outputs_are_returned_by_each_call() -> None:
+    text = LAYERS.replace("return %out", "return %out, %r0, %r1")
+    source, _ = _net(text)
+    assert "class Layer(Scope)" in source
+    assert "self.net.layer[0](" in source
+    assert "self.net.layer[1](" in source
+
+
+def test_layers_called_in_another_order_than_numbered_are_called_so() -> None:
+    swapped = LAYERS.replace("layer.0.", "layer.X.").replace("layer.1.", "layer.0.")
+    source, _ = _net(swapped.replace("layer.X.", "layer.1."))
+    assert "in (1, 0):" in source
+
+
+@pytest.mark.parametrize("name", ["net.layer.0.up.weight", "net.layer.1.down.weight"])
+def test_parts_train(name: str) -> None:
+    _, net = _net(LAYERS)
+    inputs = [torch.from_numpy(array) for array in layer_inputs().values()]
+    net(*inputs).square().mean().backward()
+    assert net.get_parameter(name).grad.abs().max() > 0
