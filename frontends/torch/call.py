@@ -54,6 +54,8 @@ class CallImport:
     def value(self, name: str) -> Value:
         """Returns a tensor argument that must be present."""
         found = self.args[name]
+        if isinstance(found, bool | int | float):  # a decomposition computes with it as a tensor
+            return self.b.constant(np.asarray(found), self.dtype)
         if not isinstance(found, Value):
             raise UnsupportedCallError(f"argument `{name}` is {found!r}, not a tensor")
         return found

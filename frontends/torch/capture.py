@@ -13,7 +13,7 @@ from regraft.frontends.torch.caches import register_caches
 from regraft.frontends.torch.call import Import, ImportTable
 from regraft.frontends.torch.dynamic import read_dynamic_shapes
 from regraft.frontends.torch.eager import EagerRunner
-from regraft.frontends.torch.export import export_module
+from regraft.frontends.torch.export import export_module, named_keywords
 from regraft.frontends.torch.ops import FAMILIES
 from regraft.frontends.torch.program import Imported, import_program, user_values
 from regraft.ir.errors import InputError, UsageError
@@ -87,8 +87,9 @@ def capture(
         )
     named = kwargs or {}
     register_caches()
-    dynamic = read_dynamic_shapes(source, args, named, dynamic_shapes)
-    program = export_module(source, args, named, dynamic.shapes)
+    with named_keywords(source, named):
+        dynamic = read_dynamic_shapes(source, args, named, dynamic_shapes)
+        program = export_module(source, args, named, dynamic.shapes)
     names = dynamic.names(user_values(program))
     imported = import_program(program, _table(importers), type(source).__name__, names)
     return Capture(imported, source, args, named)

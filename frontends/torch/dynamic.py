@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,7 +111,7 @@ def read_dynamic_shapes(
 
     try:
         combined = _combine_args(module, tuple(args), dict(kwargs))
-        wanted = _by_name(shapes, combined, _rest_name(module))
+        wanted = _by_name(shapes, combined)
         hints = _tree_map_with_path(visit, combined, wanted, tree_name="inputs")
     except (torch._dynamo.exc.UserError, IndexError, TypeError, ValueError) as error:
         raise UsageError(
@@ -127,34 +126,15 @@ def read_dynamic_shapes(
     return DynamicAxes(hints, tuple(axes))
 
 
-def _rest_name(module: torch.nn.Module) -> str | None:
-    """Returns the name of the `**kwargs` of a module's forward, or None."""
-    for parameter in inspect.signature(module.forward).parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            return parameter.name
-    return None
-
-
-def _by_name(shapes: Any, combined: Mapping[str, Any], rest: str | None) -> Any:
-    """Returns shapes keyed by argument name; arguments that it leaves out are static.
-
-    Args:
-        shapes: What the user gave.
-        combined: Arguments by name; those that no parameter names under `rest`.
-        rest: Name of the `**kwargs`.
-    """
+def _by_name(shapes: Any, combined: Mapping[str, Any]) -> Any:
+    """Returns shapes keyed by argument name; arguments that it leaves out are static."""
     if isinstance(shapes, Mapping):
-        more = combined.get(rest, {}) if rest is not None and rest not in shapes else {}
-        given = {**combined, **more}
-        unknown = [name for name in shapes if name not in given]
+        unknown = [name for name in shapes if name not in combined]
         if unknown:
             raise ValueError(
-                f"there is no argument `{unknown[0]}`, only {', '.join(map(str, given))}"
+                f"there is no argument `{unknown[0]}`, only {', '.join(map(str, combined))}"
             )
-        found = {name: _spread(shapes.get(name), arg) for name, arg in combined.items()}
-        if more and rest is not None:
-            found[rest] = {name: _spread(shapes.get(name), arg) for name, arg in more.items()}
-        return found
+        return {name: _spread(shapes.get(name), arg) for name, arg in combined.items()}
     pairs = zip(combined.items(), shapes, strict=True)
     return {name: _spread(wanted, arg) for (name, arg), wanted in pairs}
 

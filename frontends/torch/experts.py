@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 _COUNTS = ("num_experts", "num_routed_experts", "num_local_experts", "n_routed_experts")
 
+_READS = ("__getitem__", "item")
+
 
 @contextlib.contextmanager
 def static_experts(module: torch.nn.Module) -> Iterator[None]:
@@ -134,6 +136,7 @@ class _StaticLoops(TorchFunctionMode):
         super().__init__()
         self._running: list[int] = []
         self._found: dict[int, tuple[torch.Tensor, int]] = {}
+        self._numbers: dict[int, tuple[torch.Tensor, int]] = {}
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Any:
@@ -162,7 +165,11 @@ class _StaticLoops(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "unbind" and id(args[0]) in self._found:
             count = self._found[id(args[0])][1]
-            return tuple(torch.tensor([expert]) for expert in range(count))
+            rows = tuple(torch.tensor([expert]) for expert in range(count))
+            self._numbers.update((id(row), (row, i)) for i, row in enumerate(rows))
+            return rows
+        if name in _READS and id(args[0]) in self._numbers:
+            return self._numbers[id(args[0])][1]
         result = func(*args, **(kwargs or {}))
         if name == "nonzero" and self._running and isinstance(result, torch.Tensor):
             shape, count = args[0].shape, self._running[-1]

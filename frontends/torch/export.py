@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,36 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextlib.contextmanager
+def named_keywords(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Gives the keywords that a forward takes as `**kwargs` parameters of their own.
+
+    An export loses the dynamic axes of the others.
+    """
+    signature = inspect.signature(module.forward)
+    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    names = {parameter.name for parameter in kept}
+    more = [inspect.Parameter(k, inspect.Parameter.KEYWORD_ONLY) for k in kwargs if k not in names]
+    if not more or len(kept) == len(signature.parameters):
+        yield
+        return
+    original = module.forward
+
+    def forward(*args: Any, **keywords: Any) -> Any:
+        return original(*args, **keywords)
+
+    forward.__signature__ = signature.replace(parameters=[*kept, *more])  # type: ignore[attr-defined]  # read by `inspect`
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def export_module(

@@ -77,6 +77,8 @@ def import_program(
     Raises:
         UnsupportedError: When calls have no IR form; names all of them.
     """
+    if any(_maps_rows(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # resolves `vmap`, and decomposes nothing else
     module = Module(Graph(), name)
     sizes = Sizes(module.graph.scope, program.range_constraints, dim_names)
     session = Session(table, sizes, module.warnings, Decomposer().trace)
@@ -93,6 +95,11 @@ def import_program(
         # what a generated `forward` returns
         module.meta["torch.outputs"] = output_nest(call.out_spec, interface.output_leaves)
     return Imported(module, interface.input_leaves, interface.output_leaves)
+
+
+def _maps_rows(node: torch.fx.Node) -> bool:
+    """Returns whether a node is a step of `torch.vmap`, which works on tensors of another rank."""
+    return getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def user_values(program: torch.export.ExportedProgram) -> list[Any]:
