@@ -110,16 +110,24 @@ def _matmul(node: Node, is_constant: IsConstant) -> Linear | None:
 
 
 def _picked_stack(value: Value, is_constant: IsConstant) -> Node | None:
-    """Returns the gather that picks one of the matrices [E, m, n] for every row, or None."""
-    node = picking_of(value)
+    """Returns the gather that picks of the matrices [E, m, n] for every row, or None.
+
+    It picks one, or one per choice where a row chooses several.
+    """
+    node = picking_of(value, max_rank=2)
     if node is None or node.inputs[0] is None or node.inputs[1] is None:
         return None
     data, indices = node.inputs[0], node.inputs[1]
     return node if data.rank == 3 and is_constant(data) and not is_constant(indices) else None
 
 
-def picking_of(value: Value) -> Node | None:
-    """Returns the gather whose result holds one entry of the first axis per row, or None."""
+def picking_of(value: Value, max_rank: int = 1) -> Node | None:
+    """Returns the gather whose result holds one entry of the first axis per row, or None.
+
+    Args:
+        value: The result.
+        max_rank: Highest rank of the indices; with 2, a row may have several entries.
+    """
     node = value.producer
     if node is None or node.op not in (gathering.gather, gathering.gather_nd):
         return None
@@ -127,7 +135,8 @@ def picking_of(value: Value) -> Node | None:
     if indices is None or indices.shape is None:
         return None
     if node.op is gathering.gather:
-        return node if node.attrs["axis"] == 0 and indices.rank == 1 else None
+        is_fine = node.attrs["axis"] == 0 and 1 <= len(indices.shape) <= max_rank
+        return node if is_fine else None
     is_column = indices.rank == 2 and indices.shape[1] == 1 and node.attrs["batch_dims"] == 0
     return node if is_column else None
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import activation, arithmetic, moe, repeating, selecting, softmax
+from regraft.ir.ops import (
+    activation,
+    arithmetic,
+    gathering,
+    moe,
+    repeating,
+    selecting,
+    slicing,
+    softmax,
+)
 from regraft.passes.analysis.ffn import FfnBlock, picking_node
 from regraft.passes.analysis.linear_layers import MOVES, IsConstant, Linear
 
@@ -65,18 +74,59 @@ def moe_layers(
         is_constant: Tells constants.
     """
     dense: list[FfnBlock] = []
-    groups: dict[Value, list[FfnBlock]] = {}
+    groups: dict[object, list[FfnBlock]] = {}
+    shares = _by_share(blocks, is_constant)
     for block in blocks:
         if block.is_expert:
             groups.setdefault(_tokens(block.input, is_constant), []).append(block)
         elif block.num_experts > 1:
             groups.setdefault(block.output, []).append(block)
+        elif block in shares:
+            groups.setdefault(shares[block], []).append(block)
         else:
             dense.append(block)
     found = [_layer(experts, layers, is_constant) for experts in groups.values()]
     found += [_canonical(node, layers) for node in graph if node.op is moe.moe]
     found.sort(key=lambda block: block.nodes[-1].order)
     return found, dense
+
+
+def _by_share(
+    blocks: Sequence[FfnBlock], is_constant: IsConstant
+) -> dict[FfnBlock, tuple[Value, Value]]:
+    """Returns the blocks that compute every token and are weighed by a share of a choice.
+
+    Their key is what they read and the tensor that holds the shares of all experts.
+    """
+    found: dict[tuple[Value, Value], list[FfnBlock]] = {}
+    for block in blocks:
+        shares = _shares(block)
+        if shares is not None and _choice(block, is_constant) is not None:
+            found.setdefault((block.input, shares), []).append(block)
+    return {
+        block: key
+        for key, group in found.items()
+        if len(group) > 1 and len(group) in (key[1].shape or ())
+        for block in group
+    }
+
+
+def _shares(block: FfnBlock) -> Value | None:
+    """Returns the tensor of which a block's result is multiplied by one entry per token."""
+    users = block.output.users
+    if len(users) != 1 or users[0].op is not arithmetic.mul:
+        return None
+    other = next((v for v in users[0].inputs if v is not block.output), None)
+    if other is None or other.shape is None or 1 not in other.shape:
+        return None
+    while (node := other.producer) is not None and node.op in MOVES and node.inputs[0] is not None:
+        other = node.inputs[0]
+    if node is None or node.op not in _ENTRIES:
+        return None
+    return node.inputs[0]
+
+
+_ENTRIES = frozenset({slicing.slice_, slicing.split, gathering.gather})
 
 
 def _layer(

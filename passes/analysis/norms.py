@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from regraft.ir.dims import Dim
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import arithmetic, norm, response_norm
 from regraft.passes.analysis.cones import (
@@ -154,6 +155,8 @@ class NormFinder:
             search.skipped.append(Skip(str(name), found.reason))
         elif found is not None and cone is not None:
             block = _block(cone, found)
+            if _is_over_batch(block):
+                return
             if cone.escaping:
                 sharing.append(block)
             else:
@@ -311,6 +314,19 @@ def _sharing(blocks: Sequence[NormBlock], taken: set[Node], search: NormSearch) 
                     Skip(name, f"something else uses the inside of this {block.kind}")
                 )
         kept = rest
+
+
+def _is_over_batch(block: NormBlock) -> bool:
+    """Whether examples are standardized together: a statistic over the first axis of several.
+
+    A norm of one example may lie along a first axis too, but has a known size there, and a gain.
+    """
+    shape = block.input.shape or ()
+    if block.kind not in ("layer_norm", "rms_norm") or len(shape) < 2:
+        return False
+    if -len(shape) not in block.axes or len(block.axes) == len(shape):
+        return False
+    return isinstance(shape[0], Dim) or (block.gain.is_one and block.shift is None)
 
 
 def _escapes(block: NormBlock, inside: set[Node]) -> bool:

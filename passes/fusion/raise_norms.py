@@ -42,8 +42,7 @@ def _unfit(block: NormBlock) -> str | None:
     x = block.input.shape
     if x is None:
         return "the rank of its input is not known"
-    count = len(block.axes)
-    if block.kind not in _PER_CHANNEL and block.axes != tuple(range(-count, 0)):
+    if block.kind not in _PER_CHANNEL and not _is_last(block) and len(block.axes) != 1:
         return f"it normalizes axes {list(block.axes)}, not the last ones"
     sizes = _sizes(block)
     if sizes is None:
@@ -55,10 +54,15 @@ def _unfit(block: NormBlock) -> str | None:
     return None
 
 
+def _is_last(block: NormBlock) -> bool:
+    """Whether the normalized axes are the last ones, as the operators want them."""
+    return block.axes == tuple(range(-len(block.axes), 0))
+
+
 def _sizes(block: NormBlock) -> tuple[int, ...] | None:
     """Returns the sizes of gain and shift."""
     x = block.input.shape or ()
-    dims = (x[1],) if block.kind in _PER_CHANNEL else x[len(x) - len(block.axes) :]
+    dims = (x[1],) if block.kind in _PER_CHANNEL else tuple(x[axis] for axis in block.axes)
     return dims if all(isinstance(dim, int) for dim in dims) else None  # type: ignore[return-value]
 
 
@@ -69,6 +73,13 @@ def _raised(block: NormBlock, ones: _Ones) -> Raise:
         if sizes is None:
             raise AssertionError("only norms of known sizes are planned")
         x = block.input
+        if x.rank is None:
+            raise AssertionError("only norms of a known rank are planned")
+        perm = None
+        if block.kind not in _PER_CHANNEL and not _is_last(block):  # channels of an image
+            axis = block.axes[0] + x.rank
+            perm = (*(i for i in range(x.rank) if i != axis), axis)
+            x = b.op(reshaping.transpose, x, perm=perm)
         gain = _constant(b, block.gain, sizes, x.dtype, ones)
         attrs: dict[str, Any] = {"epsilon": block.epsilon}
         if block.kind == "group_norm":
@@ -85,6 +96,8 @@ def _raised(block: NormBlock, ones: _Ones) -> Raise:
         result = b.node(op, *operands, num_outputs=1, **attrs).output
         if shift is not None and block.kind == "rms_norm":
             result = b.op(arithmetic.add, result, shift)
+        if perm is not None:
+            result = b.op(reshaping.transpose, result, perm=tuple(np.argsort(perm).tolist()))
         rw.replace(node, result)
 
     return apply

@@ -132,14 +132,17 @@ def test_activation_of_a_norm_that_is_raised_too() -> None:
     assert operators(module) == ["rms_norm", "swish"]
 
 
-def test_norm_over_another_axis_is_skipped_with_the_reason() -> None:
+def test_norm_over_another_axis_is_raised_between_transposes() -> None:
     body = test_norms.LAYER_NORMS["pow, sqrt, div"].replace("axes = [2]", "axes = [1]")
     module = spelled(body + "\n%y = relu(%n)", shape="B, 16, S")
-    result = fuse(module)
-    assert not result.changed
-    assert [skip.reason for skip in result.skipped] == [
-        "layer_norm: it normalizes axes [-2], not the last ones"
-    ]
+    fuse(module)
+    assert operators(module) == ["transpose", "layer_norm", "transpose", "relu"]
+
+
+def test_statistics_over_the_batch_are_no_norm() -> None:
+    body = test_norms.LAYER_NORMS["pow, sqrt, div"].replace("axes = [2]", "axes = [0]")
+    module = spelled(body + "\n%y = relu(%n)", shape="B, 16, 8")
+    assert not fuse(module).changed
 
 
 def test_size_known_at_run_time_only_is_skipped() -> None:
