@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.dims import dim_max, dim_min
 from regraft.ir.graph import Content, Node
-from regraft.ir.ops.content import map_content
+from regraft.ir.ops.content import map_content, size_max, size_min
 from regraft.ir.ops.erf import erf
 from regraft.ir.ops.pointwise import unary
 from regraft.ir.ops.shapes import infer_same
@@ -123,7 +122,7 @@ def _content_clip(node: Node) -> Content | None:
     if x is None or x.content is None:
         return None
     content: Content | None = x.content
-    for name, extremum in (("min", dim_max), ("max", dim_min)):
+    for name, extremum in (("min", size_max), ("max", size_min)):
         bound = node.static(name)
         if bound is None:
             if node.operand(name) is not None:

@@ -28,8 +28,7 @@ import numpy as np
 from regraft.ir.dims import DimLike, known_equal, product
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.attention_body import attention_body
-from regraft.ir.ops.linalg import operands_of
-from regraft.ir.ops.shapes import same_size
+from regraft.ir.ops.shapes import operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.types import TensorType, Type
 

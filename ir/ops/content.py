@@ -6,7 +6,7 @@ sizes through f32, which is exact for sizes below 2**24.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from regraft.ir.constants import MAX_CONTENT, constant_of
@@ -159,21 +159,23 @@ def size_less(a: DimLike, b: DimLike) -> int | None:
     return 0 if hi is not None and hi <= 0 else None
 
 
-def size_max(a: DimLike, b: DimLike) -> DimLike | None:
-    """Returns the larger size, None where empty inputs would decide otherwise."""
-    return _extremum(dim_max, a, b)
+def size_max(*values: DimLike) -> DimLike | None:
+    """Returns the largest size, None where empty inputs would decide otherwise."""
+    return _extremum(dim_max, values)
 
 
-def size_min(a: DimLike, b: DimLike) -> DimLike | None:
-    """Returns the smaller size, None where empty inputs would decide otherwise."""
-    return _extremum(dim_min, a, b)
+def size_min(*values: DimLike) -> DimLike | None:
+    """Returns the smallest size, None where empty inputs would decide otherwise."""
+    return _extremum(dim_min, values)
 
 
-def _extremum(choose: Callable[..., DimLike], a: DimLike, b: DimLike) -> DimLike | None:
-    chosen = choose(a, b)
-    if isinstance(a, int) and isinstance(b, int):
+def _extremum(choose: Callable[..., DimLike], values: Sequence[DimLike]) -> DimLike | None:
+    if not values:
+        return None
+    chosen = choose(*values)
+    if isinstance(chosen, int) and all(isinstance(value, int) for value in values):
         return chosen
-    with_empty = choose(with_empty_inputs(a), with_empty_inputs(b))
+    with_empty = choose(*map(with_empty_inputs, values))
     return chosen if known_equal(with_empty_inputs(chosen), with_empty) else None
 
 

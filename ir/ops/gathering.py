@@ -10,7 +10,7 @@ from regraft.ir.dims import Dim, known_equal
 from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Content, Node
 from regraft.ir.ops.moved import content_moved
-from regraft.ir.ops.shapes import normalize_axis
+from regraft.ir.ops.shapes import normalize_axis, operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType, Type
 
@@ -24,9 +24,7 @@ _OPERANDS = (Operand("x"), Operand("indices"))
 
 
 def _infer_gather(node: Node) -> Type:
-    x, indices = node.inputs[:2]
-    if x is None or indices is None:
-        raise node.error("an operand is missing")
+    x, indices = operands_of(node, 2)
     if x.shape is None or indices.shape is None:
         return TensorType(x.dtype, None)
     axis = normalize_axis(node, node.attrs["axis"], len(x.shape))
@@ -80,9 +78,7 @@ gather = OpSpec(
 
 
 def _infer_gather_elements(node: Node) -> Type:
-    x, indices = node.inputs[:2]
-    if x is None or indices is None:
-        raise node.error("an operand is missing")
+    x, indices = operands_of(node, 2)
     if x.rank is not None and indices.rank is not None and x.rank != indices.rank:
         raise node.error(f"data has {x.rank} axes and indices have {indices.rank}")
     return TensorType(x.dtype, indices.shape)
@@ -137,9 +133,7 @@ gather_elements = OpSpec(
 
 
 def _infer_gather_nd(node: Node) -> Type:
-    x, indices = node.inputs[:2]
-    if x is None or indices is None:
-        raise node.error("an operand is missing")
+    x, indices = operands_of(node, 2)
     if x.shape is None or indices.shape is None:
         return TensorType(x.dtype, None)
     batch = node.attrs["batch_dims"]

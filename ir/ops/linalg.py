@@ -12,24 +12,12 @@ import numpy as np
 
 from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops.shapes import broadcast, same_size
+from regraft.ir.ops.shapes import broadcast, operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.streaming import is_streamed, matmul_streamed
 from regraft.ir.types import DType, TensorType, Type
 
 Array = np.ndarray[Any, Any]
-
-
-def operands_of(node: Node, count: int) -> tuple[Value, ...]:
-    """Returns the first `count` operands, all of which must be present.
-
-    Raises:
-        TypeInferenceError: Naming the slot that is empty.
-    """
-    for idx, value in enumerate(node.inputs[:count]):
-        if value is None:
-            raise node.error(f"operand `{node.op.operands[idx].name}` is missing")
-    return tuple(node.inputs[:count])  # type: ignore[arg-type]  # no None is left
 
 
 def first_dtype(*values: Value | None) -> DType | None:

@@ -21,8 +21,7 @@ from regraft.ir.builder import Builder
 from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import arithmetic, cast, control, fill, functions, linalg, reshaping
-from regraft.ir.ops.linalg import operands_of
-from regraft.ir.ops.shapes import same_size
+from regraft.ir.ops.shapes import operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.types import DType, TensorType, Type
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.graph import Node
-from regraft.ir.ops.linalg import operands_of
-from regraft.ir.ops.shapes import same_size
+from regraft.ir.ops.shapes import operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.types import TensorType, Type
 

@@ -33,8 +33,7 @@ from regraft.ir.ops import (
     selecting,
     softmax,
 )
-from regraft.ir.ops.linalg import operands_of
-from regraft.ir.ops.shapes import same_size
+from regraft.ir.ops.shapes import operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType, Type
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.dims import DimLike, dim_max, dim_min, product
+from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Content, Node
-from regraft.ir.ops.content import in_dtype
-from regraft.ir.ops.linalg import operands_of
-from regraft.ir.ops.shapes import normalize_axis
+from regraft.ir.ops.content import in_dtype, size_max, size_min
+from regraft.ir.ops.shapes import normalize_axis, operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.types import TensorType, Type
 
@@ -184,12 +183,12 @@ reduce_mean = _reduction("mean", "ReduceMean-18", _mean, mark="!")
 reduce_max = _reduction(
     "max", "ReduceMax-20",
     lambda x, axes: np.max(x, axis=axes, keepdims=True, initial=_lowest(x)),
-    mark="!", fold=lambda sizes: dim_max(*sizes) if sizes else None,
+    mark="!", fold=lambda sizes: size_max(*sizes),
 )  # fmt: skip
 reduce_min = _reduction(
     "min", "ReduceMin-20",
     lambda x, axes: np.min(x, axis=axes, keepdims=True, initial=_highest(x)),
-    mark="!", fold=lambda sizes: dim_min(*sizes) if sizes else None,
+    mark="!", fold=lambda sizes: size_min(*sizes),
 )  # fmt: skip
 reduce_prod = _reduction(
     "prod", "ReduceProd-18", lambda x, axes: np.prod(x, axis=axes, keepdims=True),

@@ -11,7 +11,7 @@ from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Node
 from regraft.ir.ops.moved import content_moved
 from regraft.ir.ops.movement_rules import data_rule, pinned_rule
-from regraft.ir.ops.shapes import broadcast, normalize_axis
+from regraft.ir.ops.shapes import broadcast, normalize_axis, operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType, Type
 
@@ -37,9 +37,7 @@ def _length(node: Node, name: str) -> int | None:
 
 
 def _infer_expand(node: Node) -> Type:
-    x = node.inputs[0]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,) = operands_of(node, 1)
     shape = _static_tuple(node, "shape")
     if x.shape is None:
         return TensorType(x.dtype, None)
@@ -106,9 +104,7 @@ expand = OpSpec(
 
 
 def _infer_tile(node: Node) -> Type:
-    x = node.inputs[0]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,) = operands_of(node, 1)
     repeats = _static_tuple(node, "repeats")
     if x.shape is None:
         count = _length(node, "repeats") if repeats is None else len(repeats)
@@ -163,9 +159,7 @@ def padded_axes(node: Node) -> tuple[int, ...] | None:
 
 
 def _infer_pad(node: Node) -> Type:
-    x = node.inputs[0]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,) = operands_of(node, 1)
     pads = _static_tuple(node, "pads")
     if x.shape is None:
         count = _length(node, "pads") if pads is None else len(pads)

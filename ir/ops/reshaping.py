@@ -17,7 +17,7 @@ from regraft.ir.ops.movement_rules import (
     partial_reshape_rule,
     reshape_rule,
 )
-from regraft.ir.ops.shapes import normalize_axis
+from regraft.ir.ops.shapes import normalize_axis, operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType, Type
 
@@ -76,9 +76,7 @@ def _without_shared(a: Shape, b: Shape) -> tuple[Shape, Shape]:
 
 
 def _infer_reshape(node: Node) -> Type:
-    x, operand = node.inputs[:2]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,), operand = operands_of(node, 1), node.inputs[1]
     shape: Shape | None = node.attrs["shape"]
     if shape is None:
         if operand is None:
@@ -162,9 +160,7 @@ reshape = OpSpec(
 
 
 def _infer_transpose(node: Node) -> Type:
-    x = node.inputs[0]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,) = operands_of(node, 1)
     perm, shape = node.attrs["perm"], x.shape
     if shape is None:
         if perm is None:
@@ -209,9 +205,7 @@ def _axes_of(node: Node) -> tuple[int, ...] | None:
 
 
 def _infer_squeeze(node: Node) -> Type:
-    x, operand = node.inputs[:2]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,), operand = operands_of(node, 1), node.inputs[1]
     shape = x.shape
     axes = _axes_of(node)
     if shape is None:
@@ -291,9 +285,7 @@ squeeze = OpSpec(
 
 
 def _infer_unsqueeze(node: Node) -> Type:
-    x = node.inputs[0]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,) = operands_of(node, 1)
     shape = x.shape
     axes = _axes_of(node)
     if shape is None:

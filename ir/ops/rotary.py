@@ -10,8 +10,7 @@ from regraft.ir.builder import Builder
 from regraft.ir.dims import DimLike, exactdiv
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, gathering, reshaping, slicing
-from regraft.ir.ops.linalg import operands_of
-from regraft.ir.ops.shapes import same_size
+from regraft.ir.ops.shapes import operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.types import Type
 

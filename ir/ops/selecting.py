@@ -11,7 +11,7 @@ from regraft.ir.dims import Dim, DimLike
 from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Node
 from regraft.ir.ops.movement_rules import data_rule, labels, pinned_rule
-from regraft.ir.ops.shapes import normalize_axis
+from regraft.ir.ops.shapes import normalize_axis, operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import DType, TensorType, Type
 
@@ -200,9 +200,7 @@ one_hot = OpSpec(
 
 
 def _infer_compress(node: Node) -> Type:
-    x, axis = node.inputs[0], node.attrs["axis"]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,), axis = operands_of(node, 1), node.attrs["axis"]
     if axis is None:
         return TensorType(x.dtype, (node.fresh_dim(0, 0),))
     if x.shape is None:
@@ -259,9 +257,7 @@ non_zero = OpSpec(
 
 
 def _infer_unique(node: Node) -> list[Type]:
-    x, axis = node.inputs[0], node.attrs["axis"]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,), axis = operands_of(node, 1), node.attrs["axis"]
     num = len(node.outputs)
     values = TensorType(x.dtype, None)
     found: DimLike | None = None

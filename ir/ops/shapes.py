@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regraft.ir.dims import DimLike, Shape, dim_max, is_input_size, known_equal
-from regraft.ir.graph import Node
+from regraft.ir.graph import Node, Value
 from regraft.ir.types import DType, TensorType, Type
 
 
@@ -110,3 +110,15 @@ def normalize_axis(node: Node, axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
         raise node.error(f"axis {axis} is out of range for rank {rank}")
     return axis % rank
+
+
+def operands_of(node: Node, count: int) -> tuple[Value, ...]:
+    """Returns the first `count` operands, all of which must be present.
+
+    Raises:
+        TypeInferenceError: Naming the slot that is empty.
+    """
+    for idx, value in enumerate(node.inputs[:count]):
+        if value is None:
+            raise node.error(f"operand `{node.op.operands[idx].name}` is missing")
+    return tuple(node.inputs[:count])  # type: ignore[arg-type]  # no None is left

@@ -22,7 +22,7 @@ from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Content, Node, Value
 from regraft.ir.ops.moved import content_moved
 from regraft.ir.ops.movement_rules import data_rule, labels, pinned_rule
-from regraft.ir.ops.shapes import normalize_axis, same_size
+from regraft.ir.ops.shapes import normalize_axis, operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType, Type
 
@@ -113,9 +113,7 @@ def _ints(static: Any) -> tuple[int, ...] | None:
 
 
 def _infer_slice(node: Node) -> Type:
-    x = node.inputs[0]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,) = operands_of(node, 1)
     shape = x.shape
     if shape is None:
         return TensorType(x.dtype, None)
@@ -215,9 +213,7 @@ def equal_split(size: DimLike, count: int) -> Shape:
 
 
 def _infer_split(node: Node) -> list[Type]:
-    x = node.inputs[0]
-    if x is None:
-        raise node.error("the data operand is missing")
+    (x,) = operands_of(node, 1)
     count = len(node.outputs)
     if x.shape is None:
         return [TensorType(x.dtype, None)] * count

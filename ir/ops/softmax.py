@@ -8,8 +8,7 @@ import numpy as np
 
 from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node
-from regraft.ir.ops.linalg import operands_of
-from regraft.ir.ops.shapes import normalize_axis
+from regraft.ir.ops.shapes import normalize_axis, operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import Type
 

@@ -52,6 +52,7 @@ def content_of(spec: OpSpec, *operands: Content, dtype: DType = DType.I64, **att
         (arithmetic.max_, S, 0, S),
         (arithmetic.max_, S, 1, None),  # an empty input gives 1
         (arithmetic.max_, D, 1, D),
+        (arithmetic.max_, S, B, dim_max(S, B)),
         (logical.equal, (S, -1), (-1, -1), (0, 1)),
         (logical.equal, S, B, None),
         (logical.less, P, 0, 0),
