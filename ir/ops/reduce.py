@@ -223,3 +223,8 @@ OPS: tuple[OpSpec, ...] = (
     reduce_log_sum_exp,
     reduce_sum_square,
 )
+
+BY_ONNX_NAME: dict[str, OpSpec] = {
+    spec.source.removeprefix("ONNX ").rpartition("-")[0]: spec for spec in OPS
+}
+"""Reductions by the ONNX operator that their source names."""

@@ -110,33 +110,25 @@ def _eval_arg(c: EvalContext, x: Array) -> Array:
     return np.asarray(index, np.int64)
 
 
-_ARG_ATTRS = (
-    Attr("axis", AttrKind.INT, 0),
-    Attr("keepdims", AttrKind.BOOL, True),
-    Attr("select_last_index", AttrKind.BOOL, False),
-)
+def _arg(name: str, source: str) -> OpSpec:
+    return OpSpec(
+        name=name,
+        source=source,
+        operands=(Operand("x"),),
+        attrs=(
+            Attr("axis", AttrKind.INT, 0),
+            Attr("keepdims", AttrKind.BOOL, True),
+            Attr("select_last_index", AttrKind.BOOL, False),
+        ),
+        traits=_CHOICE,
+        axes=_axes_arg,
+        infer=_infer_arg,
+        eval=_eval_arg,
+    )
 
-arg_max = OpSpec(
-    name="arg_max",
-    source="ONNX ArgMax-13",
-    operands=(Operand("x"),),
-    attrs=_ARG_ATTRS,
-    traits=_CHOICE,
-    axes=_axes_arg,
-    infer=_infer_arg,
-    eval=_eval_arg,
-)
 
-arg_min = OpSpec(
-    name="arg_min",
-    source="ONNX ArgMin-13",
-    operands=(Operand("x"),),
-    attrs=_ARG_ATTRS,
-    traits=_CHOICE,
-    axes=_axes_arg,
-    infer=_infer_arg,
-    eval=_eval_arg,
-)
+arg_max = _arg("arg_max", "ONNX ArgMax-13")
+arg_min = _arg("arg_min", "ONNX ArgMin-13")
 
 
 # -- one_hot ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,41 +62,27 @@ def _eval_hardmax(c: Any, x: Array) -> Array:
     return result
 
 
-_AXIS = (Attr("axis", AttrKind.INT, -1),)
+def _along_axis(
+    name: str, source: str, evaluate: Callable[..., Array], traits: Trait = Trait.PURE
+) -> OpSpec:
+    return OpSpec(
+        name=name,
+        source=source,
+        operands=(Operand("x"),),
+        attrs=(Attr("axis", AttrKind.INT, -1),),
+        traits=traits,
+        axes=_axes,
+        infer=_infer,
+        eval=evaluate,
+        flops=_flops,
+    )
 
-softmax = OpSpec(
-    name="softmax",
-    source="ONNX Softmax-13",
-    operands=(Operand("x"),),
-    attrs=_AXIS,
-    axes=_axes,
-    infer=_infer,
-    eval=lambda c, x: stable_softmax(x, c.attrs["axis"]),
-    flops=_flops,
-)
 
-log_softmax = OpSpec(
-    name="log_softmax",
-    source="ONNX LogSoftmax-13",
-    operands=(Operand("x"),),
-    attrs=_AXIS,
-    axes=_axes,
-    infer=_infer,
-    eval=_eval_log_softmax,
-    flops=_flops,
-)
-
-hardmax = OpSpec(
-    name="hardmax",
-    source="ONNX Hardmax-13",
-    # 1 at the first largest element along the axis, else 0
-    operands=(Operand("x"),),
-    attrs=_AXIS,
-    traits=Trait.PURE | Trait.DISCRETE,
-    axes=_axes,
-    infer=_infer,
-    eval=_eval_hardmax,
-    flops=_flops,
+softmax = _along_axis("softmax", "ONNX Softmax-13", lambda c, x: stable_softmax(x, c.attrs["axis"]))
+log_softmax = _along_axis("log_softmax", "ONNX LogSoftmax-13", _eval_log_softmax)
+# 1 at the first largest element along the axis, else 0
+hardmax = _along_axis(
+    "hardmax", "ONNX Hardmax-13", _eval_hardmax, traits=Trait.PURE | Trait.DISCRETE
 )
 
 OPS: tuple[OpSpec, ...] = (softmax, log_softmax, hardmax)

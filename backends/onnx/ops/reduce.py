@@ -44,18 +44,11 @@ def _min_opset(node: Node) -> int:
 
 
 def _row(op_type: str, spec: OpSpec) -> Emit:
+    if spec is reduce.reduce_sum:
+        return Emit(spec, {13: _operand(op_type)})
     return Emit(spec, {13: _attribute(op_type), _OPERAND_SINCE: _operand(op_type)}, _min_opset)
 
 
-EMITS: tuple[Emit, ...] = (
-    Emit(reduce.reduce_sum, {13: _operand("ReduceSum")}),
-    _row("ReduceMean", reduce.reduce_mean),
-    _row("ReduceMax", reduce.reduce_max),
-    _row("ReduceMin", reduce.reduce_min),
-    _row("ReduceProd", reduce.reduce_prod),
-    _row("ReduceL1", reduce.reduce_l1),
-    _row("ReduceL2", reduce.reduce_l2),
-    _row("ReduceLogSum", reduce.reduce_log_sum),
-    _row("ReduceLogSumExp", reduce.reduce_log_sum_exp),
-    _row("ReduceSumSquare", reduce.reduce_sum_square),
+EMITS: tuple[Emit, ...] = tuple(
+    _row(op_type, spec) for op_type, spec in reduce.BY_ONNX_NAME.items()
 )

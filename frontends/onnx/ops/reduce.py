@@ -54,19 +54,11 @@ def _all_or_none(axes: Any, *, empty_is_none: bool) -> tuple[int, ...] | None:
     return axes if axes or empty_is_none else None
 
 
-def _row(op_type: str, spec: OpSpec, operand_since: int = 18) -> Import:
+def _row(op_type: str, spec: OpSpec) -> Import:
+    operand_since = 13 if spec is reduce.reduce_sum else 18
     return Import(op_type, {1: _attribute(spec), operand_since: _operand(spec)})
 
 
-IMPORTS: tuple[Import, ...] = (
-    _row("ReduceSum", reduce.reduce_sum, 13),
-    _row("ReduceMean", reduce.reduce_mean),
-    _row("ReduceMax", reduce.reduce_max),
-    _row("ReduceMin", reduce.reduce_min),
-    _row("ReduceProd", reduce.reduce_prod),
-    _row("ReduceL1", reduce.reduce_l1),
-    _row("ReduceL2", reduce.reduce_l2),
-    _row("ReduceLogSum", reduce.reduce_log_sum),
-    _row("ReduceLogSumExp", reduce.reduce_log_sum_exp),
-    _row("ReduceSumSquare", reduce.reduce_sum_square),
+IMPORTS: tuple[Import, ...] = tuple(
+    _row(op_type, spec) for op_type, spec in reduce.BY_ONNX_NAME.items()
 )
