@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.frontends.torch.call import Import
 from regraft.frontends.torch.ops import (
     activation,
+    antialias,
     arithmetic,
     attention,
     cast,
@@ -42,6 +43,7 @@ FAMILIES: tuple[tuple[Import, ...], ...] = (
     conv.IMPORTS,
     pool.IMPORTS,
     image.IMPORTS,
+    antialias.IMPORTS,
     rnn.IMPORTS,
     shape.IMPORTS,
     slicing.IMPORTS,

@@ -9,7 +9,7 @@ from regraft.frontends.torch.ops.elementwise import apply, expm1
 from regraft.ir.dims import exactdiv
 from regraft.ir.graph import Value
 from regraft.ir.ops import activation as ops
-from regraft.ir.ops import arithmetic, functions, logical
+from regraft.ir.ops import arithmetic, logical
 from regraft.ir.ops.reshaping import reshape
 from regraft.ir.ops.slicing import split
 from regraft.ir.types import DType
@@ -17,6 +17,14 @@ from regraft.ir.types import DType
 
 def _gelu(c: CallImport) -> Value:
     return c.b.op(ops.gelu, c.value("self"), tanh=c.attr("approximate") == "tanh")
+
+
+# Klambauer et al. 2017, in double precision; ONNX's defaults are the f32 neighbours
+_SELU = {"alpha": 1.6732632423543772, "gamma": 1.0507009873554805}
+
+
+def _selu(c: CallImport) -> Value:
+    return c.b.op(ops.selu, c.value("self"), **_SELU)
 
 
 def _elu(c: CallImport) -> Value:
@@ -97,7 +105,6 @@ def _soft_shrink(c: CallImport) -> Value:
     return c.b.op(ops.shrink, c.value("self"), lambd=lambd, bias=lambd)
 
 
-
 def _leaky_relu(c: CallImport) -> Value:
     return c.b.op(ops.leaky_relu, c.value("self"), alpha=float(c.attr("negative_slope")))
 
@@ -127,7 +134,7 @@ IMPORTS: tuple[Import, ...] = (
     row(apply(ops.sigmoid), "aten.sigmoid.default", "aten.special_expit.default"),
     row(apply(ops.swish), "aten.silu.default"),
     row(apply(ops.mish), "aten.mish.default"),
-    row(apply(ops.selu), "aten.selu.default"),
+    row(_selu, "aten.selu.default"),
     row(apply(ops.hard_swish), "aten.hardswish.default"),
     row(_hard_sigmoid, "aten.hardsigmoid.default"),
     row(_gelu, "aten.gelu.default"),

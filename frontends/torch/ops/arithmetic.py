@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from regraft.frontends.torch.call import CallImport, Import, Importer, UnsupportedCallError, row
+from regraft.frontends.torch.call import (
+    CallImport,
+    Import,
+    Imported,
+    Importer,
+    UnsupportedCallError,
+    row,
+)
 from regraft.frontends.torch.ops.elementwise import truncated
 from regraft.frontends.torch.ops.promotion import promoted
 from regraft.ir.dims import Dim
@@ -101,7 +108,9 @@ def _is_not_negative(value: Value) -> bool:
     content = value.content
     if content is None:
         return False
-    return all(at_least(item, 0) for item in (content if isinstance(content, tuple) else (content,)))
+    return all(
+        at_least(item, 0) for item in (content if isinstance(content, tuple) else (content,))
+    )
 
 
 def _divide_mode(c: CallImport) -> Value:
@@ -115,9 +124,7 @@ def _divide_mode(c: CallImport) -> Value:
 
 
 def _remainder(*, fmod: bool) -> Importer:
-    return lambda c: c.b.op(
-        arithmetic.mod, c.operand("self"), c.operand("other"), fmod=fmod
-    )
+    return lambda c: c.b.op(arithmetic.mod, c.operand("self"), c.operand("other"), fmod=fmod)
 
 
 def _pow(c: CallImport) -> Value:
@@ -207,7 +214,7 @@ def _atan2(c: CallImport) -> Value:
 def _hypot(c: CallImport) -> Value:
     a, b = (c.b.op(arithmetic.abs_, c.operand(name)) for name in ("self", "other"))
     large, small = c.b.op(arithmetic.max_, a, b), c.b.op(arithmetic.min_, a, b)
-    tiny = c.number(np.finfo(np.float32).tiny, c.dtype)
+    tiny = c.number(float(np.finfo(np.float32).tiny), c.dtype)
     ratio = c.b.op(arithmetic.div, small, c.b.op(arithmetic.max_, large, tiny))
     one = c.number(1.0, c.dtype)
     root = c.b.op(arithmetic.add, c.b.op(arithmetic.mul, ratio, ratio), one)
@@ -233,7 +240,7 @@ def _true_divide(c: CallImport) -> Value:
     return _binary(c, arithmetic.div, c.args["self"], c.args["other"])
 
 
-def _rsub_of_bool(c: CallImport) -> Value:
+def _rsub(c: CallImport) -> Imported:
     if c.dtype is DType.BOOL:
         raise UnsupportedCallError("PyTorch does not subtract truth values")
     return _with_alpha(arithmetic.sub, swapped=True)(c)
@@ -253,7 +260,7 @@ def _both(name: str, *more: str) -> tuple[str, ...]:
 IMPORTS: tuple[Import, ...] = (
     row(_with_alpha(arithmetic.add), *_both("add")),
     row(_with_alpha(arithmetic.sub), *_both("sub", "subtract")),
-    row(_rsub_of_bool, *_both("rsub")),
+    row(_rsub, *_both("rsub")),
     row(arithmetic_of(arithmetic.mul), *_both("mul", "multiply")),
     row(_true_divide, *_both("div", "divide", "true_divide")),
     row(

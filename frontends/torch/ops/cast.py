@@ -37,8 +37,7 @@ IMPORTS: tuple[Import, ...] = (
         keep, "aten.contiguous.default", "aten.clone.default", "aten.detach.default",
         "aten.detach_copy.default", "aten.alias.default", "aten.alias_copy.default",
         "aten.lift.default", "aten.lift_fresh.default", "aten.lift_fresh_copy.default",
-        "aten.resolve_conj.default", "aten.resolve_neg.default", "aten.data.default",
-        "aten.cpu.default", "aten.requires_grad_.default",
+        "aten.resolve_conj.default", "aten.resolve_neg.default",
     ),
     row(_copy, "aten.copy.default"),
 )  # fmt: skip

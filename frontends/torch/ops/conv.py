@@ -94,9 +94,7 @@ def _im2col(c: CallImport) -> Value:
     batch = len(shape) - 3
     counts = [
         floordiv(size - dilation * (taps - 1) - 1, stride) + 1
-        for size, taps, stride, dilation in zip(
-            shape[-2:], kernel, strides, dilations, strict=True
-        )
+        for size, taps, stride, dilation in zip(shape[-2:], kernel, strides, dilations, strict=True)
     ]
     for i in (1, 0):  # the last axis first, so that the other keeps its place
         index = window_index(c, counts[i], strides[i], kernel[i], dilations[i])
@@ -138,4 +136,3 @@ IMPORTS: tuple[Import, ...] = (
     row(_im2col, "aten.im2col.default"),
     row(_col2im, "aten.col2im.default"),
 )  # fmt: skip
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from regraft.ir.ops import logical
 from regraft.ir.ops.fill import constant_of_shape, range_
 from regraft.ir.ops.reshaping import unsqueeze
 from regraft.ir.types import DType
+
 
 def _filled(c: CallImport, number: complex) -> Value:
     if not c.shape:
@@ -38,17 +40,25 @@ def _scalar(c: CallImport) -> Value:
     return c.operand("s")
 
 
+def _computed_in(dtype: DType) -> np.dtype[Any]:
+    """Returns the element type in which PyTorch counts."""
+    return np.dtype(np.float64 if dtype is DType.F64 or dtype.is_integer else np.float32)
+
+
 def _arange(c: CallImport) -> Value:
     start, end, step = c.args.get("start", 0), c.args["end"], c.args.get("step", 1)
-    if all(isinstance(item, int | Dim) and not isinstance(item, bool) for item in (start, end, step)):
+    if all(
+        isinstance(item, int | Dim) and not isinstance(item, bool) for item in (start, end, step)
+    ):
         whole = c.dtype if c.dtype.is_integer else DType.I64
         counted = c.b.op(range_, start=start, limit=end, delta=step, dtype=whole)
         return c.cast(counted, c.dtype)
     if any(isinstance(item, Dim | Value) for item in (start, end, step)):
         return _arange_of_values(c)
     count = max(0, ceil((end - start) / step))
-    wide = np.float64 if c.dtype is DType.F64 or c.dtype.is_integer else np.float32
-    array = wide(start) + np.arange(count).astype(wide) * wide(step)
+    wide = _computed_in(c.dtype)
+    first, by = np.asarray(start, wide), np.asarray(step, wide)
+    array = first + np.arange(count).astype(wide) * by
     return c.b.constant(array, c.dtype, name="arange")
 
 
@@ -64,11 +74,12 @@ def _linspace(c: CallImport) -> Value:
     start, end, steps = c.args["start"], c.args["end"], c.args["steps"]
     if not all(isinstance(item, int | float) for item in (start, end, steps)):
         raise UnsupportedCallError("bounds that run time knows")
-    wide = np.float64 if c.dtype is DType.F64 or c.dtype.is_integer else np.float32
+    wide = _computed_in(c.dtype)
+    first, last = np.asarray(start, wide), np.asarray(end, wide)
     index = np.arange(steps).astype(wide)
-    step = wide(end - start) / wide(max(steps - 1, 1))
+    step = (last - first) / np.asarray(max(steps - 1, 1), wide)
     # counted from the nearer end, so that both ends are exact
-    front, back = wide(start) + step * index, wide(end) - step * (wide(steps - 1) - index)
+    front, back = first + step * index, last - step * index[::-1]
     array = front if steps == 1 else np.where(index < steps // 2, front, back)
     return c.b.constant(array, c.dtype, name="linspace")
 

@@ -141,11 +141,12 @@ def _nan_to_num(c: CallImport) -> Value:
     largest = float(limits.get(c.dtype, np.finfo(np.float32).max))
     if c.dtype is DType.BF16:
         largest = 3.3895313892515355e38
-    for name, default, test, attrs in (
+    tests: tuple[tuple[str, float, OpSpec, dict[str, bool]], ...] = (
         ("nan", 0.0, functions.is_nan, {}),
         ("posinf", largest, functions.is_inf, {"negative": False}),
         ("neginf", -largest, functions.is_inf, {"positive": False}),
-    ):
+    )
+    for name, default, test, attrs in tests:
         given = c.attr(name)
         value = c.number(default if given is None else given, c.dtype)
         x = c.b.op(logical.where, c.b.op(test, x, **attrs), value, x)
@@ -199,12 +200,8 @@ IMPORTS: tuple[Import, ...] = (
     row(_scaled(None, pi / 180), "aten.deg2rad.default"),
     row(_scaled(None, 180 / pi), "aten.rad2deg.default"),
     row(_exp2, "aten.exp2.default", "aten.special_exp2.default"),
-    row(
-        lambda c: expm1(c, c.operand("self")), "aten.expm1.default", "aten.special_expm1.default"
-    ),
-    row(
-        lambda c: log1p(c, c.operand("self")), "aten.log1p.default", "aten.special_log1p.default"
-    ),
+    row(lambda c: expm1(c, c.operand("self")), "aten.expm1.default", "aten.special_expm1.default"),
+    row(lambda c: log1p(c, c.operand("self")), "aten.log1p.default", "aten.special_log1p.default"),
     row(_erfc, "aten.erfc.default", "aten.special_erfc.default"),
     row(_logit, "aten.logit.default", "aten.special_logit.default"),
     row(_sinc, "aten.sinc.default", "aten.special_sinc.default"),

@@ -27,20 +27,21 @@ def _scales(c: CallImport, rank: int) -> tuple[float, ...] | None:
     return tuple(float(factor) for factor in given)
 
 
-def _resize(mode: str, *, antialias: bool = False, exact: bool = False) -> Importer:
+def _resize(mode: str, *, exact: bool = False) -> Importer:
     def run(c: CallImport) -> Value:
         x = c.value("input" if "input" in c.args else "self")
         shape = shape_of(x)
         rank = len(shape) - 2
         axes = tuple(range(2, len(shape)))
-        attrs: dict[str, Any] = {"axes": axes, "mode": mode, "antialias": antialias}
+        attrs: dict[str, Any] = {"axes": axes, "mode": mode}
         attrs["coordinates"] = _coordinates(c, mode, exact=exact)
         if mode == "nearest":
             attrs["nearest"] = "round_prefer_ceil" if exact else "floor"
         if mode == "cubic":
-            # Keys' parameter, which is -0.5 where PyTorch follows Pillow
-            attrs["cubic_a"] = -0.5 if antialias else -0.75
-        scales = _scales(c, rank)
+            attrs["cubic_a"] = -0.75
+        # corners are aligned by the sizes, whatever factor led to them
+        aligned = attrs["coordinates"] == "align_corners"
+        scales = None if aligned else _scales(c, rank)
         wanted = c.shape[2:]
         fits = scales is not None and all(
             (found := scaled_size(size, factor)) is not None and known_equal(found, want)
@@ -96,8 +97,6 @@ IMPORTS: tuple[Import, ...] = (
         *_names("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"),
     ),
     row(_resize("cubic"), *_names("upsample_bicubic2d")),
-    row(_resize("linear", antialias=True), *_names("_upsample_bilinear2d_aa")),
-    row(_resize("cubic", antialias=True), *_names("_upsample_bicubic2d_aa")),
     row(
         _grid_sample, "aten.grid_sampler.default", "aten.grid_sampler_2d.default",
         "aten.grid_sampler_3d.default",

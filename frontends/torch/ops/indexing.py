@@ -248,8 +248,6 @@ def _is_in(c: CallImport) -> Value:
     return c.b.op(logical.logical_not, found) if c.attr("invert") else found
 
 
-
-
 IMPORTS: tuple[Import, ...] = (
     row(_index, "aten.index.Tensor", "aten._unsafe_index.Tensor"),
     row(_index_select, "aten.index_select.default"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from regraft.frontends.torch.call import CallImport, Import, Importer, UnsupportedCallError, row
 from regraft.frontends.torch.ops.arithmetic import scaled
@@ -170,11 +169,10 @@ def _grouped_product(c: CallImport) -> Value:
 
 
 def _multi_dot(c: CallImport) -> Value:
-    first, *rest = c.values("tensors")
-    out: Any = first
+    out, *rest = c.values("tensors" if "tensors" in c.args else "matrices")
     for value in rest:
         out = c.b.op(matmul, out, value)
-    return out  # type: ignore[no-any-return]  # a value
+    return out
 
 
 IMPORTS: tuple[Import, ...] = (

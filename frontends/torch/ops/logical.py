@@ -28,9 +28,7 @@ def _compare(spec: OpSpec, *, negated: bool = False) -> Importer:
 
 
 def _logical(spec: OpSpec) -> Importer:
-    return lambda c: c.b.op(
-        spec, c.operand("self", DType.BOOL), c.operand("other", DType.BOOL)
-    )
+    return lambda c: c.b.op(spec, c.operand("self", DType.BOOL), c.operand("other", DType.BOOL))
 
 
 def _logical_not(c: CallImport) -> Value:

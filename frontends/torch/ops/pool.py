@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,12 @@ def _average_pool(c: CallImport) -> Value:
     out = batched(c, c.value("self"), rank, lambda x: c.b.op(pool.average_pool, x, **attrs))
     if divisor is None:
         return out
-    factor = product(attrs["kernel"]) / divisor  # type: ignore[operator]  # kernels are ints
+    factor = prod(attrs["kernel"]) / divisor
     return c.b.op(arithmetic.mul, out, c.number(factor, c.dtype))
 
 
 def _output_sizes(c: CallImport, x: Value, rank: int) -> list[DimLike]:
-    given = full_sizes(c.attr("output_size"), rank)
+    given: tuple[Any, ...] = full_sizes(c.attr("output_size"), rank)
     sizes = shape_of(x)[-rank:]
     return [old if new is None else new for old, new in zip(sizes, given, strict=True)]
 
@@ -103,9 +104,7 @@ def _adaptive_average(c: CallImport) -> Value:
     return x
 
 
-def _whole_ratios(
-    old: Sequence[DimLike], new: Sequence[DimLike]
-) -> tuple[int, ...] | None:
+def _whole_ratios(old: Sequence[DimLike], new: Sequence[DimLike]) -> tuple[int, ...] | None:
     """Returns the window sizes when every axis divides evenly into equal static ones."""
     ratios = []
     for size, count in zip(old, new, strict=True):
@@ -133,7 +132,7 @@ def _bounds(old: DimLike, new: DimLike) -> list[tuple[int, int]]:
 def _average_along(c: CallImport, x: Value, axis: int, bounds: list[tuple[int, int]]) -> Value:
     """Windows of unequal size are a product with a constant matrix."""
     rank = len(shape_of(x))
-    weights = np.zeros((shape_of(x)[axis], len(bounds)))
+    weights = np.zeros((bounds[-1][1], len(bounds)))
     for i, (start, end) in enumerate(bounds):
         weights[start:end, i] = 1 / (end - start)
     order = (*(i for i in range(rank) if i != axis), axis)

@@ -8,7 +8,7 @@ import numpy as np
 
 from regraft.frontends.torch.call import CallImport, Import, Importer, UnsupportedCallError, row
 from regraft.frontends.torch.ops.shape import moved, reshaped, shape_of
-from regraft.frontends.torch.ops.slicing import joined, sliced
+from regraft.frontends.torch.ops.slicing import sliced
 from regraft.ir.dims import Dim, DimLike, known_equal, product
 from regraft.ir.graph import Value
 from regraft.ir.ops import arithmetic, logical
@@ -28,7 +28,7 @@ def expanded(c: CallImport, x: Value, shape: Sequence[DimLike]) -> Value:
 
 
 def positions(c: CallImport, count: DimLike) -> Value:
-    """Returns `i64[count]`: 0, 1, 2, …"""
+    """Returns 0, 1, 2, … as `i64[count]`."""
     return c.b.op(range_, start=0, limit=count, delta=1, dtype=DType.I64)
 
 
@@ -205,9 +205,7 @@ def diagonal_of(c: CallImport, x: Value, offset: int, first: int, second: int) -
 def _diag_embed(c: CallImport) -> Value:
     x = c.value("self")
     rank = len(c.shape)
-    return embedded_diagonal(
-        c, x, c.attr("offset"), c.axis("dim1", rank), c.axis("dim2", rank)
-    )
+    return embedded_diagonal(c, x, c.attr("offset"), c.axis("dim1", rank), c.axis("dim2", rank))
 
 
 def embedded_diagonal(c: CallImport, x: Value, offset: int, first: int, second: int) -> Value:
@@ -275,9 +273,7 @@ def _windows(c: CallImport) -> Value:
     return moved(c, out, (*(i for i in range(rank) if i != axis + 1), axis + 1))
 
 
-def window_index(
-    c: CallImport, count: DimLike, stride: int, taps: int, dilation: int
-) -> Value:
+def window_index(c: CallImport, count: DimLike, stride: int, taps: int, dilation: int) -> Value:
     """Returns `i64[count, taps]`: where every tap of every window lies."""
     offsets = np.arange(taps, dtype=np.int64) * dilation
     if isinstance(count, int):

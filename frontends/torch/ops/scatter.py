@@ -93,12 +93,11 @@ def _scatter_reduce(c: CallImport) -> Value:
 def _index_put(c: CallImport) -> Value:
     x, values = c.value("self"), c.cast(c.value("values"), c.dtype)
     indices: Sequence[Value | None] = c.args["indices"]
-    mask = indices[0] if len(indices) == 1 else None
+    mask = indices[0] if len(indices) == 1 and not c.attr("accumulate") else None
     if mask is not None and mask.dtype is DType.BOOL and product(shape_of(values)) == 1:
-        if not c.attr("accumulate"):
-            rest = len(shape_of(x)) - len(shape_of(mask))
-            wide = reshaped(c, mask, (*shape_of(mask), *(1,) * rest))
-            return c.b.op(logical.where, wide, reshaped(c, values, ()), x)
+        rest = len(shape_of(x)) - len(shape_of(mask))
+        wide = reshaped(c, mask, (*shape_of(mask), *(1,) * rest))
+        return c.b.op(logical.where, wide, reshaped(c, values, ()), x)
     lists = position_lists(c, x, indices)
     axes = [axis for axis, index in enumerate(lists) if index is not None]
     given = [index for index in lists if index is not None]

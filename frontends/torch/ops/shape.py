@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from regraft.frontends.torch.call import CallImport, Import, Importer, row
 from regraft.ir.dims import DimLike, exactdiv, product
@@ -65,11 +66,17 @@ def _swap_last(c: CallImport) -> Value:
     return moved(c, x, (*range(rank - 2), rank - 1, rank - 2))
 
 
+def _named_axes(given: Any, rank: int) -> list[int]:
+    """Returns axes counted from the front; one number counts as a list of one."""
+    axes = given if isinstance(given, tuple) else (given,)
+    return [axis % rank for axis in axes]
+
+
 def _move(c: CallImport) -> Value:
     x = c.value("self")
     rank = len(shape_of(x))
-    source = [axis % rank for axis in c.sizes("source")]  # type: ignore[operator]  # axes are ints
-    target = [axis % rank for axis in c.sizes("destination")]  # type: ignore[operator]
+    source = _named_axes(c.attr("source"), rank)
+    target = _named_axes(c.attr("destination"), rank)
     rest = iter(axis for axis in range(rank) if axis not in source)
     place = dict(zip(target, source, strict=True))
     return moved(c, x, [place[i] if i in place else next(rest) for i in range(rank)])
@@ -78,11 +85,11 @@ def _move(c: CallImport) -> Value:
 def _squeeze(c: CallImport) -> Value:
     x = c.value("self")
     shape = shape_of(x)
-    dims = c.args.get("dim")
-    named = range(len(shape)) if dims is None else c.sizes("dim")
     if not shape:
         return x
-    axes = tuple(sorted({int(i) % len(shape) for i in named if shape[int(i)] == 1}))  # type: ignore[arg-type]
+    dims = c.args.get("dim")
+    named = range(len(shape)) if dims is None else _named_axes(dims, len(shape))
+    axes = tuple(sorted({axis for axis in named if shape[axis] == 1}))
     return c.b.op(squeeze, x, axes=axes) if axes else x
 
 

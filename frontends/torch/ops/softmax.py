@@ -21,7 +21,6 @@ def _operator(spec: OpSpec) -> Importer:
     return lambda c: _along(c, spec, c.operand("self"))
 
 
-
 IMPORTS: tuple[Import, ...] = (
     row(
         _operator(softmax.softmax), "aten.softmax.int", "aten._softmax.default",

@@ -1,0 +1,34 @@
+"""Every importer of an overload against PyTorch on example calls."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch", reason="importers of PyTorch calls are compared with PyTorch")
+pytest.importorskip("transformers.integrations.moe", reason="one overload is of transformers")
+
+from tests.frontends.torch import (  # they make tensors
+    array_calls,
+    layer_calls,
+    movement_calls,
+    pointwise_calls,
+)
+from tests.frontends.torch.calls import TABLE, Call, check_call, exists
+
+CALLS = (
+    *pointwise_calls.CALLS,
+    *movement_calls.CALLS,
+    *array_calls.CALLS,
+    *layer_calls.CALLS,
+)
+
+
+@pytest.mark.parametrize("item", CALLS, ids=str)
+def test_call_equals_pytorch(item: Call) -> None:
+    check_call(item)
+
+
+def test_every_overload_has_an_example() -> None:
+    have = {item.target for item in CALLS}
+    missing = [target for target in TABLE.targets() if target not in have and exists(target)]
+    assert not missing, f"overloads without an example: {missing}"
