@@ -233,6 +233,7 @@ class _Conversion:
         checker = Checker(
             source, dims=dims, seed=options.seed, max_memory_bytes=options.max_memory_bytes,
             rtol=options.rtol, atol=options.atol,
+            contract=combined_contract(item.contract for item in self.passes),
         )  # fmt: skip
         checker.prepare(given)
         return checker

@@ -46,6 +46,15 @@ def test_default_conversion_is_checked_and_made_again(
     assert outcome.files == {"model.onnx": True}
 
 
+@pytest.mark.parametrize("name", ["ppocr-cls", "silero_vad"])
+def test_half_precision_needs_no_samples_of_the_user(name: str, tmp_path: Path) -> None:
+    """Sizes that the runtime takes and the evaluator does not are no samples here."""
+    result = regraft.convert(path_of(named(name)), tmp_path / "half.onnx", dtype="fp16")
+    assert result.check.verified == "module"
+    assert result.check.ok
+    assert result.check.num_samples == 3
+
+
 def wrong_gelu(monkeypatch: pytest.MonkeyPatch) -> str:
     """Plants the other GELU: it is off by 5e-4 at most."""
     right = raise_activations._raised
