@@ -97,8 +97,8 @@ def _loop(graph: GraphEmitter, node: Node) -> None:
         _assign(graph, targets, sources)
         if not limit or goes_on:
             graph.lines.add(f"{step} += 1")
-    for name, value in zip(rows, body.outputs[1 + num :], strict=True):
-        _stack(graph, name, value, 0)
+    for name, row in zip(rows, body.outputs[1 + num :], strict=True):
+        _stack(graph, name, row, 0)
     graph.variables.release(step)
     if goes_on:
         graph.variables.release(goes_on)
@@ -165,8 +165,8 @@ def _scan(graph: GraphEmitter, node: Node) -> None:
     outputs = zip(
         rows, body.outputs[num:], attrs["output_axes"], attrs["output_reversed"], strict=True
     )
-    for name, value, axis, is_reversed in outputs:
-        _stack(graph, name, value, axis, f"{name}[::-1]" if is_reversed else "")
+    for name, row, axis, is_reversed in outputs:
+        _stack(graph, name, row, axis, f"{name}[::-1]" if is_reversed else "")
     _note_results(graph, node)
 
 

@@ -19,7 +19,7 @@ from regraft.backends.torch.parts import find_parts
 from regraft.backends.torch.prepare import check_emittable, inline_bodies
 from regraft.backends.torch.states import BUFFERS, held_states, hold
 from regraft.backends.torch.weight_plan import WeightPlan, plan_weights
-from regraft.backends.torch.weight_source import WeightSource, attribute, registrations
+from regraft.backends.torch.weight_source import WeightSource, attribute, quoted, registrations
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.types import TensorType
@@ -160,7 +160,7 @@ def _nest(spec: Any, results: Mapping[str, str]) -> str:
         case list():
             return f"[{', '.join(_nest(item, results) for item in spec)}]"
         case dict():
-            pairs = (f"{key!r}: {_nest(item, results)}" for key, item in spec.items())
+            pairs = (f"{quoted(key)}: {_nest(item, results)}" for key, item in spec.items())
             return f"{{{', '.join(pairs)}}}"
         case _:
             return repr(spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from regraft.ir.graph import Value
 
@@ -14,10 +15,20 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _RULE_SUFFIX = re.compile(r"\.(\d+|[a-z-]+)$")
 _MAX_HINT = 24
 
-RESERVED = frozenset({
+_LIBRARY = Path(__file__).parent / "library"
+_DEFINITION = re.compile(r"^(?:def|class) (\w+)", re.MULTILINE)
+
+
+def _library_names() -> frozenset[str]:
+    """Returns what library modules define: a variable of that name would hide the function."""
+    texts = (path.read_text(encoding="utf-8") for path in sorted(_LIBRARY.glob("*.py")))
+    return frozenset(name for text in texts for name in _DEFINITION.findall(text))
+
+
+RESERVED = _library_names() | frozenset({
     "self", "torch", "F", "nn", "math", "Tensor", "annotations", "bool", "float", "int", "len",
     "list", "max", "min", "range", "reversed", "slice", "sum", "tuple", "zip", "enumerate", "abs",
-    "round", "isinstance", "input", "print", "type", "Scope", "Model",
+    "round", "isinstance", "input", "print", "type", "Model",
 })  # fmt: skip
 """What the generated code uses under its own name."""
 

@@ -17,6 +17,8 @@ from regraft.backends.torch.weight_plan import Slot, WeightPlan
 from regraft.backends.torch.weight_source import WeightSource
 from regraft.ir.constants import literal, weight
 from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.types import DType
+from regraft.ir.weights import Role
 
 MAX_LITERAL_ELEMENTS = 16
 """Larger literals are arguments of a part: one tensor serves all."""
@@ -233,10 +235,7 @@ class _Matcher:
         )
 
     def _same_tensors(self, a: int, b: int) -> bool:
-        key = lambda plan: {  # noqa: E731
-            path: (slot.dtype, slot.shape, slot.role) for path, slot in plan.slots.items()
-        }
-        return bool(key(self._plans[a]) == key(self._plans[b]))
+        return _registered(self._plans[a]) == _registered(self._plans[b])
 
     def _operand(
         self, value: Value | None, places: dict[Value, tuple[int, int]], number: int
@@ -285,6 +284,10 @@ class _Matcher:
                     if any(user not in own for user, _ in value.uses):
                         results.setdefault((i, k))
         return PartGroup(path, parts, tuple(sorted(results)), self._plans[numbers[0]])
+
+
+def _registered(plan: WeightPlan) -> dict[str, tuple[DType, tuple[int, ...], Role]]:
+    return {path: (slot.dtype, slot.shape, slot.role) for path, slot in plan.slots.items()}
 
 
 def is_small_literal(value: Value) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def _replaced(tree: Tree, changed: Mapping[Tree, Tree]) -> Tree:
     found = changed.get(tree)
     if found is not None:
         return found
-    updates = {}
+    updates: dict[str, Any] = {}
     for item in fields(tree):
         value = getattr(tree, item.name)
         if item.name == "xs":
@@ -116,6 +117,6 @@ def _replaced(tree: Tree, changed: Mapping[Tree, Tree]) -> Tree:
     return replace(tree, **updates) if updates else tree
 
 
-def _bits(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> np.ndarray:  # type: ignore[type-arg]  # any element type
+def _bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Returns the elements as bytes: NaN equals itself, and every element type compares."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

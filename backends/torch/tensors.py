@@ -98,4 +98,5 @@ def array_from(tensor: torch.Tensor, dtype: DType) -> np.ndarray[Any, Any]:
         array = flat.view(wide.numpy).reshape(tuple(plain.shape))
     else:
         array = plain.numpy().copy()
-    return array if wide is dtype else array.astype(dtype.numpy)
+    narrow: np.ndarray[Any, Any] = array if wide is dtype else array.astype(dtype.numpy)
+    return narrow

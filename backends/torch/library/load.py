@@ -16,6 +16,7 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
         path: The weights; default: the `.safetensors` file beside this one.
     """
     net = Model()
+    net.eval()
     for name, tensor in read_tensors(path or Path(__file__).with_suffix(".safetensors")):
         assign(net, name, tensor)
-    return net.eval()
+    return net

@@ -14,7 +14,7 @@ from regraft.ir.text import parse_module
 
 torch = pytest.importorskip("torch", reason="the torch backend needs PyTorch")
 
-from regraft.backends.torch.ops import FAMILIES  # isort: skip  # needs torch
+from regraft.backends.torch.ops import FAMILIES  # noqa: E402  # needs torch
 
 if not FAMILIES:
     pytest.skip("no operator has an emitter yet", allow_module_level=True)
