@@ -147,8 +147,8 @@ def _way_up(value: Value) -> Iterator[Value]:
         if node is None:
             return
         operands = [v for v in node.inputs if v is not None and not is_constant(v)]
-        if node.op is slicing.concat:
-            operands.reverse()  # new keys come after the past ones
+        if node.op is slicing.concat and (node.attrs["axis"] + 1) % (current.rank or 1):
+            operands.reverse()  # new keys come after the past ones; turned channels come first
         same = [v for v in operands if v.rank == current.rank]
         current = next(iter(same or operands), None)
 

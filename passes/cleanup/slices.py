@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import slicing
+from regraft.ir.ops import repeating, reshaping, slicing
 from regraft.ir.rewrite import Rewriter, RuleSet, local_rule
 from regraft.passes.cleanup.facts import made_by, same_type, static_ints
 
@@ -150,6 +150,35 @@ def concat_of_split(node: Node, rw: Rewriter) -> bool:
     return True
 
 
+@local_rule(concat)
+def concat_of_repeats(node: Node, rw: Rewriter) -> bool:
+    """concat(x[0:1], x[0:1], x[1:2], x[1:2]) -> x, every entry repeated."""
+    rank = node.outputs[0].rank
+    slices = [made_by(value, slice_) for value in node.inputs]
+    x = None if slices[0] is None else slices[0].inputs[0]
+    if rank is None or x is None or x.shape is None or node.outputs[0].shape is None:
+        return False
+    axis = node.attrs["axis"] % rank
+    starts = []
+    for part in slices:
+        ranges = None if part is None or part.inputs[0] is not x else _ranges(part)
+        if ranges is None or list(ranges) != [axis] or ranges[axis][1] - ranges[axis][0] != 1:
+            return False
+        starts.append(ranges[axis][0])
+    size = x.shape[axis]
+    if not isinstance(size, int) or size == 0 or len(starts) % size:
+        return False
+    times = len(starts) // size
+    if times < 2 or starts != [i for i in range(size) for _ in range(times)]:
+        return False
+    lead, rest = x.shape[: axis + 1], x.shape[axis + 1 :]
+    b = rw.builder(node)
+    made = b.op(reshaping.reshape, x, shape=(*lead, 1, *rest))
+    made = b.op(repeating.expand, made, shape=(*lead, times, *rest))
+    rw.replace(node, b.op(reshaping.reshape, made, shape=node.outputs[0].shape))
+    return True
+
+
 @local_rule(split)
 def split_into_one(node: Node, rw: Rewriter) -> bool:
     """split(x) into one part -> x."""
@@ -162,5 +191,5 @@ def split_into_one(node: Node, rw: Rewriter) -> bool:
 
 RULES = RuleSet(
     slice_by_one, slice_everything, slice_of_slice, concat_of_one, concat_of_concat,
-    concat_of_split, split_into_one,
+    concat_of_split, concat_of_repeats, split_into_one,
 )  # fmt: skip

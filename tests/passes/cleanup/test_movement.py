@@ -168,6 +168,16 @@ def test_cast_chain(dtype: str, chain: tuple[str, ...], expected: str) -> None:
          "concat(split(x, axis=2, sizes=[1,3])#1, split(x, axis=2, sizes=[1,3]), axis=2)"),
         ("%e = slice(%x) {starts = [4], ends = [4], axes = [2]}\n%y = concat(%e, %x) {axis = 2}",
          "x"),
+        ("%y = slice(%x) {starts = [1], ends = [2], axes = [2], steps = [1]}",
+         "slice(x, axes=[2], ends=[2], starts=[1])"),
+        # every channel twice; in another order it stays
+        (("%z = slice(%x) {starts = [0], ends = [2], axes = [2]}\n"
+          "%a = slice(%z) {starts = [0], ends = [1], axes = [2]}\n"
+          "%b = slice(%x) {starts = [1], ends = [2], axes = [2]}\n"
+          "%c = slice(%x) {starts = [2], ends = [3], axes = [2]}\n"
+          "%d = slice(%x) {starts = [3], ends = [4], axes = [2]}\n"
+          "%y = concat(%a, %a, %b, %b, %c, %c, %d, %d) {axis = 2}"),
+         "reshape(expand(reshape(x, shape=[B,S,4,1]), shape=[B,S,4,2]), shape=[B,S,8])"),
     ],
 )  # fmt: skip
 def test_parts(body: str, expected: str) -> None:
