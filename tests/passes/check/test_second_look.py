@@ -17,7 +17,7 @@ from regraft.passes.check.compare import EXACT_RTOL
 from regraft.passes.check.module_check import CheckReport, check_module
 from regraft.passes.check.runners import EvalRunner, accepts
 from regraft.passes.check.samples import generate_samples
-from regraft.passes.check.second_look import second_look
+from regraft.passes.check.second_look import SecondLook, second_look
 
 PLANTED = "1.00003"  # an error of 3e-5, relative
 
@@ -77,6 +77,14 @@ def test_error_below_the_noise_is_caught_all_the_same() -> None:
     report = check(source, result)
     assert not report.ok
     assert report.outputs[0].allowed < 1e-3  # nothing was excused
+
+
+def test_what_no_noise_explains_is_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(SecondLook, "noise", lambda self, inputs, failed: looked.extend(failed))
+    off = WRONG.replace(PLANTED, "1.2")
+    assert not check(module(WELL, EXACTLY), module(WELL, off)).ok
+    assert looked == []
 
 
 FOLDED = """\
