@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from regraft.ir.derive import DerivedWeight, source_names
+from regraft.ir.evaluate import evaluate
 from regraft.ir.weights import Role
 from regraft.passes.cleanup import Canonicalize
 from regraft.passes.protocol import Context
@@ -215,3 +216,18 @@ def test_parameter_gathered_out_of_range_is_left_to_the_runtime() -> None:
     )
     assert not Canonicalize().run(module, Context()).changed
     assert outputs(module) == "gather(@w, [-4,4])"
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_question_whether_a_batch_is_empty_stays(batch: int) -> None:
+    module = parse(
+        "graph(%x : f32[B, 2]) {\n%n = size(%x)\n%z = literal i64[] 0\n%c = greater(%n, %z)\n"
+        "%one = literal i64[] 1\n%m = max(%n, %one)\n%f = cast(%m) {to = f32}\n"
+        "%s = reduce_sum(%x) {axes = [0, 1], keepdims = false}\n%q = div(%s, %f)\n"
+        "%e = literal f32[] 7\n%y = where(%c, %q, %e)\nreturn %y\n}"
+    )
+    source = module.clone()
+    run(module)
+    inputs = {"x": np.ones((batch, 2), np.float32)}
+    expected = 1.0 if batch else 7.0
+    assert evaluate(source, inputs)["y"] == evaluate(module, inputs)["y"] == expected
