@@ -245,7 +245,11 @@ class GraphEmitter:
         producer = value.producer
         if producer is None or len(producer.outputs) > 1:
             return []
-        dying = self._deaths.get(producer, ())
+        return self.dying_at(producer)
+
+    def dying_at(self, node: Node) -> list[str]:
+        """Returns the variables that a node reads last."""
+        dying = self._deaths.get(node, ())
         return [self.names[each] for each in dying if each in self.names]
 
     def _bind_all(self, node: Node, expression: str) -> None:
@@ -329,7 +333,8 @@ class GraphEmitter:
                 self.variables.release(self._section[1])
             name = self.variables.take(hint.removesuffix("s") or hint)
             self._section = (whole, name)
-            self.lines.add("")
+            if self.lines.is_begun:
+                self.lines.add("")
             self.lines.add(f"{name} = {whole}", name)
         return self._section[1] + expression.removeprefix(whole)
 

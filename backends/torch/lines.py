@@ -37,6 +37,11 @@ class Lines:
         self._lines.append(line)
         return line
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a line has text so far."""
+        return any(line.text is not None or line.after for line in self._lines)
+
     def anchor(self) -> Line:
         """Returns a line of the current block after which more can be put in later."""
         last = self._lines[-1] if self._lines else None

@@ -42,7 +42,7 @@ class PartCalls:
         """Emits the call that stands at a node; returns whether there is one."""
         group = self._loops.get(node)
         if group is not None:
-            _emit_loop(graph, group, self._sizes_of(graph, group))
+            _emit_loop(graph, node, group, self._sizes_of(graph, group))
             return True
         found = self._calls.get(node)
         if found is None:
@@ -65,7 +65,9 @@ class PartCalls:
         return [graph.size(Dim.of(symbol)) for symbol in self.sizes.get(group, ())]
 
 
-def _emit_loop(graph: GraphEmitter, group: PartGroup, sizes: Sequence[str]) -> None:
+def _emit_loop(graph: GraphEmitter, node: Node, group: PartGroup, sizes: Sequence[str]) -> None:
+    """Emits the loop; a variable that nothing else reads carries what parts hand on."""
+    dying = graph.dying_at(node)
     carried = group.carried() or {}
     first, last = group.parts[0], group.parts[-1]
     arguments = [graph.expression(value) for value in first.arguments]
@@ -74,8 +76,12 @@ def _emit_loop(graph: GraphEmitter, group: PartGroup, sizes: Sequence[str]) -> N
     for number, place in enumerate(group.results):
         value = last.result(place)
         argument = by_result[number]
-        name = graph.variables.take(variable_hint(value))
-        graph.lines.add(f"{name} = {arguments[argument]}", name)
+        name = arguments[argument]
+        if dying.count(name) == 1 == graph.variables.num_holders(name) and name not in names:
+            graph.variables.hold(name)
+        else:
+            name = graph.variables.take(variable_hint(value))
+            graph.lines.add(f"{name} = {arguments[argument]}", name)
         names.append(name)
         graph.names[value] = name
     for argument, result in carried.items():

@@ -105,10 +105,10 @@ class PartClasses:
 
 
 def _argument_names(group: PartGroup) -> list[str]:
-    carried = group.carried() or {}
+    handed = [i for i in range(len(group.parts[0].arguments)) if group.is_handed_on(i)]
     names: list[str] = []
     for idx, value in enumerate(group.parts[0].arguments):
-        hint = "x" if len(carried) == 1 and idx in carried else variable_hint(value)
+        hint = "x" if handed == [idx] else variable_hint(value)
         name, number = hint, 0
         while name in names or name in RESERVED:
             number += 1

@@ -24,7 +24,7 @@ MAX_LITERAL_ELEMENTS = 16
 """Larger literals are arguments of a part: one tensor serves all."""
 
 _MIN_NODES = 4
-_NUMBERED = re.compile(r"\.?(\d+)\.")
+_NUMBERED = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.)")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +82,10 @@ class PartGroup:
             return None
         return links
 
+    def is_handed_on(self, argument: int) -> bool:
+        """Returns whether every part but the first gets this argument from the one before."""
+        return self._link(argument) is not None
+
     def _link(self, argument: int) -> int | None:
         for number, place in enumerate(self.results):
             pairs = pairwise(self.parts)
@@ -115,7 +119,7 @@ def _numbered_paths(plan: WeightPlan) -> list[tuple[str, list[int]]]:
     found: dict[str, set[int]] = {}
     for slot_path in plan.slots:
         for match in _NUMBERED.finditer(slot_path):
-            found.setdefault(slot_path[: match.start()], set()).add(int(match[1]))
+            found.setdefault(slot_path[: match.start()].rstrip("."), set()).add(int(match[1]))
     paths = [(path, sorted(numbers)) for path, numbers in found.items() if len(numbers) > 1]
     return sorted(paths, key=lambda item: item[0].count("."))
 
@@ -127,7 +131,7 @@ def _groups_at(
     owner = _owners(graph, plan, path)
     order, starts = _dependent(graph, owner)
     found = sorted(starts, key=lambda number: starts[number])
-    if len(found) < 2 or any(node in taken for node in order):
+    if len(found) < 2:
         return
     spans = [(starts[a], starts[b]) for a, b in pairwise(found)]
     length = spans[-1][1] - spans[-1][0]
@@ -145,6 +149,8 @@ def _groups_at(
     for run in runs:
         chunks = [tuple(order[slice(*spans[idx])]) for idx in run]
         if len(run) < 2 or len(chunks[0]) < _MIN_NODES:
+            continue
+        if any(node in taken for chunk in chunks for node in chunk):
             continue
         group = matcher.group(path, [found[idx] for idx in run], chunks)
         if group is not None:
@@ -171,7 +177,7 @@ def _plan_within(plan: WeightPlan, path: str) -> WeightPlan:
 
 def _owners(graph: Graph, plan: WeightPlan, path: str) -> dict[Value, int]:
     """Returns the number under which the tensors of each weight stand, where it is one."""
-    pattern = re.compile(rf"{re.escape(path)}\.?(\d+)\." if path else r"(\d+)\.")
+    pattern = re.compile(rf"{re.escape(path)}\.(\d+)\." if path else r"(\d+)\.")
     owner: dict[Value, int] = {}
     for node in graph:
         if node.op is not weight or not node.output.num_uses:

@@ -25,6 +25,17 @@ def test_equal_layers_become_one_class() -> None:
     assert type(net.net.layer[0]) is type(net.net.layer[1])
 
 
+def test_number_at_the_end_of_a_name_is_no_number_of_a_part() -> None:
+    source, _ = _net(LAYERS.replace("net.layer.", "stage1."))
+    assert "self.stage1[i](" in source
+
+
+def test_variable_that_only_the_first_layer_reads_carries_the_stream() -> None:
+    source, _ = _net(LAYERS.replace("%m0 = matmul(%x,", "%c = relu(%x)\n  %m0 = matmul(%c,")
+                     .replace("add(%x, %z0)", "add(%c, %z0)"))  # fmt: skip
+    assert "            c = self.net.layer[i](c, wide)\n" in source
+
+
 def test_layers_that_compute_differently_stay_apart() -> None:
     source, _ = _net(LAYERS.replace("%r1 = relu(%a1)", "%r1 = sigmoid(%a1)"))
     assert "class Layer" not in source
