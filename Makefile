@@ -23,7 +23,7 @@ help:
 	@echo "make test    the tests, without the slow ones"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make full    all tests"
-	@echo "make bench   every figure of the core, against the peers (python -m benchmarks.core)"
+	@echo "make bench   every figure of the core and of fusion, against the peers"
 	@echo "make docs    the pages that are made from the code, and the tour of README.md"
 	@echo "make fixtures  exports the corpus of structure recognition again (.venv-export)"
 	@echo "make format  ruff format and the fixes that ruff can make"
@@ -101,6 +101,7 @@ imports: $(STAMP)
 
 bench: $(STAMP) $(PEERS_STAMP) models
 	$(PY) -m benchmarks.core
+	$(PY) -m benchmarks.fuse
 
 docs: $(STAMP) models
 	$(PY) -m docs.generate

@@ -164,7 +164,7 @@ def _properties(name: str, blocks: Blocks) -> Iterator[str]:
     """Yields how properties of dot-product attention differ from those stated."""
     truth = [a for a in store.truth(name).attention if a.form == "dot_product"]
     found = [each for each in blocks.attention if each.kind != "channel"]
-    stated = {
+    stated: dict[str, list[Any]] = {
         "key heads": [a.kv_heads or a.heads for a in truth for _ in range(a.count)],
         "cross": [a.cross for a in truth for _ in range(a.count)],
         "causal": [a.mask in ("causal", "causal_padding") for a in truth for _ in range(a.count)],
@@ -174,7 +174,7 @@ def _properties(name: str, blocks: Blocks) -> Iterator[str]:
         "soft cap": [a.softcap for a in truth for _ in range(a.count)],
     }
     windows = sum(a.count for a in truth if a.mask == "window")
-    read = {
+    read: dict[str, list[Any]] = {
         "key heads": [each.describe()["kv_heads"] for each in found],
         "cross": [each.kind == "cross" for each in found],
         "causal": [each.is_causal and each.window.left == -1 for each in found],
@@ -184,7 +184,8 @@ def _properties(name: str, blocks: Blocks) -> Iterator[str]:
         "soft cap": [bool(each.attention.softcap) for each in found],
     }
     for what, values in stated.items():
-        left, right = Counter(map(str, values)), Counter(map(str, read[what]))
+        left = Counter(str(value) for value in values)
+        right = Counter(str(value) for value in read[what])
         if left != right and not (what == "causal" and windows):
             yield f"{what}: {dict(right)}, stated {dict(left)}"
 

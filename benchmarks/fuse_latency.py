@@ -95,8 +95,11 @@ class Cell:
 
 
 def prepare(settings: Settings, model: models.RealModel, tool: str, *, fresh: bool) -> Path | str:
-    """Returns the file that a tool makes of a model, or why it makes none; kept between runs."""
-    folder = settings.work / "latency" / tool
+    """Returns the file that a tool makes of a model, or why it makes none.
+
+    Files of the peers are kept between runs, until a peer has another version.
+    """
+    folder = settings.work / "latency" / "-".join([tool, *_version(settings, tool)])
     folder.mkdir(parents=True, exist_ok=True)
     out, failed = folder / f"{model.name}.onnx", folder / f"{model.name}.failed"
     if tool != "regraft" and not fresh:
@@ -123,6 +126,17 @@ def prepare(settings: Settings, model: models.RealModel, tool: str, *, fresh: bo
     reason = lines[-1][:120]
     failed.write_text(reason)
     return reason
+
+
+def _version(settings: Settings, tool: str) -> list[str]:
+    """Returns the version of a peer, read off the interpreter's packages; [] for regraft."""
+    package = "onnxruntime" if tool.startswith("ort-") else tool
+    packages = Path(settings.peers_python).parent.parent.glob("lib/python*/site-packages")
+    return [
+        found.name.removesuffix(".dist-info").removeprefix(f"{package}-")
+        for folder in packages
+        for found in folder.glob(f"{package}-*.dist-info")
+    ]
 
 
 def session(path: Path) -> ort.InferenceSession:

@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the code: operators.md, passes.md, errors.md.
+"""Writes the pages that are made from the code: operators.md, passes.md, errors.md, coverage.md.
 
 `python -m docs.generate` writes them; a test fails when one is not current.
 """
@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.fuse_page import coverage_page
 from regraft.cli.passes_cmd import options_of_class
 from regraft.ir import errors
 from regraft.ir.errors import RegraftError
@@ -140,6 +141,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "operators.md": operators_page,
     "passes.md": passes_page,
     "errors.md": errors_page,
+    "coverage.md": lambda: coverage_page(_NOTE),
 }
 """File -> what makes it."""
 
