@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sysconfig
 import traceback
+from pathlib import Path
 from types import TracebackType
 
 import torch
 
 from regraft.ir.errors import InputError, RegraftError, UnsupportedError
 
+_HERE = str(Path(__file__).parent).replace("\\", "/")
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _SUGGESTED = re.compile(r"Suggested fixes:\n((?:  .*\n?)+)")
 _SIZE = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
@@ -22,7 +24,7 @@ def user_line(trace: TracebackType | None) -> str | None:
     found = None
     for frame in traceback.extract_tb(trace):
         path = frame.filename.replace("\\", "/")
-        is_ours = "/frontends/torch/" in path
+        is_ours = path.startswith(_HERE)
         is_stdlib = path.startswith(_STDLIB) and "/site-packages/" not in path
         if path.startswith("<") or "/site-packages/torch/" in path or is_ours or is_stdlib:
             continue

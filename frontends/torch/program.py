@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +79,10 @@ def import_program(
         UnsupportedError: When calls have no IR form; names all of them.
     """
     if any(_maps_rows(node) for node in program.graph.nodes):
-        program = program.run_decompositions({})  # resolves `vmap`, and decomposes nothing else
+        with warnings.catch_warnings():
+            # PyTorch warns of its own copy of a tree of arguments
+            warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec")
+            program = program.run_decompositions({})  # resolves `vmap`, decomposes nothing else
     module = Module(Graph(), name)
     sizes = Sizes(module.graph.scope, program.range_constraints, dim_names)
     session = Session(table, sizes, module.warnings, Decomposer().trace)

@@ -160,6 +160,22 @@ def _chunk(b: Builder, before: Value, view: Value, args: Mapping[str, Any], idx:
     return _slice(b, before, view, {"dim": axis, "start": start}, 0)
 
 
+def _expand(b: Builder, before: Value, view: Value, args: Mapping[str, Any], idx: int) -> Value:
+    """Every position of an expanded axis is the same element: the first one stands for all."""
+    shape, wide = _shape(before), _shape(view)
+    extra = len(wide) - len(shape)
+    axes = tuple(
+        axis for axis, size in enumerate(wide)
+        if axis < extra or not known_equal(size, shape[axis - extra])
+    )  # fmt: skip
+    if axes:
+        count = len(axes)
+        view = b.op(
+            slice_, view, starts=(0,) * count, ends=(1,) * count, axes=axes, steps=(1,) * count
+        )
+    return _reshaped(b, before, view, args, idx)
+
+
 INVERSES: dict[str, Inverse] = {
     **dict.fromkeys(
         (
@@ -191,6 +207,8 @@ INVERSES: dict[str, Inverse] = {
     "aten.swapdims.default": _swap("dim0", "dim1"),
     "aten.t.default": _reversed,
     "aten.numpy_T.default": _reversed,
+    "aten.expand.default": _expand,
+    "aten.expand_as.default": _expand,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _narrow,
     "aten.select.int": _select,
