@@ -9,9 +9,11 @@ from regraft.frontends.torch.ops import (
     arithmetic,
     attention,
     cast,
+    complex_numbers,
     conv,
     creation,
     elementwise,
+    fourier,
     image,
     indexing,
     linalg,
@@ -29,7 +31,7 @@ from regraft.frontends.torch.ops import (
     softmax,
 )
 
-FAMILIES: tuple[tuple[Import, ...], ...] = (
+_REAL_OR_COMPLEX: tuple[tuple[Import, ...], ...] = (
     elementwise.IMPORTS,
     arithmetic.IMPORTS,
     logical.IMPORTS,
@@ -53,4 +55,10 @@ FAMILIES: tuple[tuple[Import, ...], ...] = (
     selecting.IMPORTS,
     creation.IMPORTS,
     random.IMPORTS,
+)
+
+FAMILIES: tuple[tuple[Import, ...], ...] = (
+    *(complex_numbers.complex_aware(family) for family in _REAL_OR_COMPLEX),
+    complex_numbers.IMPORTS,
+    fourier.IMPORTS,
 )

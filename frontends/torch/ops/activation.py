@@ -15,6 +15,13 @@ from regraft.ir.ops.slicing import split
 from regraft.ir.types import DType
 
 
+def _relu(c: CallImport) -> Value:
+    x = c.value("self")
+    if c.dtype.is_float:
+        return c.b.op(ops.relu, x)
+    return c.b.op(arithmetic.max_, x, c.number(0, c.dtype))  # runtimes have no relu of integers
+
+
 def _gelu(c: CallImport) -> Value:
     return c.b.op(ops.gelu, c.value("self"), tanh=c.attr("approximate") == "tanh")
 
@@ -130,7 +137,7 @@ def _dropout(first: str) -> Importer:
 
 
 IMPORTS: tuple[Import, ...] = (
-    row(apply(ops.relu), "aten.relu.default"),
+    row(_relu, "aten.relu.default"),
     row(apply(ops.sigmoid), "aten.sigmoid.default", "aten.special_expit.default"),
     row(apply(ops.swish), "aten.silu.default"),
     row(apply(ops.mish), "aten.mish.default"),

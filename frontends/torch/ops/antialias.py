@@ -22,7 +22,8 @@ Filter = Callable[[Array], Array]
 
 
 def _triangle(x: Array) -> Array:
-    return np.clip(1 - np.abs(x), 0, None)
+    result: Array = np.clip(1 - np.abs(x), 0, None)
+    return result
 
 
 def _keys(x: Array) -> Array:

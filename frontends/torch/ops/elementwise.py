@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import log as ln
 from math import pi
 
+import ml_dtypes
 import numpy as np
 
 from regraft.frontends.torch.call import CallImport, Import, Importer, row
@@ -137,10 +138,7 @@ def _nan_to_num(c: CallImport) -> Value:
     x = c.value("self")
     if not c.dtype.is_float:
         return x
-    limits = {DType.F64: np.finfo(np.float64).max, DType.F16: np.finfo(np.float16).max}
-    largest = float(limits.get(c.dtype, np.finfo(np.float32).max))
-    if c.dtype is DType.BF16:
-        largest = 3.3895313892515355e38
+    largest = float(ml_dtypes.finfo(c.dtype.numpy).max)
     tests: tuple[tuple[str, float, OpSpec, dict[str, bool]], ...] = (
         ("nan", 0.0, functions.is_nan, {}),
         ("posinf", largest, functions.is_inf, {"negative": False}),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from regraft.frontends.torch.call import CallImport, Import, Importer, UnsupportedCallError, row
 from regraft.frontends.torch.ops.arithmetic import scaled
+from regraft.frontends.torch.ops.shape import shape_of
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Value
 from regraft.ir.ops import arithmetic, logical, reduce
@@ -80,8 +81,27 @@ def _addr(c: CallImport) -> Value:
 
 
 def _einsum(c: CallImport) -> Value:
-    operands: Sequence[Value] = [c.cast(value, c.dtype) for value in c.values("tensors")]
-    return c.b.op(einsum, *operands, equation=c.attr("equation").replace(" ", ""))
+    operands = [c.cast(value, c.dtype) for value in c.values("tensors")]
+    equation = c.attr("equation").replace(" ", "")
+    if "..." in equation:
+        operands = _equal_ellipses(c, operands, equation.partition("->")[0].split(","))
+    return c.b.op(einsum, *operands, equation=equation)
+
+
+def _equal_ellipses(c: CallImport, operands: Sequence[Value], terms: Sequence[str]) -> list[Value]:
+    """Returns operands whose ellipses all stand for as many axes, which runtimes ask for."""
+    own = [
+        len(shape_of(x)) - len(term) + 3 if "..." in term else None
+        for x, term in zip(operands, terms, strict=True)
+    ]
+    most = max(count for count in own if count is not None)
+    results = []
+    for x, term, count in zip(operands, terms, own, strict=True):
+        if count is not None and count < most:
+            at = term.index("...")
+            x = c.b.op(unsqueeze, x, axes=tuple(range(at, at + most - count)))
+        results.append(x)
+    return results
 
 
 def _inner(c: CallImport) -> Value:

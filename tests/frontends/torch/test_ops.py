@@ -9,6 +9,7 @@ pytest.importorskip("transformers.integrations.moe", reason="one overload is of 
 
 from tests.frontends.torch import (  # they make tensors
     array_calls,
+    complex_calls,
     layer_calls,
     movement_calls,
     pointwise_calls,
@@ -20,6 +21,7 @@ CALLS = (
     *movement_calls.CALLS,
     *array_calls.CALLS,
     *layer_calls.CALLS,
+    *complex_calls.CALLS,
 )
 
 
