@@ -245,9 +245,9 @@ def bind_rule(
         )
         pending += [(axis, size) for axis, size in zip(kept, shape, strict=True) if axis]
         operands.append(kept)
-    _solve(pending, sizes)
+    rest = _solve(pending, sizes)
     terms = tuple(None if term is None else _expand(term, None, stars) for term in rule.results)
-    _solve(_result_axes(terms, results), sizes)
+    _solve([*rest, *_result_axes(terms, results)], sizes)
     for axes_ in terms:
         for axis in axes_ or ():
             for factor in axis:
@@ -298,7 +298,10 @@ def _expand(term: Term, rank: int | None, stars: dict[str, int]) -> tuple[Axis, 
     return tuple(axes)
 
 
-def _solve(pending: list[tuple[Axis, DimLike]], sizes: dict[str, DimLike]) -> None:
+def _solve(
+    pending: list[tuple[Axis, DimLike]], sizes: dict[str, DimLike]
+) -> list[tuple[Axis, DimLike]]:
+    """Sets the sizes that axes decide; returns the axes with two or more unknown factors."""
     while pending:
         rest: list[tuple[Axis, DimLike]] = []
         for axis, size in pending:
@@ -315,8 +318,9 @@ def _solve(pending: list[tuple[Axis, DimLike]], sizes: dict[str, DimLike]) -> No
             elif isinstance(size, int) and not known_equal(size, have) and len(axis) == 1:
                 sizes[axis[0].name] = size  # a known size is the better description
         if len(rest) == len(pending):
-            return
+            break
         pending = rest
+    return pending
 
 
 def bind_node(node: Node, rule: AxisRule, *, with_results: bool = False) -> BoundRule:

@@ -41,13 +41,18 @@ def _eval_depth_to_space(c: EvalContext, x: Array) -> Array:
     return parts.reshape(n, depth, h * block, w * block)
 
 
+def _axes_depth_to_space(node: Node) -> str:
+    deep = "p! q! c" if node.attrs["mode"] == "DCR" else "c p! q!"
+    return f"n ({deep}) h w -> n c (h p!) (w q!)"
+
+
 depth_to_space = OpSpec(
     name="depth_to_space",
     source="ONNX DepthToSpace-13",
     operands=(Operand("x"),),
     attrs=(Attr("block_size", AttrKind.INT), Attr("mode", AttrKind.STR, "DCR")),
     traits=_MOVEMENT,
-    axes="n c! h! w! -> n d! y! x!",
+    axes=_axes_depth_to_space,
     infer=_infer_depth_to_space,
     eval=_eval_depth_to_space,
 )
@@ -72,13 +77,18 @@ def _eval_space_to_depth(c: EvalContext, x: Array) -> Array:
     return parts.transpose(perm).reshape(n, ch * block * block, h // block, w // block)
 
 
+def _axes_space_to_depth(node: Node) -> str:
+    deep = "p! q! c" if node.attrs["mode"] == "DCR" else "c p! q!"
+    return f"n c (h p!) (w q!) -> n ({deep}) h w"
+
+
 space_to_depth = OpSpec(
     name="space_to_depth",
     source="ONNX SpaceToDepth-28",
     operands=(Operand("x"),),
     attrs=(Attr("block_size", AttrKind.INT), Attr("mode", AttrKind.STR, "DCR")),
     traits=_MOVEMENT,
-    axes="n c! h! w! -> n d! y! x!",
+    axes=_axes_space_to_depth,
     infer=_infer_space_to_depth,
     eval=_eval_space_to_depth,
 )

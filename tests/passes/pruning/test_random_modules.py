@@ -24,6 +24,13 @@ def test_pruned_equals_masked() -> None:
     assert groups > 600
 
 
+@pytest.mark.parametrize("seed", [21746])
+def test_what_was_wrong_once(seed: int) -> None:
+    # blocks that choose their own positions, over a leaf that stands in the axis three times
+    outcome = prune_and_compare(random_module(seed), inputs_of(seed), seed)
+    assert outcome.error <= TOLERANCE
+
+
 @pytest.mark.slow
 def test_pruned_equals_masked_two_thousand_times() -> None:
     changed, groups = _run(10_000, 12_000)
