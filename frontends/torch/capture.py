@@ -14,6 +14,7 @@ from regraft.frontends.torch.call import Import, ImportTable
 from regraft.frontends.torch.dynamic import read_dynamic_shapes
 from regraft.frontends.torch.eager import EagerRunner
 from regraft.frontends.torch.export import export_module, named_keywords
+from regraft.frontends.torch.memory import restore_memory
 from regraft.frontends.torch.ops import FAMILIES
 from regraft.frontends.torch.program import Imported, import_program, user_values
 from regraft.ir.errors import InputError, UsageError
@@ -115,6 +116,7 @@ def load_program(path: Path, importers: Sequence[Import] = ()) -> Capture:
 def _program(
     program: torch.export.ExportedProgram, importers: Sequence[Import], name: str
 ) -> Capture:
+    restore_memory(program)
     imported = import_program(program, _table(importers), name, {})
     args, kwargs = program.example_inputs or ((), {})
     return Capture(imported, program.module(), args, kwargs)

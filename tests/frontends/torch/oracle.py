@@ -1,4 +1,4 @@
-"""PyTorch as the oracle of a capture: the evaluator and ONNX Runtime against the original module."""
+"""PyTorch as the oracle of a capture: evaluator and ONNX Runtime against the original module."""
 
 from __future__ import annotations
 

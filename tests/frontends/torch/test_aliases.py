@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="captures are compared with PyTorch"
 
 from torch import nn  # noqa: E402
 
-from regraft.frontends.torch.capture import capture  # noqa: E402
+from regraft.frontends.torch.capture import capture, load_program  # noqa: E402
 from regraft.ir.evaluate import evaluate  # noqa: E402
 from regraft.ir.module import StateKind  # noqa: E402
 from tests.frontends.torch.oracle import check_capture  # noqa: E402
@@ -113,6 +113,17 @@ def test_writes_reach_every_alias(name: str, is_dynamic: bool, tmp_path: Path) -
     check_capture(
         Wrapped(CASES[name]), (torch.randn(3, 6),), dynamic=dynamic, sizes=sizes, folder=tmp_path
     )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_does_not_lose_who_shares_memory(name: str, tmp_path: Path) -> None:
+    net, x = Wrapped(CASES[name]), torch.randn(3, 6)
+    torch.export.save(torch.export.export(net, (x,), strict=False), tmp_path / "net.pt2")
+    found = load_program(tmp_path / "net.pt2")
+    expected = found.runner(True)({"x": x.numpy()})
+    result = evaluate(found.module, {"x": x.numpy()})
+    for output, array in expected.items():
+        assert np.array_equal(result[output], array), output
 
 
 class Buffers(nn.Module):
