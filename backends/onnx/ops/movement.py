@@ -55,12 +55,10 @@ def reshape_target(x: Shape | None, shape: Shape) -> tuple[Shape, bool]:
 
 
 def _is_lost(x: Shape, shape: Shape, idx: int) -> bool:
-    """Whether a plain size would come back as another one where a reader divides it out.
+    """Whether a size would come back as another one where a reader divides it out.
 
     It is known from elsewhere then, as by what the result is added to, and is worth computing.
     """
-    if not _is_symbol(shape[idx]):
-        return False
     others = product(dim for i, dim in enumerate(shape) if i != idx)
     return not known_equal(exactdiv(product(x), others), shape[idx])
 
