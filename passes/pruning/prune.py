@@ -209,12 +209,13 @@ def _steps_hint(item: Prune) -> str:
 
 
 def _what_stops(pinned: tuple[PinnedSpace, ...]) -> str:
-    """Names the reason that pins most, with an example."""
+    """Names the reason that pins the most axes of weights, with the row that has most of them."""
     if not pinned:
         return "no weight has an axis that may shrink"
     counts: Counter[str] = Counter()
     for item in pinned:
-        counts[item.why.reason] += item.size
+        counts[item.why.reason] += len(item.weights)
     reason = counts.most_common(1)[0][0]
-    example = next(item for item in pinned if item.why.reason == reason)
+    alike = [item for item in pinned if item.why.reason == reason]
+    example = max(alike, key=lambda item: len(item.weights))
     return f"{example.why}; `regraft inspect --couplings` lists all"
