@@ -96,7 +96,7 @@ def generate(
         results = {name: emitter.lines.take_last(text) for name, text in results.items()}
     nest = output_nest(module, tuple(results))
     returned = _nest(nest, results)
-    emitter.lines.add(f"return {returned[1:-1] if returned.startswith('(') else returned}")
+    emitter.lines.add(f"return {returned[1:-1] if isinstance(nest, tuple) else returned}")
     registered = [*classes.registrations, *registrations(plan, classes.paths)]
     functions = (line.strip().partition("(")[0] for line in registered + classes.lines)
     for name in ("Scope", *dict.fromkeys(functions)):

@@ -1,0 +1,38 @@
+"""Emitter of mixtures of experts."""
+
+from __future__ import annotations
+
+from regraft.backends.torch.emitter import Emit, EmitContext
+from regraft.backends.torch.library import experts as library
+from regraft.backends.torch.ops.params import call_text
+from regraft.ir.ops import moe as ops
+
+_ROUTES = {
+    "softmax": library.route_softmax,
+    "topk_softmax": library.route_chosen,
+    "sigmoid": library.route_sigmoid,
+}
+_ACTIVATIONS = {
+    "relu": library.expert_relu,
+    "silu": library.expert_silu,
+    "gelu": library.expert_gelu,
+    "gelu_tanh": library.expert_gelu_tanh,
+}
+
+
+def _emit_moe(e: EmitContext) -> str:
+    names = [operand.name for operand in ops.moe.operands]
+    given = {name: text for name, text in zip(names, e.inputs, strict=False) if text != "None"}
+    router, bias = given.pop("router"), given.pop("score_bias", None)
+    renormalize, scale = e.attr("renormalize"), e.attr("routed_scale")
+    route = call_text(
+        e.helper(_ROUTES[e.attr("scoring")]), router, str(e.attr("top_k")), bias=bias,
+        renormalize="True" if renormalize else None, scale=None if scale == 1 else repr(scale),
+    )  # fmt: skip
+    routed = e.temp(route, "routed")
+    activation = e.helper(_ACTIVATIONS[e.attr("activation")])
+    x, up, down = (given.pop(name) for name in ("x", "up", "down"))
+    return call_text(e.helper(library.apply_experts), x, f"*{routed}", up, down, activation, **given)
+
+
+EMITS = (Emit(ops.moe, _emit_moe),)
