@@ -10,11 +10,12 @@ import numpy as np
 from regraft.backends.onnx import ort_ops
 from regraft.backends.onnx.legalize.costs import Features
 from regraft.backends.onnx.legalize.site import Build, Limits
+from regraft.backends.onnx.legalize.written import written_attention
 from regraft.ir.builder import Builder
 from regraft.ir.dims import Dim, DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, attention, cast, fill, repeating, reshaping, rotary, sizes
-from regraft.ir.ops.attention_body import attention_body, binding_window
+from regraft.ir.ops.attention_body import binding_window
 from regraft.ir.ops.finite import holds_lowest
 from regraft.ir.opspec import OpSpec
 from regraft.ir.types import DType
@@ -91,7 +92,7 @@ class AttentionSite:
     def forms(self, node: Node, limits: Limits) -> Mapping[str, Build | None]:
         """Returns the forms that say the same; flat ones where the heads are split just before."""
         call = _call(node)
-        found: dict[str, Build | None] = {"decomposed": lambda b: attention_body(node, b)}
+        found: dict[str, Build | None] = {"decomposed": lambda b: written_attention(node, b)}
         if call is None:
             return found
         v = call.operands[2]

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.backends.onnx.emitter import Emit, EmitTable
+from regraft.backends.onnx.legalize.written import written_attention
 from regraft.backends.onnx.ops import FAMILIES
 from regraft.backends.onnx.opsets import choose_opset
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
+from regraft.ir.ops.attention import attention
 from regraft.ir.opspec import OpSpec
 from regraft.ir.rewrite import LocalRule, Rewriter, RuleSet
 from regraft.ir.types import TensorType
@@ -81,7 +83,8 @@ class StandardLegalization:
             return False
         if not all(map(_is_known, node.inputs)):
             return False
-        made = node.op.body(node, rw.builder(node))
+        build = written_attention if node.op is attention else node.op.body
+        made = build(node, rw.builder(node))
         self._inlined[node.op.name] += 1
         rw.replace(node, *((made,) if isinstance(made, Value) else made))
         return True

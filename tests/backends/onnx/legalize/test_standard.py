@@ -97,3 +97,25 @@ def test_a_mask_whose_length_is_not_known_to_be_that_of_the_keys_is_emitted() ->
     given = inputs(module)
     emitted = OrtRunner(to_proto(module, opset=23))(given)["y"]
     np.testing.assert_allclose(emitted, evaluate(module, given)["y"], 0, 1e-5)
+
+
+ONE_HEAD = """
+symbol B
+symbol S
+graph(%q : f32[B, S, 4], %k : f32[B, S, 4]) {
+  %1 = reshape(%q) {shape = [B, 1, S, 4]}
+  %2 = reshape(%k) {shape = [B, 1, S, 4]}
+  %3 = attention(%1, %2, %2) {scale = 0.5}
+  %y = reshape(%3) {shape = [B, S, 4]}
+  return %y
+}
+"""
+
+
+def test_one_head_is_written_without_an_axis_for_heads() -> None:
+    module, source = legalized(ONE_HEAD, 17), parse_module(ONE_HEAD)
+    assert "reshape" not in {node.op.name for node in module.graph}
+    given = inputs(source)
+    expected = evaluate(source, given)["y"]
+    emitted = OrtRunner(to_proto(module, opset=17))(given)["y"]
+    np.testing.assert_allclose(emitted, expected, 0, 1e-5)
