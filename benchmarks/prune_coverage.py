@@ -1,9 +1,9 @@
 """How much of the corpus prunes: `python -m benchmarks.prune_coverage [NAME …]`.
 
 Every exported model is pruned zero-config to half of its FLOPs, and by a random plan that is
-compared with the masked model in f64 (see `tests/passes/pruning`). A row says what was found, what was
-reached, and, where the target was out of reach, the operator, axis and reason that stop it. Exits 1
-when a result is wrong, a model crashes, or a refusal has no reason.
+compared with the masked model in f64 (see `tests/passes/pruning`). A row says what was found, what
+was reached, and, where the target was out of reach, the operator, axis and reason that stop it.
+Exits 1 when a result is wrong, a model crashes, or a refusal has no reason.
 """
 
 from __future__ import annotations

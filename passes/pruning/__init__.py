@@ -3,4 +3,6 @@
 from regraft.passes.protocol import Pass
 from regraft.passes.pruning.prune import Prune
 
+__all__ = ["PASSES", "Prune"]
+
 PASSES: tuple[type[Pass], ...] = (Prune,)

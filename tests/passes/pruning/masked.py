@@ -118,15 +118,15 @@ def run_masked(
     forms: dict[Value, dict[int, Form]] = {}
     for name, value in places_of(coupling):
         producer = value.producer
-        is_weight = producer is not None and producer.op.name == "weight"
-        table = document["weights"] if is_weight else document["values"]
-        if is_weight:
+        table = document["values"]
+        if producer is not None and producer.op.name == "weight":
+            table = document["weights"]
             aliases = coupling.module.weights.aliases
             name = aliases.get(producer.attrs["name"], producer.attrs["name"])
         if name in table:
             forms[value] = {item["axis"]: parse_form(item["of"]) for item in table[name]}
 
-    seen: dict[Value, Array] = dict.fromkeys(())
+    seen: dict[Value, Array] = {}
 
     def mask_of(value: Value, axis: int, size: int, rank: int) -> Array:
         form = forms.get(value, {}).get(axis)
@@ -157,20 +157,22 @@ def _norm(node: Any, seen: Mapping[Value, Array], mask_of: Any) -> Array:
     """Returns a normalization whose statistics are those of the kept positions."""
     x = seen[node.inputs[0]].astype(np.float64)
     gain = seen[node.inputs[1]]
-    bias = seen[node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+    bias = seen[node.inputs[2]] if has_bias else np.zeros(())
     if node.op.name == "group_norm":
         keep = np.broadcast_to(mask_of(node.inputs[0], 1, x.shape[1], x.ndim), x.shape)
         blocks = (x.shape[0], node.attrs["groups"], -1)
         normal = _standardize(x.reshape(blocks), keep.reshape(blocks), (2,), node.attrs["epsilon"])
         per_channel = (1, -1, *[1] * (x.ndim - 2))
-        return normal.reshape(x.shape) * gain.reshape(per_channel) + bias.reshape(per_channel)
+        shift = bias.reshape(per_channel)
+        return np.asarray(normal.reshape(x.shape) * gain.reshape(per_channel) + shift)
     axes = tuple(range(node.attrs["axis"] % x.ndim, x.ndim))
     keep = np.ones(x.shape, bool)
     for axis in axes:
         keep = keep & mask_of(node.inputs[0], axis, x.shape[axis], x.ndim)
     centre = node.op.name == "layer_norm"
-    normal = _standardize(x, keep, axes, node.attrs["epsilon"], centre=centre) * gain
-    return normal if bias is None else normal + bias
+    normal = _standardize(x, keep, axes, node.attrs["epsilon"], centre=centre)
+    return np.asarray(normal * gain + bias)
 
 
 def _standardize(
@@ -179,4 +181,4 @@ def _standardize(
     count = np.maximum(keep.sum(axes, keepdims=True), 1)
     mean = np.where(keep, x, 0).sum(axes, keepdims=True) / count if centre else 0.0
     square = np.where(keep, np.square(x - mean), 0).sum(axes, keepdims=True) / count
-    return (x - mean) / np.sqrt(square + epsilon)
+    return np.asarray((x - mean) / np.sqrt(square + epsilon))

@@ -3,7 +3,7 @@
 import pytest
 
 from regraft.ir.errors import RegraftError
-from regraft.passes.analysis.coupling import builder
+from regraft.passes.analysis.coupling import builder, spaces
 from tests.passes.pruning.checking import TOLERANCE, prune_and_compare
 from tests.passes.pruning.random_modules import inputs_of, random_module
 
@@ -51,7 +51,7 @@ def test_a_forgotten_pin_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_forgotten_tie_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = builder.unify
+    plain = spaces.unify
 
     def forgetful(a: object, b: object, why: object) -> None:
         if why.op not in ("mul", "add"):  # type: ignore[attr-defined]  # a pin

@@ -171,7 +171,9 @@ def test_groups_of_a_convolution_keep_equal_counts() -> None:
 
 @pytest.mark.parametrize("layers", [3])
 def test_repeated_layers_are_known_as_isomorphic(layers: int) -> None:
-    lines, weights, last = [], {}, "x"
+    lines: list[str] = []
+    weights: dict[str, str] = {}
+    last = "x"
     for i in range(layers):
         lines += [
             f"%h{i} = matmul(%{last}, %up{i})",
