@@ -21,6 +21,7 @@ PIP := -m pip --disable-pip-version-check --quiet
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
 	@echo "make test    the tests, without the slow ones"
+	@echo "make torch   installs the extras torch and hf, which make test needs"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make full    all tests"
 	@echo "make bench   every figure of the core and of fusion, against the peers"

@@ -186,10 +186,10 @@ class GraphImporter:
             if self.autocast is not None and name not in _CASTS:
                 converted = {k: self._autocast(v, results) for k, v in converted.items()}
             values = self._compute(name, converted, results)
+            self._bind_sizes(val, values)
         except UnsupportedCallError as error:
             self._fallback(node, name, error.reason)
             return
-        self._bind_sizes(val, values)
         self._name(node, values)
         handles = self._handles(node, schema, converted, results, values)
         self.env[node] = handles if schema.is_list or schema.num_results > 1 else handles[0]
@@ -241,7 +241,12 @@ class GraphImporter:
                 value.name = node.name if len(values) == 1 else f"{node.name}.{i}"
 
     def _bind_sizes(self, val: Any, values: Sequence[Value | None]) -> None:
-        """States which defined sizes of the IR the new symbols of a result are."""
+        """States which defined sizes of the IR the new symbols of a result are.
+
+        Raises:
+            UnsupportedCallError: When the importer took the size from the export, which says only
+                that it will be known: nothing in the IR defines it.
+        """
         sizes = self.session.sizes
         items = val if isinstance(val, list | tuple) else (val,)
         for item, value in zip(items, values, strict=False):
@@ -250,6 +255,8 @@ class GraphImporter:
                     if type(dim) is not int:
                         expr = dim.node.expr
                         if expr.is_Symbol and not sizes.knows(expr):
+                            if sizes.is_expected(mine):
+                                raise UnsupportedCallError("only its content says how large it is")
                             sizes.define(expr, mine)
 
     def _higher_order(self, node: torch.fx.Node, name: str) -> None:

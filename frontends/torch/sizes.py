@@ -69,6 +69,10 @@ class Sizes:
         if symbol not in self._dims:
             self._expected[symbol] = Dim.of(Symbol(f"{symbol}?", lo=0, defined=True))
 
+    def is_expected(self, dim: DimLike) -> bool:
+        """Returns whether a dim is one that results are to define and have not."""
+        return dim in self._expected.values()
+
     def define(self, symbol: sympy.Symbol, dim: DimLike) -> None:
         """States what a symbol of the export is in the IR."""
         self._expected.pop(symbol, None)
