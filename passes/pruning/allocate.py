@@ -20,6 +20,7 @@ Allocation = Literal["uniform", "global", "isomorphic"]
 
 _BISECTIONS = 50
 _MAX_REPAIRS = 400
+_MISSED = 1e-2  # the tightest tolerance: beyond it all combinations are tried, if they are few
 _MAX_COMBINATIONS = 20_000  # all are tried up to this many, which takes a fifth of a second
 _CLOSE = 1e-3  # a tenth of the tightest tolerance: then repairing stops
 
@@ -40,18 +41,18 @@ class Limits:
         return np.clip(rounded, self.low, self.high)
 
 
-def limits_of(coupling: Coupling, round_to: int) -> Limits:
+def limits_of(coupling: Coupling, round_to: int, kept: frozenset[Group] = frozenset()) -> Limits:
     """Returns the sizes that groups may take.
 
     A group that is the innermost factor of its axes takes multiples of `round_to`; one of whole
-    blocks (heads) takes steps that make its axes multiples.
+    blocks (heads) takes steps that make its axes multiples. Groups in `kept` keep all.
     """
     low, high, step = [], [], []
     for group in coupling.groups:
         each = _step(coupling, group, round_to)
         step.append(each)
         high.append(group.size)
-        low.append(min(each, group.size))
+        low.append(group.size if group in kept else min(each, group.size))
     return Limits(np.array(low), np.array(high), np.array(step))
 
 
@@ -101,10 +102,10 @@ def allocate(
         else:
             low = middle
     sizes = _repair(cost, budget, limits, wanted(low))
-    exact = _nearest_of_all(cost, budget, limits)
-    if exact is None or abs(cost.total(sizes) - budget) <= _CLOSE * budget:
+    if abs(cost.total(sizes) - budget) <= _MISSED * budget:
         return sizes
-    return exact
+    exact = _nearest_of_all(cost, budget, limits)
+    return sizes if exact is None else exact
 
 
 def _by_score(

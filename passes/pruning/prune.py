@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,9 +11,10 @@ import numpy as np
 
 from regraft.ir.errors import TargetError, UsageError
 from regraft.ir.module import Module
-from regraft.passes.analysis.coupling import Coupling, PinnedSpace
+from regraft.passes.analysis.coupling import Coupling, Group, PinnedSpace
 from regraft.passes.check.samples import input_symbols
 from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Target
 from regraft.passes.pruning.allocate import Allocation, allocate, choose, limits_of
 from regraft.passes.pruning.cost import MEASURES, CostModel, cost_model
@@ -73,6 +75,7 @@ class Prune:
         allocation: `uniform` keeps the same fraction everywhere, `global` the best scores of all
             groups, `isomorphic` ranks only among groups of the same structure.
         round_to: Sizes of innermost axes become multiples of it.
+        keep: Weights none of whose axes shrink, as names or globs (`*.embed*`).
     """
 
     name: ClassVar[str] = "prune"
@@ -84,6 +87,7 @@ class Prune:
     normalization: Normalization = "mean"
     allocation: Allocation = "uniform"
     round_to: int = 1
+    keep: tuple[str, ...] = ()
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Couples, scores, allocates, slices.
@@ -126,6 +130,23 @@ class Prune:
             targets=(self._target(pruned / dense if dense else 1.0),),
         )
 
+    def _kept(self, coupling: Coupling) -> frozenset[Group]:
+        """Returns the groups that stand in a weight to be kept.
+
+        Raises:
+            UsageError: When an entry of `keep` names no weight.
+        """
+        kept: set[Group] = set()
+        for pattern in self.keep:
+            names = set(fnmatch.filter(coupling.builder.weights, pattern))
+            if not names:
+                raise UsageError(
+                    f"pass `prune`, option `keep`: `{pattern}` names no weight",
+                    hint=suggest(pattern, coupling.builder.weights),
+                )
+            kept |= {g for g in coupling.groups if any(name in names for name, _ in g.weights)}
+        return frozenset(kept)
+
     @property
     def _tolerance(self) -> float:
         return _FREE_TOLERANCE if self.round_to == 1 else _ROUNDED_TOLERANCE
@@ -142,7 +163,7 @@ class Prune:
                 hint=_what_stops(coupling.pinned),
             )
         scores = score(coupling, self.criterion, self.reduction, self.normalization, seed)
-        limits = limits_of(coupling, self.round_to)
+        limits = limits_of(coupling, self.round_to, self._kept(coupling))
         dense = cost.total(limits.high)
         if dense <= 0:
             raise TargetError(f"pass `prune`: the module has no {cost.measure} to reduce")

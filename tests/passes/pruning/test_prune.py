@@ -266,6 +266,22 @@ def test_a_wrong_target_is_a_usage_error(target: str) -> None:
         Prune(target).run(stack(), Context())
 
 
+def test_weights_to_keep_keep_their_shape() -> None:
+    module = stack()
+    before = {name: module.weights[name].shape for name in module.weights}
+    result = Prune("params:0.8", keep=("*p1", "first")).run(module, Context())
+    assert result.stats["achieved"] == pytest.approx(0.8, rel=0.01)
+    assert {n for n in before if module.weights[n].shape == before[n]} == {
+        "first", "up1", "bias1", "down1", "last",
+    }  # fmt: skip
+
+
+def test_a_weight_to_keep_that_does_not_exist_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="names no weight") as caught:
+        Prune("params:0.8", keep=("up7",)).run(stack(), Context())
+    assert "did you mean `up" in str(caught.value.hint)
+
+
 def test_options_read_from_a_pipeline() -> None:
     (item,) = parse_pipeline("prune{target=flops:0.5,criterion=l1,round-to=8}", PASSES)
     assert item == Prune("flops:0.5", criterion="l1", round_to=8)
