@@ -1,4 +1,4 @@
-"""If, loop and scan as Python statements: each body is an indented block."""
+"""If, loop, scan and sequence_map as Python statements: each body is an indented block."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from regraft.backends.torch.naming import variable_hint
 from regraft.ir.constants import constant_of
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import control as ops
+from regraft.ir.ops.sequence import sequence_map
 from regraft.ir.opspec import OpSpec
-from regraft.ir.types import DType
+from regraft.ir.types import DType, SequenceType
 
 if TYPE_CHECKING:
     from regraft.backends.torch.graph_emitter import GraphEmitter
@@ -170,9 +171,34 @@ def _scan(graph: GraphEmitter, node: Node) -> None:
     _note_results(graph, node)
 
 
+def _sequence_map(graph: GraphEmitter, node: Node) -> None:
+    body = node.bodies[0]
+    values = node.inputs[: len(node.inputs) - node.attrs["num_captures"]]
+    operands = [(v, graph.expression(v)) for v in values if v is not None]
+    results = _take_results(graph, node)
+    for name in results:
+        graph.lines.add(f"{name} = []", name)
+    formals, items, lists = [], [], []
+    for (value, text), formal in zip(operands, body.inputs, strict=False):
+        if isinstance(value.type, SequenceType):
+            items.append(graph.variables.take(variable_hint(formal)))
+            lists.append(text)
+            text = items[-1]
+        formals.append(text)
+    heads = f"{', '.join(items)}{',' * (len(items) == 1)}"
+    graph.lines.add(f"for {heads} in zip({', '.join(lists)}, strict=True):", *items)
+    with graph.block():
+        outputs = graph.emit_body(body, formals, _captures(node))
+        for name, output in zip(results, outputs, strict=True):
+            graph.lines.add(f"{name}.append({output})")
+    for name in items:
+        graph.variables.release(name)
+
+
 STATEMENTS: dict[OpSpec, Callable[[GraphEmitter, Node], None]] = {
     ops.if_: _if,
     ops.loop: _loop,
     ops.scan: _scan,
+    sequence_map: _sequence_map,
 }
 """Operators that are statements rather than expressions."""

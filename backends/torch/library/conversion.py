@@ -24,6 +24,13 @@ def to_float4(x: Tensor) -> Tensor:
     return torch.copysign((size / step).round() * step, x).to(torch.float8_e4m3fn)
 
 
+def to_float8_or_nan(x: Tensor) -> Tensor:
+    """Returns f8e4m3fn of x, NaN for what does not round to one; PyTorch saturates."""
+    halfway = 464  # between 448, the largest, and where 480 would be
+    wide = x.float()
+    return wide.masked_fill(wide.abs() > halfway, torch.nan).to(torch.float8_e4m3fn)
+
+
 def to_power_of_two(x: Tensor, saturate: bool, round_mode: str) -> Tensor:
     """Returns f8e8m0 of |x|: `up`, `down` or `nearest` power of two."""
     size = x.double().abs()

@@ -9,14 +9,8 @@ from torch import Tensor
 
 
 def dims_of(x: Tensor, axes: Sequence[int], empty_is_none: bool) -> tuple[int, ...]:
-    """Returns the axes to reduce; an empty list means all, or none.
-
-    Raises:
-        NotImplementedError: When no axis is reduced, which PyTorch's reductions cannot say.
-    """
-    if len(axes) == 0 and empty_is_none:
-        raise NotImplementedError("a reduction over no axis, which only run time knows")
-    return tuple(axes) if len(axes) else tuple(range(x.dim()))
+    """Returns the axes to reduce; an empty list means none, or all."""
+    return tuple(axes) if len(axes) or empty_is_none else tuple(range(x.dim()))
 
 
 def mean_of_integers(x: Tensor, dim: int | tuple[int, ...], keepdim: bool = False) -> Tensor:

@@ -7,6 +7,7 @@ from regraft.backends.torch.library.conversion import (
     bits_of,
     from_bits,
     to_float4,
+    to_float8_or_nan,
     to_power_of_two,
     wrap_bits,
 )
@@ -43,6 +44,8 @@ def _emit_cast(e: EmitContext) -> str:
         limit = LARGEST[to]
         wide = name if source is not None and source.is_float else f"{name}.float()"
         return f"{wide}.clamp({-limit}, {limit}).to({e.dtype(to)})"
+    if to is DType.F8E4M3FN and not e.attr("saturate"):
+        return f"{e.helper(to_float8_or_nan)}({name})"
     if to.is_integer and to.bits < 32 and (source is None or source.is_float):
         return f"{name}.to(torch.int64).to({e.dtype(to)})"  # a negative number wraps
     return f"{name}.to({e.dtype(to)})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regraft.backends.torch.emitter import Emit, EmitContext
 from regraft.backends.torch.library import quantizing as library
-from regraft.backends.torch.library.conversion import to_float4
+from regraft.backends.torch.library.conversion import to_float4, to_float8_or_nan
 from regraft.backends.torch.ops.cast import LARGEST
 from regraft.backends.torch.ops.conv import known_pads, spatial_rank
 from regraft.backends.torch.ops.params import operand
@@ -33,6 +33,8 @@ def _emit_quantize(e: EmitContext) -> str:
         return f"{e.helper(to_float4)}({quotient})"
     if e.attr("saturate") and dtype in LARGEST:
         quotient += f".clamp({-LARGEST[dtype]}, {LARGEST[dtype]})"
+    elif dtype is DType.F8E4M3FN:
+        return f"{e.helper(to_float8_or_nan)}({quotient})"
     return f"{quotient}.to({e.dtype(dtype)})"
 
 

@@ -36,7 +36,10 @@ def _reduction(form: Form, unreduced: str = "{x}") -> Emitter:
             given = sizes_param(e, "axes")
             call = e.helper(library.dims_of)
             dims = e.temp(f"{call}({x}, {given}, {e.attr('empty_is_none')})", "dims")
-            return narrowed(e, form(e, x, f"dim={dims}, keepdim={keepdims}"))
+            reduced = form(e, x, f"dim={dims}, keepdim={keepdims}")
+            if e.attr("empty_is_none"):
+                reduced = f"{reduced} if {dims} else {unreduced.format(x=x)}"
+            return narrowed(e, reduced)
         if not axes:
             return narrowed(e, unreduced.format(x=x))
         text = axes[0] if len(axes) == 1 else axes
