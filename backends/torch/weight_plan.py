@@ -91,11 +91,13 @@ class WeightPlan:
 
     def reserve(self, name: str) -> str:
         """Returns the free path nearest to a checkpoint name, and takes it."""
-        path = self._path(name)
-        number = 0
+        base = self._path(name)
+        if any(each in self.slots or each in self.ties for each in containers(base)):
+            base = identifier(base)  # what would hold it is a tensor: no tensor holds another
+        path, number = base, 0
         while self._is_taken(path):
             number += 1
-            path = f"{self._path(name)}_{number}"
+            path = f"{base}_{number}"
         self.occupy(path)
         return path
 

@@ -80,6 +80,12 @@ def test_two_different_parts_of_one_weight_get_two_names() -> None:
     _check(_product_of(*parts), {"fc.weight": (4, 2), "derived.1": (4, 3)})
 
 
+def test_name_below_that_of_a_tensor_is_flat() -> None:
+    names = ("conv.w", "conv.w.scaled", "conv")
+    trees = [Source(name, ArrayWeight(_array(4, 3, seed=i))) for i, name in enumerate(names)]
+    _check(_product_of(*trees), {"conv.w": (4, 3), "conv_w_scaled": (4, 3), "conv_1": (4, 3)})
+
+
 def test_tied_names_stay_tied() -> None:
     module = _product_of(Source("embed.weight", ArrayWeight(_array(4, 3))))
     module.weights.aliases["head.weight"] = "derived.0"
