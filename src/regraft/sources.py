@@ -101,16 +101,13 @@ def _open_named(source: str, extensions: Extensions) -> Source | None:
 
 def _open_torch(captured: Capture, label: str, path: Path | None, extensions: Extensions) -> Source:
     module = captured.module
-    # what a module writes into itself differs from run to run: only the evaluator can repeat it
-    runner = None if module.states and _has_own_states(module) else captured.runner
+    # the original does not return what it writes to buffers and inputs: only the evaluator does
+    returned = set(captured.imported.outputs.values())
+    runner = captured.runner if returned.issuperset(module.graph.output_names) else None
     return Source(
         module, label, None if path is None else sha256_of(path),
         None if path is None else path.stat().st_size, runner, None, extensions,
     )  # fmt: skip
-
-
-def _has_own_states(module: Module) -> bool:
-    return any(state.input in module.weights for state in module.states)
 
 
 def _open_path(path: Path, extensions: Extensions) -> Source:

@@ -76,6 +76,25 @@ def test_a_module_that_computes_something_else_is_found_out(tmp_path: Path) -> N
         regraft.convert(Changes(), tmp_path / "out", args=(torch.randn(3, 4),))
 
 
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(4))
+
+    def forward(self, x: Any) -> Any:
+        self.total += x.sum(0)
+        return x + self.total
+
+
+def test_a_module_that_writes_to_itself_is_converted_with_its_state(tmp_path: Path) -> None:
+    result = regraft.convert(Counts(), tmp_path / "out", args=(torch.randn(3, 4),))
+    assert result.check.verified == "module"
+    ones = np.ones((3, 4), np.float32)
+    found = OrtRunner(tmp_path / "out" / "model.onnx")({"x": ones, "total": ones[0]})
+    assert found["total.next"].tolist() == [4, 4, 4, 4]
+    assert (found["output"] == 5).all()
+
+
 def test_exported_programs_load_from_files_and_objects(program: Path) -> None:
     for module in (regraft.load(program), regraft.capture(program)):
         assert module.name == "net"
