@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
-
-from regraft.frontends.torch.call import CallImport, Import, Importer, UnsupportedCallError, row
+from regraft.frontends.torch.call import CallImport, Import, UnsupportedCallError, row
 from regraft.frontends.torch.ops.elementwise import apply, expm1
 from regraft.ir.dims import exactdiv
 from regraft.ir.graph import Value
@@ -127,13 +125,10 @@ def _celu(c: CallImport) -> Value:
     return c.b.op(ops.celu, c.value("self"), alpha=float(c.attr("alpha")))
 
 
-def _dropout(first: str) -> Importer:
-    def run(c: CallImport) -> Value:
-        if c.attr("train") and 0 < c.attr("p") < inf:
-            raise UnsupportedCallError("dropout in training is random: call `model.eval()` first")
-        return c.value(first)
-
-    return run
+def _dropout(c: CallImport) -> Value:
+    if c.attr("train") and c.attr("p") > 0:
+        raise UnsupportedCallError("dropout in training is random: call `model.eval()` first")
+    return c.value("input" if "input" in c.args else "self")  # the in-place form says `self`
 
 
 IMPORTS: tuple[Import, ...] = (
@@ -159,7 +154,7 @@ IMPORTS: tuple[Import, ...] = (
     row(_leaky_relu, "aten.leaky_relu.default"),
     row(_rrelu, "aten.rrelu.default"),
     row(
-        _dropout("input"), "aten.dropout.default", "aten.feature_dropout.default",
+        _dropout, "aten.dropout.default", "aten.feature_dropout.default",
         "aten.alpha_dropout.default", "aten.feature_alpha_dropout.default",
     ),
 )  # fmt: skip

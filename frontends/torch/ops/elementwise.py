@@ -176,6 +176,7 @@ _FUNCTIONS: dict[str, OpSpec] = {
     "asin": functions.asin, "acos": functions.acos, "atan": functions.atan,
     "arcsin": functions.asin, "arccos": functions.acos, "arctan": functions.atan,
     "sinh": functions.sinh, "cosh": functions.cosh, "tanh": functions.tanh,
+    "arcsinh": functions.asinh, "arccosh": functions.acosh, "arctanh": functions.atanh,
     "asinh": functions.asinh, "acosh": functions.acosh, "atanh": functions.atanh,
     "neg": arithmetic.neg, "negative": arithmetic.neg,
 }  # fmt: skip

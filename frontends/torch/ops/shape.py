@@ -153,7 +153,10 @@ IMPORTS: tuple[Import, ...] = (
         "aten._reshape_copy.default", "aten._reshape_alias.default",
     ),
     row(_permute, "aten.permute.default", "aten.permute_copy.default"),
-    row(_swap("dim0", "dim1"), "aten.transpose.int", "aten.swapdims.default"),
+    row(
+        _swap("dim0", "dim1"), "aten.transpose.int", "aten.transpose.default",
+        "aten.swapdims.default",
+    ),
     row(_swap("axis0", "axis1"), "aten.swapaxes.default"),
     row(_reverse_axes, "aten.t.default", "aten.numpy_T.default"),
     row(_swap_last, "aten.mT.default", "aten.matrix_H.default", "aten.mH.default"),

@@ -77,6 +77,11 @@ def exists(target: str) -> bool:
     return packet is not None and kind in packet.overloads()
 
 
+def argument_names(target: str) -> tuple[str, ...]:
+    """Returns the argument names of an overload."""
+    return _SCHEMAS.of(overload(target)).arg_names
+
+
 def check_call(item: Call) -> None:
     """Imports a call, evaluates it and compares types and values with PyTorch's."""
     function = overload(item.target)

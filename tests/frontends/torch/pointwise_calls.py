@@ -13,7 +13,8 @@ I32, I64, U8, I8 = torch.int32, torch.int64, torch.uint8, torch.int8
 _UNARY = {
     (-2.0, 2.0): (
         "exp", "erf", "special_erf", "sin", "cos", "tan", "atan", "arctan", "sinh", "cosh", "tanh",
-        "asinh", "neg", "negative", "abs", "absolute", "sign", "sgn", "positive", "floor", "ceil",
+        "asinh", "arcsinh", "neg", "negative", "abs", "absolute", "sign", "sgn", "positive",
+        "floor", "ceil",
         "round", "trunc", "fix", "frac", "square", "deg2rad", "rad2deg", "exp2", "special_exp2",
         "expm1", "special_expm1", "erfc", "special_erfc", "sinc", "special_sinc", "isnan", "isinf",
         "isposinf", "isneginf", "isfinite", "nan_to_num", "relu", "sigmoid", "special_expit",
@@ -23,9 +24,9 @@ _UNARY = {
     ),
     (0.01, 4.0): ("log", "sqrt", "rsqrt", "log2", "log10", "reciprocal"),
     (-0.9, 3.0): ("log1p", "special_log1p"),
-    (-0.99, 0.99): ("asin", "acos", "arcsin", "arccos", "atanh"),
+    (-0.99, 0.99): ("asin", "acos", "arcsin", "arccos", "atanh", "arctanh"),
     (0.02, 0.98): ("logit", "special_logit"),
-    (1.0, 9.0): ("acosh",),
+    (1.0, 9.0): ("acosh", "arccosh"),
 }  # fmt: skip
 _ALSO_INTS = {
     "exp", "sqrt", "sin", "tanh", "sigmoid", "neg", "abs", "sign", "floor", "ceil", "round",
@@ -200,6 +201,11 @@ _MORE = (
     call("pow.Scalar", 2, floats(5)),
     call("pow.Scalar", 10000.0, floats(5)),
     call("pow.Scalar", 2, ints(5, low=0)),
+    call("float_power.Tensor_Scalar", floats(5, low=0.1), 2),
+    call("float_power.Tensor_Tensor", floats(5, low=0.1), ints(5)),
+    call("float_power.Scalar", 2, floats(5)),
+    call("xlogy.Scalar_Other", floats(5), 2.0),
+    call("xlogy.Scalar_Self", 2.0, floats(5, low=0.1)),
     call("clamp.default", floats(9), -0.5, 0.5),
     call("clamp.default", floats(9), None, 0.5),
     call("clamp.default", ints(9), -2, None),

@@ -14,7 +14,13 @@ from tests.frontends.torch import (  # they make tensors
     movement_calls,
     pointwise_calls,
 )
-from tests.frontends.torch.calls import TABLE, Call, check_call, exists
+from tests.frontends.torch.calls import (  # noqa: E402
+    TABLE,
+    Call,
+    argument_names,
+    check_call,
+    exists,
+)
 
 CALLS = (
     *pointwise_calls.CALLS,
@@ -28,6 +34,23 @@ CALLS = (
 @pytest.mark.parametrize("item", CALLS, ids=str)
 def test_call_equals_pytorch(item: Call) -> None:
     check_call(item)
+
+
+def test_in_place_calls_name_their_arguments_as_the_functional_ones_do() -> None:
+    # the importer of the functional call reads the arguments of an in-place one by name
+    different = []
+    for functional in TABLE.targets():
+        namespace, name, kind = functional.split(".")
+        in_place = f"{namespace}.{name}_.{kind}"
+        if not exists(functional) or not exists(in_place):
+            continue
+        if argument_names(in_place) != argument_names(functional):
+            different.append(functional)
+    # dropout out of training takes both spellings
+    assert sorted(different) == [
+        f"aten.{name}.default"
+        for name in ("alpha_dropout", "dropout", "feature_alpha_dropout", "feature_dropout")
+    ]
 
 
 def test_every_overload_has_an_example() -> None:
