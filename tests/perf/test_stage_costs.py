@@ -22,6 +22,7 @@ from regraft.ir.verify import verify
 from regraft.passes.cleanup import Canonicalize, FoldNorms
 from regraft.passes.fusion import Fuse
 from regraft.passes.protocol import Context
+from regraft.passes.pruning import Prune
 
 REFERENCE_LOOP_US = 0.2
 """One turn of `_loop_us` on the reference machine."""
@@ -33,6 +34,7 @@ STATED_US = {
     "fold-norms": 2.6,
     "fuse": 12.0,
     "save": 6.0,
+    "prune": 55.0,
 }
 """Microseconds per node of the model that is loaded."""
 
@@ -99,6 +101,7 @@ def test_stage_costs_what_is_stated(stage: str, path: Path) -> None:
         "canonicalize again": (small.clone, _canonicalize),
         "fold-norms": (small.clone, lambda module: FoldNorms().run(module, Context())),
         "fuse": (small.clone, lambda module: Fuse().run(module, Context())),
+        "prune": (small.clone, lambda module: Prune("params:0.7").run(module, Context())),
         "save": (lambda: small, lambda module: to_proto(module).SerializeToString()),
     }
     cost_us = _best_us(num_nodes, *runs[stage])
@@ -114,6 +117,19 @@ def test_canonicalize_is_linear() -> None:
         module = load_onnx(stack(blocks, hidden=8, ffn=8))
         costs.append(_best_us(blocks * NODES_PER_BLOCK, module.clone, _canonicalize))
     assert costs[1] <= 1.3 * costs[0], costs
+
+
+@pytest.mark.slow
+def test_prune_is_linear() -> None:
+    """Time per node at eight times the layers is at most 1.5 times as much (best of nine)."""
+    costs = []
+    for blocks in (25, 200):
+        module = _canonicalize(load_onnx(stack(blocks, hidden=16, ffn=16)))
+        run = Prune("params:0.7").run
+        costs.append(
+            _best_us(blocks * NODES_PER_BLOCK, module.clone, lambda m, run=run: run(m, Context()))
+        )
+    assert costs[1] <= 1.5 * costs[0], costs
 
 
 def test_canonicalize_leaves_a_valid_module(path: Path) -> None:
