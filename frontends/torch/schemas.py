@@ -73,6 +73,8 @@ def functional_name(target: OpOverload) -> str | None:
     """
     namespace, _, name = target._schema.name.partition("::")
     overload = target._overloadname
+    if name.startswith("__i") and name.endswith("__"):  # `__ior__` -> `__or__`
+        return f"{namespace}.__{name[3:]}.{overload}"
     if not name.endswith("_") or name.endswith("__"):
         return None
     return f"{namespace}.{name[:-1]}.{overload}"

@@ -198,6 +198,12 @@ INVERSES: dict[str, Inverse] = {
             "aten.to.other",
             "aten.type_as.default",
             "aten.lift_fresh.default",
+            # these return the tensor itself out of training, or when nothing changes
+            "aten.dropout.default",
+            "aten.feature_dropout.default",
+            "aten.alpha_dropout.default",
+            "aten.reshape_as.default",
+            "aten.ravel.default",
         ),
         _reshaped,
     ),

@@ -60,6 +60,7 @@ IMPORTS: tuple[Import, ...] = (
     row(_integers(has_low=True), "aten.randint.low", "aten.randint_like.low_dtype"),
     row(
         _bernoulli,
-        "aten.bernoulli.default", "aten.bernoulli.p", "aten.bernoulli.float", "aten.bernoulli.Tensor"
+        "aten.bernoulli.default", "aten.bernoulli.p", "aten.bernoulli.float",
+        "aten.bernoulli.Tensor",
     ),
 )  # fmt: skip

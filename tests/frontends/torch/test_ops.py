@@ -14,7 +14,7 @@ from tests.frontends.torch import (  # they make tensors
     movement_calls,
     pointwise_calls,
 )
-from tests.frontends.torch.calls import (  # noqa: E402
+from tests.frontends.torch.calls import (
     TABLE,
     Call,
     argument_names,
