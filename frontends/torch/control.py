@@ -9,7 +9,8 @@ import torch
 
 from regraft.frontends.torch.aliases import Handle
 from regraft.frontends.torch.call import UnsupportedCallError
-from regraft.frontends.torch.importer import GraphImporter, placeholders
+from regraft.frontends.torch.importer import GraphImporter
+from regraft.frontends.torch.nodes import placeholders
 from regraft.frontends.torch.scalars import counted, number
 from regraft.frontends.torch.tensors import DTYPES
 from regraft.ir.constants import is_constant

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch._ops import HigherOrderOperator, OpOverload
 
 from regraft.frontends.torch.aliases import Handle
-from regraft.frontends.torch.call import CallImport, ImportTable, UnsupportedCallError
-from regraft.frontends.torch.locations import Locations
-from regraft.frontends.torch.schemas import Schema, Schemas, functional_name
-from regraft.frontends.torch.sizes import Sizes
+from regraft.frontends.torch.call import CallImport, UnsupportedCallError
+from regraft.frontends.torch.nodes import placeholders, plain, storage_of, written_arguments
+from regraft.frontends.torch.schemas import Schema, functional_name
+from regraft.frontends.torch.session import Session, Unsupported
 from regraft.frontends.torch.tensors import DTYPES, array_from_tensor, dtype_from_torch
 from regraft.frontends.torch.views import INVERSES
 from regraft.ir.builder import Builder
@@ -23,42 +22,6 @@ from regraft.ir.graph import Graph, Loc, Value
 from regraft.ir.ops.cast import cast
 from regraft.ir.types import DType, TensorType
 from regraft.ir.weights import ArrayWeight
-
-
-@dataclass(frozen=True, slots=True)
-class Unsupported:
-    """A call that could not be imported.
-
-    Args:
-        target: The overload.
-        reason: Why.
-        loc: Where the user wrote it.
-    """
-
-    target: str
-    reason: str
-    loc: Loc
-
-
-@dataclass(slots=True)
-class Session:
-    """What the graphs of one import share.
-
-    Attributes:
-        table: Importers.
-        sizes: Symbolic sizes.
-        warnings: Sentences for the user.
-        unsupported: Calls without an IR form, in order.
-        decompose: Traces PyTorch's decomposition of a call, or returns None.
-    """
-
-    table: ImportTable
-    sizes: Sizes
-    warnings: list[str]
-    decompose: Callable[[torch.fx.Node], torch.fx.GraphModule | None]
-    schemas: Schemas = field(default_factory=Schemas)
-    locations: Locations = field(default_factory=Locations)
-    unsupported: list[Unsupported] = field(default_factory=list)
 
 
 class GraphImporter:
@@ -400,41 +363,6 @@ class GraphImporter:
         handles = tuple(Handle(value) for value in made.outputs)
         is_many = isinstance(node.meta.get("val"), list | tuple)
         self.env[node] = handles if is_many else handles[0]
-
-
-def placeholders(graph: torch.fx.Graph) -> list[torch.fx.Node]:
-    """Returns the inputs of a graph in order."""
-    return [node for node in graph.nodes if node.op == "placeholder"]
-
-
-def plain(arg: Any) -> Any:
-    """Returns an argument with the present content of every handle in its place."""
-    if isinstance(arg, Handle):
-        return arg.read()
-    if isinstance(arg, tuple):
-        return tuple([plain(item) for item in arg])
-    return arg
-
-
-def storage_of(val: torch.Tensor) -> int:
-    """Returns the identity of the memory that a fake tensor looks at."""
-    return int(val.untyped_storage()._cdata)
-
-
-def written_arguments(node: torch.fx.Node) -> list[torch.fx.Node]:
-    """Returns the nodes whose tensors a call writes to."""
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, OpOverload):
-        return []
-    if not target._schema.is_mutable:
-        return []
-    found: list[torch.fx.Node] = []
-    for i, arg in enumerate(target._schema.arguments):
-        if arg.alias_info is not None and arg.alias_info.is_write:
-            given = node.args[i] if i < len(node.args) else node.kwargs.get(arg.name)
-            items = given if isinstance(given, list | tuple) else (given,)
-            found += [item for item in items if isinstance(item, torch.fx.Node)]
-    return found
 
 
 _DROPPED = frozenset(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from regraft.frontends.torch.importer import placeholders, written_arguments
+from regraft.frontends.torch.nodes import placeholders, written_arguments
 
 
 def restore_memory(program: torch.export.ExportedProgram) -> None:

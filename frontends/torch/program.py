@@ -21,15 +21,11 @@ from torch.export.graph_signature import (
 from regraft.frontends.torch.aliases import Handle
 from regraft.frontends.torch.call import ImportTable
 from regraft.frontends.torch.decompose import Decomposer
-from regraft.frontends.torch.importer import (
-    GraphImporter,
-    Session,
-    Unsupported,
-    placeholders,
-    storage_of,
-)
+from regraft.frontends.torch.importer import GraphImporter
 from regraft.frontends.torch.interface import input_names, output_names, output_nest
+from regraft.frontends.torch.nodes import placeholders, storage_of
 from regraft.frontends.torch.scalars import counted, number
+from regraft.frontends.torch.session import Session, Unsupported
 from regraft.frontends.torch.sizes import Sizes
 from regraft.frontends.torch.states import (
     add_buffer_states,

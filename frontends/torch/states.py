@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from regraft.frontends.torch.aliases import Handle
-from regraft.frontends.torch.importer import storage_of, written_arguments
+from regraft.frontends.torch.nodes import storage_of, written_arguments
 from regraft.ir.constants import weight
 from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module, State, StateKind
