@@ -38,7 +38,8 @@ def _emit_slice(e: EmitContext) -> str:
 def _range_text(
     e: EmitContext, start: DimLike, end: DimLike, step: int, size: DimLike | None
 ) -> str:
-    first = "" if start == 0 else e.size(start)
+    begins = isinstance(start, int) and (start == 0 or start <= -_HUGE)
+    first = "" if begins else e.size(start)
     whole = (isinstance(end, int) and end >= _HUGE) or (size is not None and end == size)
     last = "" if whole else e.size(end)
     return f"{first}:{last}" + (f":{step}" if step != 1 else "")

@@ -32,7 +32,7 @@ class Layer(Scope):
 
     def forward(self, x: Tensor, wide: Tensor) -> Tensor:
         up = F.linear(x, self.up.weight, self.up.bias)
-        r0 = torch.relu(up)
+        r0 = F.relu(up)
         down = F.linear(r0, self.down.weight)
         z0 = down * wide
         return x + z0
@@ -54,7 +54,7 @@ class Model(Scope):
         for i in range(2):
             h1 = self.net.layer[i](h1, wide)
         head = F.linear(h1, self.head.weight, self.head.bias)
-        return head.reshape((b * s, 2, 4))
+        return head.reshape(b * s, 2, 4)
 '''
 
 
