@@ -24,7 +24,7 @@ def transform(x: Tensor, length: int | None, axis: int, inverse: bool, onesided:
     if inverse and onesided:
         return torch.fft.irfft(signal, length, axis).unsqueeze(-1)
     if inverse:
-        return torch.view_as_real(torch.fft.ifft(signal, length, axis))
+        return torch.view_as_real(torch.fft.ifft(signal, length, axis).resolve_conj())
     if onesided and not signal.is_complex():
         return torch.view_as_real(torch.fft.rfft(signal, length, axis))
     spectrum = torch.fft.fft(signal, length, axis)
