@@ -22,24 +22,24 @@ def scale_channels(
 def layer_norm_with_statistics(
     x: Tensor, scale: Tensor, bias: Tensor | None, axis: int, eps: float, wide: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the norm over the axes from `axis` on, the mean and 1 / standard deviation."""
+    """Returns the norm over the axes from `axis` on, the mean and 1 / standard deviation in `wide`."""
     axes = tuple(range(axis % x.dim(), x.dim()))
-    exact = x.to(wide)
+    exact = x.to(torch.promote_types(x.dtype, wide))
     mean = exact.mean(axes, keepdim=True)
     centered = exact - mean
     inv_std = torch.rsqrt(centered.square().mean(axes, keepdim=True) + eps)
     out = centered * inv_std * scale
-    return (out if bias is None else out + bias).to(x.dtype), mean, inv_std
+    return (out if bias is None else out + bias).to(x.dtype), mean.to(wide), inv_std.to(wide)
 
 
 def rms_norm_with_statistics(
     x: Tensor, scale: Tensor, axis: int, eps: float, wide: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Returns x over its root mean square from `axis` on, and 1 / that root."""
+    """Returns x over its root mean square from `axis` on, and 1 / that root, in `wide`."""
     axes = tuple(range(axis % x.dim(), x.dim()))
-    exact = x.to(wide)
+    exact = x.to(torch.promote_types(x.dtype, wide))
     inv_std = torch.rsqrt(exact.square().mean(axes, keepdim=True) + eps)
-    return (exact * inv_std * scale).to(x.dtype), inv_std
+    return (exact * inv_std * scale).to(x.dtype), inv_std.to(wide)
 
 
 def local_response(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Tensor:

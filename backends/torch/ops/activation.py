@@ -37,7 +37,9 @@ def _is_per_channel(x: Value, slope: Value) -> bool:
 
 def _emit_selu(e: EmitContext) -> str:
     alpha, gamma = e.attr("alpha"), e.attr("gamma")
-    if (alpha, gamma) == (ops.SELU_ALPHA, ops.SELU_GAMMA):
+    # PyTorch's constants have more digits than ONNX's, which an f64 shows
+    is_usual = (alpha, gamma) == (ops.SELU_ALPHA, ops.SELU_GAMMA)
+    if is_usual and operand(e, 0).dtype is not DType.F64:
         return f"F.selu({e.input(0)})"
     return f"{gamma!r} * F.elu({e.input(0)}, {alpha!r})"
 

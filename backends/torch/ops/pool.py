@@ -6,12 +6,11 @@ from regraft.backends.torch.emitter import Emit, EmitContext, Emitted, Emitter
 from regraft.backends.torch.library import pooling as library
 from regraft.backends.torch.library.windows import pad_to_windows
 from regraft.backends.torch.ops.conv import brief, known_pads, same_padded, spatial_rank
-from regraft.backends.torch.ops.params import call_text, operand
+from regraft.backends.torch.ops.params import call_text, operand, sizes_param
 from regraft.ir.ops import pool as ops
 from regraft.ir.ops import unpool
 from regraft.ir.ops.windows import windows_of
 from regraft.ir.types import DType
-from regraft.backends.torch.ops.params import sizes_param
 
 _NARROW = frozenset({DType.I8, DType.U8})
 

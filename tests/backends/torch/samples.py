@@ -109,7 +109,12 @@ SAMPLES: Mapping[str, Samples] = {
     ),
     "scatter_elements": _each(
         (floats(3, 4), fixed(np.array([[-1, 0], [2, -2]])), floats(2, 2)),
-        *({"axis": 1, "reduction": how} for how in ("none", "add", "mul", "min", "max")),
+        *({"axis": 1, "reduction": how} for how in ("add", "mul", "min", "max")),
+    )
+    + (
+        Sample(
+            (floats(3, 4), fixed(np.array([[-1, 0], [2, -3]])), floats(2, 2)), {"axis": 1}
+        ),
     ),
     "scatter_nd": _each(
         (floats(4, 3), fixed(np.array([[-1], [0], [-1]])), floats(3, 3)),
@@ -250,6 +255,7 @@ SAMPLES: Mapping[str, Samples] = {
         ),
     ),
     "range": (
+        Sample((None, None, None), {"start": 2, "limit": 9, "delta": 3}),
         Sample((fixed(np.array(3)), fixed(np.array(-9)), fixed(np.array(-2)))),
         Sample(
             tuple(fixed(np.array(value, np.float32)) for value in (0.5, 3.1, 0.3)),
