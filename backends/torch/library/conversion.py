@@ -41,10 +41,7 @@ def to_power_of_two(x: Tensor, saturate: bool, round_mode: str) -> Tensor:
     elif round_mode == "nearest":
         code = code + (mantissa >= 0.75)
     code = torch.where(size == 0, -1, torch.where(torch.isinf(size), 255, code))
-    if saturate:
-        code = code.clamp(0, 254)
-    else:
-        code = torch.where((code < 0) | (code > 254), 255, code)
+    code = code.clamp(0, 254) if saturate else torch.where((code < 0) | (code > 254), 255, code)
     code = torch.where(torch.isnan(size), 255, code)
     return code.to(torch.uint8).view(torch.float8_e8m0fnu)
 

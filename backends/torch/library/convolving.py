@@ -24,9 +24,7 @@ def deconvolve(
     """Returns a transposed convolution cut by uneven pads, or to a shape."""
     rank = x.dim() - 2
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[rank - 1]
-    full = function(
-        x, weight, stride=tuple(strides), groups=groups, dilation=tuple(dilations)
-    )
+    full = function(x, weight, stride=tuple(strides), groups=groups, dilation=tuple(dilations))
     widths: list[int] = []
     for axis in range(rank - 1, -1, -1):
         size = full.shape[2 + axis] + output_padding[axis]

@@ -22,7 +22,7 @@ def scale_channels(
 def layer_norm_with_statistics(
     x: Tensor, scale: Tensor, bias: Tensor | None, axis: int, eps: float, wide: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the norm over the axes from `axis` on, the mean and 1 / standard deviation in `wide`."""
+    """Returns the norm from `axis` on; the mean and 1 / standard deviation in `wide`."""
     axes = tuple(range(axis % x.dim(), x.dim()))
     exact = x.to(torch.promote_types(x.dtype, wide))
     mean = exact.mean(axes, keepdim=True)

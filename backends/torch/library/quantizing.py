@@ -112,9 +112,7 @@ def convolve_exactly(
     widths = [pads[side * rank + axis] for axis in range(rank)[::-1] for side in (0, 1)]
     function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
     padded, kernel = F.pad(left, widths), center(weight, weight_zero)
-    return function(
-        padded, kernel, stride=tuple(strides), dilation=tuple(dilations), groups=groups
-    )
+    return function(padded, kernel, stride=tuple(strides), dilation=tuple(dilations), groups=groups)
 
 
 def convolve_integers(

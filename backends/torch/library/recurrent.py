@@ -110,7 +110,11 @@ def unroll(
         ends = lengths.to(torch.int64)
     steps = torch.arange(num_steps, device=x.device).unsqueeze(1)
     # a row's own order of time, which is its own inverse
-    order = torch.where(steps < ends, ends - 1 - steps, steps) if backward else steps.expand(-1, x.shape[1])
+    order = (
+        torch.where(steps < ends, ends - 1 - steps, steps)
+        if backward
+        else steps.expand(-1, x.shape[1])
+    )
     rows = torch.arange(x.shape[1], device=x.device)
     sequence = x[order, rows]
     current, results = tuple(states), []

@@ -119,7 +119,5 @@ def pool_regions(x: Tensor, rois: Tensor, height: int, width: int, scale: float)
 def bin_edges(start: int, size: int, bins: int, limit: int) -> list[tuple[int, int]]:
     """Returns the first and the end pixel of each bin, within the plane."""
     step = size / bins
-    edges = [
-        (start + math.floor(i * step), start + math.ceil((i + 1) * step)) for i in range(bins)
-    ]
+    edges = [(start + math.floor(i * step), start + math.ceil((i + 1) * step)) for i in range(bins)]
     return [(min(max(a, 0), limit), min(max(b, 0), limit)) for a, b in edges]

@@ -40,7 +40,12 @@ def pad_to_windows(
     rank = len(kernel)
     widths: list[int] = []
     for axis in range(rank - 1, -1, -1):
-        size, stride, before, after = x.shape[2 + axis], strides[axis], pads[axis], pads[rank + axis]
+        size, stride, before, after = (
+            x.shape[2 + axis],
+            strides[axis],
+            pads[axis],
+            pads[rank + axis],
+        )
         span = (kernel[axis] - 1) * dilations[axis] + 1
         room = size + before + after - span
         count = room // stride + 1

@@ -15,7 +15,7 @@ def _is_wide(e: EmitContext) -> bool:
     return any(v is not None and v.dtype in WIDE_UNSIGNED for v in e.node.inputs)
 
 
-def infix(sign: str) -> Emitter:
+def infix(sign: str) -> Callable[[EmitContext], str]:
     """Returns an emitter of `a sign b`."""
 
     def run(e: EmitContext) -> str:

@@ -29,6 +29,7 @@ def _emit_attention(e: EmitContext) -> str:
     if is_plain:
         mask = e.node.operand("mask")
         text = None if mask is None else _mask(e, mask, q)
+        where: dict[str, str | None]
         if visible == "causal" and text is None:
             where = {"is_causal": "True"}
         else:
@@ -44,7 +45,7 @@ def _emit_attention(e: EmitContext) -> str:
             enable_gqa="True" if attrs["kv_groups"] != 1 else None,
         )
     shown = _window_text(e) if visible == "causal" else visible
-    mask = e.optional(3) or "None"
+    added = e.optional(3) or "None"
     settings = {
         "visible": shown,
         "sinks": None if sinks is None else e.name(sinks),
@@ -53,7 +54,7 @@ def _emit_attention(e: EmitContext) -> str:
         "softmax_dtype": None if wide is None else e.dtype(wide),
     }
     call = e.helper(attending.attend)
-    return call_text(call, *operands, mask, float_text(attrs["scale"]), **settings)
+    return call_text(call, *operands, added, float_text(attrs["scale"]), **settings)
 
 
 def _is_half(dtype: DType | None) -> bool:

@@ -22,8 +22,8 @@ def _emit_range(e: EmitContext) -> str:
         step = "" if delta == "1" else f", {delta}"
         return f"torch.arange({first}{limit}{step}{kind}, device={e.device})"
     if dtype.is_integer:
-        texts = [int_param(e, name) for name in names]
-        return f"torch.arange({', '.join(map(str, texts))}{kind}, device={e.device})"
+        parts = ", ".join(str(int_param(e, name)) for name in names)
+        return f"torch.arange({parts}{kind}, device={e.device})"
     operands = [e.node.operand(name) for name in names]
     whole = zip(operands, static, names, strict=True)
     texts = [

@@ -56,7 +56,9 @@ def _interpolated(e: EmitContext) -> str | None:
     where = {axis: i for i, axis in enumerate(axes)}
     if attrs["scales"] is not None and all(float(s).is_integer() for s in attrs["scales"]):
         spatial = [attrs["scales"][where[a]] if a in where else 1.0 for a in range(2, rank)]
-        text = repr(float(spatial[0])) if len(set(spatial)) == 1 else str(tuple(map(float, spatial)))
+        text = (
+            repr(float(spatial[0])) if len(set(spatial)) == 1 else str(tuple(map(float, spatial)))
+        )
         size = f"scale_factor={text}"
     else:
         shape = e.node.output.shape or ()

@@ -32,7 +32,9 @@ def _emit_moe(e: EmitContext) -> str:
     routed = e.temp(route, "routed")
     activation = e.helper(_ACTIVATIONS[e.attr("activation")])
     x, up, down = (given.pop(name) for name in ("x", "up", "down"))
-    return call_text(e.helper(library.apply_experts), x, f"*{routed}", up, down, activation, **given)
+    return call_text(
+        e.helper(library.apply_experts), x, f"*{routed}", up, down, activation, **given
+    )
 
 
 EMITS = (Emit(ops.moe, _emit_moe),)

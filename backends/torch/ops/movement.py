@@ -13,6 +13,7 @@ from regraft.backends.torch.ops.params import (
     static_sizes,
 )
 from regraft.ir.dims import DimLike
+from regraft.ir.graph import Value
 from regraft.ir.ops import blocks, repeating
 from regraft.ir.ops import reshaping as ops
 
@@ -101,17 +102,23 @@ def _emit_pad(e: EmitContext) -> str:
         }
         if not amounts:
             return e.input(0)
-        first = min(amounts)
+        # other modes than `constant` want every axis after the channels
+        first = min(amounts) if mode == "constant" else min(2, *amounts)
         pairs = [amounts.get(axis, (0, 0)) for axis in range(x.rank - 1, first - 1, -1)]
         flat = e.sizes([dim for pair in pairs for dim in pair])
         if mode == "constant":
             tail = f", value={value}" if value != "0" else ""
             return f"F.pad({e.input(0)}, {flat}{tail})"
-        if first >= 2 and x.rank in (3, 4, 5) and x.dtype is not None and x.dtype.is_float:
-            if all(isinstance(dim, int) and dim >= 0 for pair in pairs for dim in pair):
-                return f'F.pad({e.input(0)}, {flat}, mode="{_MODES[mode]}")'
+        if first >= 2 and _pads_like_f(x, pairs):
+            return f'F.pad({e.input(0)}, {flat}, mode="{_MODES[mode]}")'
     arguments = [e.input(0), str(sizes_param(e, "pads")), str(sizes_param(e, "axes")), repr(mode)]
     return f"{e.helper(padding.pad_axes)}({', '.join([*arguments, value])})"
+
+
+def _pads_like_f(x: Value, pairs: list[tuple[DimLike, DimLike]]) -> bool:
+    """Whether `F.pad` takes these pads in modes other than `constant`."""
+    known = all(isinstance(dim, int) and dim >= 0 for pair in pairs for dim in pair)
+    return known and x.rank in (3, 4, 5) and x.dtype is not None and x.dtype.is_float
 
 
 def _fill_value(e: EmitContext) -> str:

@@ -167,9 +167,7 @@ EMITS = (
     Emit(reduce.reduce_l1, _reduction(_norm(1), "{x}.abs()")),
     Emit(reduce.reduce_l2, _reduction(_norm(2), "{x}.abs()")),
     Emit(reduce.reduce_log_sum, _reduction(_through_floats("{x}.sum({how}).log()"), "{x}.log()")),
-    Emit(
-        reduce.reduce_log_sum_exp, _reduction(_through_floats("torch.logsumexp({x}, {how})"))
-    ),
+    Emit(reduce.reduce_log_sum_exp, _reduction(_through_floats("torch.logsumexp({x}, {how})"))),
     Emit(
         reduce.reduce_sum_square,
         _reduction(lambda e, x, how: f"{x}.square().sum({how}{_kind(e)})", "{x}.square()"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from regraft.backends.torch.emitter import Emit, EmitContext, Emitted
 from regraft.backends.torch.library import recurrent as library
 from regraft.ir.ops import rnn as ops
@@ -10,6 +13,12 @@ from regraft.ir.opspec import OpSpec
 _USUAL: dict[OpSpec, tuple[str, ...]] = {
     ops.lstm: ("Sigmoid", "Tanh", "Tanh"),
     ops.gru: ("Sigmoid", "Tanh"),
+}
+
+_LOOPS: dict[OpSpec, Callable[..., Any]] = {
+    ops.rnn: library.run_rnn,
+    ops.gru: library.run_gru,
+    ops.lstm: library.run_lstm,
 }
 
 
@@ -50,7 +59,7 @@ def _emit(e: EmitContext) -> Emitted:
         settings.append(str(attrs["linear_before_reset"]))
     if op is ops.lstm:
         settings.append(str(attrs["input_forget"]))
-    function = {ops.rnn: library.run_rnn, ops.gru: library.run_gru, ops.lstm: library.run_lstm}[op]
+    function = _LOOPS[op]
     return f"{e.helper(function)}({', '.join(inputs + settings)})"
 
 

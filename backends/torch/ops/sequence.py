@@ -57,9 +57,7 @@ EMITS = (
     Emit(sequence.sequence_insert, _emit_insert),
     Emit(sequence.sequence_erase, _emit_erase),
     Emit(sequence.sequence_at, lambda e: f"{e.input(0)}[int({e.input(1)})]"),
-    Emit(
-        sequence.sequence_length, lambda e: f"torch.tensor(len({e.input(0)}), device={e.device})"
-    ),
+    Emit(sequence.sequence_length, lambda e: f"torch.tensor(len({e.input(0)}), device={e.device})"),
     Emit(sequence.split_to_sequence, _emit_split),
     Emit(sequence.concat_from_sequence, _emit_concat),
     Emit(optional.optional, lambda e: e.optional(0) or "None"),

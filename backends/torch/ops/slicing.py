@@ -26,7 +26,7 @@ def _emit_slice(e: EmitContext) -> str:
         if axis in index:  # an axis cut twice
             text = f"{e.helper(slice_axes)}({e.input(0)}, {e.sizes(starts)}, {e.sizes(ends)}"
             return f"{text}, {axes}, {steps})"
-        index[axis] = _range_text(e, start, end, step, x.shape and x.shape[axis])
+        index[axis] = _range_text(e, start, end, step, None if x.shape is None else x.shape[axis])
     kept = {axis: text for axis, text in index.items() if text != ":"}
     if not kept:
         return e.input(0)

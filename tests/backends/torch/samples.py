@@ -96,10 +96,10 @@ SAMPLES: Mapping[str, Samples] = {
         {"k": 5, "axis": 1},
         {"k": 3, "axis": 0, "largest": False},
     ),
-    "gather": _each(
-        (floats(3, 4, 5), fixed(np.array([[-1, 0], [2, -3]]))), {"axis": 0}, {"axis": 1}
-    )
-    + (Sample((floats(3, 4), fixed(np.array(-1))), {"axis": 1}),),
+    "gather": (
+        *_each((floats(3, 4, 5), fixed(np.array([[-1, 0], [2, -3]]))), {"axis": 0}, {"axis": 1}),
+        Sample((floats(3, 4), fixed(np.array(-1))), {"axis": 1}),
+    ),
     "gather_elements": (
         Sample((floats(3, 4), fixed(np.array([[-1, 0, 1], [2, -3, 0]]))), {"axis": 1}),
     ),
@@ -107,20 +107,20 @@ SAMPLES: Mapping[str, Samples] = {
         Sample((floats(2, 3, 4), fixed(np.array([[[-1]], [[0]]]))), {"batch_dims": 1}),
         Sample((floats(2, 3, 4), fixed(np.array([1, -2])))),
     ),
-    "scatter_elements": _each(
-        (floats(3, 4), fixed(np.array([[-1, 0], [2, -2]])), floats(2, 2)),
-        *({"axis": 1, "reduction": how} for how in ("add", "mul", "min", "max")),
-    )
-    + (
-        Sample(
-            (floats(3, 4), fixed(np.array([[-1, 0], [2, -3]])), floats(2, 2)), {"axis": 1}
+    "scatter_elements": (
+        *_each(
+            (floats(3, 4), fixed(np.array([[-1, 0], [2, -2]])), floats(2, 2)),
+            *({"axis": 1, "reduction": how} for how in ("add", "mul", "min", "max")),
         ),
+        Sample((floats(3, 4), fixed(np.array([[-1, 0], [2, -3]])), floats(2, 2)), {"axis": 1}),
     ),
-    "scatter_nd": _each(
-        (floats(4, 3), fixed(np.array([[-1], [0], [-1]])), floats(3, 3)),
-        *({"reduction": how} for how in ("add", "mul", "min", "max")),
-    )
-    + (Sample((floats(4, 3), fixed(np.array([[-1], [0]])), floats(2, 3))),),
+    "scatter_nd": (
+        *_each(
+            (floats(4, 3), fixed(np.array([[-1], [0], [-1]])), floats(3, 3)),
+            *({"reduction": how} for how in ("add", "mul", "min", "max")),
+        ),
+        Sample((floats(4, 3), fixed(np.array([[-1], [0]])), floats(2, 3))),
+    ),
     "one_hot": (
         Sample((fixed(np.array([[0, -1], [7, 2]])), None, floats(2)), {"depth": 4, "axis": 1}),
     ),
@@ -133,6 +133,10 @@ SAMPLES: Mapping[str, Samples] = {
         (floats(2, 3, 4, 5),),
         *(
             {"pads": (0, 0, 1, 2, 0, 0, 2, 1), "mode": mode}
+            for mode in ("constant", "reflect", "edge", "wrap")
+        ),
+        *(
+            {"pads": (2, 1), "axes": (3,), "mode": mode}
             for mode in ("constant", "reflect", "edge", "wrap")
         ),
         *(
@@ -160,17 +164,19 @@ SAMPLES: Mapping[str, Samples] = {
             "auto_pad": "same_upper",
         },
     ),
-    "max_pool": _each(
-        (floats(2, 3, 7, 6),),
-        *(
-            {**_POOL, "pads": pads, "ceil_mode": ceil}
-            for pads in ((1, 1, 1, 1), (2, 0, 1, 1), (0, 1, 2, 0))
-            for ceil in (False, True)
+    "max_pool": (
+        *_each(
+            (floats(2, 3, 7, 6),),
+            *(
+                {**_POOL, "pads": pads, "ceil_mode": ceil}
+                for pads in ((1, 1, 1, 1), (2, 0, 1, 1), (0, 1, 2, 0))
+                for ceil in (False, True)
+            ),
+            {**_POOL, "pads": (), "auto_pad": "same_upper"},
+            {**_POOL, "dilations": (2, 3), "pads": (0, 0, 1, 1)},
         ),
-        {**_POOL, "pads": (), "auto_pad": "same_upper"},
-        {**_POOL, "dilations": (2, 3), "pads": (0, 0, 1, 1)},
-    )
-    + (Sample((ints(2, 3, 7, 6, low=-9, dtype=DType.I8),), {**_POOL, "pads": (1, 0, 0, 1)}),),
+        Sample((ints(2, 3, 7, 6, low=-9, dtype=DType.I8),), {**_POOL, "pads": (1, 0, 0, 1)}),
+    ),
     "max_pool_with_indices": _each(
         (floats(2, 3, 7, 6),),
         {**_POOL, "pads": (1, 0, 2, 1), "ceil_mode": True},
@@ -235,20 +241,20 @@ SAMPLES: Mapping[str, Samples] = {
         *_each((*_HEADS, None, None, floats(4)), _GROUPED, {**_GROUPED, "causal_offset": -2}),
         *_each((*_HEADS, None, None, None, fixed(np.array([0, 2]))), _GROUPED),
     ),
-    "moe": _each(
-        _MOE,
-        *(
-            {"top_k": 2, "scoring": scoring, "renormalize": again, "activation": activation}
-            for scoring, again, activation in (
-                ("softmax", False, "silu"),
-                ("softmax", True, "relu"),
-                ("topk_softmax", False, "gelu"),
-                ("sigmoid", True, "gelu_tanh"),
-            )
+    "moe": (
+        *_each(
+            _MOE,
+            *(
+                {"top_k": 2, "scoring": scoring, "renormalize": again, "activation": activation}
+                for scoring, again, activation in (
+                    ("softmax", False, "silu"),
+                    ("softmax", True, "relu"),
+                    ("topk_softmax", False, "gelu"),
+                    ("sigmoid", True, "gelu_tanh"),
+                )
+            ),
+            {"top_k": 5, "routed_scale": 2.5},
         ),
-        {"top_k": 5, "routed_scale": 2.5},
-    )
-    + (
         Sample(
             (*_MOE, floats(5, 6), floats(5, 7), floats(5, 6), floats(5)),
             {"top_k": 2, "scoring": "sigmoid"},

@@ -120,7 +120,8 @@ def test_gradients_match_finite_differences(spec: OpSpec, sample: Sample) -> Non
     net = to_torch(module)
     if spec.name in _DOMAINS:
         rng = np.random.default_rng(0)
-        inputs = {name: rng.uniform(*_DOMAINS[spec.name], x.shape) for name, x in inputs.items()}
+        low, high = _DOMAINS[spec.name]
+        inputs = {name: np.asarray(rng.uniform(low, high, x.shape)) for name, x in inputs.items()}
     fixed = _NO_GRADIENT_OF.get(spec.name, set())
     tensors = [
         torch.from_numpy(array.copy()).requires_grad_(
