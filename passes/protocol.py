@@ -13,6 +13,8 @@ from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Observer
 from regraft.ir.types import DType
+from regraft.passes.recovery.data import Batch, Data
+from regraft.passes.recovery.task import Reconstruction, Task, TrainingReport
 
 if TYPE_CHECKING:
     from regraft.passes.legalize import Legalizer
@@ -177,6 +179,40 @@ class GradientSource(Protocol):
         """
 
 
+class Trainer(Protocol):
+    """Fits weights after a lossy rewrite; implemented by backends and handed in."""
+
+    def distill(
+        self,
+        module: Module,
+        teachers: Sequence[Module],
+        task: Task,
+        data: Data,
+        held_out: Sequence[Batch] = (),
+    ) -> TrainingReport:
+        """Fits the module's weights to its teachers and labels, end to end, in place.
+
+        Args:
+            module: The rewritten module.
+            teachers: Modules that it learns from, such as the one before the rewrite.
+            task: What is fitted, how long, how fast.
+            data: Batches: inputs by name, and the entries that the terms speak of.
+            held_out: Batches for early stopping.
+        """
+
+    def reconstruct(
+        self, module: Module, teacher: Module, plan: Reconstruction, samples: Sequence[Batch]
+    ) -> list[TrainingReport]:
+        """Fits parts of the module to the teacher's values, one by one, in place.
+
+        Args:
+            module: The rewritten module.
+            teacher: The module before.
+            plan: The parts, and how each is fitted.
+            samples: Batches of the teacher's inputs.
+        """
+
+
 @dataclass(slots=True)
 class Context:
     """What a pass may use besides its options.
@@ -190,6 +226,7 @@ class Context:
         executor: Runs modules, or None.
         activations: Gives values inside a module, or None.
         gradients: Gives gradients by weight, or None.
+        trainer: Fits weights, or None.
         max_memory_bytes: Working-memory budget, or None.
         explain: Name of a rule whose near misses are wanted, or None.
         explanations: Filled with near misses of that rule.
@@ -207,6 +244,7 @@ class Context:
     executor: Executor | None = None
     activations: ActivationSource | None = None
     gradients: GradientSource | None = None
+    trainer: Trainer | None = None
     max_memory_bytes: int | None = None
     explain: str | None = None
     explanations: list[str] = field(default_factory=list)

@@ -23,7 +23,9 @@ _WRAPPERS = ("module.", "_orig_mod.")
 _MAX_NAMED = 6
 
 
-def read_back(module: Module, net: nn.Module | Mapping[str, torch.Tensor]) -> list[str]:
+def read_back(
+    module: Module, net: nn.Module | Mapping[str, torch.Tensor], *, partial: bool = False
+) -> list[str]:
     """Stores the parameters and buffers of a trained module, in place.
 
     Weights that did not change stay what they are (mapped files, recorded steps).
@@ -32,6 +34,7 @@ def read_back(module: Module, net: nn.Module | Mapping[str, torch.Tensor]) -> li
         module: The module from which `to_torch` made `net`, or another with the same weights.
         net: The trained module, also within `DistributedDataParallel` or `torch.compile`; the
             original model of a captured module; or a `state_dict`.
+        partial: Whether tensors may be missing; they stay what they are.
 
     Returns:
         The names of the checkpoint tensors that changed.
@@ -44,6 +47,8 @@ def read_back(module: Module, net: nn.Module | Mapping[str, torch.Tensor]) -> li
     for kept_state in held_states(module).values():
         hold(plan, module, kept_state)
     kept = [slot for slot in plan.slots.values() if slot.role is not Role.CONST]
+    if partial:
+        kept = [slot for slot in kept if _key(slot, plan, state) in state]
     _check(kept, plan, state)
     changed: dict[Tree, Tree] = {}
     names = []

@@ -1,0 +1,138 @@
+"""Nets that take a batch by name and return values by name, and their way back into a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from regraft.backends.torch.build import build
+from regraft.backends.torch.executor import named_outputs
+from regraft.backends.torch.generate import generate, output_nest
+from regraft.backends.torch.read_back import read_back
+from regraft.backends.torch.tensors import tensor_from
+from regraft.backends.torch.weight_plan import WeightPlan, plan_weights
+from regraft.ir.constants import weight
+from regraft.ir.errors import InputError, UnsupportedError, UsageError
+from regraft.ir.graph import Node, Value
+from regraft.ir.module import Module
+from regraft.ir.ops import einsum, linalg
+from regraft.ir.opspec import Trait
+from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.recovery.extract import extract
+
+_PRODUCTS = frozenset({linalg.matmul, linalg.gemm, einsum.einsum})
+
+
+class NamedNet(nn.Module):
+    """Computes some values of a module: batch by name in, tensors by name out.
+
+    Args:
+        module: The module; it is not changed.
+        outputs: Values of its graph by the name that they are returned under.
+        inputs: Values that the batch gives, by entry; graph inputs come under their own names.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        outputs: Mapping[str, Value],
+        inputs: Mapping[str, Value] | None = None,
+    ) -> None:
+        super().__init__()
+        self.part = extract(module, inputs or {}, outputs)
+        drop_dead_code(self.part)
+        generated = generate(self.part)
+        self.net = build(generated)
+        self.plan: WeightPlan = generated.plan
+        self.module = module
+        self._inputs = tuple(generated.inputs.values())
+        self._nest = output_nest(self.part, generated.outputs)
+        self._first = {  # states start with the content that the module has for them
+            state.input: tensor_from(module.weights[state.input].numpy())
+            for state in module.states
+            if state.input in self._inputs and state.input in module.weights
+        }
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the values by name.
+
+        Raises:
+            InputError: When the batch lacks an input.
+        """
+        given = {**self._first, **batch}
+        missing = [name for name in self._inputs if name not in given]
+        if missing:
+            raise InputError(
+                f"the batch has no `{'`, `'.join(missing)}`",
+                hint=f"it has {', '.join(f'`{name}`' for name in batch)}",
+            )
+        found: dict[str, Tensor] = named_outputs(
+            self._nest, self.net(*[given[name] for name in self._inputs])
+        )
+        return found
+
+    def paths_of(self, names: Sequence[str]) -> list[str]:
+        """Returns the parameters of `net` that hold weights of the module.
+
+        Args:
+            names: Names of checkpoint tensors, or of the module's own weights.
+
+        Raises:
+            UsageError: For a name that is no float parameter that the values depend on.
+        """
+        parameters = dict(self.net.named_parameters())
+        known = {self.plan.names.get(path, path): path for path in parameters}
+        found = []
+        for name in names:
+            path = known.get(name, known.get(self.module.weights.resolve(name)))
+            if path is None:
+                raise UsageError(
+                    f"`{name}` is no float parameter that the objective depends on",
+                    hint=f"there are {len(known)}, the first is `{next(iter(known), None)}`",
+                )
+            found.append(path)
+        return found
+
+    def matrices(self) -> list[str]:
+        """Returns the parameters that are matrices of products, by what reads them."""
+        found: dict[str, None] = {}
+        for node in self.part.graph.walk():
+            if node.op not in _PRODUCTS:
+                continue
+            for value in node.inputs:
+                for slot in _slots(value, self.plan):
+                    if slot in self.plan.slots and len(self.plan.slots[slot].shape) == 2:
+                        found[slot] = None
+        return [path for path in found if self.plan.slots[path].is_trainable]
+
+    def store(self) -> tuple[str, ...]:
+        """Stores the parameters in the module; returns the names of the tensors that changed.
+
+        Raises:
+            UnsupportedError: When the module holds a tensor in another form than the part does.
+        """
+        whole = plan_weights(self.module)
+        state = {}
+        for path, tensor in self.net.named_parameters():
+            slot = whole.held.get(self.plan.slots[path].tree)
+            if slot is None:
+                raise UnsupportedError(
+                    f"`{path}` is held differently by the whole module",
+                    hint="canonicalize the module before it is trained",
+                )
+            state[slot.path] = tensor
+        return tuple(read_back(self.module, state, partial=True))
+
+
+def _slots(value: Value | None, plan: WeightPlan) -> list[str]:
+    """Returns the registered tensors that an operand is a rearrangement of."""
+    node: Node | None = None if value is None else value.producer
+    while node is not None and node.op is not weight and Trait.DATA_MOVEMENT in node.op.traits:
+        first = node.inputs[0]
+        node = None if first is None else first.producer
+    if node is None or node.op is not weight or node.graph is None:
+        return []
+    name = node.graph.scope.weights.resolve(node.attrs["name"])
+    tree = plan.trees.get(name)
+    return [] if tree is None else [leaf.path for leaf in plan.leaves(tree)]

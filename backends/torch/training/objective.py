@@ -1,0 +1,118 @@
+"""The objective of a task as a function of a batch: nets of the module and its teachers, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+
+from regraft.backends.torch.training import losses
+from regraft.backends.torch.training.nets import NamedNet
+from regraft.ir.errors import InputError, UsageError
+from regraft.ir.graph import Value
+from regraft.ir.module import Module
+from regraft.passes.recovery.objective import (
+    CrossEntropy,
+    Kl,
+    Loss,
+    Mse,
+    Nkd,
+    NormalizedMse,
+    Term,
+)
+
+
+def student_values(module: Module, terms: Sequence[Term]) -> dict[str, Value]:
+    """Returns the values of the module that the terms speak of, by the terms' numbers."""
+    return {str(idx): _value(module, term.student) for idx, term in enumerate(terms)}
+
+
+def teacher_values(teacher: Module, number: int, terms: Sequence[Term]) -> dict[str, Value]:
+    """Returns the values of one teacher that the terms speak of, by the terms' numbers."""
+    found = {}
+    for idx, term in enumerate(terms):
+        match term.teacher:
+            case None:
+                continue
+            case str():
+                found[str(idx)] = _value(teacher, term.teacher)
+            case values:
+                if number >= len(values):
+                    raise UsageError(f"term {idx} has values of {len(values)} teachers")
+                found[str(idx)] = values[number]
+    return found
+
+
+def _value(module: Module, place: str | Value) -> Value:
+    if isinstance(place, Value):
+        return place
+    outputs = dict(zip(module.graph.output_names, module.graph.outputs, strict=True))
+    if place not in outputs:
+        raise UsageError(
+            f"the module has no output `{place}`", hint=f"it has {', '.join(map(repr, outputs))}"
+        )
+    return outputs[place]
+
+
+def objective_of(
+    terms: Sequence[Term], teachers: Sequence[NamedNet]
+) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
+    """Returns the sum of the terms as a function of the student's net and a batch."""
+
+    def total(net: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            given = [teacher(batch) for teacher in teachers]
+        student = net(batch)
+        parts = []
+        for idx, term in enumerate(terms):
+            targets = [each[str(idx)] for each in given] if term.teacher is not None else []
+            part = loss_of(
+                term.loss, student[str(idx)], targets, _entry(batch, term.label),
+                _entry(batch, term.mask),
+            )  # fmt: skip
+            parts.append(term.weight * part)
+        return torch.stack(parts).sum()
+
+    return total
+
+
+def loss_of(
+    loss: Loss,
+    student: Tensor,
+    teachers: Sequence[Tensor],
+    label: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Returns one loss; several teachers are averaged, as features or as distributions."""
+    match loss:
+        case Mse():
+            return losses.mse(student, losses.ensemble_features(teachers), mask)
+        case NormalizedMse():
+            return losses.normalized_mse(student, losses.ensemble_features(teachers), mask)
+        case Kl(temperature):
+            return losses.kl(student, losses.ensemble_logits(teachers), temperature, mask)
+        case Nkd(gamma, temperature):
+            logits = losses.ensemble_logits(teachers)
+            return losses.nkd(student, logits, _needed(label), gamma, temperature, mask)
+        case CrossEntropy(smoothing, ignored):
+            return losses.cross_entropy(student, _needed(label), smoothing, ignored, mask)
+        case _:
+            assert_never(loss)
+
+
+def _needed(label: Tensor | None) -> Tensor:
+    if label is None:
+        raise AssertionError("terms check that they have a label")
+    return label
+
+
+def _entry(batch: Mapping[str, Tensor], name: str | None) -> Tensor | None:
+    if name is None:
+        return None
+    if name not in batch:
+        raise InputError(
+            f"the batch has no `{name}`", hint=f"it has {', '.join(f'`{each}`' for each in batch)}"
+        )
+    return batch[name]

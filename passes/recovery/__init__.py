@@ -1,0 +1,1 @@
+"""Recovery: what is fitted to what, on which data; backends do the fitting (`Trainer`)."""

@@ -1,0 +1,78 @@
+"""A part of a module as a module of its own: from given values to given values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from regraft.ir.errors import UsageError
+from regraft.ir.graph import Graph, Node, Scope, Value
+from regraft.ir.module import Module, clone_graph
+
+
+def extract(module: Module, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> Module:
+    """Returns what computes `outputs` from `inputs`, and from graph inputs where it reads more.
+
+    Weights keep their names, and their content is shared. Cost: O(nodes of the part).
+
+    Args:
+        module: The module; it is not changed.
+        inputs: Values of the main graph that become inputs, by the name that they get.
+        outputs: Values of the main graph that become outputs.
+
+    Raises:
+        UsageError: For values that are not in the main graph.
+    """
+    for name, value in {**inputs, **outputs}.items():
+        if value.owner is not module.graph:
+            raise UsageError(
+                f"`{name}` is no value of the main graph", hint="values in bodies are not"
+            )
+    scope = Scope()
+    scope.weights = module.weights.copy()
+    scope.symbols = dict(module.symbols)
+    scope.assumptions = dict(module.graph.scope.assumptions)
+    graph = Graph(scope)
+    values: dict[Value, Value] = {}
+    for name, value in inputs.items():
+        _add_input(graph, name, value, values)
+    nodes, read = nodes_between(frozenset(inputs.values()), outputs.values())
+    for value in module.graph.inputs:
+        if value in read:
+            _add_input(graph, str(value.name), value, values)
+    for node in nodes:
+        bodies = tuple(clone_graph(body, scope) for body in node.bodies)
+        made = graph.create(
+            node.op, [None if v is None else values[v] for v in node.inputs], node.attrs,
+            num_outputs=len(node.outputs), bodies=bodies, loc=node.loc, infer=False,
+        )  # fmt: skip
+        for old, new in zip(node.outputs, made.outputs, strict=True):
+            new.name, new.type, new.content = old.name, old.type, old.content
+            values.setdefault(old, new)  # an input of the part that a node of it makes as well
+    graph.set_outputs((name, values[value]) for name, value in outputs.items())
+    return Module(graph, module.name, level=module.level)
+
+
+def _add_input(graph: Graph, name: str, value: Value, values: dict[Value, Value]) -> None:
+    copy = graph.add_input(name, value.type)
+    copy.content = value.content
+    values[value] = copy
+
+
+def nodes_between(
+    frontier: frozenset[Value], outputs: Iterable[Value]
+) -> tuple[list[Node], set[Value]]:
+    """Returns the nodes from `frontier` to `outputs`, in order, and every value that was met."""
+    found: set[Node] = set()
+    met: set[Value] = set()
+    pending = list(outputs)
+    while pending:
+        value = pending.pop()
+        if value in met:
+            continue
+        met.add(value)
+        node = value.producer
+        if value in frontier or node is None or node in found:
+            continue
+        found.add(node)
+        pending += [v for v in node.inputs if v is not None]
+    return sorted(found, key=lambda node: node.order), met

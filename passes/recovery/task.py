@@ -1,0 +1,192 @@
+"""A training run as data: objective, schedule, what is trained; and what came of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from regraft.ir.errors import UsageError
+from regraft.ir.graph import Value
+from regraft.passes.recovery.objective import Loss, Mse, Term
+
+Precision = Literal["fp32", "bf16"]
+Stop = Literal["steps", "patience"]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and how fast: AdamW, linear warmup, then half a cosine.
+
+    Args:
+        steps: Updates of the weights.
+        learning_rate: The highest.
+        warmup_steps: Steps until it is reached.
+        final_ratio: The last learning rate, as a fraction of the highest.
+        weight_decay: AdamW's, for weights of two or more axes.
+        betas: AdamW's averages.
+        batches_per_step: Batches whose gradients are averaged for one update, over all processes:
+            the result does not depend on how many there are.
+        max_grad_norm: Longer gradients are scaled to this length; None for no limit.
+        precision: `bf16` runs matrix products in bf16 (autocast), weights stay f32.
+        seed: Seed of everything random.
+        evaluate_every: Steps between looks at held-out batches.
+        patience: Looks without a better loss after which training stops, with the best weights;
+            None for all steps.
+        checkpoint_every: Steps between checkpoints; 0 for one at the end alone.
+    """
+
+    steps: int
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    final_ratio: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    batches_per_step: int = 1
+    max_grad_norm: float | None = 1.0
+    precision: Precision = "fp32"
+    seed: int = 0
+    evaluate_every: int = 50
+    patience: int | None = None
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"`{name}` is {value}, at least {least} is needed"
+            for name, value, least in (
+                ("steps", self.steps, 1),
+                ("warmup_steps", self.warmup_steps, 0),
+                ("batches_per_step", self.batches_per_step, 1),
+                ("evaluate_every", self.evaluate_every, 1),
+                ("checkpoint_every", self.checkpoint_every, 0),
+            )
+            if value < least
+        ]
+        if self.warmup_steps > self.steps:
+            problems.append(f"`warmup_steps` is {self.warmup_steps} of {self.steps} steps")
+        if not self.learning_rate > 0:
+            problems.append(f"`learning_rate` is {self.learning_rate}, it has to be positive")
+        if problems:
+            raise UsageError("schedule: " + "; ".join(problems))
+
+    def rate(self, step: int) -> float:
+        """Returns the learning rate of a step, 0 for the first.
+
+        Source: Loshchilov & Hutter, SGDR, 2016, eq. 5 (one period).
+        """
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        return self.learning_rate * (self.final_ratio + (1 - self.final_ratio) * cosine)
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """Trains `W + (alpha / rank) B A` instead of `W`, and folds the sum back.
+
+    Source: Hu et al., LoRA, 2021, eq. 3. `B` starts at zero, so that training starts at `W`.
+
+    Args:
+        rank: Rows of `A`, columns of `B`.
+        alpha: Scale, over `rank`.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spp:
+    """Trains factors of sparse weights, `W + s W * repeat(A) * b`: zeros stay zeros.
+
+    Source: Lu et al., SPP: Sparsity-Preserved Parameter-Efficient Fine-Tuning, 2024, eq. 3. `b`
+    starts at zero, so that training starts at `W`.
+
+    Args:
+        groups: Groups of rows that share a row of `A`.
+        scale: `s`.
+    """
+
+    groups: int = 4
+    scale: float = 1.0
+
+
+Adapter = Lora | Spp
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is fitted to what.
+
+    Args:
+        terms: The objective is their sum.
+        schedule: How long and how fast.
+        trained: Names of the weights that may change; default: all float parameters, with an
+            adapter the matrices of linear layers.
+        adapter: What is trained in their place, or None for the weights themselves.
+    """
+
+    terms: tuple[Term, ...]
+    schedule: Schedule
+    trained: tuple[str, ...] | None = None
+    adapter: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise UsageError("a task without terms has nothing to make small")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of the module that is fitted to a part of the teacher, by itself.
+
+    Args:
+        inputs: Values that the part reads -> the teacher's values that it is fed.
+        output: What the part gives.
+        target: The teacher's value that it is fitted to.
+        mask: Graph input of the teacher that is nonzero where positions count.
+    """
+
+    inputs: tuple[tuple[Value, Value], ...]
+    output: Value
+    target: Value
+    mask: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """Block after block, each fitted to the teacher's values.
+
+    Args:
+        blocks: In the order in which they are fitted.
+        schedule: Of each block.
+        loss: `Mse` or `NormalizedMse`.
+        adapter: What is trained in place of the weights, or None.
+        max_cache_bytes: The teacher's values beyond this go to files.
+    """
+
+    blocks: tuple[Block, ...]
+    schedule: Schedule
+    loss: Loss = field(default_factory=Mse)
+    adapter: Adapter | None = None
+    max_cache_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What came of a run.
+
+    Args:
+        steps: Updates that were made, those before a resumption included.
+        losses: Objective at every step, averaged over the step's batches.
+        held_out: (step, loss on held-out batches).
+        stopped: Why it ended.
+        changed: Names of the checkpoint tensors that changed.
+    """
+
+    steps: int
+    losses: tuple[float, ...]
+    held_out: tuple[tuple[int, float], ...]
+    stopped: Stop
+    changed: tuple[str, ...] = ()
