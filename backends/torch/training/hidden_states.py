@@ -15,11 +15,11 @@ import torch
 from regraft.backends.torch.tensors import array_from, tensor_from
 from regraft.backends.torch.training.nets import NamedNet
 from regraft.ir.errors import UnsupportedError
+from regraft.ir.extract import nodes_between
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.types import DType
 from regraft.passes.recovery.data import Batch
-from regraft.passes.recovery.extract import nodes_between
 
 Array = np.ndarray[Any, Any]
 

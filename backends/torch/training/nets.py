@@ -14,12 +14,11 @@ from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.weight_plan import WeightPlan, plan_weights
 from regraft.ir.constants import weight
 from regraft.ir.errors import InputError, UnsupportedError, UsageError
+from regraft.ir.extract import extract
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import einsum, linalg
 from regraft.ir.opspec import Trait
-from regraft.passes.cleanup.dead import drop_dead_code
-from regraft.passes.recovery.extract import extract
 
 _PRODUCTS = frozenset({linalg.matmul, linalg.gemm, einsum.einsum})
 
@@ -41,7 +40,6 @@ class NamedNet(nn.Module):
     ) -> None:
         super().__init__()
         self.part = extract(module, inputs or {}, outputs)
-        drop_dead_code(self.part)
         generated = generate(self.part)
         self.net = build(generated)
         self.plan: WeightPlan = generated.plan

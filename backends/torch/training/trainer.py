@@ -22,10 +22,10 @@ from regraft.backends.torch.training.objective import (
 from regraft.backends.torch.training.processes import joined_group
 from regraft.ir.constants import weight
 from regraft.ir.derive import source_names
+from regraft.ir.extract import nodes_between
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.passes.recovery.data import Batch, Data, Stream
-from regraft.passes.recovery.extract import nodes_between
 from regraft.passes.recovery.objective import Term
 from regraft.passes.recovery.task import (
     Adapter,
