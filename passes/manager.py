@@ -16,7 +16,8 @@ from regraft.ir.module import Module
 from regraft.ir.opspec import Trait
 from regraft.ir.verify import check as check_ir
 from regraft.passes.check.match_check import MatchChecker, describe
-from regraft.passes.check.module_check import CheckReport, Runner, check_module
+from regraft.passes.check.module_check import CheckReport, check_module
+from regraft.passes.check.runners import Runner
 from regraft.passes.check.rounding import RetypedRunner, plain_for
 from regraft.passes.check.runners import EvalRunner
 from regraft.passes.check.samples import Sample

@@ -19,7 +19,7 @@ from regraft.ir.module import Module
 from regraft.ir.opspec import Trait
 from regraft.ir.types import DType, TensorType
 from regraft.passes.analysis.sizes import size_arithmetic
-from regraft.passes.check.module_check import Runner
+from regraft.passes.check.runners import Runner
 from regraft.passes.protocol import Contract, Rounded
 
 Array = np.ndarray[Any, Any]

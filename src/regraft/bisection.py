@@ -19,10 +19,10 @@ from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.rewrite.explain import label
 from regraft.ir.verify import check as check_ir
-from regraft.passes.check.module_check import CheckReport, Runner, check_module, combined_contract
+from regraft.passes.check.module_check import CheckReport, check_module, combined_contract
 from regraft.passes.check.reduce import Part, reduce_failure
 from regraft.passes.check.rounding import RetypedRunner, plain_for
-from regraft.passes.check.runners import PROBE_ERRORS, EvalRunner, accepts, unevaluable
+from regraft.passes.check.runners import PROBE_ERRORS, EvalRunner, Runner, accepts, unevaluable
 from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.check.second_look import second_look
 from regraft.passes.manager import count_nodes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from regraft.emission import written_runner
 from regraft.ir.errors import CheckError, UnsupportedError
 from regraft.ir.module import Module
 from regraft.ir.types import DType
-from regraft.passes.check.module_check import CheckReport, Runner, check_module
+from regraft.passes.check.module_check import CheckReport, check_module
 from regraft.passes.check.rounding import (
     RetypedRunner,
     WorstRunner,
@@ -26,8 +27,10 @@ from regraft.passes.check.rounding import (
 )
 from regraft.passes.check.runners import (
     EvalRunner,
+    Runner,
     accepts,
     largest_weight_bytes,
+    lazily,
     total_weight_bytes,
     unevaluable,
 )
@@ -126,7 +129,7 @@ class Checker:
         if source.runner is not None and fits:
             try:
                 self._reference = source.runner(True)
-                self._plain = source.runner(False)
+                self._plain = lazily(partial(source.runner, False))
             except UnsupportedError as error:
                 self.reason = error.message
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,15 @@ from regraft.ir.evaluate import evaluate
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.passes.check.compare import compare_outputs
-from regraft.passes.check.module_check import CheckReport, Runner, check_module
-from regraft.passes.check.runners import EvalRunner, accepts, total_weight_bytes, unevaluable
+from regraft.passes.check.module_check import CheckReport, check_module
+from regraft.passes.check.runners import (
+    EvalRunner,
+    Runner,
+    accepts,
+    lazily,
+    total_weight_bytes,
+    unevaluable,
+)
 from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.check.second_look import second_look
 from regraft.samples import bind_samples, check_dims
@@ -70,7 +78,9 @@ def compare_sources(
     else:
         check_dims(a.module, dims or {})
         used = generate_samples(a.module, accepts(run_a), dims=dims, seed=seed)
-    plain = a.runner(False) if a.runner is not None and isinstance(run_a, OrtRunner) else None
+    plain = None
+    if a.runner is not None and isinstance(run_a, OrtRunner):
+        plain = lazily(partial(a.runner, False))
     fits = max_memory_bytes is None or _fits(a.module, max_memory_bytes)
     look = second_look(a.module, b.module) if fits else None
     report = check_module(

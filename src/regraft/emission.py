@@ -9,7 +9,7 @@ from regraft.backends.onnx import PROFILES, save_onnx
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
-from regraft.passes.check.module_check import Runner
+from regraft.passes.check.runners import Runner
 from regraft.plugins import Extensions
 
 TORCH = "torch"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
 
     from regraft.frontends.torch.capture import Capture
-    from regraft.passes.check.module_check import Runner
+    from regraft.passes.check.runners import Runner
 
 _CHUNK = 1 << 22
 _FACTORY = re.compile(r"\.py:\w+$")

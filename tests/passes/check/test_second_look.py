@@ -15,7 +15,7 @@ from regraft.ir.text import parse_module
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.check.compare import EXACT_RTOL
 from regraft.passes.check.module_check import CheckReport, check_module
-from regraft.passes.check.runners import EvalRunner, accepts
+from regraft.passes.check.runners import EvalRunner, accepts, lazily
 from regraft.passes.check.samples import generate_samples
 from regraft.passes.check.second_look import SecondLook, second_look
 
@@ -125,3 +125,20 @@ def test_planted_error_in_a_written_file_is_caught(tmp_path: Path) -> None:
     assert regraft.compare(tmp_path / "a.onnx", tmp_path / "a.onnx").ok
     report = regraft.compare(tmp_path / "a.onnx", tmp_path / "b.onnx")
     assert [diff.ok for diff in report.outputs] == [False]
+
+
+def test_noise_is_measured_only_where_it_decides() -> None:
+    calls: list[str] = []
+
+    def plain(inputs: object) -> dict[str, object]:
+        calls.append("plain")
+        return {}
+
+    source = module(WELL, EXACTLY)
+    run = EvalRunner(source)
+    samples = generate_samples(source, accepts(run))
+    lazy = lazily(lambda: plain)
+    assert check_module(run, lazy, EvalRunner(module(WELL, EXACTLY)), samples).ok
+    assert calls == []
+    assert not check_module(run, lazy, EvalRunner(module(WELL, WRONG)), samples).ok
+    assert len(calls) == len(samples)
