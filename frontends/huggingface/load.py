@@ -1,0 +1,127 @@
+"""Captures the model of a Hugging Face folder; its weights stay in their files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regraft.frontends.huggingface.checkpoint import Checkpoint, listed, open_checkpoint
+from regraft.frontends.huggingface.classes import architecture_of, read_architecture
+from regraft.frontends.huggingface.empty_model import (
+    Bound,
+    Expected,
+    bind,
+    build_empty,
+    expected_tensors,
+)
+from regraft.frontends.huggingface.inputs import PREFILL, example_of
+from regraft.frontends.torch.call import Import
+from regraft.frontends.torch.capture import Capture, capture
+from regraft.ir.derive import DerivedWeight
+from regraft.ir.module import Module
+from regraft.ir.steps import Cast, Source
+
+META = "huggingface"
+"""Key of `Module.meta` under which stands what the way back needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A captured folder.
+
+    Args:
+        capture: The module and the model that it can be compared with.
+        checkpoint: The files.
+    """
+
+    capture: Capture
+    checkpoint: Checkpoint
+
+    @property
+    def module(self) -> Module:
+        """The module of the IR."""
+        return self.capture.module
+
+
+def load_folder(
+    folder: Path,
+    *,
+    form: str = PREFILL,
+    trust_remote_code: bool = False,
+    importers: Sequence[Import] = (),
+) -> Loaded:
+    """Captures the model of a folder in evaluation mode.
+
+    Args:
+        folder: A folder with `config.json` and safetensors files.
+        form: `prefill`, or `decode` for a decoder that takes and returns a cache.
+        trust_remote_code: Whether Python files of the folder may run.
+        importers: Importers of overloads that regraft has none for.
+
+    Raises:
+        InputError: When files or tensors are missing, damaged or do not fit the config.
+        UnsupportedError: For pickled weights, untrusted code, or calls without an IR form.
+        UsageError: When the model has no such form.
+
+    Cost: that of the export; no weight is read.
+    """
+    checkpoint = open_checkpoint(folder)
+    architecture = read_architecture(folder, trust_remote_code=trust_remote_code)
+    bound = bind(architecture, checkpoint)
+    example = example_of(bound.model, folder, form)
+    captured = capture(
+        bound.model, (), example.kwargs, dynamic_shapes=example.axes, importers=importers
+    )
+    module = captured.module
+    names = _map_weights(module, bound, checkpoint)
+    if bound.unexpected:
+        module.warnings.append(
+            f"{len(bound.unexpected)} tensors have no place in `{architecture.cls.__name__}` and "
+            f"are left out: {listed(bound.unexpected)}"
+        )
+    module.meta[META] = {
+        "folder": str(folder.resolve()),
+        "config": dict(architecture.content),
+        "names": names,
+        "unread": {name: given for name, given in bound.names.items()
+                   if module.weights.resolve(name) not in names},
+        "form": form,
+    }  # fmt: skip
+    return Loaded(captured, checkpoint)
+
+
+def _map_weights(module: Module, bound: Bound, checkpoint: Checkpoint) -> dict[str, str]:
+    """Replaces tensors by their places in the files; returns their names there.
+
+    Names of weights that hold several names (tied ones) give the first that the checkpoint has.
+    """
+    store = module.weights
+    members: dict[str, list[str]] = {name: [name] for name in store}
+    for alias, target in store.aliases.items():
+        members[target].append(alias)
+    names: dict[str, str] = {}
+    for name, group in members.items():
+        given = next((bound.names[each] for each in group if each in bound.names), None)
+        if given is None:
+            continue  # the model computes it
+        mapped, before = checkpoint.tensors[given], store[name]
+        if mapped.dtype is before.dtype:
+            store.set(name, mapped)
+        else:
+            store.set(name, DerivedWeight(Cast(Source(name, mapped), before.dtype)))
+        names[name] = given
+    return names
+
+
+def expected_of(
+    config: Mapping[str, Any], folder: Path, *, trust_remote_code: bool = False
+) -> Expected:
+    """Returns the tensors that a folder with this config must hold; no memory is taken.
+
+    Raises:
+        InputError: When the config makes no model.
+    """
+    architecture = architecture_of(config, folder, trust_remote_code=trust_remote_code)
+    return expected_tensors(build_empty(architecture))
