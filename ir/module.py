@@ -88,6 +88,15 @@ class Module:
             dict(self.meta), self.level, list(self.warnings),
         )  # fmt: skip
 
+    def restore(self, snapshot: Module) -> None:
+        """Makes the module what an earlier clone of it is, which stays usable; cost O(nodes)."""
+        copy = snapshot.clone()
+        self.graph = copy.graph
+        self.states = copy.states
+        self.meta = copy.meta
+        self.level = copy.level
+        self.warnings = copy.warnings
+
 
 def clone_graph(
     graph: Graph, scope: Scope | None = None, values: dict[Value, Value] | None = None

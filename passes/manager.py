@@ -17,9 +17,8 @@ from regraft.ir.opspec import Trait
 from regraft.ir.verify import check as check_ir
 from regraft.passes.check.match_check import MatchChecker, describe
 from regraft.passes.check.module_check import CheckReport, check_module
-from regraft.passes.check.runners import Runner
 from regraft.passes.check.rounding import RetypedRunner, plain_for
-from regraft.passes.check.runners import EvalRunner
+from regraft.passes.check.runners import EvalRunner, Runner
 from regraft.passes.check.samples import Sample
 from regraft.passes.check.second_look import second_look
 from regraft.passes.pipeline import format_pass, format_pipeline
@@ -148,7 +147,7 @@ class PassManager:
         self, module: Module, snapshot: Module, rest: Sequence[Pass], error: RegraftError
     ) -> None:
         """Makes the module what it was before the pass and writes the reproducer."""
-        restore(module, snapshot)
+        module.restore(snapshot)
         if isinstance(error, CheckError):
             where = write_reproducer(
                 snapshot, self.samples, format_pipeline(rest), self.ctx.work_dir
@@ -208,16 +207,6 @@ def refuse_late(level: str, passes: Sequence[Pass]) -> None:
             )
         if getattr(item, "lowers", False):
             level = getattr(item, "target", "") or "the target"
-
-
-def restore(module: Module, snapshot: Module) -> None:
-    """Makes `module` what `snapshot` is, and leaves the snapshot usable; weights are shared."""
-    copy = snapshot.clone()
-    module.graph = copy.graph
-    module.states = copy.states
-    module.meta = copy.meta
-    module.level = copy.level
-    module.warnings = copy.warnings
 
 
 def count_nodes(graph: Graph) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd, prod
+from math import ceil, gcd, prod
 from typing import Any, Literal
 
 import numpy as np
@@ -41,18 +41,26 @@ class Limits:
         return np.clip(rounded, self.low, self.high)
 
 
-def limits_of(coupling: Coupling, round_to: int, kept: frozenset[Group] = frozenset()) -> Limits:
+def limits_of(
+    coupling: Coupling,
+    round_to: int,
+    kept: frozenset[Group] = frozenset(),
+    min_keep: float = 0.0,
+) -> Limits:
     """Returns the sizes that groups may take.
 
     A group that is the innermost factor of its axes takes multiples of `round_to`; one of whole
-    blocks (heads) takes steps that make its axes multiples. Groups in `kept` keep all.
+    blocks (heads) takes steps that make its axes multiples. Groups in `kept` keep all, others at
+    least the fraction `min_keep`, and one unit.
     """
     low, high, step = [], [], []
     for group in coupling.groups:
         each = _step(coupling, group, round_to)
         step.append(each)
         high.append(group.size)
-        low.append(group.size if group in kept else min(each, group.size))
+        least = max(1, ceil(group.size * min_keep - 1e-9))
+        floor = min(-(-least // each) * each, group.size)
+        low.append(group.size if group in kept else floor)
     return Limits(np.array(low), np.array(high), np.array(step))
 
 

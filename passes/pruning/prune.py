@@ -30,6 +30,10 @@ _ROUNDED_TOLERANCE = 0.02
 
 _DEFAULT_SIZE = 128
 
+_FLOORS = (0.1, 0.05, 0.025, 0.0)
+"""Fractions of every group that stay at least, tried in order: a layer that is cut to a unit or
+two costs more quality than its cost is worth, whatever its scores say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prune:
@@ -76,6 +80,8 @@ class Prune:
             groups, `isomorphic` ranks only among groups of the same structure.
         round_to: Sizes of innermost axes become multiples of it.
         keep: Weights none of whose axes shrink, as names or globs (`*.embed*`).
+        min_keep: The least fraction of every group that stays; `none` keeps a tenth where the
+            target can be met so, and less where it cannot.
     """
 
     name: ClassVar[str] = "prune"
@@ -88,6 +94,7 @@ class Prune:
     allocation: Allocation = "uniform"
     round_to: int = 1
     keep: tuple[str, ...] = ()
+    min_keep: float | None = None
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Couples, scores, allocates, slices.
@@ -99,6 +106,8 @@ class Prune:
         measure, fraction = parse_target(self.target)
         if self.round_to < 1:
             raise UsageError(f"pass `prune`, option `round-to`: {self.round_to} is below 1")
+        if self.min_keep is not None and not 0 <= self.min_keep <= 1:
+            raise UsageError(f"pass `prune`, option `min-keep`: {self.min_keep:g} is not in 0 to 1")
         drop_dead_code(module)
         coupling = Coupling(module)
         cost = cost_model(coupling, measure, _sizes(module, ctx))
@@ -120,6 +129,9 @@ class Prune:
             "sliced-weights": num_weights,
             f"{measure}-before": round(dense),
             f"{measure}-after": round(pruned),
+            "least-kept": round(
+                min((len(g.kept[0]) / g.size for g in plan.groups), default=1.0), 6
+            ),
             "achieved": round(pruned / dense, 6) if dense else 1.0,
         }
         return PassResult(
@@ -163,20 +175,33 @@ class Prune:
                 hint=_what_stops(coupling.pinned),
             )
         scores = score(coupling, self.criterion, self.reduction, self.normalization, seed)
-        limits = limits_of(coupling, self.round_to, self._kept(coupling))
-        dense = cost.total(limits.high)
-        if dense <= 0:
-            raise TargetError(f"pass `prune`: the module has no {cost.measure} to reduce")
-        sizes = allocate(coupling, cost, fraction * dense, limits, self.allocation, scores)
-        achieved = cost.total(sizes) / dense
-        if not self._target(achieved).met:
+        kept = self._kept(coupling)
+        floors = _FLOORS if self.min_keep is None else (self.min_keep,)
+        for floor in floors:
+            limits = limits_of(coupling, self.round_to, kept, floor)
+            dense = cost.total(limits.high)
+            if dense <= 0:
+                raise TargetError(f"pass `prune`: the module has no {cost.measure} to reduce")
+            sizes = allocate(coupling, cost, fraction * dense, limits, self.allocation, scores)
+            achieved = cost.total(sizes) / dense
+            if self._target(achieved).met:
+                break
+        else:
             least = cost.total(limits.low) / dense
             raise TargetError(
                 f"pass `prune`: {self.target} was asked for, {cost.measure}:{achieved:.4g} is "
                 f"nearest (least {least:.4g}, tolerance {self._tolerance:.0%})",
-                hint=_what_stops(coupling.pinned) if least > fraction else _steps_hint(self),
+                hint=self._stopped_by(coupling, least > fraction),
             )
         return choose(coupling, sizes, scores)
+
+    def _stopped_by(self, coupling: Coupling, too_small: bool) -> str:
+        """Names what keeps the target out of reach."""
+        if not too_small:
+            return _steps_hint(self)
+        if self.min_keep:
+            return f"`min-keep` holds {self.min_keep:g} of every group: lower it"
+        return _what_stops(coupling.pinned)
 
 
 def parse_target(text: str) -> tuple[str, float]:

@@ -5,7 +5,7 @@ Sizes are written from the spaces of the axes; inference then only checks that t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,22 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of, literal, weight
 from regraft.ir.derive import DerivedWeight, derive
 from regraft.ir.dims import DimLike, known_different
+from regraft.ir.errors import TypeInferenceError, UnsupportedError
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops.fill import constant_of_shape
 from regraft.ir.ops.slicing import slice_, sliced_axes, split
 from regraft.ir.steps import Gather, Slice, Tree
 from regraft.ir.types import TensorType
-from regraft.passes.analysis.coupling.groups import Coupling, Group, new_size, touched
+from regraft.passes.analysis.coupling.groups import (
+    Coupling,
+    Group,
+    describe,
+    new_size,
+    touched,
+)
 from regraft.passes.analysis.coupling.positions import Kept, kept_positions
-from regraft.passes.analysis.coupling.spaces import Space
+from regraft.passes.analysis.coupling.spaces import Space, leaves_of
 
 Array = np.ndarray[Any, Any]
 
@@ -30,19 +37,24 @@ Array = np.ndarray[Any, Any]
 def slice_module(coupling: Coupling, choice: Mapping[Group, Array]) -> int:
     """Drops what a choice does not keep, in place; returns the number of sliced weights.
 
-    The module must be as the coupling saw it.
+    The module must be as the coupling saw it. What fails leaves it as it was.
 
     Raises:
-        AssertionError: When inference contradicts the sizes of the plan: the coupling is wrong.
+        UnsupportedError: When inference contradicts the sizes of the plan: operator, axis, plan.
     """
     kept: dict[Space, Array] = {
         group.space: rows for group, rows in choice.items() if rows.shape[-1] < group.size
     }
+    snapshot = coupling.module.clone()
     slicer = _Slicer(coupling, kept)
-    count = slicer.weights()
-    slicer.states()
-    for node in coupling.module.graph.walk():
-        slicer.node(node)
+    try:
+        count = slicer.weights()
+        slicer.states()
+        for node in coupling.module.graph.walk():
+            slicer.node(node)
+    except Exception:
+        coupling.module.restore(snapshot)
+        raise
     return count
 
 
@@ -91,21 +103,41 @@ class _Slicer:
             if shape is not None and value.name and not value.is_output and node.op is not weight:
                 value.name = f"{value.name}.pruned"
         before = [value.shape for value in node.outputs]
-        node.infer()
+        try:
+            node.infer()
+        except TypeInferenceError as error:
+            raise self._refusal(node, planned, error.message) from error
         for value, old, shape in zip(node.outputs, before, planned, strict=True):
-            self._check(node, value, old if shape is None else shape)
+            reason = _disagreement(value.shape, old if shape is None else shape)
+            if reason:
+                raise self._refusal(node, planned, f"`{value.name}` {reason}")
 
-    def _check(self, node: Node, value: Value, planned: tuple[DimLike, ...] | None) -> None:
-        """Checks that inference gives the planned sizes, where it knows any."""
-        found = value.shape
-        if found is None or planned is None:
-            agrees = found is planned
-        else:
-            agrees = len(found) == len(planned) and not any(map(known_different, found, planned))
-        if not agrees:
-            raise AssertionError(
-                f"{node.op.name} `{value.name}`: planned {planned}, inference gives {found}"
-            )
+    def _refusal(
+        self, node: Node, planned: Sequence[tuple[DimLike, ...] | None], reason: str
+    ) -> UnsupportedError:
+        """Says where plan and inference part, and how to leave the place out."""
+        place = next((value.name for value in node.outputs if value.name), "")
+        names = {g.space: g.name for g in self.coupling.groups if g.space in self.sizes}
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        spaces = [space for value in values for space in self.coupling.axes(value)]
+        forms = dict.fromkeys(
+            f"{describe(space, names)} = {new_size(space, self.sizes)} of {space.size}"
+            for space in spaces
+            if touched(space, self.sizes)
+        )
+        leaves = {leaf for space in spaces for leaf in leaves_of(space)}
+        held = [
+            name
+            for group in self.coupling.groups
+            if group.space in leaves and group.space in self.sizes
+            for name, _ in group.weights[:1]
+        ]
+        return UnsupportedError(
+            f"pass `prune`: {node.op.name} `{place}` does not take the plan ({', '.join(forms)}; "
+            f"results {', '.join(str(shape) for shape in planned)}): {reason}",
+            hint=f"nothing was changed; leave its groups whole with `keep=[{','.join(held)}]`, "
+            "and report the operator",
+        )
 
     def _attrs(self, node: Node) -> None:
         """Writes the sizes that a node states."""
@@ -159,7 +191,7 @@ class _Slicer:
         shape = [-1 if size != 1 else 1 for size in indices.shape or ()]
         old = constant_of(indices)
         if old is None:
-            raise AssertionError("the indices were constant")
+            raise self._refusal(node, [], "its indices are no constant any more")
         builder = Builder(node.graph, before=node, loc=node.loc)
         node.set_operand(1, builder.constant(moved.reshape(shape).astype(old.dtype)))
 
@@ -172,6 +204,20 @@ class _Slicer:
             if text == "->" and shape is not None and node.attrs[name] is not None:
                 # a target shape may have fewer axes than the result that it is broadcast to
                 node.attrs[name] = shape[len(shape) - len(node.attrs[name]) :]
+
+
+def _disagreement(
+    found: tuple[DimLike, ...] | None, planned: tuple[DimLike, ...] | None
+) -> str | None:
+    """Says on which axis inference differs from the plan, where it knows a size."""
+    if found is None or planned is None:
+        return None if found is planned else f"has shape {found}, planned was {planned}"
+    if len(found) != len(planned):
+        return f"has {len(found)} axes, planned were {len(planned)}"
+    for axis, (a, b) in enumerate(zip(found, planned, strict=True)):
+        if known_different(a, b):
+            return f"axis {axis} has {a} positions, planned were {b}"
+    return None
 
 
 def _take(tree: Tree, axis: int, positions: Array) -> Tree:

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from regraft.ir.errors import UnsupportedError
 from regraft.passes.analysis.coupling.spaces import Form, Space, factors_of, find
 
 Array = np.ndarray[Any, Any]
 Kept = Mapping[Space, Array]
 """Kept positions of leaves, ascending: i64[K], or i64[blocks, K] where every block has its own."""
+
+_OUTSIDE = "positions that are chosen per block stand outside of their blocks"
 
 
 def kept_positions(space: Space, kept: Kept) -> Array:
@@ -23,7 +26,7 @@ def kept_positions(space: Space, kept: Kept) -> Array:
         if rows is None:
             return np.arange(space.size)
         if rows.ndim > 1:
-            raise AssertionError("a leaf with positions per block stands outside of its blocks")
+            raise UnsupportedError(_OUTSIDE)
         return rows
     if space.form is Form.SUM:
         parts, start = [], 0
@@ -65,7 +68,7 @@ def _blocks_before(factors: list[Space], place: int) -> range:
     blocks = [] if outer is None else factors_of(outer)
     first = place - len(blocks)
     if first < 0 or factors[first:place] != blocks:
-        raise AssertionError("a leaf with positions per block stands outside of its blocks")
+        raise UnsupportedError(_OUTSIDE)
     return range(first, place)
 
 

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from regraft.ir.derive import DerivedWeight
-from regraft.ir.errors import InputError, TargetError, UsageError
+from regraft.ir.errors import InputError, TargetError, UnsupportedError, UsageError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.ir.origins import origins_of
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.analysis.coupling import Coupling
+from regraft.passes.manager import CheckMode, PassManager
 from regraft.passes.pipeline import parse_pipeline
 from regraft.passes.protocol import Context
-from regraft.passes.pruning import PASSES, Prune
+from regraft.passes.pruning import PASSES, Prune, slicing
 from regraft.passes.pruning.allocate import limits_of
 from regraft.passes.pruning.cost import MEASURES, cost_model
 from regraft.passes.pruning.criteria import score
@@ -290,3 +291,51 @@ def test_options_read_from_a_pipeline() -> None:
 @pytest.mark.parametrize("positions", [[0], [0, 1, 2], [1, 3, 4, 9], list(range(5, 40))])
 def test_ranges_read_back(positions: list[int]) -> None:
     assert list(parse_ranges(format_ranges(positions))) == positions
+
+
+def test_no_layer_is_cut_to_the_ground_because_its_scores_are_small() -> None:
+    module = stack(width=400)
+    for name in ("up1", "bias1", "down1"):
+        module.weights.set(name, ArrayWeight(module.weights[name].numpy() * np.float32(1e-6)))
+    result = Prune("params:0.6", allocation="global", normalization="none").run(module, Context())
+    assert module.weights["up1"].shape[1] == 40
+    assert result.stats["least-kept"] == 0.1
+    assert result.stats["achieved"] == pytest.approx(0.6, rel=0.01)
+
+
+def test_the_floor_gives_way_where_the_target_needs_it_unless_it_was_asked_for() -> None:
+    result = Prune("params:0.01").run(stack(), Context())
+    assert result.stats["achieved"] == pytest.approx(0.01, rel=0.01)
+    assert result.stats["least-kept"] < 0.1
+    with pytest.raises(TargetError) as caught:
+        Prune("params:0.01", min_keep=0.1).run(stack(), Context())
+    assert "`min-keep` holds 0.1" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("min_keep", [-0.1, 1.5])
+def test_a_floor_that_is_no_fraction_is_a_usage_error(min_keep: float) -> None:
+    with pytest.raises(UsageError, match="min-keep"):
+        Prune("params:0.5", min_keep=min_keep).run(stack(), Context())
+
+
+@pytest.mark.parametrize("check", list(CheckMode))
+def test_a_plan_that_inference_contradicts_is_refused_and_undone(
+    check: CheckMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = stack()
+    before, y = str(module), run(module)
+    sound = slicing._Slicer.shape
+
+    def lying(self: Any, value: Any) -> Any:
+        shape = sound(self, value)
+        return (*shape[:-1], shape[-1] + 1) if shape and value.name == "a2" else shape
+
+    monkeypatch.setattr(slicing._Slicer, "shape", lying)
+    with pytest.raises(UnsupportedError) as caught:
+        PassManager(Context(), check).run(module, [Prune("params:0.5")])
+    assert "relu `a2.pruned`" in caught.value.message
+    assert "of 96" in caught.value.message
+    assert "axis 2 has" in caught.value.message
+    assert "keep=[up2]" in str(caught.value.hint)
+    assert str(module) == before
+    assert np.array_equal(run(module), y)
