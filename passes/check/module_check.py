@@ -10,6 +10,7 @@ from regraft.passes.check.compare import OutputDiff, compare_outputs, step_of
 from regraft.passes.check.runners import Runner
 from regraft.passes.check.samples import Sample
 from regraft.passes.check.second_look import SecondLook
+from regraft.passes.check.variation import Variation
 from regraft.passes.protocol import Contract, Exact, Lossy, Rounded, Within
 
 NO_NOISE = 0.1
@@ -27,6 +28,7 @@ class CheckReport:
         bindings: The sizes that were tried.
         num_samples: Number of samples compared.
         place: The first value inside that leaves its tolerance, where it was looked for.
+        note: Why a measured difference says little, where it does.
     """
 
     verified: str
@@ -35,6 +37,7 @@ class CheckReport:
     bindings: tuple[Mapping[str, int], ...] = ()
     num_samples: int = 0
     place: str = ""
+    note: str = ""
 
     def raise_if_failed(self) -> None:
         """Raises `CheckError` naming the worst output when the check failed."""
@@ -100,8 +103,11 @@ def check_module(
         rtol = step_of(contract.dtype)  # one step of the largest element, where noise is nil
     worst: dict[str, OutputDiff] = {}
     counted: set[str] = set()
+    variation = Variation()
     for sample in samples:
         expected = reference(sample.inputs)
+        if isinstance(contract, Lossy):
+            variation.add(expected)
         actual = result(sample.inputs)
         diffs = compare_outputs(expected, actual, rtol=rtol, atol=atol)
         # noise is measured only where it decides: it takes further runs, or another session
@@ -126,7 +132,9 @@ def check_module(
     if ok and len(unproven) == len(worst):
         verified = f"no (reference outputs are NaN, empty or all zero: {', '.join(unproven[:3])})"
     bindings = tuple({tuple(s.binding.items()): s.binding for s in samples}.values())
-    return CheckReport(verified, ok, tuple(worst.values()), bindings, len(samples))
+    return CheckReport(
+        verified, ok, tuple(worst.values()), bindings, len(samples), note=variation.note()
+    )
 
 
 def _badness(diff: OutputDiff) -> tuple[bool, float]:

@@ -72,6 +72,7 @@ def check_entry(report: CheckReport) -> dict[str, Any]:
         "ok": report.ok,
         "samples": report.num_samples,
         "bindings": [dict(b) for b in report.bindings],
+        **({"note": report.note} if report.note else {}),
         "outputs": {
             diff.name: {
                 "max_abs": diff.max_abs, "max_rel": diff.max_rel, "cosine": diff.cosine,

@@ -147,6 +147,8 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
             for place in entry["unproved"]:
                 console.print(f"{entry['name']}: not proved {place['node']}: {place['reason']}")
     console.print(f"checked: {check['verified']}{_check_detail(check)}")
+    if "note" in check:
+        console.print(f"the check {check['note']}")
     if "bench" in report:
         first, made = report["bench"]["runs"]
         console.print(
