@@ -123,20 +123,29 @@ class Stream:
 
 
 def text_examples(
-    files: Iterable[Path], tokenizer: Tokenizer, *, max_tokens: int = 128, min_tokens: int = 4
+    files: Iterable[Path],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int = 128,
+    min_tokens: int = 4,
+    encoding: str = "utf-8",
 ) -> list[Batch]:
     """Returns one example per piece of text: lines, those that are too long in several pieces.
 
     Args:
-        files: UTF-8 text.
+        files: Text.
         tokenizer: Called with pieces of text.
         max_tokens: Words per piece are chosen so that few pieces are longer; the rest is cut off.
         min_tokens: Shorter pieces are left out.
+        encoding: Of the files.
+
+    Raises:
+        InputError: When a file is no such text, or there is none.
     """
     words_per_piece = max(1, max_tokens * 3 // 4)  # English text has about 1.3 tokens a word
     found: list[Batch] = []
     for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in _text_of(file, encoding).splitlines():
             words = line.split()
             for start in range(0, len(words), words_per_piece):
                 piece = tokenizer(" ".join(words[start : start + words_per_piece]))
@@ -146,6 +155,14 @@ def text_examples(
     if not found:
         raise InputError(f"no text of at least {min_tokens} tokens in the files")
     return found
+
+
+def _text_of(file: Path, encoding: str) -> str:
+    try:
+        return file.read_text(encoding=encoding)
+    except UnicodeDecodeError as error:
+        message = f"`{file}` is no {encoding} text: {error}"
+        raise InputError(message, hint="give its `encoding`") from error
 
 
 def npz_examples(files: Iterable[Path]) -> list[Batch]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from regraft.ir.evaluate import evaluate
@@ -31,6 +33,26 @@ def data(count: int = 24, batch_size: int = 4, seed: int = 3) -> Examples:
     batch = layer_inputs(count, seed=seed)
     items = [{name: array[i] for name, array in batch.items()} for i in range(count)]
     return Examples(items, batch_size)
+
+
+class _Interrupted(Examples):
+    """Examples whose reader is interrupted."""
+
+    last: int
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        for number, batch in enumerate(super().batches(first), first):
+            if number == self.last:
+                raise KeyboardInterrupt
+            yield batch
+
+
+def interrupted(number: int) -> Examples:
+    """Returns `data` that is interrupted where batch `number` is read."""
+    whole = data()
+    made = _Interrupted(whole.items, whole.batch_size)
+    object.__setattr__(made, "last", number)
+    return made
 
 
 def held_out(count: int = 2) -> list[Batch]:

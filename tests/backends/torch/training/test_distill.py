@@ -14,7 +14,14 @@ from regraft.passes.recovery.data import Batch, Examples, Stream
 from regraft.passes.recovery.objective import CrossEntropy, Kl, Mse, NormalizedMse, Term
 from regraft.passes.recovery.task import Schedule, Task
 from tests.backends.torch.models import layers, torch
-from tests.backends.torch.training.models import data, disturbed, error, held_out, task
+from tests.backends.torch.training.models import (
+    data,
+    disturbed,
+    error,
+    held_out,
+    interrupted,
+    task,
+)
 
 from regraft.backends.torch.training import TorchTrainer  # isort: skip  # needs torch
 from regraft.backends.torch.training.loop import CHECKPOINT  # isort: skip
@@ -58,17 +65,10 @@ def test_interrupted_run_resumes_to_bit_identical_weights(tmp_path: Path, precis
     whole = disturbed()
     wanted = TorchTrainer().distill(whole, [layers()], run, data())
 
-    class Interrupted(Examples):
-        def batches(self, first: int = 0):
-            for number, batch in enumerate(super().batches(first)):
-                if number == 2 * 7:  # in the eighth step, after the checkpoint of the fourth
-                    raise KeyboardInterrupt
-                yield batch
-
     module = disturbed()
     trainer = TorchTrainer(folder=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        trainer.distill(module, [layers()], run, Interrupted(data().items, 4))
+        trainer.distill(module, [layers()], run, interrupted(2 * 7))  # in the eighth step
     assert _bytes(module) == _bytes(disturbed())
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
     report = trainer.distill(module, [layers()], run, data())

@@ -1,0 +1,118 @@
+"""The pass `drop-layers`: removes layers of a stack of equal ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from regraft.ir.errors import UnsupportedError, UsageError
+from regraft.ir.graph import Node, Value
+from regraft.ir.module import Module
+from regraft.passes.analysis.layers import Layer, repeated_layers
+from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.protocol import Context, Contract, Lossy, PassResult
+
+
+@dataclass(frozen=True, slots=True)
+class DropLayers:
+    """Removes layers of a stack of equal ones: what entered a layer goes on as it is.
+
+    ## What it does
+    Finds repeated layers along the residual stream by their structure, numbers them from 0 in
+    order (over all stacks, the encoder's before the decoder's), and replaces the result of each
+    named layer by its input. Weights that nothing reads any more are removed.
+
+    ## When it applies
+    To layers whose input and result have the same type, and which hand nothing but the stream to
+    the rest of the model: a layer with a cache of its own is refused.
+
+    ## Example
+    ```
+    %h1 = layer(%h0)
+    %h2 = layer(%h1)
+    %h3 = layer(%h2)
+    ```
+    with `drop-layers{layers=[1]}` becomes
+    ```
+    %h1 = layer(%h0)
+    %h3 = layer(%h1)
+    ```
+
+    ## Exactness
+    Lossy. Recovery is a matter of training (`Trainer`).
+
+    ## References
+    Fan et al., Reducing Transformer Depth on Demand with Structured Dropout, 2020; Zhang et al.,
+    LAPTOP-Diff, 2024; Men et al., ShortGPT, 2024.
+
+    Args:
+        layers: Numbers of the layers to remove, from 0.
+    """
+
+    name: ClassVar[str] = "drop-layers"
+    contract: ClassVar[Contract] = Lossy("output")
+
+    layers: tuple[int, ...]
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        """Removes the layers.
+
+        Raises:
+            UsageError: For numbers that no layer has.
+            UnsupportedError: When a layer hands more than the stream to the rest of the model.
+        """
+        found = [layer for group in repeated_layers(module.graph) for layer in group.layers]
+        chosen = sorted(set(self.layers), reverse=True)
+        unknown = [number for number in chosen if not 0 <= number < len(found)]
+        if unknown or not chosen:
+            raise UsageError(
+                f"pass `drop-layers`, option `layers`: no layer {', '.join(map(str, unknown))}"
+                if unknown
+                else "pass `drop-layers`, option `layers`: names no layer",
+                hint=f"the model has {len(found)} repeated layers"
+                + (f", 0 to {len(found) - 1}" if found else ""),
+            )
+        for number in chosen:
+            _check(found[number], number)
+        # from the last: a layer that stays is then fed what entered those removed before it
+        for number in chosen:
+            layer = found[number]
+            layer.output.replace_all_uses_with(layer.input)
+        removed = drop_dead_code(module)
+        return PassResult(
+            True,
+            {"layers-before": len(found), "layers": len(found) - len(chosen), "removed": removed},
+            decisions={"layers": sorted(chosen)},
+        )
+
+
+def _check(layer: Layer, number: int) -> None:
+    if layer.input.type != layer.output.type:
+        raise UnsupportedError(
+            f"pass `drop-layers`: layer {number} turns {layer.input.type} into {layer.output.type}",
+            hint="only a layer that keeps the type of the stream can be left out",
+        )
+    given = next(_given(layer), None)
+    if given is not None:
+        raise UnsupportedError(
+            f"pass `drop-layers`: layer {number} gives `{given.name}` to the rest of the model",
+            hint="layers with a cache of their own cannot be removed",
+        )
+
+
+def _given(layer: Layer) -> Iterator[Value]:
+    """Yields what a layer computes from the stream and others read, its result aside."""
+    inside = set(layer.nodes)
+    reached: set[Value] = {layer.input}
+    for node in sorted(inside, key=lambda node: node.order):
+        if reached.isdisjoint(v for v in node.inputs if v is not None):
+            continue
+        reached.update(node.outputs)
+        for value in node.outputs:
+            if value is not layer.output and _is_read_outside(value, inside):
+                yield value
+
+
+def _is_read_outside(value: Value, inside: set[Node]) -> bool:
+    return value.is_output or any(user not in inside for user in value.users)

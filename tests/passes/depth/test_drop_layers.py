@@ -1,0 +1,78 @@
+"""Layers that are left out: what the rest computes, what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import regraft
+from regraft.ir.errors import UnsupportedError, UsageError
+from regraft.ir.evaluate import evaluate
+from regraft.ir.module import Module
+from regraft.ir.text import parse_module
+from regraft.ir.verify import verify
+
+NUM_LAYERS = 4
+
+
+def _stack(extra_output: str = "") -> Module:
+    """Returns layers `h + relu(h @ up) @ down`; each is one matrix product and its bias apart."""
+    lines = ['module "stack"', "symbol B"]
+    for i in range(NUM_LAYERS):
+        lines += [
+            f'weight @"{i}.up" : f32[8, 16] role=param = random({2 * i})',
+            f'weight @"{i}.down" : f32[16, 8] role=param = random({2 * i + 1})',
+        ]
+    lines.append("graph(%h0 : f32[B, 8]) {")
+    for i in range(NUM_LAYERS):
+        lines += [
+            f'  %u{i} = weight @"{i}.up"',
+            f"  %m{i} = matmul(%h{i}, %u{i})",
+            f"  %r{i} = relu(%m{i})",
+            f'  %d{i} = weight @"{i}.down"',
+            f"  %p{i} = matmul(%r{i}, %d{i})",
+            f"  %h{i + 1} = add(%h{i}, %p{i})",
+        ]
+    lines += [f"  %out = tanh(%h{NUM_LAYERS})", f"  return %out{extra_output}", "}"]
+    return parse_module("\n".join(lines))
+
+
+def _by_hand(module: Module, x: np.ndarray, kept: list[int]) -> np.ndarray:
+    weights = {name: module.weights[name].numpy() for name in module.weights}
+    for i in kept:
+        x = x + np.maximum(x @ weights[f"{i}.up"], 0) @ weights[f"{i}.down"]
+    return np.tanh(x)
+
+
+@pytest.mark.parametrize("dropped", [[0], [3], [1, 2], [0, 1, 3]])
+def test_the_rest_is_a_model_without_them(dropped: list[int]) -> None:
+    module, source = _stack(), _stack()
+    x = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    numbers = ",".join(map(str, reversed(dropped)))
+    (record,) = regraft.apply(module, f"drop-layers{{layers=[{numbers}]}}", check="off")
+    verify(module)
+    kept = [i for i in range(NUM_LAYERS) if i not in dropped]
+    assert record.stats["layers"] == len(kept)
+    assert {name.split(".")[0] for name in module.weights} == {str(i) for i in kept}
+    got = evaluate(module, {"h0": x})["out"]
+    # a few layers of sums of 16 products, in another order
+    eps = float(np.finfo(np.float32).eps)
+    np.testing.assert_allclose(got, _by_hand(source, x, kept), rtol=0, atol=64 * eps)
+    assert np.abs(got - evaluate(source, {"h0": x})["out"]).max() > 0.01
+
+
+def test_unknown_layers_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"no layer 4\n.*4 repeated layers, 0 to 3"):
+        regraft.apply(_stack(), "drop-layers{layers=[1,4]}", check="off")
+    with pytest.raises(UsageError, match="names no layer"):
+        regraft.apply(_stack(), "drop-layers{layers=[]}", check="off")
+
+
+def test_layers_that_give_more_than_the_stream_are_refused() -> None:
+    module = _stack(", %r2")
+    before = str(module)
+    with pytest.raises(UnsupportedError, match="layer 2 gives `r2`"):
+        regraft.apply(module, "drop-layers{layers=[2]}", check="off")
+    assert str(module) == before
+    regraft.apply(module, "drop-layers{layers=[1]}", check="off")
+    assert module.graph.output_names == ["out", "r2"]
