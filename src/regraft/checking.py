@@ -11,6 +11,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import psutil
+from threadpoolctl import threadpool_limits
 
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.emission import written_runner
@@ -57,7 +58,9 @@ def _beside(work: Callable[[], T], name: str) -> Future[T]:
 
     def run() -> None:
         try:
-            future.set_result(work())
+            # a product of few rows waits for memory: further threads of BLAS only spin beside it
+            with threadpool_limits(1, "blas"):
+                future.set_result(work())
         except BaseException as error:  # raised again by `result()`
             future.set_exception(error)
 
