@@ -6,7 +6,6 @@ from regraft.backends.torch.weight_plan import WeightPlan
 from regraft.ir.graph import Value
 from regraft.ir.module import Module, State
 from regraft.ir.steps import Source
-from regraft.ir.weights import Role
 
 BUFFERS = "buffers"
 EXPLICIT = "explicit"
@@ -23,7 +22,10 @@ def held_states(module: Module) -> dict[Value, State]:
 
 
 def hold(plan: WeightPlan, module: Module, state: State) -> str:
-    """Registers the buffer of a state; returns its path."""
+    """Registers the buffer of a state; returns its path.
+
+    One that the model keeps out of its `state_dict` stays out of it.
+    """
     weight = module.weights[state.input]
     tree = plan.trees[state.input] = Source(state.input, weight)
-    return plan.add(state.input, tree, Role.BUFFER, weight).path
+    return plan.add(state.input, tree, module.weights.role(state.input), weight).path

@@ -33,7 +33,7 @@ from regraft.frontends.torch.states import (
     link_caches,
     written_storages,
 )
-from regraft.frontends.torch.weights import WeightTable
+from regraft.frontends.torch.weights import WeightTable, role_of
 from regraft.ir.collector import collector_paused
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Graph, Value
@@ -146,16 +146,16 @@ class _Interface:
                     self.input_leaves[leaf] = names[leaf]
                 leaf += 1
             elif spec.kind is InputKind.BUFFER and self._is_written(node, spec):
-                env[node] = self._buffer(node, str(spec.target))
+                env[node] = self._buffer(node, str(spec.target), role_of(spec) or Role.BUFFER)
             else:
                 env[node] = self.weights.handle(spec)
 
     def _is_written(self, node: torch.fx.Node, spec: InputSpec) -> bool:
         return spec.target in self.mutated_names or storage_of(node.meta["val"]) in self.mutated
 
-    def _buffer(self, node: torch.fx.Node, name: str) -> Handle:
+    def _buffer(self, node: torch.fx.Node, name: str, role: Role) -> Handle:
         """A buffer that is written to is a graph input; the store keeps its first content."""
-        self.weights.store(name, Role.BUFFER)
+        self.weights.store(name, role)
         value = self.importer.graph.add_input(name, self.importer.type_of(node.meta["val"]))
         handle = Handle(value)
         self.buffers[name] = (value, handle)

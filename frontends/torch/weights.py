@@ -20,6 +20,16 @@ _ROLES = {
 }
 
 
+def role_of(spec: InputSpec) -> Role | None:
+    """Returns what the tensor of a placeholder is for; None for one that is no tensor.
+
+    A buffer outside the `state_dict` is a constant: it is computed, never loaded or trained.
+    """
+    if spec.kind is InputKind.BUFFER and spec.persistent is False:
+        return Role.CONST
+    return _ROLES.get(spec.kind)
+
+
 class WeightTable:
     """Adds the tensors of a program to a module, each tensor once: tied names are aliases.
 
@@ -36,7 +46,7 @@ class WeightTable:
 
     def handle(self, spec: InputSpec) -> Handle | None:
         """Returns the tensor of a placeholder; None for one that is no tensor."""
-        role, name = _ROLES.get(spec.kind), str(spec.target)
+        role, name = role_of(spec), str(spec.target)
         return None if role is None else Handle(self.value(name, self._tensor(name), role))
 
     def _tensor(self, name: str) -> torch.Tensor:
