@@ -81,7 +81,11 @@ class Expected:
 
 def expected_tensors(model: Any) -> Expected:
     """Returns the names and sizes of what a folder of the model must hold."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if not _is_computed(model, name)
+    }
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     return Expected(shapes, dict(tied))
 

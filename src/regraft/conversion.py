@@ -41,7 +41,7 @@ from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source, open_source
 from regraft.tables import user_tables
 
-TARGETS = (*BUILT, "triton", "hf")
+TARGETS = (*BUILT, "triton")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from regraft.backends.onnx import PROFILES, save_onnx
 from regraft.backends.onnx.runtime import OrtRunner
+from regraft.frontends.huggingface.checkpoint import CONFIG
+from regraft.huggingface_sources import check_transformers, save_folder, written_folder
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.passes.check.runners import Runner
 from regraft.plugins import Extensions
 
 TORCH = "torch"
-BUILT = (*PROFILES, TORCH)
+HUGGING_FACE = "hf"
+BUILT = (*PROFILES, TORCH, HUGGING_FACE)
 """Targets that write files."""
 
 _TORCH_SUFFIX = ".py"
@@ -21,16 +24,20 @@ _TORCH_SUFFIX = ".py"
 
 def model_file(target: str) -> str:
     """Returns the name of the model's file in an output folder."""
-    return "model.py" if target == TORCH else "model.onnx"
+    return {TORCH: "model.py", HUGGING_FACE: CONFIG}.get(target, "model.onnx")
 
 
 def check_target(path: Path | None, target: str) -> None:
     """Checks before any work begins that a target can write to a place.
 
     Raises:
-        UsageError: When Python source would go into another kind of file.
+        UsageError: When Python source would go into another kind of file, or a folder into one.
         UnsupportedError: When what the target needs is not installed.
     """
+    if target == HUGGING_FACE:
+        check_transformers()
+        if path is not None and path.suffix in (".json", ".safetensors", ".onnx", ".py"):
+            raise UsageError(f"target `hf` writes a folder, not `{path.name}`")
     if target != TORCH:
         return
     import_module("regraft.backends.torch")  # it says what is missing
@@ -65,6 +72,8 @@ def emit(
         from regraft.backends.torch import save_torch  # torch takes a second to import
 
         return save_torch(module, path)
+    if target == HUGGING_FACE:
+        return save_folder(module, path.parent)
     families = extensions.onnx_emitters
     return save_onnx(module, path, profile=target, opset=opset, families=families)
 
@@ -79,6 +88,8 @@ def written_runner(path: Path, module: Module) -> Runner:
     Raises:
         UnsupportedError: When its runtime does not load it.
     """
+    if path.name == CONFIG:
+        return written_folder(path.parent, module)
     if path.suffix != _TORCH_SUFFIX:
         return OrtRunner(path)
     from regraft.backends.torch.executor import TorchRunner, load_file

@@ -73,6 +73,7 @@ class Extensions:
         onnx_importers: All importers of ONNX operators, by family.
         onnx_emitters: All emitters to ONNX, by family.
         torch_importers: Importers of PyTorch overloads that plugins add.
+        trust_remote_code: Whether a Hugging Face folder may run code of its own.
     """
 
     passes: tuple[type[Pass], ...]
@@ -80,6 +81,7 @@ class Extensions:
     onnx_importers: tuple[tuple[Import, ...], ...] = ONNX_IMPORTERS
     onnx_emitters: tuple[tuple[Emit, ...], ...] = ONNX_EMITTERS
     torch_importers: tuple[TorchImport, ...] = ()
+    trust_remote_code: bool = False
 
 
 def combine(plugins: Iterable[Plugin]) -> Extensions:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regraft import torch_sources
+from regraft import huggingface_sources, torch_sources
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.module import Module
 from regraft.plugins import Extensions, combine
@@ -82,16 +82,15 @@ def open_source(source: Any, extensions: Extensions | None = None) -> Source:
 
 
 def _open_named(source: str, extensions: Extensions) -> Source | None:
-    """Loads a source that is named but no path: `module.py:factory`.
-
-    Raises:
-        UnsupportedError: For `hf:org/name`, which has no frontend yet.
-    """
+    """Loads a source that is named but no path: `hf:org/name`, `module.py:factory`."""
     if source.startswith("hf:"):
-        raise UnsupportedError(
-            f"`{source}`: Hugging Face sources are not built yet",
-            hint="load it in Python and give the module to `regraft.capture`",
-        )
+        name = source.removeprefix("hf:")
+        form = huggingface_sources.FORM.search(name)
+        bare = name if form is None else name[: form.start()]
+        folder = huggingface_sources.hub_folder(bare)
+        opened = _open_folder(folder, "prefill" if form is None else form[1], extensions)
+        opened.label = source
+        return opened
     if _FACTORY.search(source) is None:
         return None
     made = open_source(torch_sources.open_factory(source), extensions)
@@ -110,7 +109,23 @@ def _open_torch(captured: Capture, label: str, path: Path | None, extensions: Ex
     )  # fmt: skip
 
 
+def _open_folder(folder: Path, form: str, extensions: Extensions) -> Source:
+    loaded = huggingface_sources.open_folder(
+        folder, form, trust_remote_code=extensions.trust_remote_code,
+        importers=extensions.torch_importers,
+    )  # fmt: skip
+    files = loaded.checkpoint.files
+    made = _open_torch(loaded.capture, str(folder), None, extensions)
+    made.sha256 = sha256_of(*files)
+    made.num_bytes = sum(file.stat().st_size for file in files)
+    return made
+
+
 def _open_path(path: Path, extensions: Extensions) -> Source:
+    if path.is_dir() or huggingface_sources.FORM.search(path.name):
+        named = None if _has_onnx(path) else huggingface_sources.folder_of(path)
+        if named is not None:
+            return _open_folder(*named, extensions)
     if path.is_dir():
         path = _model_in(path)
     if not path.exists():
@@ -158,14 +173,13 @@ def _model_in(folder: Path) -> Path:
         raise InputError(
             f"folder `{folder}` has {len(found)} ONNX files", hint=f"name one, such as `{found[0]}`"
         )
-    if (folder / "config.json").exists():
-        raise UnsupportedError(
-            f"`{folder}` looks like a Hugging Face folder, which has no frontend yet",
-            hint="export it to ONNX first",
-        )
     raise InputError(
         f"folder `{folder}` has no `model.onnx`", hint="name the model file, or an output folder"
     )
+
+
+def _has_onnx(folder: Path) -> bool:
+    return any(folder.glob("*.onnx"))
 
 
 def _external_bytes(module: Module) -> int:
@@ -175,10 +189,11 @@ def _external_bytes(module: Module) -> int:
     return sum(weights[n].nbytes for n in weights if isinstance(weights[n], MappedWeight))
 
 
-def sha256_of(path: Path) -> str:
-    """Returns the hex SHA-256 of a file, read in chunks."""
+def sha256_of(*paths: Path) -> str:
+    """Returns the hex SHA-256 of files one after another, read in chunks."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
     return digest.hexdigest()

@@ -101,7 +101,7 @@ CASES = {
     "convert-text-broken": "convert wrong.rg -o out",
     "convert-folder-without-model": "convert exists -o out",
     "convert-hugging-face-folder": "convert hf -o out",
-    "convert-hugging-face-name": "convert hf:org/name -o out",
+    "convert-hugging-face-name": "convert hf:org/name/more -o out",
     "convert-exported-program": "convert model.pt2 -o out",
     "convert-factory": "convert module.py:factory -o out",
     "convert-no-source": "convert",

@@ -62,7 +62,7 @@ def command(
 
     if html is not None:
         check_destination(html, force=force)
-    extensions = load_extensions(plugins)
+    extensions = load_extensions(plugins, trust_remote_code)
     with progress(enabled=not quiet and not as_json) as say:
         say("loading")
         sources = [open_source(model, extensions) for model in models]

@@ -51,7 +51,7 @@ def command(
     from regraft.report import check_entry
     from regraft.sources import open_source
 
-    extensions = load_extensions(plugins)
+    extensions = load_extensions(plugins, trust_remote_code)
     source_a, source_b = open_source(a, extensions), open_source(b, extensions)
     with progress(enabled=not quiet and not as_json) as say:
         say("running")

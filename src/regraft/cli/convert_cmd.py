@@ -87,7 +87,7 @@ def command(
 
     if passes is not None and recipe is not None:
         raise UsageError("give --passes or --recipe, not both")
-    extensions = load_extensions(plugins)
+    extensions = load_extensions(plugins, trust_remote_code)
     settings: dict[str, Any] = {}
     chosen: Any = passes
     if recipe is not None:

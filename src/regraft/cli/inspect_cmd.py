@@ -48,7 +48,7 @@ def command(
 
     if html is not None:
         check_destination(html, force=force)
-    opened = open_source(source, load_extensions(plugins))
+    opened = open_source(source, load_extensions(plugins, trust_remote_code))
     report = inspect_module(opened.module, dims)
     if couplings:
         report["couplings"] = describe_couplings(opened.module)

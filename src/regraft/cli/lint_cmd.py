@@ -41,7 +41,7 @@ def command(
 
     if target not in PROFILES:
         raise UsageError(f"unknown target `{target}`", hint=suggest(target, PROFILES))
-    module = open_source(source, load_extensions(plugins)).module
+    module = open_source(source, load_extensions(plugins, trust_remote_code)).module
     findings = lint(module, target)
     warn(module.warnings, quiet=quiet)
     if as_json:

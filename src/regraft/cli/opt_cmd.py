@@ -67,7 +67,7 @@ def command(
         raise UsageError("give --passes or --recipe, not both")
     if out is not None:
         check_destination(out, force=force)
-    extensions = load_extensions(plugins)
+    extensions = load_extensions(plugins, trust_remote_code)
     if recipe is not None:
         chosen: Any = read_recipe(recipe, extensions.passes).passes
     else:

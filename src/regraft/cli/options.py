@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,12 +127,13 @@ def load_samples(inputs: Path | None) -> list[dict[str, Any]]:
     return read_samples(inputs)
 
 
-def load_extensions(places: tuple[str, ...]) -> Extensions:
+def load_extensions(places: tuple[str, ...], trust_remote_code: bool = False) -> Extensions:
     """Returns what regraft offers with what the plugins of `--plugin` add."""
     from regraft.plugin_places import load_plugin
     from regraft.plugins import combine
 
-    return combine([load_plugin(place) for place in places])
+    extensions = combine([load_plugin(place) for place in places])
+    return replace(extensions, trust_remote_code=trust_remote_code)
 
 
 def show_explanations(rule: str | None, lines: list[str] | tuple[str, ...]) -> None:

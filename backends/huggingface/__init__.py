@@ -1,0 +1,7 @@
+"""Writes modules as checkpoint folders that `transformers` loads; needs neither it nor torch."""
+
+from __future__ import annotations
+
+from regraft.backends.huggingface.save import Tensors, save_huggingface
+
+__all__ = ["Tensors", "save_huggingface"]
