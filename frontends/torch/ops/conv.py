@@ -8,10 +8,12 @@ from typing import Any
 from regraft.frontends.torch.call import CallImport, Import, UnsupportedCallError, row
 from regraft.frontends.torch.ops.repeat import padded, window_index
 from regraft.frontends.torch.ops.shape import moved, reshaped, shape_of
-from regraft.ir.dims import DimLike, floordiv, product
+from regraft.ir.dims import DimLike, exactdiv, floordiv, product
 from regraft.ir.graph import Value
+from regraft.ir.ops.arithmetic import add
 from regraft.ir.ops.conv import conv, conv_transpose
 from regraft.ir.ops.gathering import gather
+from regraft.ir.ops.linalg import matmul
 from regraft.ir.ops.reshaping import squeeze, unsqueeze
 from regraft.ir.ops.unpool import col2im
 
@@ -47,6 +49,8 @@ def batched(c: CallImport, x: Value, rank: int, compute: Any) -> Value:
 
 
 def _conv(c: CallImport) -> Value:
+    if not isinstance(c.attr("groups"), int):
+        return _by_example(c)
     weight = c.value("weight")
     kernel = shape_of(weight)[2:]
     rank = len(kernel)
@@ -63,7 +67,34 @@ def _conv(c: CallImport) -> Value:
     )  # fmt: skip
 
 
+def _by_example(c: CallImport) -> Value:
+    """A convolution of as many groups as there are examples, each with weights of its own.
+
+    `f32[N, G * C, H, W]` and `f32[G * O, C, kh, kw]` -> `f32[N, G * O, oh, ow]`: the number of
+    groups of a convolution is no size, so that windows meet weights in a product of matrices.
+    """
+    x, weight, bias = c.value("input"), c.value("weight"), c.optional("bias")
+    (n, *_), (rows, *window) = shape_of(x), shape_of(weight)
+    if len(window) != 3 or not all(isinstance(size, int) for size in window):
+        raise UnsupportedCallError("groups of symbolic number, not in two dimensions")
+    groups, depth = c.attr("groups"), product(window)
+    dilations = full_sizes(c.attr("dilation"), 2)
+    pads = _pads(c, window[1:], dilations)
+    columns, counts = _columns(
+        c, padded(c, x, (pads[1], pads[3], pads[0], pads[2]), "constant"),
+        tuple(map(int, window[1:])), full_sizes(c.attr("stride"), 2), dilations,
+    )  # fmt: skip
+    columns = reshaped(c, columns, (n, groups, depth, product(counts)))
+    matrices = reshaped(c, weight, (groups, exactdiv(rows, groups), depth))
+    result = reshaped(c, c.b.op(matmul, matrices, columns), (n, rows, *counts))
+    if bias is None:
+        return result
+    return c.b.op(add, result, c.b.op(unsqueeze, bias, axes=(1, 2)))
+
+
 def _conv_transpose(c: CallImport) -> Value:
+    if not isinstance(c.attr("groups"), int):
+        raise UnsupportedCallError("groups of symbolic number")
     weight = c.value("weight")
     rank = len(shape_of(weight)) - 2
     attrs = {
@@ -90,6 +121,17 @@ def _im2col(c: CallImport) -> Value:
         full_sizes(c.attr(name), 2) for name in ("kernel_size", "stride", "padding", "dilation")
     )
     x = padded(c, x, (pads[1], pads[1], pads[0], pads[0]), "constant")
+    return _columns(c, x, kernel, strides, dilations)[0]
+
+
+def _columns(
+    c: CallImport,
+    x: Value,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> tuple[Value, Sequence[DimLike]]:
+    """Returns the windows of `T[*N, C, H, W]` as `T[*N, C * kh * kw, L]`, and their counts."""
     shape = shape_of(x)
     batch = len(shape) - 3
     counts = [
@@ -102,7 +144,8 @@ def _im2col(c: CallImport) -> Value:
     # [N, C, oh, kh, ow, kw]
     n = batch
     x = moved(c, x, (*range(n + 1), n + 2, n + 4, n + 1, n + 3))
-    return reshaped(c, x, (*shape[:batch], shape[batch] * kernel[0] * kernel[1], product(counts)))
+    flat = (*shape[:batch], shape[batch] * kernel[0] * kernel[1], product(counts))
+    return reshaped(c, x, flat), counts
 
 
 def _col2im(c: CallImport) -> Value:

@@ -56,6 +56,11 @@ FUNCTIONS: dict[str, Function] = {
     "layer_norm": lambda x: F.layer_norm(x, (8,)),
     "conv1d": lambda x: F.conv1d(x.transpose(1, 2), torch.ones(4, 8, 3), padding=1, stride=2),
     "conv_same": lambda x: F.conv1d(x.transpose(1, 2), torch.ones(4, 8, 3), padding="same"),
+    # every example has a kernel of its own: as many groups as examples
+    "conv_by_example": lambda x: F.conv2d(
+        x[:, :2].reshape(1, -1, 4, 2), x[:, :, :6].mean(1).repeat(1, 6).reshape(-1, 2, 3, 2),
+        x[:, 0, :3].flatten(), stride=(1, 2), padding=(2, 1), groups=x.shape[0],
+    ),
     "conv_transpose": lambda x: F.conv_transpose1d(x.mT, torch.ones(8, 4, 3), stride=2),
     "average_pool": lambda x: F.avg_pool1d(x.mT, 3, 2, 1),
     "max_pool": lambda x: F.max_pool2d(x[:, None], (2, 1)),
