@@ -9,7 +9,16 @@ import numpy as np
 from regraft.ir.constants import constant_of, weight
 from regraft.ir.derive import derive
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import arithmetic, cast, functions, gathering, linalg, reshaping, slicing
+from regraft.ir.ops import (
+    arithmetic,
+    cast,
+    functions,
+    gathering,
+    linalg,
+    repeating,
+    reshaping,
+    slicing,
+)
 from regraft.ir.opspec import OpSpec
 from regraft.ir.steps import (
     Add,
@@ -87,11 +96,20 @@ def _gather(node: Node, x: Tree) -> list[Tree] | None:
     if not all(-size <= i < size for i in flat):
         return None  # it fails where it runs
     order = tuple(i % size for i in flat)
-    if indices.ndim == 1:
-        return [Gather(x, axis, order)]
-    if indices.ndim == 0:
-        return [Reshape(Gather(x, axis, order), result)]
-    return None
+    taken = Gather(x, axis, order)
+    return [taken if indices.ndim == 1 else Reshape(taken, result)]
+
+
+def _expand(node: Node, x: Tree) -> list[Tree] | None:
+    result = static_shape(node.outputs[0].type)
+    if result is None or 0 in result:
+        return None
+    shape = (1,) * (len(result) - len(describe(x)[1])) + describe(x)[1]
+    tree = x if shape == describe(x)[1] else Reshape(x, shape)
+    for axis, (before, after) in enumerate(zip(shape, result, strict=True)):
+        if before != after:
+            tree = Gather(tree, axis, (0,) * after)
+    return [tree]
 
 
 def _cast(node: Node, x: Tree) -> list[Tree] | None:
@@ -138,6 +156,7 @@ _STEPS: dict[OpSpec, Steps] = {
     slicing.slice_: _slice,
     slicing.split: _split,
     gathering.gather: _gather,
+    repeating.expand: _expand,
     cast.cast: _cast,
     arithmetic.neg: _neg,
     functions.sqrt: _sqrt,

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from regraft.ir.derive import DerivedWeight, source_names
+from regraft.ir.derive import DerivedWeight, derive, source_names
 from regraft.ir.evaluate import evaluate
+from regraft.ir.origins import origins_of
 from regraft.ir.weights import Role
 from regraft.passes.cleanup import Canonicalize
 from regraft.passes.protocol import Context
@@ -231,3 +232,24 @@ def test_question_whether_a_batch_is_empty_stays(batch: int) -> None:
     inputs = {"x": np.ones((batch, 2), np.float32)}
     expected = 1.0 if batch else 7.0
     assert evaluate(source, inputs)["y"] == evaluate(module, inputs)["y"] == expected
+
+
+@pytest.mark.parametrize(
+    ("op", "steps"),
+    [
+        ("gather(%w, %i) {axis = 0}", "f32[2, 3, 6]"),
+        ("expand(%w) {shape = [5, 4, 6]}", "f32[5, 4, 6]"),
+    ],
+)
+def test_parameter_that_is_repeated_keeps_its_origin(op: str, steps: str) -> None:
+    module = parse(
+        f"{W}\ngraph() {{\n%w = weight @w\n%i = literal i64[2, 3] [3, 0, 0, 1, 2, 1]\n"
+        f"%y = {op}\nreturn %y\n}}"
+    )
+    expected = evaluate(module, {})["y"]
+    run(module)
+    (name,) = module.weights
+    folded = module.weights[name]
+    assert f"{folded}".startswith(f"<derived {steps}>")
+    assert [origin.source for origin in origins_of(derive(name, folded))] == ["w"]
+    assert np.array_equal(folded.numpy(), expected)
