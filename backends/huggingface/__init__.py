@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from regraft.backends.huggingface.save import Tensors, save_huggingface
+from regraft.backends.huggingface.save import Tensors, Written, save_huggingface
 
-__all__ = ["Tensors", "save_huggingface"]
+__all__ = ["Tensors", "Written", "save_huggingface"]

@@ -1,8 +1,9 @@
 """Checkpoint tensors from the weights that follow from them: what is kept of every axis.
 
-Weights record how they were made. Where a tensor's elements were only moved and some were dropped,
-the tensor of the smaller model is the old one at the positions that are left, in the old order;
-where values changed on the way, there is no way back, and the reason is kept.
+Weights record how they were made. The tensor of a smaller model is the old one at the positions
+that are left, in the old order. Where values changed on the way (a scale that was folded in, the
+`w + 1` of a norm), the old values are right as long as the model computes that step itself: such
+tensors are in doubt until the written model is run.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Recovered:
         full: Sizes before anything was dropped.
         is_placed: Whether the kept positions are known; of a tensor that was trained after it had
             become smaller only the sizes are.
+        doubt: Why the old values may not be what the module computes with, empty when they are.
     """
 
     weight: Weight
@@ -54,6 +56,7 @@ class Recovered:
     dtype: DType
     full: tuple[int, ...]
     is_placed: bool
+    doubt: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,11 +81,13 @@ class Recovery:
     Attributes:
         tensors: Tensors by name in the model.
         lost: Why a tensor cannot be written, by name.
+        folded: Where the values of a tensor went that no weight follows from any more, by name.
         added: Parameters that follow from no tensor of the checkpoint.
     """
 
     tensors: dict[str, Recovered] = field(default_factory=dict)
     lost: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
     added: list[str] = field(default_factory=list)
 
 
@@ -93,6 +98,7 @@ class _Found:
     weights: list[Weight] = field(default_factory=list)
     dtypes: list[DType] = field(default_factory=list)
     positions: list[Kept | Array] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
 
 def recover(module: Module, shapes: Mapping[str, tuple[int, ...]]) -> Recovery:
@@ -113,19 +119,19 @@ def recover(module: Module, shapes: Mapping[str, tuple[int, ...]]) -> Recovery:
         if not known:
             made_from = _made_from(weight) & shapes.keys()
             for source in made_from:
-                recovery.lost.setdefault(source, f"its values went into `{name}` for good")
+                recovery.folded.setdefault(source, f"its values went into `{name}` for good")
             if not made_from and module.weights.role(name) is Role.PARAM:
                 recovery.added.append(name)
             continue
-        _collect(name, tree, weight.dtype, known, found, recovery)
+        _collect(name, tree, weight.dtype, known, found)
     for name, item in found.items():
         made = _joined(item, shapes[name])
         if isinstance(made, str):
             recovery.lost.setdefault(name, made)
         else:
             recovery.tensors[name] = made
-    for name in recovery.lost:
-        recovery.tensors.pop(name, None)
+    for name in (*recovery.tensors, *recovery.lost):
+        recovery.folded.pop(name, None)
     return recovery
 
 
@@ -136,36 +142,37 @@ def _made_from(weight: Weight) -> set[str]:
 
 
 def _collect(
-    stored: str, tree: Tree, dtype: DType, known: set[str], found: dict[str, _Found],
-    recovery: Recovery,
-) -> None:  # fmt: skip
+    stored: str, tree: Tree, dtype: DType, known: set[str], found: dict[str, _Found]
+) -> None:
     """Notes what one stored weight holds of the tensors it follows from."""
     moved = _without_casts(tree)
     path = _path(moved)
     if path is not None:
         source, kept = path
-        _note(found, source, dtype, kept)
+        doubt = "it was trained in another form" if _made_from(source.weight) else ""
+        _note(found, source, dtype, kept, doubt)
         return
     by_name = {source.name: source for source in sources(moved)}
-    seen = set()
     for origin in origins_of(moved):
         if origin.source not in known:
             continue
-        seen.add(origin.source)
+        source, doubt = by_name[origin.source], ""
+        positions: Array = np.unique(origin.positions)
         if origin.relation is not Relation.EXACT:
-            reason = f"`{stored}` holds other values: {origin.reason}"
-            recovery.lost.setdefault(origin.source, reason)
-            continue
-        _note(found, by_name[origin.source], dtype, np.unique(origin.positions))
-    for name in known - seen:
-        recovery.lost.setdefault(name, f"nothing of it is left in `{stored}`")
+            doubt = f"`{stored}` holds other values: {origin.reason}"
+        if origin.relation is Relation.MIXED:
+            positions = np.arange(math.prod(origin.shape))
+        _note(found, source, source.weight.dtype if doubt else dtype, positions, doubt)
 
 
-def _note(found: dict[str, _Found], source: Source, dtype: DType, positions: Kept | Array) -> None:
+def _note(
+    found: dict[str, _Found], source: Source, dtype: DType, positions: Kept | Array, doubt: str
+) -> None:
     item = found.setdefault(source.name, _Found())
     item.weights.append(source.weight)
     item.dtypes.append(dtype)
     item.positions.append(positions)
+    item.doubts += [doubt] if doubt else []
 
 
 def _without_casts(tree: Tree) -> Tree:
@@ -235,7 +242,7 @@ def _joined(item: _Found, full: tuple[int, ...]) -> Recovered | str:
     kept = _union(item.positions, shape)
     if kept is None:
         return "the positions that are left are no rows and columns"
-    return Recovered(weight, kept, item.dtypes[0], full, shape == full)
+    return Recovered(weight, kept, item.dtypes[0], full, shape == full, "; ".join(item.doubts[:1]))
 
 
 def _union(parts: Sequence[Kept | Array], shape: tuple[int, ...]) -> Kept | None:

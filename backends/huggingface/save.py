@@ -49,6 +49,20 @@ Expected = Callable[[Mapping[str, Any]], Tensors]
 """Gives the tensors that a model of a config wants; builds nothing in memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written.
+
+    Args:
+        files: The files of the model.
+        doubts: Tensors whose old values were written while the module holds something that was
+            computed from them, with the reason; right only when running the model shows it.
+    """
+
+    files: tuple[Path, ...]
+    doubts: Mapping[str, str]
+
+
 @dataclass(slots=True)
 class _Origin:
     """What the frontend noted.
@@ -68,7 +82,7 @@ class _Origin:
 
 def save_huggingface(
     module: Module, folder: Path, expected: Expected, *, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> list[Path]:
+) -> Written:
     """Writes config, weights and tokenizer files into a folder, tensor by tensor.
 
     The caller gives a temporary folder and renames it when all is well.
@@ -78,9 +92,6 @@ def save_huggingface(
         folder: Where to write.
         expected: Says which tensors a model of a config wants.
         max_shard_bytes: Larger checkpoints are written in several files.
-
-    Returns:
-        The files of the model.
 
     Raises:
         InputError: When the source folder is gone.
@@ -94,14 +105,16 @@ def save_huggingface(
     plan = _Plan(origin, before, recovery)
     config, tensors = plan.make()
     _check_complete(expected, config, tensors)
-    weights = {given: weight for given, weight in tensors.values()}
+    weights = dict(tensors.values())
     files = [*_write_shards(folder, weights, max_shard_bytes), folder / "config.json"]
     files[-1].write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for file in sorted(origin.folder.iterdir()):
         is_code = file.suffix == ".py" and "auto_map" in config
         if file.is_file() and (is_code or _COPIED.match(file.name)):
             shutil.copyfile(file, folder / file.name)
-    return files
+    doubts = {origin.names[n]: item.doubt for n, item in recovery.tensors.items() if item.doubt}
+    doubts.update((origin.names[name], why) for name, why in recovery.folded.items())
+    return Written(tuple(files), doubts)
 
 
 def _origin(module: Module) -> _Origin:
@@ -146,7 +159,8 @@ class _Plan:
         kept, counts = self._layers()
         gone = {name for name in names if self._is_dropped(name, kept)}
         for name, given in names.items():
-            if name not in self.recovery.tensors and name not in gone:
+            known = name in self.recovery.tensors or name in self.recovery.folded
+            if not known and name not in gone:
                 reason = self.recovery.lost.get(name, "the module does not read it any more")
                 self.problems.append(f"`{given}`: {reason}")
         config = self._config(kept, counts)
@@ -158,7 +172,7 @@ class _Plan:
             tensors[self._renamed(name, given, kept)] = (
                 self._renamed(given, given, kept), item.result(name),
             )  # fmt: skip
-        for name, given, weight in self._unread():
+        for name, given, weight in self._untouched():
             if not self._is_dropped(name, kept):
                 tensors[self._renamed(name, given, kept)] = (
                     self._renamed(given, given, kept), weight,
@@ -178,7 +192,8 @@ class _Plan:
             stem, idx, _ = found
             counts[stem] = max(counts.get(stem, 0), idx + 1)
             kept.setdefault(stem, set())
-            if name in self.recovery.tensors or name in self.recovery.lost:
+            known = self.recovery
+            if name in known.tensors or name in known.lost or name in known.folded:
                 kept[stem].add(idx)
         return {stem: sorted(each) for stem, each in kept.items()}, counts
 
@@ -230,14 +245,16 @@ class _Plan:
             config["dtype"] = _DTYPES[next(iter(wide))]
         return config
 
-    def _unread(self) -> Iterator[tuple[str, str, Weight]]:
-        """Iterates over tensors that the captured form does not read: they stay as they were."""
-        if not self.origin.unread:
+    def _untouched(self) -> Iterator[tuple[str, str, Weight]]:
+        """Iterates over tensors that no weight follows from: they stay as they were."""
+        untouched = dict(self.origin.unread)
+        untouched.update((name, self.origin.names[name]) for name in self.recovery.folded)
+        if not untouched:
             return
         given: dict[str, Weight] = {}
         for file in sorted(self.origin.folder.glob("*.safetensors")):
             given.update(read_safetensors(file).tensors)
-        for name, each in self.origin.unread.items():
+        for name, each in untouched.items():
             if each not in given:
                 raise InputError(f"`{self.origin.folder}` does not have `{each}` any more")
             yield name, each, given[each]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.backends.huggingface import save_huggingface
-from regraft.frontends.huggingface.checkpoint import is_folder, open_checkpoint
+from regraft.frontends.huggingface.checkpoint import is_folder, listed, open_checkpoint
 from regraft.ir.errors import CheckError, InputError, UnsupportedError, UsageError
 from regraft.ir.module import Module
 from regraft.passes.check.module_check import Runner, check_module
@@ -26,6 +26,7 @@ META = "huggingface"
 FORM = re.compile(r"#(\w+)$")
 """`folder#decode` asks for the form of a decoder that takes and returns a cache."""
 _HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
+_MAX_NAMED = 6
 _MAX_VERIFIED_BYTES = 1 << 30
 """Larger models are written without running them."""
 
@@ -101,7 +102,8 @@ def save_folder(module: Module, folder: Path, *, verify: bool = True) -> list[Pa
     Args:
         module: A module that came from a Hugging Face folder.
         folder: Where to write.
-        verify: Whether to compare the written model with the module.
+        verify: Whether to compare the written model with the module, where its weights take no
+            more than 1 GiB. Where values were folded that the model must fold again, it always is.
 
     Raises:
         CheckError: When transformers computes something else from the folder.
@@ -113,10 +115,18 @@ def save_folder(module: Module, folder: Path, *, verify: bool = True) -> list[Pa
     def expected(config: Mapping[str, Any]) -> Any:
         return expected_of(config, folder)
 
-    files = save_huggingface(module, folder, expected)
-    if verify and total_weight_bytes(module) <= _MAX_VERIFIED_BYTES and not unevaluable(module):
-        _verify(module, folder)
-    return files
+    written = save_huggingface(module, folder, expected)
+    missing = unevaluable(module)
+    if written.doubts and missing:
+        raise UnsupportedError(
+            f"values of {listed(list(written.doubts))} were folded, and the module cannot run to "
+            f"prove that a model of its family computes the same: no numpy meaning of {missing[0]}",
+            hint="write the module before such passes, or with `--target torch`",
+        )
+    is_small = total_weight_bytes(module) <= _MAX_VERIFIED_BYTES
+    if written.doubts or (verify and is_small and not missing):
+        _verify(module, folder, written.doubts)
+    return list(written.files)
 
 
 def written_folder(folder: Path, module: Module) -> Runner:
@@ -125,7 +135,7 @@ def written_folder(folder: Path, module: Module) -> Runner:
     return open_folder(folder, form).capture.runner(fast=False)
 
 
-def _verify(module: Module, folder: Path) -> None:
+def _verify(module: Module, folder: Path, doubts: Mapping[str, str]) -> None:
     """Compares the written model with the module: tensors may fit and be used otherwise.
 
     Raises:
@@ -140,6 +150,7 @@ def _verify(module: Module, folder: Path) -> None:
         worst = max(report.outputs, key=lambda item: item.max_rel)
         raise CheckError(
             "the module computes something else than a model of its family with these weights: "
-            f"`{worst.name}` differs by {worst.max_abs:.3g}",
+            f"`{worst.name}` differs by {worst.max_abs:.3g}"
+            + "".join(f"\n  `{name}`: {why}" for name, why in [*doubts.items()][:_MAX_NAMED]),
             hint="a pass changed more than sizes: write it with `--target torch` or `ort-cpu`",
         )
