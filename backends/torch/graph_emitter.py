@@ -24,6 +24,7 @@ from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops.reshaping import transpose
 from regraft.ir.types import DType, TensorType
+from regraft.ir.weights import Role
 
 _ALIAS = re.compile(r"self(\.\w+|\[\w+\])*")
 _SECTION = re.compile(r"^(.*?\.?)(\w+)\.(\d+)(?=\.)")
@@ -59,6 +60,7 @@ class GraphEmitter:
         self.lines = Lines()
         self.variables = Variables(arguments)
         self.sizes = SizeReader(self.variables, may_ask=is_part)
+        self._is_part = is_part
         self.arguments = arguments
         self.calls = PartCalls(()) if calls is None else calls
         self.names: dict[Value, str] = {}
@@ -77,7 +79,11 @@ class GraphEmitter:
             return found
         producer = value.producer
         if producer is not None and producer.op is weight:
-            return self._through_section(self.weights.stored(self._stored_name(producer)))
+            name = self._stored_name(producer)
+            shared = constant_of(value) if self._is_part and not self.weights.holds(name) else None
+            if shared is not None:
+                return self.constant(shared, identifier(variable_hint(value)))
+            return self._through_section(self.weights.stored(name))
         if producer is not None and producer.op is literal:
             hint = identifier(variable_hint(value)) if value.name else "constant"
             return self.constant(producer.attrs["value"], hint)
@@ -85,6 +91,9 @@ class GraphEmitter:
 
     def transposed(self, value: Value) -> str:
         """Returns the expression of the transpose of a stored matrix."""
+        held = self.names.get(value)
+        if held is not None:
+            return f"{held}.t()"  # a part that reads a matrix of another one gets it as an argument
         producer = value.producer
         if producer is not None and producer.op is transpose and producer.inputs[0] is not None:
             return self.expression(producer.inputs[0])
@@ -93,7 +102,13 @@ class GraphEmitter:
         return self._through_section(self.weights.transposed(self._stored_name(producer)))
 
     def number(self, value: Value) -> str | None:
-        """Returns a one-element constant as a Python number, or None."""
+        """Returns a one-element constant as a Python number, or None.
+
+        A parameter or buffer is none: training and `load_state_dict` change it.
+        """
+        producer = value.producer
+        if producer is not None and producer.op is weight and _role(producer) is not Role.CONST:
+            return None
         array = constant_of(value, 16)
         if array is None or array.size != 1 or array.dtype.kind not in _NUMBER_KINDS:
             return None
@@ -343,6 +358,12 @@ class GraphEmitter:
         if node.graph is None:
             raise AssertionError("a weight node outside a graph")
         return node.graph.scope.weights.resolve(node.attrs["name"])
+
+
+def _role(node: Node) -> Role:
+    if node.graph is None:
+        raise AssertionError("a weight node outside a graph")
+    return node.graph.scope.weights.role(node.attrs["name"])
 
 
 def _deaths(

@@ -6,6 +6,7 @@ that depend on no parameter of the group (masks that the first layer builds for 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,9 @@ from itertools import pairwise
 import numpy as np
 
 from regraft.backends.torch.weight_plan import Slot, WeightPlan
-from regraft.backends.torch.weight_source import WeightSource
+from regraft.backends.torch.weight_source import WeightSource, is_inline
 from regraft.ir.constants import literal, weight
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.types import DType
 from regraft.ir.weights import Role
 
 MAX_LITERAL_ELEMENTS = 16
@@ -253,8 +253,8 @@ class _Matcher:
             return place
         if self._owner.get(value) == number:
             return self._expression(value, number)
-        if is_small_literal(value) and value.producer is not None:
-            array = value.producer.attrs["value"]
+        array = held_content(value)
+        if array is not None:
             return (value.type, array.tobytes())
         return ("outside", value.type)
 
@@ -275,7 +275,7 @@ class _Matcher:
                 first = operands[0]
                 if first is None or first.producer in inside[0]:
                     continue
-                if is_small_literal(first) or self._owner.get(first) == numbers[0]:
+                if held_content(first) is not None or self._owner.get(first) == numbers[0]:
                     continue
                 slots.setdefault(tuple(v for v in operands if v is not None))
         columns = list(slots)
@@ -292,17 +292,37 @@ class _Matcher:
         return PartGroup(path, parts, tuple(sorted(results)), self._plans[numbers[0]])
 
 
-def _registered(plan: WeightPlan) -> dict[str, tuple[DType, tuple[int, ...], Role]]:
-    return {path: (slot.dtype, slot.shape, slot.role) for path, slot in plan.slots.items()}
+def _registered(plan: WeightPlan) -> dict[str, tuple[object, ...]]:
+    """Returns what the class of a part says of its tensors; small constants stand in it."""
+    return {
+        path: (
+            slot.dtype, slot.shape, slot.role,
+            slot.weight.numpy().tobytes() if is_inline(slot) else None,
+        )
+        for path, slot in plan.slots.items()
+    }  # fmt: skip
 
 
-def is_small_literal(value: Value) -> bool:
-    """Returns whether a value is a literal that every part holds itself."""
+def held_content(value: Value) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
+    """Returns the content of a constant that every part holds itself, None for other values.
+
+    Small literals, and stored numbers that no part owns.
+    """
     node = value.producer
-    if node is None or node.op is not literal:
-        return False
-    array: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = node.attrs["value"]
-    return array.size <= MAX_LITERAL_ELEMENTS
+    if node is None or node.graph is None:
+        return None
+    array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+    if node.op is literal:
+        array = node.attrs["value"]
+        return array if array.size <= MAX_LITERAL_ELEMENTS else None
+    if node.op is not weight:
+        return None
+    store = node.graph.scope.weights
+    name = store.resolve(node.attrs["name"])
+    if store.role(name) is not Role.CONST or math.prod(store[name].shape) != 1:
+        return None
+    array = store[name].numpy()
+    return array
 
 
 def _same_node(a: Node, b: Node) -> bool:

@@ -37,6 +37,10 @@ class WeightSource:
                 self._sizes.update(".".join(parts[:i]) for i in range(1, len(parts)))
         return self._sizes[path] >= _LARGE_PART
 
+    def holds(self, name: str) -> bool:
+        """Returns whether the module registers a stored weight, or what it is made of."""
+        return next(self.plan.leaves(self.plan.trees[name]), None) is not None
+
     def stored(self, name: str) -> str:
         """Returns the expression of a stored weight."""
         return self._tree(self.plan.trees[name])

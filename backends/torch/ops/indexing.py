@@ -26,9 +26,9 @@ def _emit_gather(e: EmitContext) -> str:
     x, indices, axis = operand(e, 0), operand(e, 1), axis_of(operand(e, 0), e.attr("axis"))
     name = e.input(0)
     if indices.rank == 0:
-        array = constant_of(indices, 8)
-        if array is not None and axis >= 0:
-            return f"{name}[{':, ' * axis}{int(array)}]"
+        number = e.graph.number(indices)
+        if number is not None and axis >= 0:
+            return f"{name}[{':, ' * axis}{number}]"
         return f"{e.helper(library.take_one)}({name}, {e.input(1)}, {axis})"
     if _is_table(x) and axis == 0:
         array = constant_of(indices, _MAX_BYTES)

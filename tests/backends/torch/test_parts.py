@@ -71,3 +71,36 @@ def test_parts_train(name: str) -> None:
     inputs = [torch.from_numpy(array) for array in layer_inputs().values()]
     net(*inputs).square().mean().backward()
     assert net.get_parameter(name).grad.abs().max() > 0
+
+
+def _with_scales(role: str, first: str, second: str) -> str:
+    scales = "\n".join(
+        f'weight @"net.layer.{i}.scale" : f32[1] role={role} = {value}'
+        for i, value in enumerate((first, second))
+    )
+    text = LAYERS.replace('weight @"head.weight"', f'{scales}\nweight @"head.weight"', 1)
+    for i in (0, 1):
+        text = text.replace(
+            f"%r{i} = relu(%a{i})",
+            f'%s{i} = weight @"net.layer.{i}.scale"\n  %q{i} = mul(%a{i}, %s{i})\n'
+            f"  %r{i} = relu(%q{i})",
+        )
+    return text
+
+
+def test_parameters_of_one_element_are_those_of_each_layer() -> None:
+    source, net = _net(_with_scales("param", "random(21)", "random(22)"))
+    assert "class Layer(Scope)" in source
+    assert "self.scale" in source
+    assert [p.shape for n, p in net.named_parameters() if n.endswith("scale")] == [(1,), (1,)]
+
+
+def test_constants_of_one_element_that_differ_keep_layers_apart() -> None:
+    source, _ = _net(_with_scales("const", "random(21)", "random(22)"))
+    assert "class Layer" not in source
+
+
+def test_equal_constants_of_one_element_are_numbers() -> None:
+    source, _ = _net(_with_scales("const", "random(21)", "random(21)"))
+    assert "class Layer(Scope)" in source
+    assert "self.scale" not in source
