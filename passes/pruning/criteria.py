@@ -11,12 +11,14 @@ from regraft.ir.constants import weight
 from regraft.ir.ops.norm import batch_norm
 from regraft.passes.analysis.coupling.groups import Coupling, Group
 from regraft.passes.analysis.coupling.positions import unit_of
+from regraft.passes.protocol import Context
+from regraft.passes.pruning.measured import Slots, activation_slots, taylor_slots
 
 Array = np.ndarray[Any, Any]
 Scores = dict[Group, Array]
 """f64[blocks, units] per group."""
 
-Criterion = Literal["l1", "l2", "random", "bn-scale"]
+Criterion = Literal["l1", "l2", "random", "bn-scale", "taylor", "taylor-sum", "activation"]
 Reduction = Literal["mean", "sum", "max", "prod", "first"]
 Normalization = Literal["mean", "none", "sum", "max", "gaussian", "lamp"]
 
@@ -61,21 +63,27 @@ def score(
     reduction: Reduction,
     normalization: Normalization,
     seed: int,
+    ctx: Context | None = None,
 ) -> Scores:
     """Returns a score per unit of every group; each weight is read once.
 
     Args:
         coupling: The groups.
         criterion: `l1` and `l2` norms of what belongs to a unit, `bn-scale` the absolute gain of
-            batch normalizations (`l2` for groups without one), `random`.
+            batch normalizations (`l2` for groups without one), `random`; measured on samples are
+            `taylor` and `taylor-sum` (weight times gradient) and `activation`.
         reduction: How the scores of a group's slots become one.
         normalization: Makes groups comparable.
         seed: Of `random`.
+        ctx: Samples and sources of criteria that are measured.
+
+    Raises:
+        UsageError: For a measured criterion without its source or samples.
     """
     if criterion == "random":
         rng = np.random.default_rng(seed)
         return {group: rng.random((group.num_blocks, group.size)) for group in coupling.groups}
-    slots = _slots(coupling, 1 if criterion == "l1" else 2)
+    slots = _slots_by(criterion, coupling, ctx or Context(seed=seed))
     gains = _batch_norm_gains(coupling) if criterion == "bn-scale" else frozenset()
     scores: Scores = {}
     for group in coupling.groups:
@@ -87,14 +95,24 @@ def score(
     return scores
 
 
-def _slots(coupling: Coupling, power: int) -> dict[Group, list[tuple[str, Array]]]:
+def _slots_by(criterion: Criterion, coupling: Coupling, ctx: Context) -> Slots:
+    match criterion:
+        case "taylor" | "taylor-sum":
+            return taylor_slots(coupling, ctx, signed=criterion == "taylor-sum")
+        case "activation":
+            return activation_slots(coupling, ctx)
+        case _:
+            return _slots(coupling, 1 if criterion == "l1" else 2)
+
+
+def _slots(coupling: Coupling, power: int) -> Slots:
     """Returns per group the norms of its units in every weight, in order of the weights."""
     wanted: dict[str, list[tuple[int, Group]]] = {}
     for group in coupling.groups:
         for name, axis in group.weights:
             wanted.setdefault(name, []).append((axis, group))
     store = coupling.module.weights
-    slots: dict[Group, list[tuple[str, Array]]] = {group: [] for group in coupling.groups}
+    slots: Slots = {group: [] for group in coupling.groups}
     for name, places in wanted.items():
         if not store[name].dtype.is_float:
             continue

@@ -18,7 +18,13 @@ from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Target
 from regraft.passes.pruning.allocate import Allocation, allocate, choose, limits_of
 from regraft.passes.pruning.cost import MEASURES, CostModel, cost_model
-from regraft.passes.pruning.criteria import Criterion, Normalization, Reduction, score
+from regraft.passes.pruning.criteria import (
+    Criterion,
+    Normalization,
+    Reduction,
+    Scores,
+    score,
+)
 from regraft.passes.pruning.plan import Choice, Plan, choice_of, make_plan
 from regraft.passes.pruning.slicing import slice_module
 
@@ -73,7 +79,9 @@ class Prune:
     Args:
         target: What to reach: `flops:0.5`, `macs:…`, `params:…` or `bytes:…`, as a fraction of the
             module before.
-        criterion: What makes a unit important: `l1`, `l2`, `bn-scale`, `random`.
+        criterion: What makes a unit important: `l1`, `l2`, `bn-scale`, `random`; measured on
+            samples: `taylor` (sum of weight times gradient, absolute), `taylor-sum` (their sum,
+            absolute), `activation` (what it carries into products: dead neurons carry nothing).
         reduction: How the scores of a group's slots become one.
         normalization: How scores of different groups become comparable.
         allocation: `uniform` keeps the same fraction everywhere, `global` the best scores of all
@@ -113,10 +121,14 @@ class Prune:
         cost = cost_model(coupling, measure, _sizes(module, ctx))
         recorded = ctx.replay.get(self.name, {}).get("plan")
         choice: Choice
+        scores: Scores = {}
         if recorded is not None:
             choice = choice_of(Plan.from_json(recorded), coupling)
         else:
-            choice = self._choose(coupling, cost, fraction, ctx.seed)
+            scores = score(
+                coupling, self.criterion, self.reduction, self.normalization, ctx.seed, ctx
+            )
+            choice = self._choose(coupling, cost, fraction, scores)
         plan = make_plan(coupling, choice)
         full = np.array([group.size for group in coupling.groups])
         dense, pruned = cost.total(full), cost.total(_sizes_after(coupling, choice))
@@ -134,6 +146,9 @@ class Prune:
             ),
             "achieved": round(pruned / dense, 6) if dense else 1.0,
         }
+        if self.criterion == "activation" and self.normalization != "gaussian" and scores:
+            silent = {group: int((found == 0).sum()) for group, found in scores.items()}
+            stats["silent-units"] = sum(silent.values())
         return PassResult(
             bool(plan.groups),
             stats,
@@ -168,13 +183,14 @@ class Prune:
         met = abs(achieved / fraction - 1) <= self._tolerance
         return Target(measure, fraction, round(achieved, 6), met)
 
-    def _choose(self, coupling: Coupling, cost: CostModel, fraction: float, seed: int) -> Choice:
+    def _choose(
+        self, coupling: Coupling, cost: CostModel, fraction: float, scores: Scores
+    ) -> Choice:
         if not coupling.groups:
             raise TargetError(
                 f"pass `prune`: {self.target} cannot be reached, every axis is pinned",
                 hint=_what_stops(coupling.pinned),
             )
-        scores = score(coupling, self.criterion, self.reduction, self.normalization, seed)
         kept = self._kept(coupling)
         floors = _FLOORS if self.min_keep is None else (self.min_keep,)
         for floor in floors:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import PROFILES, save_onnx
+from regraft.backends.onnx.activations import OrtActivations
 from regraft.backends.onnx.legalize import legalizers
+from regraft.calibration import gradient_source
 from regraft.comparison import compare_sources
 from regraft.conversion import ConvertOptions, ConvertResult
 from regraft.conversion import convert as _convert
@@ -117,6 +119,7 @@ def run_passes(
         seed=seed, samples=samples, explain=explain,
         explanations=[] if explanations is None else explanations, dims=dims or {},
         legalizers=legalizers(user_tables(), (extensions or combine(())).onnx_emitters),
+        activations=OrtActivations(), gradients=gradient_source(),
     )  # fmt: skip
     return PassManager(ctx, check, used, dump_dir=dump_dir).run(module, passes)
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import PROFILES
+from regraft.backends.onnx.activations import OrtActivations
 from regraft.backends.onnx.legalize import legalizers
 from regraft.benching import bench
+from regraft.calibration import gradient_source
 from regraft.checking import Checker
 from regraft.emission import BUILT, check_source, check_target, emit, model_file
 from regraft.ir.errors import UnsupportedError, UsageError
@@ -54,7 +56,8 @@ class ConvertOptions:
         opset: Emission opset, or None to keep the source's.
         freeze: Symbols to fix by name.
         dims: Sizes of generated samples; never freezes.
-        samples: Samples to check and calibrate with.
+        samples: Samples to check with, and to calibrate with where `calibrate` is empty.
+        calibrate: Samples that passes measure on.
         check: When outputs are compared.
         rtol: Overrides the relative tolerance.
         atol: Adds an absolute tolerance.
@@ -78,6 +81,7 @@ class ConvertOptions:
     freeze: Mapping[str, int] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
+    calibrate: Sequence[Mapping[str, Any]] = ()
     check: CheckMode = CheckMode.MODULE
     rtol: float | None = None
     atol: float | None = None
@@ -198,6 +202,7 @@ class _Conversion:
         self.passes = with_legalization(self.passes, options.target, options.opset)
         check_dims(module, options.dims)
         given = bind_samples(module, options.samples)
+        bind_samples(module, options.calibrate)
         before = operator_counts(module.graph)
         self.before = self._view(module)
         if options.bench:
@@ -208,7 +213,9 @@ class _Conversion:
         if options.freeze:
             freeze(module, options.freeze)
         ctx = Context(
-            seed=options.seed, target=options.target, samples=options.samples,
+            seed=options.seed, target=options.target,
+            samples=options.calibrate or options.samples,
+            activations=OrtActivations(), gradients=gradient_source(),
             probes=[s.inputs for s in checker.samples] if checker else (),
             replay=options.replay, dims={**options.dims, **options.freeze},
             legalizers=legalizers(user_tables(), options.extensions.onnx_emitters),

@@ -75,6 +75,8 @@ CASES = {
     "convert-check-unknown": "convert model.onnx --dry-run --check=every",
     "convert-no-check": "convert model.onnx --dry-run --no-check",
     "convert-inputs": "convert model.onnx --dry-run --inputs samples",
+    "convert-calibrate": "convert model.onnx --dry-run --calibrate samples",
+    "convert-calibrate-text": "convert model.onnx --dry-run --calibrate recipe.yaml",
     "convert-inputs-file": "convert model.onnx --dry-run --inputs samples/1.npz",
     "convert-inputs-bad-shape": "convert model.onnx --dry-run --inputs bad-shape.npz",
     "convert-inputs-bad-name": "convert model.onnx --dry-run --inputs bad-name.npz",

@@ -9,6 +9,7 @@ import click
 
 from regraft.cli.options import (
     Assignments,
+    load_calibration,
     load_extensions,
     load_samples,
     memory_option,
@@ -44,6 +45,11 @@ from regraft.cli.verb import Verb, check_option, planned
 @click.option("--max-drop", metavar="X", help="What lossy passes may lose.")
 @planned("--aot", "compile kernels ahead of time", metavar="ARCHS")
 @check_option("module")
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    help="Samples that passes measure on; default: those of --inputs.",
+)
 @sample_options
 @tolerance_options
 @memory_option
@@ -64,6 +70,7 @@ def command(
     freeze: dict[str, int],
     max_drop: str | None,
     check: str,
+    calibrate: Path | None,
     inputs: Path | None,
     dims: dict[str, int],
     seed: int,
@@ -99,7 +106,8 @@ def command(
     }  # fmt: skip
     settings |= {name: value for name, value in given.items() if value is not None}
     options = ConvertOptions(
-        passes=chosen, samples=load_samples(inputs), check=CheckMode(check), rtol=rtol, atol=atol,
+        passes=chosen, samples=load_samples(inputs), calibrate=load_calibration(calibrate),
+        check=CheckMode(check), rtol=rtol, atol=atol,
         max_memory_bytes=max_memory, max_drop=max_drop, force=force, dry_run=dry_run,
         extensions=extensions, explain=explain, plugins=plugins, bench=bench, **settings,
     )  # fmt: skip

@@ -127,6 +127,15 @@ def load_samples(inputs: Path | None) -> list[dict[str, Any]]:
     return read_samples(inputs)
 
 
+def load_calibration(data: Path | None) -> list[dict[str, Any]]:
+    """Returns the samples of `--calibrate`, none when it is absent."""
+    if data is None:
+        return []
+    from regraft.calibration import read_calibration
+
+    return read_calibration(data)
+
+
 def load_extensions(places: tuple[str, ...], trust_remote_code: bool = False) -> Extensions:
     """Returns what regraft offers with what the plugins of `--plugin` add."""
     from regraft.plugin_places import load_plugin
