@@ -24,6 +24,7 @@ from benchmarks.measure import RESULTS, ROOT, Measurement, Row, Settings, by_nam
 
 CPU_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
 PACKAGES = ("regraft", "numpy", "onnx", "onnxruntime", "ml_dtypes")
+OPTIONAL = ("torch", "torchvision", "transformers", "timm")
 PEERS = ("onnxsim", "onnxslim", "onnxscript", "onnx-ir", "onnx", "onnxruntime")
 
 
@@ -64,15 +65,16 @@ def hardware() -> dict[str, object]:
 
 def versions(settings: Settings) -> dict[str, dict[str, str]]:
     """Returns the versions of our packages and of the peers."""
-    ours = {name: importlib.metadata.version(name) for name in PACKAGES}
+    found = {item.name: item.version for item in importlib.metadata.distributions()}
+    ours = {name: found[name] for name in (*PACKAGES, *OPTIONAL) if name in found}
     code = (
         "import importlib.metadata as m, json, sys\n"
         "print(json.dumps({name: m.version(name) for name in sys.argv[1:]}))"
     )
-    found = subprocess.run(
+    done = subprocess.run(
         [settings.peers_python, "-c", code, *PEERS], capture_output=True, text=True, check=False
     )
-    return {"ours": ours, "peers": json.loads(found.stdout) if found.returncode == 0 else {}}
+    return {"ours": ours, "peers": json.loads(done.stdout) if done.returncode == 0 else {}}
 
 
 def measure(measurement: Measurement, settings: Settings) -> Result:

@@ -83,7 +83,7 @@ def read_dynamic_shapes(
         shapes: What `torch.export.export` takes as `dynamic_shapes`; a name may stand for a `Dim`.
 
     Raises:
-        InputError: When the example size of a dynamic axis is 0 or 1.
+        InputError: When the example size of a dynamic axis is 0 or 1, or outside its range.
         UsageError: When `shapes` does not fit the arguments.
     """
     if not shapes:
@@ -91,6 +91,7 @@ def read_dynamic_shapes(
     leaves = {id(leaf): i for i, leaf in enumerate(pytree.tree_leaves((tuple(args), dict(kwargs))))}
     axes: list[DynamicAxis] = []
     small: list[str] = []
+    outside: list[str] = []
 
     def visit(path: Any, leaf: Any, spec: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or not spec:
@@ -107,6 +108,9 @@ def read_dynamic_shapes(
             axes.append(DynamicAxis(leaves[id(leaf)], axis, name, where))
             if leaf.shape[axis] < 2:
                 small.append(f"{where} has {leaf.shape[axis]}")
+            elif isinstance(wanted, Dim) and not wanted.min <= leaf.shape[axis] <= wanted.max:
+                limits = f"{wanted.min} to {wanted.max}"
+                outside.append(f"{where} has {leaf.shape[axis]}, its range is {limits}")
         return hints
 
     try:
@@ -122,6 +126,11 @@ def read_dynamic_shapes(
         raise InputError(
             f"the example has too small a size on dynamic axes: {'; '.join(small)}",
             hint="give an example of size 2 or more there: sizes 0 and 1 are fixed by the export",
+        )
+    if outside:
+        raise InputError(
+            f"the example has sizes outside the ranges of its axes: {'; '.join(outside)}",
+            hint="give an example within the range, or widen `Dim(name, min=…, max=…)`",
         )
     return DynamicAxes(hints, tuple(axes))
 

@@ -104,3 +104,13 @@ def test_equal_constants_of_one_element_are_numbers() -> None:
     source, _ = _net(_with_scales("const", "random(21)", "random(21)"))
     assert "class Layer(Scope)" in source
     assert "self.scale" not in source
+
+
+def test_lists_side_by_side_give_each_other_their_matrices() -> None:
+    text = LAYERS
+    for idx in "01":
+        text = text.replace(f"net.layer.{idx}.down.", f"downs.{idx}.").replace(
+            f"net.layer.{idx}.up.", f"ups.{idx}."
+        )
+    _, net = _net(text)
+    assert {"ups.0.weight", "downs.1.weight"} <= net.state_dict().keys()

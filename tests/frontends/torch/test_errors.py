@@ -65,6 +65,12 @@ def test_a_dynamic_axis_of_size_one_in_the_example_is_an_error(wanted: Any) -> N
     assert "2 or more" in str(caught.value.hint)
 
 
+def test_an_example_outside_the_range_of_its_axis_is_an_error() -> None:
+    few = {"x": {0: Dim("rows", min=5, max=8)}}
+    with pytest.raises(InputError, match=r"\(`rows`\) has 4, its range is 5 to 8"):
+        capture(Plain(), (torch.randn(4, 3),), dynamic_shapes=few)
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
