@@ -9,7 +9,7 @@ import numpy as np
 from regraft.ir.builder import Builder
 from regraft.ir.dims import DimLike, exactdiv
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import arithmetic, gathering, reshaping, slicing
+from regraft.ir.ops import arithmetic, gathering, repeating, reshaping, slicing
 from regraft.ir.ops.shapes import operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.types import Type
@@ -80,8 +80,8 @@ def _flops(node: Node) -> DimLike | None:
     return 3 * _rotated(node, D) * B * H * S  # two products and a sum per channel
 
 
-def _part(b: Builder, x: Value, start: DimLike, end: DimLike, step: int = 1) -> Value:
-    return b.op(slicing.slice_, x, starts=(start,), ends=(end,), axes=(3,), steps=(step,))
+def _part(b: Builder, x: Value, start: DimLike, end: DimLike) -> Value:
+    return b.op(slicing.slice_, x, starts=(start,), ends=(end,), axes=(3,), steps=(1,))
 
 
 def _body(node: Node, b: Builder) -> Value:
@@ -90,25 +90,58 @@ def _body(node: Node, b: Builder) -> Value:
     if x.shape is None or cos.rank is None:
         raise AssertionError("the body of rotary_embedding needs shapes")
     size = _rotated(node, x.shape[3])
+    if node.attrs["interleaved"]:
+        cos, sin = (_each_twice(b, table) for table in (cos, sin))  # constants where the tables are
     if positions is not None:
         cos, sin = (b.op(gathering.gather, t, positions, axis=0) for t in (cos, sin))
     if cos.rank == 3:
         cos, sin = (b.op(reshaping.unsqueeze, t, axes=(1,)) for t in (cos, sin))
     if node.attrs["interleaved"]:
-        first, second = _part(b, x, 0, size, 2), _part(b, x, 1, size, 2)
+        turned = x if size == x.shape[3] else _part(b, x, 0, size)
+        parts = [_turned_neighbours(b, turned, cos, sin)]
     else:
-        half = exactdiv(size, 2)
-        first, second = _part(b, x, 0, half), _part(b, x, half, size)
-    mul, parts = arithmetic.mul, []
-    parts.append(b.op(arithmetic.sub, b.op(mul, first, cos), b.op(mul, second, sin)))
-    parts.append(b.op(arithmetic.add, b.op(mul, first, sin), b.op(mul, second, cos)))
-    if node.attrs["interleaved"]:
-        pairs = [b.op(reshaping.unsqueeze, part, axes=(4,)) for part in parts]
-        turned = b.op(slicing.concat, *pairs, axis=4)
-        parts = [b.op(reshaping.reshape, turned, shape=(*x.shape[:3], size))]
+        parts = _turned_halves(b, x, cos, sin, size)
     if size != x.shape[3]:
         parts.append(_part(b, x, size, x.shape[3]))
     return parts[0] if len(parts) == 1 else b.op(slicing.concat, *parts, axis=3)
+
+
+def _turned_halves(b: Builder, x: Value, cos: Value, sin: Value, size: DimLike) -> list[Value]:
+    half = exactdiv(size, 2)
+    first, second = _part(b, x, 0, half), _part(b, x, half, size)
+    mul = arithmetic.mul
+    return [
+        b.op(arithmetic.sub, b.op(mul, first, cos), b.op(mul, second, sin)),
+        b.op(arithmetic.add, b.op(mul, first, sin), b.op(mul, second, cos)),
+    ]
+
+
+def _turned_neighbours(b: Builder, x: Value, cos: Value, sin: Value) -> Value:
+    """Multiplies x and its exchanged pairs by full tables, which all layers share.
+
+    Four products by half tables, joined again, are half as many nodes more.
+    """
+    if x.shape is None:
+        raise AssertionError("the body of rotary_embedding needs shapes")
+    half = exactdiv(x.shape[3], 2)
+    pairs = b.op(reshaping.reshape, x, shape=(*x.shape[:3], half, 2))  # [B, H, S, R/2, 2]
+    first, second = b.multi(slicing.split, pairs, num_outputs=2, axis=4, sizes=(1, 1))
+    exchanged = b.op(slicing.concat, b.op(arithmetic.neg, second), first, axis=4)
+    exchanged = b.op(reshaping.reshape, exchanged, shape=x.shape)
+    return b.op(
+        arithmetic.add,
+        b.op(arithmetic.mul, x, cos),
+        b.op(arithmetic.mul, exchanged, sin),
+    )
+
+
+def _each_twice(b: Builder, table: Value) -> Value:
+    """Returns a table [..., R/2] as [..., R] with every angle twice."""
+    if table.shape is None:
+        raise AssertionError("the body of rotary_embedding needs shapes")
+    single = b.op(reshaping.unsqueeze, table, axes=(len(table.shape),))
+    twice = b.op(repeating.expand, single, shape=(*table.shape, 2))
+    return b.op(reshaping.reshape, twice, shape=(*table.shape[:-1], 2 * table.shape[-1]))
 
 
 rotary_embedding = OpSpec(

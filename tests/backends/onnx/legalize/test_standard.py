@@ -119,3 +119,63 @@ def test_one_head_is_written_without_an_axis_for_heads() -> None:
     expected = evaluate(source, given)["y"]
     emitted = OrtRunner(to_proto(module, opset=17))(given)["y"]
     np.testing.assert_allclose(emitted, expected, 0, 1e-5)
+
+
+WINDOWS = """
+symbol B
+graph(%q : f32[B, 2, 3, 5, 4], %k : f32[B, 2, 3, 6, 4], %v : f32[B, 2, 3, 6, 4]) {
+  %1 = transpose(%q) {perm = [0, 2, 1, 3, 4]}
+  %2 = transpose(%k) {perm = [0, 2, 1, 3, 4]}
+  %3 = transpose(%v) {perm = [0, 2, 1, 3, 4]}
+  %4 = reshape(%1) {shape = [3*B, 2, 5, 4]}
+  %5 = reshape(%2) {shape = [3*B, 2, 6, 4]}
+  %6 = reshape(%3) {shape = [3*B, 2, 6, 4]}
+  %7 = attention(%4, %5, %6) {scale = 0.5}
+  %8 = reshape(%7) {shape = [B, 3, 2, 5, 4]}
+  %y = transpose(%8) {perm = [0, 2, 1, 3, 4]}
+  return %y
+}
+"""
+
+
+def test_windows_beside_the_batch_are_written_in_the_axes_they_had() -> None:
+    module, source = legalized(WINDOWS, 17), parse_module(WINDOWS)
+    ops = Counter(node.op.name for node in module.graph if node.inputs)
+    # the one transpose is that of the keys
+    assert ops == {"mul": 1, "transpose": 1, "matmul": 2, "softmax": 1}
+    given = inputs(source)
+    expected = evaluate(source, given)["y"]
+    # sums of a few terms of order one
+    np.testing.assert_allclose(evaluate(module, given)["y"], expected, 0, 1e-5)
+    assert np.abs(expected).max() > 0.1
+
+
+ROTARY = """
+symbol B
+symbol P
+graph(%x : f32[B, 2, 5, 6], %c : f32[P, 2], %s : f32[P, 2], %at : i64[B, 5]) {
+  %y = rotary_embedding(%x, %c, %s, %at) {interleaved = true, rotary_size = 4}
+  return %y
+}
+"""
+
+
+def test_rotary_of_neighbours_takes_eight_nodes_besides_shared_tables() -> None:
+    text = ROTARY.replace(", %at : i64[B, 5]", "").replace(", %at", "").replace("[P, 2]", "[5, 2]")
+    text = text.replace(", rotary_size = 4", "").replace("5, 6]", "5, 4]")
+    ops = Counter(node.op.name for node in legalized(text, 17).graph)
+    tables = {"expand": 2, "reshape": 4}
+    assert ops == Counter(reshape=2, split=1, neg=1, concat=1, mul=2, add=1) + Counter(tables)
+
+
+def test_rotary_of_neighbours_computes_the_same() -> None:
+    module, source = legalized(ROTARY, 17), parse_module(ROTARY)
+    rng = np.random.default_rng(0)
+    given = {name: rng.standard_normal(shape).astype(np.float32)
+             for name, shape in (("x", (3, 2, 5, 6)), ("c", (9, 2)), ("s", (9, 2)))}  # fmt: skip
+    given["at"] = rng.integers(0, 9, (3, 5))
+    expected = evaluate(source, given)["y"]
+    assert not any(node.op.name == "rotary_embedding" for node in module.graph)
+    # the same products and sums, in one other order
+    np.testing.assert_allclose(evaluate(module, given)["y"], expected, 0, 1e-6)
+    assert np.abs(expected).max() > 0.1
