@@ -71,15 +71,16 @@ def architecture_of(
         )
     if own and trust_remote_code:
         return _remote(name, content, folder)
-    cls = getattr(transformers, name, None)
-    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+    cls: Any = getattr(transformers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise InputError(
             f"`{folder / CONFIG}`: transformers {transformers.__version__} has no model class "
             f"`{name}`",
             hint="install the version that the folder was made with",
         )
+    model_class: Any = cls
     try:
-        config = cls.config_class.from_dict(dict(content))
+        config = model_class.config_class.from_dict(dict(content))
     except Exception as error:  # the validators of configs raise their own types
         first = str(error).strip().splitlines() or [repr(error)]
         raise InputError(
@@ -92,7 +93,7 @@ def _remote(name: str, content: Mapping[str, Any], folder: Path) -> Architecture
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     own: Mapping[str, str] = content["auto_map"]
-    place = next((p for p in own.values() if isinstance(p, str) and p.endswith(f".{name}")), None)
+    place = next((p for p in own.values() if str(p).endswith(f".{name}")), None)
     if place is None:
         raise InputError(
             f"`{folder / CONFIG}`: `auto_map` has no place of `{name}`",

@@ -12,8 +12,14 @@ from regraft.backends.huggingface import save_huggingface
 from regraft.frontends.huggingface.checkpoint import is_folder, listed, open_checkpoint
 from regraft.ir.errors import CheckError, InputError, UnsupportedError, UsageError
 from regraft.ir.module import Module
-from regraft.passes.check.module_check import Runner, check_module
-from regraft.passes.check.runners import EvalRunner, accepts, total_weight_bytes, unevaluable
+from regraft.passes.check.module_check import check_module
+from regraft.passes.check.runners import (
+    EvalRunner,
+    Runner,
+    accepts,
+    total_weight_bytes,
+    unevaluable,
+)
 from regraft.passes.check.samples import generate_samples
 from regraft.passes.protocol import Exact
 from regraft.torch_sources import check_torch
