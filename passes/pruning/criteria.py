@@ -71,7 +71,8 @@ def score(
         coupling: The groups.
         criterion: `l1` and `l2` norms of what belongs to a unit, `bn-scale` the absolute gain of
             batch normalizations (`l2` for groups without one), `random`; measured on samples are
-            `taylor` and `taylor-sum` (weight times gradient) and `activation`.
+            `taylor` and `taylor-sum` (weight times gradient) and `activation` (`l2` for groups
+            within bodies).
         reduction: How the scores of a group's slots become one.
         normalization: Makes groups comparable.
         seed: Of `random`.
@@ -100,7 +101,11 @@ def _slots_by(criterion: Criterion, coupling: Coupling, ctx: Context) -> Slots:
         case "taylor" | "taylor-sum":
             return taylor_slots(coupling, ctx, signed=criterion == "taylor-sum")
         case "activation":
-            return activation_slots(coupling, ctx)
+            found = activation_slots(coupling, ctx)
+            if all(found.values()):
+                return found
+            weights = _slots(coupling, 2)  # of groups within bodies, whose values nobody gives
+            return {group: named or weights[group] for group, named in found.items()}
         case _:
             return _slots(coupling, 1 if criterion == "l1" else 2)
 

@@ -57,7 +57,7 @@ def activation_slots(coupling: Coupling, ctx: Context) -> Slots:
     """Returns the root mean square of what every unit carries into products and convolutions.
 
     A unit that carries zero is dead. Groups that no product reads (channels of queries and keys)
-    are judged by all values that they stand in.
+    are judged by all values that they stand in; groups within bodies have none, and no slots.
 
     Raises:
         UsageError: Without a source of activations or samples.
@@ -69,10 +69,11 @@ def activation_slots(coupling: Coupling, ctx: Context) -> Slots:
         )
     read = {group: _read_values(coupling, group) for group in coupling.groups}
     values = list(dict.fromkeys(value for places in read.values() for value, _ in places))
-    samples = _samples(ctx)
+    samples = _samples(ctx) if values else ()
     sums: dict[tuple[Group, int], Array] = {}
     counts: dict[tuple[Group, int], Array] = {}
-    for found in ctx.activations.activations(coupling.module, values, samples):
+    source = ctx.activations.activations(coupling.module, values, samples) if values else ()
+    for found in source:
         squares = {value: np.square(array.astype(np.float64)) for value, array in found.items()}
         for group, places in read.items():
             for idx, (value, axis) in enumerate(places):

@@ -123,3 +123,24 @@ def test_gradients_of_pytorch_score_as_differences_do(criterion: Any) -> None:
         scores.append(np.concatenate([rows[0] for rows in found.values()]))
     # f32 gradients; differences are good to the square of their step
     assert np.allclose(scores[0], scores[1], rtol=1e-3, atol=1e-6 * np.abs(scores[1]).max())
+
+
+def test_groups_that_no_product_reads_are_scored_all_the_same() -> None:
+    module = stack(layers=1)
+    coupling = Coupling(module)
+
+    class Nothing:
+        """Knows no values, as of bodies."""
+
+        def activations(self, module: Any, values: Any, samples: Any) -> Iterator[Any]:
+            """Yields nothing."""
+            return iter(())
+
+    found = score(
+        coupling, "activation", "mean", "none", 0,
+        Context(samples=_samples(), activations=Nothing()),
+    )  # fmt: skip
+    expected = score(coupling, "l2", "mean", "none", 0)
+    assert found.keys() == expected.keys()
+    for group, rows in expected.items():
+        assert np.array_equal(found[group], rows)
