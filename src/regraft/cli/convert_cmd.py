@@ -37,7 +37,7 @@ from regraft.cli.verb import Verb, check_option, planned
 )
 @click.argument("source")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="A folder, or a file name.")
-@click.option("--target", help="onnx, ort-cpu, ort-cuda or torch; default: ort-cpu.")
+@click.option("--target", help="onnx, ort-cpu, ort-cuda, torch or hf; default: ort-cpu.")
 @pipeline_options
 @click.option("--dtype", help="fp32, fp16 or bf16: adds the pass `cast`.")
 @click.option("--opset", type=int, help="Opset to write, 13 to 26; default: the source's.")
