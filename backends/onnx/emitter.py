@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,12 +38,15 @@ class Emit:
         min_opset: Least opset that this node needs, when it depends on the node.
         inlined: Whether a node is emitted as its body at an opset for a profile, when it depends
             on the node; else the row at the opset says it.
+        raised: Opset by profile to which a use raises the emission opset where none is requested:
+            the profile's runtime wants the operator itself, which rows below write out.
     """
 
     spec: OpSpec
     rows: Mapping[int, Emitter]
     min_opset: Callable[[Node], int] | None = None
     inlined: Callable[[Node, int, str], bool] | None = None
+    raised: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -241,6 +244,11 @@ class EmitTable:
             return None if node.op.body is None else self._min_opset_of_body(node)
         least = min(row.rows)
         return max(least, row.min_opset(node)) if row.min_opset is not None else least
+
+    def wanted_opset(self, node: Node, profile: str) -> int:
+        """Returns the least opset at which the profile's runtime has the node's operator."""
+        row = self.rows.get(node.op)
+        return MIN_OPSET if row is None else row.raised.get(profile, MIN_OPSET)
 
     def _min_opset_of_body(self, node: Node) -> int | None:
         with built_body(node) as body:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import helper
@@ -18,10 +18,11 @@ MAX_IR_VERSION = 13
 """The newest IR version that ONNX Runtime 1.31 loads; every opset up to 28 is fine with it."""
 
 
-def choose_opset(module: Module, table: EmitTable, requested: int | None) -> int:
+def choose_opset(module: Module, table: EmitTable, requested: int | None, profile: str) -> int:
     """Returns the smallest opset, not below the source's, at which every node can be emitted.
 
-    Opaque nodes need an opset at which their schema is the one they were loaded with.
+    Where none is requested, it is also one at which the profile's runtime has the operators
+    themselves. Opaque nodes need an opset at which their schema is the one they were loaded with.
 
     Raises:
         UsageError: When `requested` is out of range.
@@ -29,19 +30,24 @@ def choose_opset(module: Module, table: EmitTable, requested: int | None) -> int
     """
     if requested is not None and not MIN_OPSET <= requested <= MAX_OPSET:
         raise UsageError(f"opset {requested} is out of range", hint=f"{MIN_OPSET} to {MAX_OPSET}")
-    source = module.meta.get("onnx.opset") or MIN_OPSET
+    source: int = module.meta.get("onnx.opset") or MIN_OPSET
     least, needs = _least_opset(module, table)
     if requested is None:
         start = max(least, min(source, MAX_OPSET))
-        # opsets that runtimes do not load by default are a last resort for opaque operators
-        candidates = range(start, max(MAX_OPSET, source, least) + 1)
+        wanted = max(start, _wanted_opset(module, table, profile))
+        # opsets that runtimes do not load by default are a last resort for opaque operators, those
+        # at which operators are written out the very last
+        candidates: Sequence[int] = [
+            *range(wanted, max(MAX_OPSET, source, least) + 1),
+            *range(start, wanted),
+        ]
     elif needs is not None and least > requested:
         raise UnsupportedError(
             f"operator `{needs.op.name}`{_where(needs)} needs opset {least}, "
             f"{requested} was requested"
         )
     else:
-        candidates = range(requested, requested + 1)
+        candidates = [requested]
     opaques = _opaque_schemas(module)
     for opset in candidates:
         if all(_schema_unchanged(op_type, version, opset) for op_type, version in opaques):
@@ -66,6 +72,11 @@ def _least_opset(module: Module, table: EmitTable) -> tuple[int, Node | None]:
     return least, needs
 
 
+def _wanted_opset(module: Module, table: EmitTable, profile: str) -> int:
+    nodes = module.graph.walk()
+    return max((table.wanted_opset(node, profile) for node in nodes), default=MIN_OPSET)
+
+
 def _opaque_schemas(module: Module) -> dict[tuple[str, int], Node]:
     """Returns the (operator, since-version) of opaque standard operators, each with a node."""
     found: dict[tuple[str, int], Node] = {}
@@ -75,16 +86,18 @@ def _opaque_schemas(module: Module) -> dict[tuple[str, int], Node]:
     return found
 
 
-def _explain(opaques: Mapping[tuple[str, int], Node], candidates: range) -> UnsupportedError:
+def _explain(
+    opaques: Mapping[tuple[str, int], Node], candidates: Sequence[int]
+) -> UnsupportedError:
     for (op_type, version), node in opaques.items():
         if not any(_schema_unchanged(op_type, version, opset) for opset in candidates):
             return UnsupportedError(
                 f"operator `{op_type}`{_where(node)} is of opset version {version}, "
-                f"which opsets {candidates[0]} to {candidates[-1]} no longer have",
+                f"which opsets {min(candidates)} to {max(candidates)} no longer have",
                 hint="convert the model to a newer opset first",
             )
     names = ", ".join(f"{op_type}-{version}" for op_type, version in opaques)
-    return UnsupportedError(f"no opset from {candidates[0]} has all of {names} unchanged")
+    return UnsupportedError(f"no opset from {min(candidates)} has all of {names} unchanged")
 
 
 def _schema_unchanged(op_type: str, version: int, opset: int) -> bool:

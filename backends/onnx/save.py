@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnx
@@ -47,7 +47,7 @@ def to_proto(
         UnsupportedError: When an operator cannot be emitted.
     """
     table = EmitTable(*families)
-    opset = choose_opset(module, table, opset)
+    opset = choose_opset(module, table, opset, profile)
     # a file that refers to others is read by tools that look for references in the main graph
     places = place_in_bodies(module.graph) if storage is None else {}
     emitter = GraphEmitter(
@@ -58,6 +58,7 @@ def to_proto(
     model.graph.name = module.name
     with collector_paused():
         emitter.emit_graph(module.graph, model.graph, len(module.graph.inputs), dim_names)
+    _declare_outputs(model.graph, module.meta.get("onnx.output_shapes", {}))
     known = module.meta.get("onnx.domains", {})
     model.opset_import.append(helper.make_opsetid("", opset))
     for domain in sorted(emitter.domains):
@@ -66,6 +67,18 @@ def to_proto(
     model.model_version = module.meta.get("onnx.model_version", 0)
     helper.set_model_props(model, module.meta.get("onnx.metadata", {}))
     return model
+
+
+def _declare_outputs(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Declares outputs of unknown rank as the source did: no model is valid without a rank."""
+    for info in graph.output:
+        tensor = info.type.tensor_type
+        if info.name in shapes and tensor.elem_type and not tensor.HasField("shape"):
+            tensor.shape.SetInParent()
+            for size in shapes[info.name]:
+                dim = tensor.shape.dim.add()
+                if size >= 0:
+                    dim.dim_value = size
 
 
 def save_onnx(

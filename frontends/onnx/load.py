@@ -75,6 +75,9 @@ def import_model(
         "onnx.model_version": proto.model_version,
         "onnx.dim_names": dict(_dim_names(proto.graph, scope.sizes)),
     }
+    shapes = dict(_declared_shapes(module, scope))
+    if shapes:
+        module.meta["onnx.output_shapes"] = shapes
     return module
 
 
@@ -132,6 +135,19 @@ def contradicts(declared: Type, inferred: Type) -> bool:
         isinstance(a, int) and known_different(a, b)
         for a, b in zip(declared.shape, inferred.shape, strict=True)
     )
+
+
+def _declared_shapes(module: Module, scope: NameScope) -> Iterator[tuple[str, list[int]]]:
+    """Yields the declared sizes of outputs of which inference knows no rank, -1 for no number.
+
+    They are claims that nothing in the module may rely on; a file that is written needs some.
+    """
+    for name, value in zip(module.graph.output_names, module.graph.outputs, strict=True):
+        type_, claim = value.type, scope.declared.get(name)
+        if not isinstance(type_, TensorType) or not isinstance(claim, TensorType):
+            continue
+        if type_.shape is None and claim.shape is not None:
+            yield name, [dim if isinstance(dim, int) else -1 for dim in claim.shape]
 
 
 def _dim_names(graph: onnx.GraphProto, sizes: Sizes) -> Iterator[tuple[str, str]]:

@@ -44,7 +44,7 @@ class StandardLegalizer:
     ) -> StandardLegalization:
         """Returns the rule for one module; see `passes.legalize.Legalizer`."""
         table = EmitTable(*self.families)
-        return StandardLegalization(table, choose_opset(module, table, opset))
+        return StandardLegalization(table, choose_opset(module, table, opset, PROFILE))
 
 
 @dataclass(slots=True)

@@ -83,24 +83,9 @@ def _is_one(value: Value | None) -> bool:
     return gain is not None and bool((gain == 1).all())
 
 
-def _emit_layer_norm_13(e: EmitContext) -> None:
-    # ONNX Runtime has the operator at every opset
-    if e.profile == "onnx":
-        _spelled_out(e, centered=True)
-    else:
-        _native(e, "LayerNormalization")
-
-
-def _emit_rms_norm_13(e: EmitContext) -> None:
-    if e.profile == "onnx":
-        _spelled_out(e, centered=False)
-    else:
-        _native(e, "SimplifiedLayerNormalization")
-
-
 def _emit_rms_norm_23(e: EmitContext) -> None:
     if any(value.num_uses for value in e.node.outputs[1:]):
-        _emit_rms_norm_13(e)
+        _spelled_out(e, centered=False)
     else:
         _native(e, "RMSNormalization")
 
@@ -128,9 +113,17 @@ EMITS: tuple[Emit, ...] = (
     ),
     Emit(
         ops.layer_norm,
-        {13: _emit_layer_norm_13, 17: lambda e: _native(e, "LayerNormalization")},
+        {
+            13: lambda e: _spelled_out(e, centered=True),
+            17: lambda e: _native(e, "LayerNormalization"),
+        },
+        raised={"ort-cpu": 17, "ort-cuda": 17},
     ),
-    Emit(ops.rms_norm, {13: _emit_rms_norm_13, 23: _emit_rms_norm_23}),
+    Emit(
+        ops.rms_norm,
+        {13: lambda e: _spelled_out(e, centered=False), 23: _emit_rms_norm_23},
+        raised={"ort-cpu": 23, "ort-cuda": 23},
+    ),
     Emit(response.local_response_norm, {13: direct("LRN", "size", "alpha", "beta", "bias")}),
     Emit(response.lp_norm, {13: direct("LpNormalization", "axis", "p")}),
     Emit(response.mean_variance_norm, {13: direct("MeanVarianceNormalization", "axes")}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from regraft.backends.onnx import to_proto
@@ -197,10 +198,17 @@ def test_mean_variance_norm_agrees(axes: list[int] | None) -> None:
         check_agreement(proto, [x], rtol=RTOL)
 
 
-def test_emission_of_standard_operators_only_spells_rms_norm_out() -> None:
+@pytest.mark.parametrize(
+    ("profile", "opset", "native"),
+    [("onnx", None, False), ("ort-cpu", None, True), ("ort-cpu", 17, False), ("onnx", 23, True)],
+)
+def test_rms_norm_raises_the_opset_for_onnx_runtime_and_is_spelled_out_below(
+    profile: str, opset: int | None, native: bool
+) -> None:
     operands: list[Any] = [normal(0, 2, 4), normal(1, 4)]
     module = load_onnx(single_node("SimplifiedLayerNormalization", 13, operands))
-    kinds = {node.op_type for node in to_proto(module, profile="onnx").graph.node}
-    assert "SimplifiedLayerNormalization" not in kinds
-    native = {node.op_type for node in to_proto(module, profile="ort-cpu").graph.node}
-    assert native == {"SimplifiedLayerNormalization"}
+    proto = to_proto(module, profile=profile, opset=opset)
+    onnx.checker.check_model(proto, full_check=True)
+    kinds = {node.op_type for node in proto.graph.node}
+    assert (kinds == {"RMSNormalization"}) == native
+    assert proto.opset_import[0].version == (opset or (23 if native else 13))
