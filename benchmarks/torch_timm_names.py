@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 ARCHITECTURES: Mapping[str, Sequence[str]] = {
     "beit": ("beit_base_patch16_224", "beitv2_base_patch16_224"),
@@ -145,3 +146,11 @@ ARCHITECTURES: Mapping[str, Sequence[str]] = {
 }
 
 NAMES: Sequence[str] = tuple(name for names in ARCHITECTURES.values() for name in names)
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "deepseek_vit_412m": {"depth": 2},
+    "gemma4_vit_167m": {"depth": 2},
+    "qwen3_vit_88m": {"depth": 2},
+    "samvit_base_patch16_224": {"depth": 3},
+}
+"""Options that make large models small: their blocks are all alike."""

@@ -23,6 +23,7 @@ import numpy as np  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.torch_timm_names import OPTIONS  # noqa: E402
 from regraft import apply, to_torch  # noqa: E402
 from regraft.backends.onnx import save_onnx  # noqa: E402
 from regraft.backends.onnx.runtime import OrtRunner  # noqa: E402
@@ -77,11 +78,12 @@ def _runnable(name: str) -> tuple[torch.nn.Module, int]:
     """Returns a model with random weights, and the smallest side of images that it takes."""
     native = timm.get_pretrained_cfg(name, allow_unregistered=True).input_size[-1]
     plain: torch.nn.Module | None = None
+    options = {"num_classes": CLASSES, **OPTIONS.get(name, {})}
     for side in (*(side for side in SIDES if side < native), native):
         try:
-            net = timm.create_model(name, pretrained=False, num_classes=CLASSES, img_size=side)
+            net = timm.create_model(name, pretrained=False, img_size=side, **options)
         except TypeError:  # no such option: any size that it runs
-            net = plain = plain or timm.create_model(name, pretrained=False, num_classes=CLASSES)
+            net = plain = plain or timm.create_model(name, pretrained=False, **options)
         except (AssertionError, RuntimeError, ValueError):
             if side == native:
                 raise

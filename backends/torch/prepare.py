@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.backends.torch.control import STATEMENTS
 from regraft.backends.torch.emitter import EmitTable
 from regraft.backends.torch.ops import FAMILIES
+from regraft.backends.torch.ops.foreign import DIALECT
 from regraft.backends.torch.tensors import TORCH_DTYPES
 from regraft.ir.builder import Builder
 from regraft.ir.constants import literal, opaque, weight
@@ -43,7 +44,7 @@ def check_emittable(module: Module, table: EmitTable | None = None) -> None:
 
 
 def _problem(node: Node, table: EmitTable) -> str | None:
-    if node.op is opaque:
+    if node.op is opaque and not node.attrs["dialect"].startswith(DIALECT):
         return f"`{node.attrs['op_type']}` of {node.attrs['dialect']}"
     for value in node.outputs:
         type_ = value.type

@@ -83,7 +83,7 @@ class WeightSource:
                 inner = self._tree(x)
                 return f"{inner}.t()" if perm == (1, 0) else f"{inner}.permute{perm}"
             case Reshape(x, shape):
-                return f"{self._tree(x)}.reshape({', '.join(map(str, shape))})"
+                return f"{self._tree(x)}.reshape({', '.join(map(str, shape)) or '()'})"
             case Slice(x, axis, start, stop, _):
                 size = describe(x)[1][axis]
                 last = "" if stop == size else str(stop)

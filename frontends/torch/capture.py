@@ -57,6 +57,7 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     importers: Sequence[Import] = (),
+    opaque: Sequence[str] = (),
 ) -> Capture:
     """Captures a PyTorch module in evaluation mode.
 
@@ -68,6 +69,8 @@ def capture(
             stand for a `Dim`, arguments that are left out are static, and the axes of one tensor
             stand for those of all tensors of a cache or other tree.
         importers: Importers of overloads that regraft has none for.
+        opaque: Namespaces of custom operators that become `opaque` nodes, which only the PyTorch
+            target takes: as the calls that they are.
 
     Raises:
         InputError: When the module cannot be exported as it is.
@@ -80,7 +83,7 @@ def capture(
                 "an exported program takes no example arguments",
                 hint="they were fixed when it was exported",
             )
-        return _program(source, importers, "model")
+        return _program(source, importers, "model", opaque)
     if isinstance(source, torch.jit.ScriptModule):
         raise UsageError(
             "a TorchScript module has no Python forward to export",
@@ -92,11 +95,13 @@ def capture(
         dynamic = read_dynamic_shapes(source, args, named, dynamic_shapes)
         program = export_module(source, args, named, dynamic.shapes)
     names = dynamic.names(user_values(program))
-    imported = import_program(program, _table(importers), type(source).__name__, names)
+    imported = import_program(program, _table(importers), type(source).__name__, names, opaque)
     return Capture(imported, source, args, named)
 
 
-def load_program(path: Path, importers: Sequence[Import] = ()) -> Capture:
+def load_program(
+    path: Path, importers: Sequence[Import] = (), opaque: Sequence[str] = ()
+) -> Capture:
     """Captures the exported program of a `.pt2` file.
 
     Raises:
@@ -110,14 +115,17 @@ def load_program(path: Path, importers: Sequence[Import] = ()) -> Capture:
             f"`{path}` cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}",
             hint=f"export it again with this PyTorch ({torch.__version__})",
         ) from error
-    return _program(program, importers, path.stem)
+    return _program(program, importers, path.stem, opaque)
 
 
 def _program(
-    program: torch.export.ExportedProgram, importers: Sequence[Import], name: str
+    program: torch.export.ExportedProgram,
+    importers: Sequence[Import],
+    name: str,
+    opaque: Sequence[str] = (),
 ) -> Capture:
     restore_memory(program)
-    imported = import_program(program, _table(importers), name, {})
+    imported = import_program(program, _table(importers), name, {}, opaque)
     args, kwargs = program.example_inputs or ((), {})
     return Capture(imported, program.module(), args, kwargs)
 

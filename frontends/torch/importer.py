@@ -12,6 +12,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from regraft.frontends.torch.aliases import Handle
 from regraft.frontends.torch.call import CallImport, UnsupportedCallError
 from regraft.frontends.torch.nodes import placeholders, plain, storage_of, written_arguments
+from regraft.frontends.torch.opaque import import_opaque
 from regraft.frontends.torch.schemas import Schema, functional_name
 from regraft.frontends.torch.session import Session, Unsupported
 from regraft.frontends.torch.tensors import DTYPES, array_from_tensor, dtype_from_torch
@@ -151,8 +152,11 @@ class GraphImporter:
             values = self._compute(name, converted, results)
             self._bind_sizes(val, values)
         except UnsupportedCallError as error:
-            self._fallback(node, name, error.reason)
-            return
+            kept = self._opaque(node, schema, converted)
+            if kept is None:
+                self._fallback(node, name, error.reason)
+                return
+            results, values = self._results(val), kept
         self._name(node, values)
         handles = self._handles(node, schema, converted, results, values)
         self.env[node] = handles if schema.is_list or schema.num_results > 1 else handles[0]
@@ -336,6 +340,14 @@ class GraphImporter:
         return handle
 
     # -- what has no importer ---------------------------------------------------------------
+
+    def _opaque(
+        self, node: torch.fx.Node, schema: Schema, args: Mapping[str, Any]
+    ) -> Sequence[Value] | None:
+        """Returns the results of a call that the user asked to carry through, else None."""
+        if schema.name.partition(".")[0] not in self.session.opaque:
+            return None
+        return import_opaque(self.b, schema, args, self._results(node.meta.get("val")))
 
     def _fallback(self, node: torch.fx.Node, name: str, reason: str) -> None:
         """Imports PyTorch's decomposition of a call; notes it as unsupported without one."""

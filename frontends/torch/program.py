@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,7 @@ def import_program(
     table: ImportTable,
     name: str,
     dim_names: Mapping[Any, str],
+    opaque: Sequence[str] = (),
 ) -> Imported:
     """Imports an exported program.
 
@@ -70,6 +71,7 @@ def import_program(
         table: Importers.
         name: Name of the model.
         dim_names: The user's names of symbols.
+        opaque: Namespaces of operators that are carried through as they are.
 
     Raises:
         UnsupportedError: When calls have no IR form; names all of them.
@@ -81,7 +83,7 @@ def import_program(
             program = program.run_decompositions({})  # resolves `vmap`, decomposes nothing else
     module = Module(Graph(), name)
     sizes = Sizes(module.graph.scope, program.range_constraints, dim_names)
-    session = Session(table, sizes, module.warnings, Decomposer().trace)
+    session = Session(table, sizes, module.warnings, Decomposer().trace, frozenset(opaque))
     importer = GraphImporter(session, module.graph, program.graph_module)
     with collector_paused():
         interface = _Interface(program, importer)
@@ -240,5 +242,6 @@ def unsupported_error(calls: list[Unsupported]) -> UnsupportedError:
         lines.append(f"  `{target}` x {count}: {reason}{where}")
     return UnsupportedError(
         f"{len(calls)} calls of {len(counts)} kinds have no IR form:\n" + "\n".join(lines),
-        hint="give importers in `Plugin(torch_importers=…)`, or write the lines otherwise",
+        hint="give importers in `Plugin(torch_importers=…)`, keep custom operators as they are "
+        "(`capture(…, opaque=[namespace])`), or write the lines otherwise",
     )

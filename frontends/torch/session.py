@@ -39,12 +39,14 @@ class Session:
         warnings: Sentences for the user.
         unsupported: Calls without an IR form, in order.
         decompose: Traces PyTorch's decomposition of a call, or returns None.
+        opaque: Namespaces of operators that are carried through as they are.
     """
 
     table: ImportTable
     sizes: Sizes
     warnings: list[str]
     decompose: Callable[[torch.fx.Node], torch.fx.GraphModule | None]
+    opaque: frozenset[str] = frozenset()
     schemas: Schemas = field(default_factory=Schemas)
     locations: Locations = field(default_factory=Locations)
     unsupported: list[Unsupported] = field(default_factory=list)

@@ -197,7 +197,7 @@ class _Conversion:
             "load", lambda: open_source(self.raw_source, options.extensions)
         )
         module = source.module
-        check_source(module, options.target)
+        check_source(module, options.target, options.extensions)
         self.passes = with_dtype(self.passes, module, options.dtype, options.target)
         self.passes = with_legalization(self.passes, options.target, options.opset)
         check_dims(module, options.dims)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from regraft.backends.onnx import PROFILES, save_onnx
 from regraft.backends.onnx.runtime import OrtRunner
@@ -13,6 +15,9 @@ from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.passes.check.runners import Runner
 from regraft.plugins import Extensions
+
+if TYPE_CHECKING:  # importing it imports torch
+    from regraft.backends.torch.emitter import Emit
 
 TORCH = "torch"
 HUGGING_FACE = "hf"
@@ -48,16 +53,18 @@ def check_target(path: Path | None, target: str) -> None:
         )
 
 
-def check_source(module: Module, target: str) -> None:
+def check_source(module: Module, target: str, extensions: Extensions) -> None:
     """Checks before any pass runs that a target can take what no pass replaces.
 
     Raises:
         UnsupportedError: Naming every operator without a form there.
     """
     if target == TORCH:
-        from regraft.backends.torch.prepare import check_emittable  # torch takes a second to import
+        # torch takes a second to import
+        from regraft.backends.torch.emitter import EmitTable
+        from regraft.backends.torch.prepare import check_emittable
 
-        check_emittable(module)
+        check_emittable(module, EmitTable(*_torch_families(extensions)))
 
 
 def emit(
@@ -71,11 +78,29 @@ def emit(
     if target == TORCH:
         from regraft.backends.torch import save_torch  # torch takes a second to import
 
-        return save_torch(module, path)
+        return save_torch(module, path, families=_torch_families(extensions))
     if target == HUGGING_FACE:
         return save_folder(module, path.parent)
     families = extensions.onnx_emitters
     return save_onnx(module, path, profile=target, opset=opset, families=families)
+
+
+def _torch_families(extensions: Extensions) -> Sequence[tuple[Emit, ...]]:
+    """Returns regraft's emitters to PyTorch and those of plugins.
+
+    Raises:
+        UsageError: When a plugin brings one for an operator that has one.
+    """
+    from regraft.backends.torch.ops import FAMILIES  # torch takes a second to import
+
+    own = {row.spec for family in FAMILIES for row in family}
+    for row in extensions.torch_emitters:
+        if row.spec in own:
+            raise UsageError(
+                f"`{row.spec.name}` has an emitter to PyTorch already",
+                hint="plugins add emitters, they replace none",
+            )
+    return (*FAMILIES, extensions.torch_emitters)
 
 
 def written_runner(path: Path, module: Module) -> Runner:

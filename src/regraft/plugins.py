@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from regraft.backends.onnx import ort_ops
 from regraft.backends.onnx.emitter import Emit
@@ -30,6 +31,9 @@ from regraft.ir.rewrite.rule import CanCompile, RuleSet
 from regraft.passes import PASSES
 from regraft.passes.protocol import Pass
 from regraft.passes.rule_pass import pass_of_rules
+
+if TYPE_CHECKING:  # importing it imports torch
+    from regraft.backends.torch.emitter import Emit as TorchEmit
 
 API_VERSION = 1
 """What `Plugin.api_version` must be; raised when a plugin would have to change."""
@@ -51,6 +55,8 @@ class Plugin:
             emitter for. An operator with a body needs none.
         torch_importers: How PyTorch overloads (`acme.twice.default`) become operators of modules;
             only ones that regraft has no importer for.
+        torch_emitters: How operators are written as PyTorch source; only ones that regraft has no
+            emitter for. An operator with a body needs none.
     """
 
     api_version: int
@@ -61,6 +67,7 @@ class Plugin:
     onnx_importers: tuple[Import, ...] = ()
     onnx_emitters: tuple[Emit, ...] = ()
     torch_importers: tuple[TorchImport, ...] = ()
+    torch_emitters: tuple[TorchEmit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,7 @@ class Extensions:
         onnx_importers: All importers of ONNX operators, by family.
         onnx_emitters: All emitters to ONNX, by family.
         torch_importers: Importers of PyTorch overloads that plugins add.
+        torch_emitters: Emitters to PyTorch that plugins add.
         trust_remote_code: Whether a Hugging Face folder may run code of its own.
     """
 
@@ -81,6 +89,7 @@ class Extensions:
     onnx_importers: tuple[tuple[Import, ...], ...] = ONNX_IMPORTERS
     onnx_emitters: tuple[tuple[Emit, ...], ...] = ONNX_EMITTERS
     torch_importers: tuple[TorchImport, ...] = ()
+    torch_emitters: tuple[TorchEmit, ...] = ()
     trust_remote_code: bool = False
 
 
@@ -94,6 +103,7 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
     operators = dict(OPS) | {spec.name: spec for spec in ort_ops.OPS}
     importers, emitters = [*ONNX_IMPORTERS], [*ONNX_EMITTERS]
     overloads: list[TorchImport] = []
+    torch_emitters: list[TorchEmit] = []
     for plugin in plugins:
         if plugin.api_version != API_VERSION:
             raise UsageError(
@@ -121,14 +131,20 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
                         _emitted(row for family in emitters for row in family))  # fmt: skip
         emitters.append(plugin.onnx_emitters)
         overloads += plugin.torch_importers
-    return Extensions(tuple(passes), operators, tuple(importers), tuple(emitters), tuple(overloads))
+        _refuse_clashes(plugin, "PyTorch emitter of", _emitted(plugin.torch_emitters),
+                        _emitted(torch_emitters))  # fmt: skip
+        torch_emitters += plugin.torch_emitters
+    return Extensions(
+        tuple(passes), operators, tuple(importers), tuple(emitters), tuple(overloads),
+        tuple(torch_emitters),
+    )  # fmt: skip
 
 
 def _imported(rows: Iterable[Import]) -> list[str]:
     return [f"{row.domain or 'ai.onnx'}:{row.op_type}" for row in rows]
 
 
-def _emitted(rows: Iterable[Emit]) -> list[str]:
+def _emitted(rows: Iterable[Emit | TorchEmit]) -> list[str]:
     return [row.spec.name for row in rows]
 
 

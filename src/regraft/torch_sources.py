@@ -45,6 +45,7 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     importers: Sequence[Import] = (),
+    opaque: Sequence[str] = (),
 ) -> Module:
     """Captures a PyTorch module in evaluation mode by `torch.export`.
 
@@ -56,6 +57,8 @@ def capture(
         dynamic_shapes: What `torch.export.export` takes: by argument, axis -> `Dim`; a name may
             stand for a `Dim`, and arguments that are left out are static.
         importers: Importers of overloads that regraft has none for.
+        opaque: Namespaces of custom operators that are kept as they are, as `opaque` nodes: only
+            the PyTorch target takes them.
 
     Raises:
         InputError: When the module cannot be exported as it is: names the user's line.
@@ -64,9 +67,9 @@ def capture(
     """
     check_torch()
     if isinstance(module, str | Path):
-        return open_program(Path(module), importers).module
+        return open_program(Path(module), importers, opaque).module
     example = Example(module, args, kwargs or {}, dynamic_shapes)
-    return open_example(example, importers).module
+    return open_example(example, importers, opaque).module
 
 
 def is_torch_object(source: Any) -> bool:
@@ -75,17 +78,21 @@ def is_torch_object(source: Any) -> bool:
     return torch is not None and isinstance(source, torch.nn.Module | torch.export.ExportedProgram)
 
 
-def open_example(example: Example, importers: Sequence[Import] = ()) -> Capture:
+def open_example(
+    example: Example, importers: Sequence[Import] = (), opaque: Sequence[str] = ()
+) -> Capture:
     """Captures a module with its example arguments."""
     from regraft.frontends.torch.capture import capture as capture_torch  # takes a second
 
     return capture_torch(
         example.module, example.args, example.kwargs,
-        dynamic_shapes=example.dynamic_shapes, importers=importers,
+        dynamic_shapes=example.dynamic_shapes, importers=importers, opaque=opaque,
     )  # fmt: skip
 
 
-def open_program(path: Path, importers: Sequence[Import] = ()) -> Capture:
+def open_program(
+    path: Path, importers: Sequence[Import] = (), opaque: Sequence[str] = ()
+) -> Capture:
     """Captures the exported program of a `.pt2` file.
 
     Raises:
@@ -100,7 +107,7 @@ def open_program(path: Path, importers: Sequence[Import] = ()) -> Capture:
     check_torch()
     from regraft.frontends.torch.capture import load_program  # takes a second
 
-    return load_program(path, importers)
+    return load_program(path, importers, opaque)
 
 
 def open_factory(place: str) -> Any:

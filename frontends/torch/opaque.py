@@ -1,0 +1,58 @@
+"""Custom operators that are carried through as they are: `opaque` nodes of dialect `torch:acme`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from regraft.frontends.torch.aliases import Handle
+from regraft.frontends.torch.schemas import Schema
+from regraft.ir.builder import Builder
+from regraft.ir.constants import opaque
+from regraft.ir.graph import Value
+from regraft.ir.types import DType, TensorType
+
+OPERANDS = "operands"
+"""First attribute: the argument that each operand is given as; `xs*` for one of a list."""
+
+IS_LIST = "is_list"
+"""Second attribute: whether the results come as one list."""
+
+
+def import_opaque(
+    b: Builder, schema: Schema, args: Mapping[str, Any], results: Sequence[TensorType]
+) -> Sequence[Value] | None:
+    """Returns the results of a call as those of an opaque node.
+
+    None for a call that no node can hold: one that writes to its arguments, gives no tensors, or
+    takes sizes that only run time knows.
+    """
+    if schema.written or not results:
+        return None
+    operands: list[Value] = []
+    names: list[str] = []
+    attributes: list[tuple[str, Any]] = []
+    for name, arg in args.items():
+        items = arg if isinstance(arg, tuple) else (arg,)
+        if items and all(isinstance(item, Handle) for item in items):
+            operands += [item.read() for item in items]
+            names += [f"{name}*" if isinstance(arg, tuple) else name] * len(items)
+        elif not _is_plain(arg):
+            return None
+        elif arg != schema.defaults.get(name):
+            attributes.append((name, arg))
+    node = b.node(
+        opaque, *operands, num_outputs=len(results), op_type=schema.name,
+        dialect=f"torch:{schema.name.partition('.')[0]}",
+        attributes=((OPERANDS, tuple(names)), (IS_LIST, schema.is_list), *attributes),
+    )  # fmt: skip
+    for value, type_ in zip(node.outputs, results, strict=True):
+        value.type = type_
+    return node.outputs
+
+
+def _is_plain(arg: Any) -> bool:
+    """Whether an argument is the same in every run, and the text form can say it."""
+    if isinstance(arg, tuple):
+        return all(map(_is_plain, arg))
+    return arg is None or isinstance(arg, bool | int | float | str | DType)
