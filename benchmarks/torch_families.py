@@ -1,9 +1,9 @@
 """Families of `transformers`, tiny and random: captured, canonicalized, compared with eager mode.
 
 Every model goes to ONNX Runtime and to the generated PyTorch module, and is evaluated at the sizes
-of the example and two others. `python -m benchmarks.torch_families NAME …` measures some of them again
-and prints a line each. Results are kept in `.cache/torch-families` until the code, the tables or a
-version changes, so that a run that was stopped goes on where it was.
+of the example and two others. `python -m benchmarks.torch_families NAME …` measures some of them
+again and prints a line each. Results are kept in `.cache/torch-families` until the code, the tables
+or a version changes, so that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
