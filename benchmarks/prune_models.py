@@ -61,7 +61,7 @@ class _Writer:
                 inner = shape[0] if len(shape) == 2 else int(np.prod(shape[1:]))
                 array /= np.float32(np.sqrt(inner))
             if name.endswith(".gain"):
-                array = 1 + array / 10
+                array = np.float32(1) + array / np.float32(10)
             module.weights.set(name, ArrayWeight(array))
         for item in (Canonicalize(), Fuse(), Canonicalize()):
             item.run(module, Context())

@@ -179,6 +179,13 @@ class GradientSource(Protocol):
         """
 
 
+class LatencySource(Protocol):
+    """Measures how long modules take to run; implemented by the caller and handed in."""
+
+    def ratio(self, before: Module, after: Module) -> float:
+        """Returns the latency of `after` over that of `before`, measured interleaved."""
+
+
 class Trainer(Protocol):
     """Fits weights after a lossy rewrite; implemented by backends and handed in."""
 
@@ -226,6 +233,7 @@ class Context:
         executor: Runs modules, or None.
         activations: Gives values inside a module, or None.
         gradients: Gives gradients by weight, or None.
+        latency: Measures how long modules take, or None.
         trainer: Fits weights, or None.
         max_memory_bytes: Working-memory budget, or None.
         explain: Name of a rule whose near misses are wanted, or None.
@@ -244,6 +252,7 @@ class Context:
     executor: Executor | None = None
     activations: ActivationSource | None = None
     gradients: GradientSource | None = None
+    latency: LatencySource | None = None
     trainer: Trainer | None = None
     max_memory_bytes: int | None = None
     explain: str | None = None

@@ -25,6 +25,7 @@ from regraft.passes.pruning.criteria import (
     Scores,
     score,
 )
+from regraft.passes.pruning.latency import LATENCY_TOLERANCE, Fitted, fit_latency
 from regraft.passes.pruning.plan import Choice, Plan, choice_of, make_plan
 from regraft.passes.pruning.slicing import slice_module
 
@@ -35,6 +36,8 @@ _ROUNDED_TOLERANCE = 0.02
 """How far the achieved cost may be from the target, relative; wider when sizes are rounded."""
 
 _DEFAULT_SIZE = 128
+
+LATENCY = "latency"
 
 _FLOORS = (0.1, 0.05, 0.025, 0.0)
 """Fractions of every group that stay at least, tried in order: a layer that is cut to a unit or
@@ -77,8 +80,8 @@ class Prune:
     Isomorphic Pruning, 2024; Lee et al., LAMP, 2021; Liu et al., Network Slimming, 2017.
 
     Args:
-        target: What to reach: `flops:0.5`, `macs:…`, `params:…` or `bytes:…`, as a fraction of the
-            module before.
+        target: What to reach: `flops:0.5`, `macs:…`, `params:…`, `bytes:…`, or `latency:…` as
+            measured where the result runs, as a fraction of the module before.
         criterion: What makes a unit important: `l1`, `l2`, `bn-scale`, `random`; measured on
             samples: `taylor` (sum of weight times gradient, absolute), `taylor-sum` (their sum,
             absolute), `activation` (what it carries into products: dead neurons carry nothing).
@@ -118,8 +121,10 @@ class Prune:
             raise UsageError(f"pass `prune`, option `min-keep`: {self.min_keep:g} is not in 0 to 1")
         drop_dead_code(module)
         coupling = Coupling(module)
-        cost = cost_model(coupling, measure, _sizes(module, ctx))
+        counted = "flops" if measure == LATENCY else measure
+        cost = cost_model(coupling, counted, _sizes(module, ctx))
         recorded = ctx.replay.get(self.name, {}).get("plan")
+        latency: float | None = ctx.replay.get(self.name, {}).get(LATENCY)
         choice: Choice
         scores: Scores = {}
         if recorded is not None:
@@ -128,7 +133,11 @@ class Prune:
             scores = score(
                 coupling, self.criterion, self.reduction, self.normalization, ctx.seed, ctx
             )
-            choice = self._choose(coupling, cost, fraction, scores)
+            if measure == LATENCY:
+                fitted = self._fit(coupling, cost, fraction, scores, ctx)
+                choice, latency = fitted.choice, round(fitted.achieved, 4)
+            else:
+                choice = self._choose(coupling, cost, fraction, scores)
         plan = make_plan(coupling, choice)
         full = np.array([group.size for group in coupling.groups])
         dense, pruned = cost.total(full), cost.total(_sizes_after(coupling, choice))
@@ -139,8 +148,8 @@ class Prune:
             "pruned-groups": len(plan.groups),
             "pinned": len(coupling.pinned),
             "sliced-weights": num_weights,
-            f"{measure}-before": round(dense),
-            f"{measure}-after": round(pruned),
+            f"{counted}-before": round(dense),
+            f"{counted}-after": round(pruned),
             "least-kept": round(
                 min((len(g.kept[0]) / g.size for g in plan.groups), default=1.0), 6
             ),
@@ -149,12 +158,17 @@ class Prune:
         if self.criterion == "activation" and self.normalization != "gaussian" and scores:
             silent = {group: int((found == 0).sum()) for group, found in scores.items()}
             stats["silent-units"] = sum(silent.values())
+        decisions: dict[str, Any] = {"plan": plan.to_json()}
+        achieved = pruned / dense if dense else 1.0
+        if measure == LATENCY and latency is not None:
+            decisions[LATENCY], achieved = latency, latency
+            stats["latency"] = latency
         return PassResult(
             bool(plan.groups),
             stats,
             _skips(coupling),
-            {"plan": plan.to_json()},
-            targets=(self._target(pruned / dense if dense else 1.0),),
+            decisions,
+            targets=(self._target(achieved),),
         )
 
     def _kept(self, coupling: Coupling) -> frozenset[Group]:
@@ -176,12 +190,33 @@ class Prune:
 
     @property
     def _tolerance(self) -> float:
+        if self.target.startswith(LATENCY):
+            return LATENCY_TOLERANCE
         return _FREE_TOLERANCE if self.round_to == 1 else _ROUNDED_TOLERANCE
 
     def _target(self, achieved: float) -> Target:
         measure, fraction = parse_target(self.target)
         met = abs(achieved / fraction - 1) <= self._tolerance
         return Target(measure, fraction, round(achieved, 6), met)
+
+    def _fit(
+        self, coupling: Coupling, cost: CostModel, wanted: float, scores: Scores, ctx: Context
+    ) -> Fitted:
+        """Searches for a measured latency; the floor holds throughout."""
+        if ctx.latency is None:
+            raise UsageError(
+                "pass `prune`, option `target`: `latency` is measured, and nothing here measures",
+                hint="use it in `regraft convert`, or target=flops:…",
+            )
+        floor = _FLOORS[0] if self.min_keep is None else self.min_keep
+        limits = limits_of(coupling, self.round_to, self._kept(coupling), floor)
+        dense = cost.total(limits.high)
+
+        def choice_at(fraction: float) -> Choice:
+            sizes = allocate(coupling, cost, fraction * dense, limits, self.allocation, scores)
+            return choose(coupling, sizes, scores)
+
+        return fit_latency(coupling, wanted, choice_at, ctx.latency)
 
     def _choose(
         self, coupling: Coupling, cost: CostModel, fraction: float, scores: Scores
@@ -231,10 +266,10 @@ def parse_target(text: str) -> tuple[str, float]:
         fraction = float(number)
     except ValueError:
         fraction = -1.0
-    if measure not in MEASURES or not 0 < fraction < 1:
+    if measure not in (*MEASURES, LATENCY) or not 0 < fraction < 1:
         raise UsageError(
             f"pass `prune`, option `target`: `{text}` is no target",
-            hint=f"write one of {', '.join(MEASURES)} and a fraction: `flops:0.5`",
+            hint=f"write one of {', '.join((*MEASURES, LATENCY))} and a fraction: `flops:0.5`",
         )
     return measure, fraction
 

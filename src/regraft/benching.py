@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from regraft.backends.onnx import to_proto
+from regraft.backends.onnx.legalize import legalizers
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.comparison import check_interfaces
 from regraft.ir.errors import UnsupportedError, UsageError
@@ -23,12 +24,18 @@ from regraft.passes.check.samples import (
     input_symbols,
     leading_symbols,
 )
+from regraft.passes.protocol import Context
+from regraft.pipelines import with_legalization
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source
+from regraft.tables import user_tables
 from regraft.timing import MIN_ROUNDS, MIN_TURN_S, Ratio, interleaved, median, quantile, ratio
 
 _LONG_ROUND_S = 1.0
 _TYPICAL_SIZES = (128, 64, 32)
+_SEARCH_ROUNDS = 21
+"""Rounds of a trial of a search, which the search repeats."""
+
 _FEW_ROUNDS = 11
 """Rounds of a comparison whose round takes more than a second."""
 
@@ -142,6 +149,37 @@ def bench(
         for source, times, own in zip(sources, seconds, outputs, strict=True)
     )  # fmt: skip
     return Bench(runs, sample.binding, threads)
+
+
+@dataclass(frozen=True, slots=True)
+class OrtLatency:
+    """Measures modules on ONNX Runtime for passes (`LatencySource`).
+
+    Args:
+        target: What they are emitted for.
+        dims: Sizes of the sample.
+        seed: Seed of its values.
+    """
+
+    target: str = "ort-cpu"
+    dims: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+
+    def ratio(self, before: Module, after: Module) -> float:
+        """Returns the latency of `after` over that of `before`, each legalized and emitted."""
+        sources = [
+            Source(self._legalized(module), "", None, None, None) for module in (before, after)
+        ]
+        measured = bench(sources, dims=self.dims, seed=self.seed, rounds=_SEARCH_ROUNDS)
+        return measured.runs[1].ratio.median
+
+    def _legalized(self, module: Module) -> Module:
+        copy = module.clone()
+        tables = legalizers(user_tables())
+        ctx = Context(target=self.target, legalizers=tables, dims=self.dims)
+        for item in with_legalization([], self.target, None):
+            item.run(copy, ctx)
+        return copy
 
 
 def _typical_sample(

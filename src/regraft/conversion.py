@@ -12,7 +12,7 @@ from typing import Any
 from regraft.backends.onnx import PROFILES
 from regraft.backends.onnx.activations import OrtActivations
 from regraft.backends.onnx.legalize import legalizers
-from regraft.benching import bench
+from regraft.benching import OrtLatency, bench
 from regraft.calibration import gradient_source
 from regraft.checking import Checker
 from regraft.emission import BUILT, check_source, check_target, emit, model_file
@@ -216,6 +216,9 @@ class _Conversion:
             seed=options.seed, target=options.target,
             samples=options.calibrate or options.samples,
             activations=OrtActivations(), gradients=gradient_source(),
+            latency=OrtLatency(
+                options.target, {**options.dims, **options.freeze}, options.seed
+            ) if options.target in PROFILES else None,
             probes=[s.inputs for s in checker.samples] if checker else (),
             replay=options.replay, dims={**options.dims, **options.freeze},
             legalizers=legalizers(user_tables(), options.extensions.onnx_emitters),
