@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+# An index of other builds of PyTorch. On Linux the one of PyPI brings CUDA along, some gigabytes;
+# PyTorch's own site has an index of builds for CPUs (`make torch TORCH_INDEX=…/whl/cpu`).
+TORCH_INDEX ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -16,6 +19,7 @@ EXPORT_STAMP := $(EXPORT)/.setup-stamp
 TORCH_STAMP := $(VENV)/.torch-stamp
 TORCH_BENCH_STAMP := $(VENV)/.torch-bench-stamp
 PIP := -m pip --disable-pip-version-check --quiet
+TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .PHONY: help setup torch torch-models torch-bench demo demo-torch test check lint layout types imports full models recovery-models recovery-bench peers bench docs fixtures fixtures-venv format clean
 
@@ -24,7 +28,7 @@ help:
 	@echo "make demo-torch  captures a trained sentence encoder, against torch.onnx.export"
 	@echo "make torch-bench every figure of PyTorch in and out (hours from nothing)"
 	@echo "make test    the tests, without the slow ones"
-	@echo "make torch   installs the extras torch and hf, which make test needs"
+	@echo "make torch   installs the extras torch and hf, which make test needs (TORCH_INDEX=URL)"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make full    all tests"
 	@echo "make bench   every figure of the core and of fusion, against the peers"
@@ -48,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 torch: $(TORCH_STAMP)
 
 $(TORCH_STAMP): $(STAMP)
-	$(PY) $(PIP) install -c constraints.txt -e '.[torch,hf]'
+	$(PY) $(PIP) install $(TORCH_FROM) -c constraints.txt -e '.[torch,hf]'
 	@touch $@
 
 # What the figures and the demo of PyTorch compare with; timm asks for builds of torch with a GPU.
@@ -95,7 +99,7 @@ fixtures-venv: $(EXPORT_STAMP)
 # timm and torchvision ask for builds of torch with a GPU; both run on the one that is here.
 $(EXPORT_STAMP): constraints.txt
 	@test -x $(EXPORT_PY) || $(PYTHON) -m venv $(EXPORT)
-	$(EXPORT_PY) $(PIP) install -c constraints.txt torch transformers onnx onnxruntime onnxscript pillow
+	$(EXPORT_PY) $(PIP) install $(TORCH_FROM) -c constraints.txt torch transformers onnx onnxruntime onnxscript pillow
 	$(EXPORT_PY) $(PIP) install -c constraints.txt --no-deps timm torchvision
 	@touch $@
 

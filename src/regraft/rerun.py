@@ -98,6 +98,11 @@ def find_source(recorded: Recorded, given: Path | None) -> Path:
     Raises:
         InputError: When it is not there, or is another file than the recorded one.
     """
+    if recorded.sha256 == str(None):
+        raise InputError(
+            f"`{recorded.out}` was made from `{recorded.source}`, of which no file is recorded",
+            hint="convert it again: code and objects in memory have no hash to be known by",
+        )
     places = [Path(recorded.source), recorded.out.parent / recorded.source]
     path = given or next((place for place in places if place.exists()), places[0])
     if path.is_dir():
@@ -169,7 +174,7 @@ def _same_files(old: Path, new: Path) -> dict[str, bool | None]:
         a, b = old / name, new / name
         if a.is_file() and b.is_file():
             same[name] = sha256_of(a) == sha256_of(b)
-        elif name.endswith((".onnx", ".data")):
+        elif name.endswith((".onnx", ".data", ".py", ".safetensors")):
             same[name] = None
     return same
 

@@ -130,6 +130,11 @@ def _open_path(path: Path, extensions: Extensions) -> Source:
         path = _model_in(path)
     if not path.exists():
         raise InputError(f"`{path}` does not exist", hint="check the path")
+    if path.suffix == ".py":
+        raise InputError(
+            f"`{path}` is Python code, and none of its functions is named",
+            hint=f"name one that returns (model, args): `{path}:FUNCTION`",
+        )
     if path.suffix in torch_sources.PICKLED:
         torch_sources.refuse_pickle(path)
     if path.suffix == ".pt2":
@@ -172,6 +177,12 @@ def _model_in(folder: Path) -> Path:
     if found:
         raise InputError(
             f"folder `{folder}` has {len(found)} ONNX files", hint=f"name one, such as `{found[0]}`"
+        )
+    if (folder / "model.py").exists():
+        raise InputError(
+            f"`{folder}` holds a PyTorch model, which is code: it runs only when it is named",
+            hint="name a function that returns (model, args): `FILE.py:FUNCTION`; docs/pytorch.md "
+            "shows one",
         )
     raise InputError(
         f"folder `{folder}` has no `model.onnx`", hint="name the model file, or an output folder"
