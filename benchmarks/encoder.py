@@ -79,10 +79,11 @@ def encoder() -> Module:
     from transformers import AutoModel  # an extra
 
     bert = AutoModel.from_pretrained(folder(), local_files_only=True)
-    ids = torch.ones(2, 8, dtype=torch.int64)
+    # two tensors: one that is given twice would be captured as one input
+    ids, mask = torch.ones(2, 8, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64)
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("seq", max=_MAX_POSITIONS)}
     module = regraft.capture(
-        SentenceEncoder(bert).eval(), (ids, ids), dynamic_shapes=(sizes, sizes)
+        SentenceEncoder(bert).eval(), (ids, mask), dynamic_shapes=(sizes, sizes)
     )
     regraft.apply(module, "canonicalize,fuse", check="off")
     return module

@@ -22,7 +22,7 @@ from benchmarks.suite import run
 
 _BEFORE = "before "  # as the worker names weights before training
 
-STEPS = 700
+STEPS = 1200
 _SHORT = 8
 _THREADS = 2
 _MINUTE = 60.0
