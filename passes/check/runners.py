@@ -22,12 +22,17 @@ PROBE_ERRORS = (
 
 
 def accepts(
-    runner: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    runner: Callable[[Mapping[str, Any]], Mapping[str, Any]], *, with_empty: bool = False
 ) -> Callable[[Mapping[str, Any]], bool]:
     """Returns a function that says whether a runner runs given inputs.
 
     An output of nothing but NaN is no run: at sizes where a model averages over nothing, say, one
-    runtime refuses and another goes on, and no error would show.
+    runtime refuses and another goes on, and no error would show. So it is where no output has an
+    element, as when nothing is left of a small image.
+
+    Args:
+        runner: Runs inputs.
+        with_empty: Whether outputs without elements are a run all the same.
     """
 
     def runs(inputs: Mapping[str, Any]) -> bool:
@@ -35,9 +40,15 @@ def accepts(
             outputs = runner(inputs)
         except PROBE_ERRORS:
             return False
+        if outputs and not with_empty and all(map(_is_empty, outputs.values())):
+            return False
         return not any(_is_nan(array) for array in outputs.values())
 
     return runs
+
+
+def _is_empty(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and not array.size
 
 
 def _is_nan(array: Any) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from regraft.ir.dims import Dim, Symbol, bind
 from regraft.ir.errors import UnsupportedError
+from regraft.ir.evaluate import bind_inputs
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.types import DType, TensorType
@@ -52,6 +53,7 @@ def generate_samples(
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
     max_samples: int | None = None,
+    last_resort: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> list[Sample]:
     """Returns at least three samples that the source can run, `max_samples` when given.
 
@@ -61,14 +63,55 @@ def generate_samples(
         dims: Sizes that the user fixed for samples.
         seed: Seed of the values.
         max_samples: Stop at so many; the sizes found first are then the only ones.
+        last_resort: Asked instead of `runs` where that finds nothing, as where outputs are empty
+            at every size.
 
     Raises:
         UnsupportedError: When an input has no generator or no sizes run.
     """
     domains = input_domains(module.graph)
+    inner = _inner_sizes(module)
+
+    def runs_full(inputs: Mapping[str, Any]) -> bool:
+        binding = bind_inputs(module.graph, inputs)
+        return not _leaves_nothing(inner, binding) and runs(inputs)
+
+    try:
+        return _generate(module, runs_full, dims or {}, domains, seed, max_samples)
+    except UnsupportedError:
+        return _generate(module, last_resort or runs, dims or {}, domains, seed, max_samples)
+
+
+def _inner_sizes(module: Module) -> list[Dim]:
+    """Returns the sizes that inference computes from those of the inputs."""
+    values = (value for node in module.graph for value in node.outputs)
+    sizes = {dim for value in values for dim in value.shape or () if isinstance(dim, Dim)}
+    return sorted(sizes, key=str)
+
+
+def _leaves_nothing(sizes: Sequence[Dim], binding: Mapping[str, int]) -> bool:
+    """Whether inputs that hold something have an inner axis without positions.
+
+    Of a window larger than the image, one runtime makes nothing, another one position, and a third
+    refuses it.
+    """
+    if 0 in binding.values():
+        return False
+    bound = (bind(dim, binding) for dim in sizes)
+    return any(isinstance(size, int) and size <= 0 for size in bound)
+
+
+def _generate(
+    module: Module,
+    runs: Callable[[Mapping[str, Any]], bool],
+    dims: Mapping[str, int],
+    domains: Mapping[str, Domain],
+    seed: int,
+    max_samples: int | None,
+) -> list[Sample]:
     if max_samples == 1:
-        return [_first_sample(module, runs, dims or {}, domains, seed)]
-    bindings = _choose_bindings(module, runs, dims or {}, domains, seed)
+        return [_first_sample(module, runs, dims, domains, seed)]
+    bindings = _choose_bindings(module, runs, dims, domains, seed)
     samples = []
     for number, binding in enumerate(bindings):
         style = STYLES[number % len(STYLES)]

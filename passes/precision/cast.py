@@ -142,7 +142,9 @@ class Cast:
 def _samples(module: Module, ctx: Context) -> Sequence[Mapping[str, Any]]:
     if ctx.samples or ctx.probes:
         return (ctx.samples or ctx.probes)[:_MAX_SAMPLES]
-    made = generate_samples(module, accepts(EvalRunner(module)), seed=ctx.seed)
+    run = EvalRunner(module)
+    runs, last_resort = accepts(run), accepts(run, with_empty=True)
+    made = generate_samples(module, runs, seed=ctx.seed, last_resort=last_resort)
     return [sample.inputs for sample in made]
 
 

@@ -155,14 +155,14 @@ class Checker:
             return
         if self.streams:
             self._reference = _Remembered(self._reference)
-        runs = self._accepts(self._reference)
+        runs_at_all = self._accepts(self._reference, with_empty=True)
         if given:
-            self.samples = [sample for sample in given if runs(sample.inputs)]
+            self.samples = [sample for sample in given if runs_at_all(sample.inputs)]
             if not self.samples:
                 self.reason = "the source runs on none of the given samples"
             return
         if not isinstance(self._reference, _Remembered):
-            self._generate(runs)
+            self._generate(self._accepts(self._reference), runs_at_all)
             return
         # a run that streams the weights costs seconds: the passes work meanwhile, with the sample
         # that is tried first
@@ -171,20 +171,27 @@ class Checker:
             self._is_guess = True
             self._reference.begin(self.samples[0].inputs)
 
-    def _accepts(self, reference: Runner) -> Callable[[Mapping[str, Any]], bool]:
-        runs = accepts(reference)
+    def _accepts(
+        self, reference: Runner, *, with_empty: bool = False
+    ) -> Callable[[Mapping[str, Any]], bool]:
+        runs = accepts(reference, with_empty=with_empty)
         if not self.evaluates or isinstance(reference, EvalRunner | _Remembered):
             return runs
-        evaluated = accepts(EvalRunner(self.original))
+        evaluated = accepts(EvalRunner(self.original), with_empty=with_empty)
         return lambda inputs: runs(inputs) and evaluated(inputs)
 
-    def _generate(self, runs: Callable[[Mapping[str, Any]], bool]) -> None:
+    def _generate(
+        self,
+        runs: Callable[[Mapping[str, Any]], bool],
+        last_resort: Callable[[Mapping[str, Any]], bool] | None = None,
+    ) -> None:
         # where the weights are streamed, one sample and no search for a second size
         self.samples, limit = (), 1 if self.streams else None
         try:
             self.samples = generate_samples(
-                self.original, runs, dims=self.dims, seed=self.seed, max_samples=limit
-            )
+                self.original, runs, dims=self.dims, seed=self.seed, max_samples=limit,
+                last_resort=last_resort,
+            )  # fmt: skip
         except UnsupportedError as error:
             self.reason = error.message
 
@@ -216,7 +223,7 @@ class Checker:
         if self._is_guess and self._reference is not None:
             runs = accepts(self._reference)
             if not runs(self.samples[0].inputs):
-                self._generate(runs)
+                self._generate(runs, accepts(self._reference, with_empty=True))
         if self._reference is None or not self.samples:
             return CheckReport(f"no ({self.reason})", True)
         if self.streams or _only_evaluator(module):

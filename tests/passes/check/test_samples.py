@@ -60,3 +60,37 @@ def test_sizes_at_which_outputs_are_nan_are_passed_over() -> None:
     for sample in generate_samples(module, accepts(run)):
         assert sample.binding["H"] >= 64
         assert np.isfinite(run(sample.inputs)["y"]).all()
+
+
+def test_sizes_at_which_outputs_are_empty_are_passed_over() -> None:
+    # a runtime may refuse a pooling that leaves nothing, another gives nothing
+    module = parse_module(
+        "graph(%x : f32[B, N]) {\n%y = slice(%x) {starts = [20], ends = [9999], axes = [1]}\n"
+        "return %y\n}\n"
+    )
+    run = EvalRunner(module)
+    samples = generate_samples(module, accepts(run))
+    assert all(sample.binding["N"] > 20 for sample in samples)
+    assert len(samples) == 3
+
+
+def test_outputs_that_are_empty_at_every_size_are_run_as_a_last_resort() -> None:
+    module = parse_module(
+        "graph(%x : f32[B, N]) {\n%y = slice(%x) {starts = [0], ends = [0], axes = [1]}\n"
+        "return %y\n}\n"
+    )
+    run = EvalRunner(module)
+    with pytest.raises(UnsupportedError, match="at none of the generated sizes"):
+        generate_samples(module, accepts(run))
+    with_empty = accepts(run, with_empty=True)
+    assert len(generate_samples(module, accepts(run), last_resort=with_empty)) == 3
+
+
+def test_sizes_smaller_than_a_window_are_passed_over() -> None:
+    # the mean over no positions is a number for some runtimes
+    module = parse_module(
+        "graph(%x : f32[B, 1, N]) {\n%a = slice(%x) {starts = [9], ends = [9999], axes = [2]}\n"
+        "%y = reduce_sum(%a) {axes = [2]}\nreturn %y\n}\n"
+    )
+    samples = generate_samples(module, lambda inputs: True)
+    assert all(sample.binding["N"] > 9 for sample in samples)
