@@ -26,6 +26,7 @@ from regraft.ir.dims import (
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Scope
 
+_EXACT = 1 << 20
 _UNBOUNDED = 1 << 40  # torch writes `sys.maxsize - 1` and int_oo for "no limit"
 
 
@@ -136,16 +137,30 @@ class Sizes:
         made = _FUNCTIONS.get(expr.func)
         if made is not None:
             return made(*map(self.expression, expr.args))
-        if isinstance(expr, sym.CeilToInt) and isinstance(expr.args[0], sym.IntTrueDiv):
-            return ceildiv(*map(self.expression, expr.args[0].args))
-        if isinstance(expr, sym.TruncToInt | sym.FloorToInt) and isinstance(
-            expr.args[0], sym.IntTrueDiv
-        ):
-            return floordiv(*map(self.expression, expr.args[0].args))
+        if isinstance(expr, sym.CeilToInt | sym.TruncToInt | sym.FloorToInt):
+            fraction = self._fraction(expr.args[0])
+            if fraction is not None:
+                return (ceildiv if isinstance(expr, sym.CeilToInt) else floordiv)(*fraction)
         raise UnsupportedError(
             f"size expression `{expr}` has no counterpart",
             hint="compute the size with integer operations: +, -, *, //, %, min, max",
         )
+
+    def _fraction(self, expr: sympy.Expr) -> tuple[DimLike, DimLike] | None:
+        """Returns a float expression as numerator and denominator, where floats are exact."""
+        if isinstance(expr, sym.IntTrueDiv):
+            above, below = map(self.expression, expr.args)
+            return above, below
+        if isinstance(expr, sym.ToFloat):
+            return self.expression(expr.args[0]), 1
+        if isinstance(expr, sympy.Mul) and len(expr.args) == 2:
+            factor, rest = expr.args
+            inner = self._fraction(rest) if isinstance(factor, sympy.Float) else None
+            above, below = float(factor).as_integer_ratio() if inner is not None else (0, 0)
+            # 0.5 times a size is exact, 0.1 times it is rounded: ceil(0.1 * 10) is 1
+            if inner is not None and isinstance(rest, sym.ToFloat) and below <= _EXACT:
+                return inner[0] * above, inner[1] * below
+        return None
 
     def _product(self, expr: sympy.Mul) -> DimLike:
         """Returns a product; a rational factor divides what the export proved to be a multiple."""

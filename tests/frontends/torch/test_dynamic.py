@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn  # noqa: E402
 from torch.export import Dim  # noqa: E402
 
 from regraft.frontends.torch.capture import capture  # noqa: E402
+from regraft.ir.errors import UnsupportedError  # noqa: E402
 from tests.frontends.torch.oracle import check_capture  # noqa: E402
 
 
@@ -68,3 +70,25 @@ def test_axes_of_one_tensor_stand_for_those_of_a_tree() -> None:
     module = capture(Trees(), (pairs,), dynamic_shapes={"pairs": {0: "batch"}}).module
     assert {str(type_) for type_ in module.input_types.values()} == {"f32[batch, 3]"}
     assert list(module.symbols) == ["batch"]
+
+
+class Scaled(nn.Module):
+    def forward(self, x: Any) -> Any:
+        up, down = math.ceil(1.5 * x.shape[0]), math.floor(0.5 * x.shape[0])
+        return x.new_ones(up) * x.sum(), x.new_ones(down + 1) * x.mean()
+
+
+def test_sizes_times_fractions_that_floats_hold_exactly_are_integers(tmp_path: Path) -> None:
+    check_capture(
+        Scaled(), (torch.randn(4, 3),), dynamic={"x": {0: "rows"}},
+        sizes=({}, {"rows": 5}, {"rows": 1}, {"rows": 10}), folder=tmp_path,
+    )  # fmt: skip
+
+
+def test_sizes_times_fractions_that_floats_round_are_refused() -> None:
+    class Rounded(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.new_ones(math.ceil(0.1 * x.shape[0])) * x.sum()
+
+    with pytest.raises(UnsupportedError, match="CeilToInt"):
+        capture(Rounded(), (torch.randn(4, 3),), dynamic_shapes={"x": {0: "rows"}})
