@@ -12,7 +12,7 @@ from torch import Tensor
 def scale_channels(
     x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> Tensor:
-    """Returns a batch norm whose operands have several element types."""
+    """Returns a batch norm of several element types, or whose statistics are computed."""
     factor = scale * torch.rsqrt(var + eps)
     shape = (-1, *(1,) * (x.dim() - 2))
     shift = bias - mean * factor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from regraft.backends.torch.emitter import Emit, EmitContext, Emitted
 from regraft.backends.torch.library import normalizing as library
 from regraft.backends.torch.ops.params import axis_of, operand
+from regraft.ir.constants import is_constant
 from regraft.ir.graph import Value
 from regraft.ir.ops import norm as ops
 from regraft.ir.ops import response_norm
@@ -17,7 +18,9 @@ def _eps(e: EmitContext) -> str:
 
 def _emit_batch_norm(e: EmitContext) -> str:
     x, scale, bias, mean, var = e.inputs
-    if any(v is not None and v.dtype is not operand(e, 0).dtype for v in e.node.inputs):
+    mixed = any(v is not None and v.dtype is not operand(e, 0).dtype for v in e.node.inputs)
+    # PyTorch's own takes no gradient through statistics that are computed, as those of the input
+    if mixed or not all(is_constant(v) for v in e.node.inputs[3:]):
         return f"{e.helper(library.scale_channels)}({', '.join(e.inputs)}, {_eps(e)})"
     return f"F.batch_norm({x}, {mean}, {var}, {scale}, {bias}, {_eps(e)})"
 
