@@ -94,6 +94,7 @@ class MappedWeight:
         dtype: Element type.
         shape: Sizes.
         is_growing: Whether more is appended to the file, so that its time of change says nothing.
+        made_from: As of an `ArrayWeight`.
     """
 
     path: Path
@@ -101,6 +102,7 @@ class MappedWeight:
     dtype: DType
     shape: tuple[int, ...]
     is_growing: bool = False
+    made_from: tuple[str, ...] = ()
     _identity: tuple[int, ...] | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
@@ -194,14 +196,21 @@ def pack(array: np.ndarray[Any, Any], dtype: DType) -> bytes:
 
 
 class WeightStore:
-    """Weights by name, with roles and aliases (tied names)."""
+    """Weights by name, with roles and aliases (tied names).
 
-    __slots__ = ("_roles", "_weights", "aliases")
+    Attributes:
+        aliases: Further names of weights.
+        trainable: Whether parameters may be trained yet, so that one that is all zeros or ones is
+            no number to be dropped: modules captured from PyTorch, until they are legalized.
+    """
+
+    __slots__ = ("_roles", "_weights", "aliases", "trainable")
 
     def __init__(self) -> None:
         self._weights: dict[str, Weight] = {}
         self._roles: dict[str, Role] = {}
         self.aliases: dict[str, str] = {}
+        self.trainable = False
 
     def resolve(self, name: str) -> str:
         """Returns the name that an alias stands for, another name as it is."""
@@ -250,4 +259,5 @@ class WeightStore:
         other._weights = dict(self._weights)
         other._roles = dict(self._roles)
         other.aliases = dict(self.aliases)
+        other.trainable = self.trainable
         return other

@@ -104,7 +104,9 @@ class Legalize:
         run = legalizer.start(module, ctx.dims, self.opset, decided)
         stats = rewrite(module, run.rules, observer=ctx.observer)
         counts: dict[str, int | float] = dict(sorted(stats.counts.items()))
-        if stats.counts:
+        store = module.weights
+        if stats.counts or store.trainable:
+            store.trainable = False  # a target's graph is for inference
             cleaned = Canonicalize().run(module, ctx)
             counts["cleanup"] = int(sum(cleaned.stats.values()))
         module.level = target

@@ -42,6 +42,7 @@ class WeightTable:
         self._state = program.state_dict
         self._constants = program.constants
         self._b = b
+        b.graph.scope.weights.trainable = True
         self._made: dict[tuple[object, ...], Value] = {}
 
     def handle(self, spec: InputSpec) -> Handle | None:

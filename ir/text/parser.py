@@ -104,6 +104,8 @@ class _Parser:
                 module.meta[key] = scan_value(s, self.types)
             elif word == "level":
                 module.level = s.string()
+            elif word == "trainable":
+                self.scope.weights.trainable = True
             elif word == "assume":
                 left = self.types.dim(s)
                 s.expect("==")

@@ -53,6 +53,8 @@ def print_module(
     lines = [f"module {quote(module.name)}"]
     if module.level != "canonical":
         lines.append(f"level {quote(module.level)}")
+    if module.weights.trainable:
+        lines.append("trainable")
     lines += [f"meta {quote(key)} = {print_value(value)}" for key, value in module.meta.items()]
     for symbol in module.symbols.values():
         facts = [] if symbol.lo == 1 else [f"lo={symbol.lo}"]

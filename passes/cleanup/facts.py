@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.constants import constant_of, is_constant
+from regraft.ir.constants import constant_of, is_constant, weight
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.opspec import OpSpec, Trait
 from regraft.ir.types import TensorType, Type
+from regraft.ir.weights import Role
 
 Array = np.ndarray[Any, Any]
 
@@ -33,9 +34,10 @@ def same_type(a: Value, b: Value) -> bool:
 def uniform(value: Value | None) -> float | None:
     """Returns the number that all elements of a numeric or bool constant equal, else None.
 
-    Constants above 64 KiB are not read. NaN is no number here.
+    Constants above 64 KiB are not read. NaN is no number here, nor is a parameter that may be
+    trained: a bias starts at zero and does not stay there.
     """
-    if value is None or not is_constant(value):
+    if value is None or not is_constant(value) or _may_be_trained(value):
         return None
     array = constant_of(value, _MAX_UNIFORM_BYTES)
     if array is None or array.size == 0 or array.dtype.kind in "OUSc":
@@ -45,6 +47,14 @@ def uniform(value: Value | None) -> float | None:
         return None
     number = float(first)
     return None if math.isnan(number) else number
+
+
+def _may_be_trained(value: Value) -> bool:
+    producer = value.producer
+    if producer is None or producer.op is not weight or producer.graph is None:
+        return False
+    store = producer.graph.scope.weights
+    return store.trainable and store.role(producer.attrs["name"]) is Role.PARAM
 
 
 def other_operand(node: Node, number: float) -> Value | None:
