@@ -41,7 +41,7 @@ from regraft.ir.steps import (
     sources,
 )
 from regraft.ir.types import DType
-from regraft.ir.weights import ArrayWeight, Weight
+from regraft.ir.weights import ArrayWeight, MappedWeight, Weight
 
 Array = np.ndarray[Any, Any]
 Window = tuple[tuple[int, int], ...]  # (start, stop) per axis
@@ -177,9 +177,8 @@ def source_names(name: str, weight: Weight) -> list[str]:
     """Returns the names of the checkpoint tensors that a weight follows from."""
     if isinstance(weight, DerivedWeight):
         return list(dict.fromkeys(source.name for source in sources(weight.tree)))
-    return (
-        list(weight.made_from) if isinstance(weight, ArrayWeight) and weight.made_from else [name]
-    )
+    made_from = weight.made_from if isinstance(weight, ArrayWeight | MappedWeight) else ()
+    return list(made_from) or [name]
 
 
 def _read(tree: Tree, window: Window, reading: _Reading) -> Array:

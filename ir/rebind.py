@@ -8,7 +8,7 @@ from regraft.ir.derive import DerivedWeight
 from regraft.ir.errors import UsageError
 from regraft.ir.steps import Source, sources, with_sources
 from regraft.ir.types import TensorType
-from regraft.ir.weights import ArrayWeight, Weight, WeightStore
+from regraft.ir.weights import ArrayWeight, MappedWeight, Weight, WeightStore
 
 
 def rebind(store: WeightStore, values: Mapping[str, Weight]) -> list[str]:
@@ -83,7 +83,7 @@ def _check(given: Mapping[str, Weight], store: WeightStore) -> None:
 
 
 def _made_from(weight: Weight) -> tuple[str, ...]:
-    if isinstance(weight, ArrayWeight):
+    if isinstance(weight, ArrayWeight | MappedWeight):
         return weight.made_from
     if isinstance(weight, DerivedWeight):
         return tuple(name for source in sources(weight.tree) for name in _made_from(source.weight))

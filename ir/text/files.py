@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from regraft.ir.derive import source_names
 from regraft.ir.errors import InputError
 from regraft.ir.generated import RandomWeight, SplatWeight
 from regraft.ir.module import Module
@@ -15,7 +16,7 @@ from regraft.ir.opspec import OpSpec
 from regraft.ir.text.parser import parse_module
 from regraft.ir.text.printer import print_module
 from regraft.ir.text.weights import AUTO_BYTES
-from regraft.ir.weights import ArrayWeight, MappedWeight, pack
+from regraft.ir.weights import ArrayWeight, MappedWeight, Weight, pack
 
 _ALIGN = 64  # what memory-mapped readers and vector loads want
 
@@ -23,7 +24,7 @@ _ALIGN = 64  # what memory-mapped readers and vector loads want
 def write_module(module: Module, path: Path) -> list[Path]:
     """Writes a module that `read_module` reads back anywhere; weights go tensor by tensor.
 
-    Derived weights are written as their content.
+    Derived weights are written as their content, with the names of their sources.
 
     Args:
         module: The module; it is not changed.
@@ -44,7 +45,7 @@ def write_module(module: Module, path: Path) -> list[Path]:
         if weight.nbytes > AUTO_BYTES:
             large.append(name)
         else:
-            store.set(name, ArrayWeight(np.array(weight.numpy())))
+            store.set(name, ArrayWeight(np.array(weight.numpy()), _names(name, weight)))
     files = [path]
     if large:
         data = path.with_name(path.name + ".weights")
@@ -55,10 +56,18 @@ def write_module(module: Module, path: Path) -> list[Path]:
                 file.write(b"\0" * (-file.tell() % _ALIGN))
                 place = file.tell()
                 file.write(pack(weight.numpy(), weight.dtype))
-                stored = MappedWeight(data, place, weight.dtype, weight.shape, is_growing=True)
+                stored = MappedWeight(
+                    data, place, weight.dtype, weight.shape, True, _names(name, weight)
+                )
                 store.set(name, stored)
     path.write_text(print_module(copy, base=path.parent), encoding="utf-8")
     return files
+
+
+def _names(name: str, weight: Weight) -> tuple[str, ...]:
+    """Returns the tensors that a weight is made from, none where it is one itself."""
+    names = tuple(source_names(name, weight))
+    return () if names == (name,) else names
 
 
 def read_module(path: Path, *, ops: Mapping[str, OpSpec] = OPS) -> Module:

@@ -4,18 +4,20 @@
 source @w : f32[768, 3072] = file("model.data", 4096)
 weight @w : f32[768, 512] role=param = slice(@w, axis=1, start=0, stop=512)
 weight @b : f32[512] role=param = splat 0
+weight @e : f32[512] role=param made_from=[@b] = file("model.data", 0)
 weight @r : f32[64, 64] = random(1, 0.02)
 alias @tied = @w
 ```
 
-`@name` inside steps means a `source`, never another line's `weight`.
+`@name` inside steps means a `source`, never another line's `weight`. `made_from` names the tensors
+of the checkpoint that a tensor was computed from for good.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +96,8 @@ def _line(
     names: dict[Source, str],
 ) -> str:
     head = f"{print_name('@', name)} : {TensorType(weight.dtype, weight.shape)}{suffix}"
+    if isinstance(weight, ArrayWeight | MappedWeight) and weight.made_from:
+        head += f" made_from=[{', '.join(print_name('@', each) for each in weight.made_from)}]"
     tensor = None if form == "names" else _print_tensor(weight, form, base, names)
     return head if tensor is None else f"{head} = {tensor}"
 
@@ -174,8 +178,11 @@ class WeightParser:
             if text not in {item.value for item in Role}:
                 raise s.error(f"`{text}` is no role: param, buffer or const", at=role_at)
             role = Role(text)
+        made_from = _made_from(s) if s.take("made_from=") else ()
         held = s.take("=")
         weight = self._tensor(s, dtype, shape) if held else self._known(s, word, name, start)
+        if made_from and isinstance(weight, ArrayWeight | MappedWeight):
+            weight = replace(weight, made_from=made_from)
         if (weight.dtype, weight.shape) != (dtype, shape):
             found = TensorType(weight.dtype, weight.shape)
             expected = TensorType(dtype, shape)
@@ -275,6 +282,16 @@ class WeightParser:
             else:
                 operands.append(self._tree(s))
         return _make_step(step, operands, options, lambda m: s.error(m, at=start))
+
+
+def _made_from(s: Scanner) -> tuple[str, ...]:
+    names: list[str] = []
+    s.expect("[")
+    while not s.take("]"):
+        if names:
+            s.expect(",")
+        names.append(s.name("@", "a tensor of the checkpoint"))
+    return tuple(names)
 
 
 def _make_step(

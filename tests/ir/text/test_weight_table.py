@@ -7,10 +7,11 @@ import pytest
 
 from regraft.ir.compare import differences
 from regraft.ir.derive import DerivedWeight, derive
-from regraft.ir.errors import ParseError
+from regraft.ir.errors import ParseError, UsageError
 from regraft.ir.generated import RandomWeight, SplatWeight
 from regraft.ir.graph import Graph
 from regraft.ir.module import Module
+from regraft.ir.rebind import rebind
 from regraft.ir.spill import SpillFile
 from regraft.ir.steps import (
     Add,
@@ -24,9 +25,10 @@ from regraft.ir.steps import (
     Quantize,
     Reshape,
     Slice,
+    Source,
     Transpose,
 )
-from regraft.ir.text import parse_module, print_module
+from regraft.ir.text import parse_module, print_module, read_module, write_module
 from regraft.ir.types import DType
 from regraft.ir.weights import ArrayWeight, Role
 
@@ -116,3 +118,21 @@ def test_inline_prints_all_elements_and_names_prints_none() -> None:
     inline = print_module(module, weights="inline")
     assert differences(module, parse_module(inline)) == []
     assert "= " not in print_module(module, weights="names").partition("weight")[2].split("\n")[0]
+
+
+def test_what_tensors_were_made_from_survives_the_text_and_the_file(tmp_path: Path) -> None:
+    module = parse_module("graph(%x : f32[2]) {\nreturn %x\n}\n")
+    large = np.ones(5000, np.float32)
+    tree = Slice(Source("w", ArrayWeight(large)), 0, 0, 4)
+    module.weights.add("w", ArrayWeight(large))
+    module.weights.add("small", ArrayWeight(np.ones(2, np.float32), made_from=("w", "b 1")))
+    module.weights.add("large", ArrayWeight(large, made_from=("w",)))
+    module.weights.add("first", DerivedWeight(tree))
+    again = parse_module(print_module(module, weights="inline"))
+    assert again.weights["small"].made_from == ("w", "b 1")
+    write_module(module, tmp_path / "m.rg")
+    stored = read_module(tmp_path / "m.rg").weights
+    made_from = {name: stored[name].made_from for name in stored}
+    assert made_from == {"w": (), "small": ("w", "b 1"), "large": ("w",), "first": ("w",)}
+    with pytest.raises(UsageError, match="`first` was computed from `w` for good"):
+        rebind(stored, {"w": ArrayWeight(large)})
