@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ from regraft.backends.onnx.save import to_proto
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module, clone_graph
-from regraft.passes.protocol import Samples
 
 Array = np.ndarray[Any, Any]
+Samples = Sequence[Mapping[str, Array]]
 
 
 @dataclass(frozen=True, slots=True)
