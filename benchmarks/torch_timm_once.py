@@ -35,7 +35,7 @@ from regraft.passes.check.runners import Runner  # noqa: E402
 from regraft.passes.check.samples import Sample  # noqa: E402
 from regraft.passes.check.second_look import SecondLook  # noqa: E402
 
-SIDES = (64, 96, 128, 192, 256)
+SIDES = (64, 84, 96, 128, 192, 256)
 """Sides of images tried before the model's own: many architectures take any that strides divide."""
 
 BATCHES = (2, 3)

@@ -114,3 +114,21 @@ def test_lists_side_by_side_give_each_other_their_matrices() -> None:
         )
     _, net = _net(text)
     assert {"ups.0.weight", "downs.1.weight"} <= net.state_dict().keys()
+
+
+def test_a_parameter_of_one_element_as_a_scalar_is_read_when_it_runs() -> None:
+    module = parse_module("""
+module "scaled"
+weight @scale : f32[1] role=param = random(1)
+graph(%x : f32[2, 4]) {
+  %s = weight @scale
+  %n = reshape(%s) {shape = []}
+  %y = mul(%x, %n)
+  return %y
+}
+""")
+    net = to_torch(module)
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        net.scale.fill_(3.0)
+    torch.testing.assert_close(net(x), 3 * x)
