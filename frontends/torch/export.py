@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from regraft.frontends.torch.errors import explain_export_error
 from regraft.frontends.torch.experts import static_experts
@@ -67,10 +68,30 @@ def export_module(
     Raises:
         InputError: When the module cannot be exported as it is; names the user's line.
     """
+    args, kwargs = _told_apart(tuple(args), dict(kwargs))
     with evaluation_mode(module), static_experts(module):
         try:
             return torch.export.export(
-                module, tuple(args), dict(kwargs), dynamic_shapes=dynamic_shapes, strict=False
+                module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
         except Exception as error:
             raise explain_export_error(error, module) from error
+
+
+def _told_apart(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns arguments of which no two are one tensor: the export takes those for one input."""
+    leaves = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    if len({id(x) for x in leaves}) == len(leaves):
+        return args, kwargs
+    seen: set[int] = set()
+
+    def own(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor) or id(x) not in seen:
+            seen.add(id(x))
+            return x
+        return x.detach().clone()
+
+    apart: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(own, (args, kwargs))
+    return apart
