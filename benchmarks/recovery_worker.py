@@ -81,7 +81,7 @@ def task(student: Module, teacher: Module, steps: int) -> Task:
             if name is not None and student.weights.role(name) is Role.PARAM:
                 names.update(dict.fromkeys(source_names(name, student.weights[name])))
     schedule = Schedule(
-        steps, learning_rate=5e-4, warmup_steps=min(50, steps // 10), batches_per_step=2,
+        steps, learning_rate=2e-4, warmup_steps=min(50, steps // 10), batches_per_step=2,
         checkpoint_every=2 if steps < 20 else 50,
     )  # fmt: skip
     return Task(tuple(terms), schedule, tuple(names))
