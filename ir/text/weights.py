@@ -225,9 +225,14 @@ class WeightParser:
             s.word()
             s.expect("(")
             seed = s.integer("a seed")
-            scale = float(scan_value(s, self.types)) if s.take(",") else 1.0
+            scale: int | float = 1.0
+            if s.take(","):
+                start, found = s.pos, scan_value(s, self.types)
+                if not isinstance(found, int | float):
+                    raise s.error("the scale of random elements is a number", at=start)
+                scale = found
             s.expect(")")
-            return RandomWeight(seed, dtype, shape, scale)
+            return RandomWeight(seed, dtype, shape, float(scale))
         if word == "file":
             return self._file(s, dtype, shape)
         if not s.peek("@") and word not in _STEP_OF and word not in DTYPES:

@@ -15,6 +15,7 @@ HEAD = "graph(%x : f32[B, 4]) {\n"
         ("modul", 1, 1, "expected a header line or `graph`, found `modul`"),
         ("module tiny", 1, 8, "expected a string in double quotes, found `tiny`"),
         ('module "a\\q"', 1, 10, 'string "a\\q": Invalid \\escape'),
+        ("weight @w : f32[2] = random(3, [2])", 1, 32, "the scale of random elements is a number"),
         ("symbol `odd", 1, 8, "expected the name of a symbol, found"),
         ("symbol B\nsymbol B", 2, 8, "symbol `B` is declared twice"),
         ('state "s" cache "a" -> "b"', 1, 11, "`cache` is no kind of state"),
