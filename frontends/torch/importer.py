@@ -156,7 +156,7 @@ class GraphImporter:
             if kept is None:
                 self._fallback(node, name, error.reason)
                 return
-            results, values = self._results(val), kept
+            results, values = self._results(val), list(kept)
         self._name(node, values)
         handles = self._handles(node, schema, converted, results, values)
         self.env[node] = handles if schema.is_list or schema.num_results > 1 else handles[0]

@@ -75,14 +75,15 @@ def _by_example(c: CallImport) -> Value:
     """
     x, weight, bias = c.value("input"), c.value("weight"), c.optional("bias")
     (n, *_), (rows, *window) = shape_of(x), shape_of(weight)
-    if len(window) != 3 or not all(isinstance(size, int) for size in window):
+    taps = tuple(size for size in window[1:] if isinstance(size, int))
+    if len(window) != 3 or len(taps) != 2:
         raise UnsupportedCallError("groups of symbolic number, not in two dimensions")
     groups, depth = c.attr("groups"), product(window)
     dilations = full_sizes(c.attr("dilation"), 2)
     pads = _pads(c, window[1:], dilations)
     columns, counts = _columns(
         c, padded(c, x, (pads[1], pads[3], pads[0], pads[2]), "constant"),
-        tuple(map(int, window[1:])), full_sizes(c.attr("stride"), 2), dilations,
+        taps, full_sizes(c.attr("stride"), 2), dilations,
     )  # fmt: skip
     columns = reshaped(c, columns, (n, groups, depth, product(counts)))
     matrices = reshaped(c, weight, (groups, exactdiv(rows, groups), depth))
