@@ -61,9 +61,7 @@ def _axes(node: Node) -> str | None:
     )
 
 
-def _mask_term(
-    mask: Value, q: tuple[DimLike, ...], keys: DimLike, labels: list[str]
-) -> str | None:
+def _mask_term(mask: Value, q: tuple[DimLike, ...], keys: DimLike, labels: list[str]) -> str | None:
     """Returns the mask's term, None when nothing tells whether it has the heads' axis.
 
     An axis that may be broadcast or not, only run time knows, is fixed: `labels` are changed.

@@ -18,7 +18,8 @@ _REPLACED = (
     (re.compile(r'("(?:max_abs|max_rel|cosine|allowed)": )[^,\n]+'), r"\1N"),
     (
         re.compile(
-            r'("(?:seconds|load|samples|passes|emit|check|page|bench)": )(\d+\.\d+(e-\d+)?|\d+e-\d+)'
+            r'("(?:seconds|load|samples|passes|emit|check|page|bench)": )'
+            r"(\d+\.\d+(e-\d+)?|\d+e-\d+)"
         ),
         r"\1S",
     ),
