@@ -137,7 +137,7 @@ def contradicts(declared: Type, inferred: Type) -> bool:
     )
 
 
-def _declared_shapes(module: Module, scope: NameScope) -> Iterator[tuple[str, list[int]]]:
+def _declared_shapes(module: Module, scope: NameScope) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields the declared sizes of outputs of which inference knows no rank, -1 for no number.
 
     They are claims that nothing in the module may rely on; a file that is written needs some.
@@ -147,7 +147,7 @@ def _declared_shapes(module: Module, scope: NameScope) -> Iterator[tuple[str, li
         if not isinstance(type_, TensorType) or not isinstance(claim, TensorType):
             continue
         if type_.shape is None and claim.shape is not None:
-            yield name, [dim if isinstance(dim, int) else -1 for dim in claim.shape]
+            yield name, tuple(dim if isinstance(dim, int) else -1 for dim in claim.shape)
 
 
 def _dim_names(graph: onnx.GraphProto, sizes: Sizes) -> Iterator[tuple[str, str]]:
