@@ -46,7 +46,11 @@ def encoder() -> Subject:
 
     from benchmarks.fixtures.capture_model import made
 
-    sizes: dict[str, Any] = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12}
+    sizes: dict[str, Any] = {
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_attention_heads": 12,
+    }
     net = made("BertModel", **sizes, num_hidden_layers=6)()
     axes = {0: "batch", 1: "sequence"}
 
