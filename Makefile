@@ -3,6 +3,10 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+
+# One thread each: as many workers as cores already fill them, and more threads only wait.
+test full: export OMP_NUM_THREADS := 1
+test full: export OPENBLAS_NUM_THREADS := 1
 # An index of other builds of PyTorch. On Linux the one of PyPI brings CUDA along, some gigabytes;
 # PyTorch's own site has an index of builds for CPUs (`make torch TORCH_INDEX=…/whl/cpu`).
 TORCH_INDEX ?=
