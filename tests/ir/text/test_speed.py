@@ -21,10 +21,10 @@ def test_ten_thousand_nodes_print_and_parse_within_their_time() -> None:
         value = b.op(OPS["relu"], value)
     graph.add_output("y", value)
     module = Module(graph)
-    start = time.perf_counter()
+    start = time.process_time()
     text = print_module(module)
-    printed = time.perf_counter()
+    printed = time.process_time()
     back = parse_module(text)
-    parsed = time.perf_counter()
+    parsed = time.process_time()
     assert print_module(back) == text
     assert (printed - start < 0.5, parsed - printed < 2.0) == (True, True)
