@@ -170,7 +170,10 @@ class _Probe:
         # the row axis stands where the batch axis is
         x = np.moveaxis(self.rows.reshape(len(self.rows), *self.inner), 0, 0)
         x = x.reshape([len(self.rows), *[s for i, s in enumerate(shape) if i != batch]])
-        y = evaluate_cone(self.cone, np.moveaxis(x, 0, batch), contents)
+        try:
+            y = evaluate_cone(self.cone, np.moveaxis(x, 0, batch), contents)
+        except ValueError:  # at these sizes its values do not broadcast: they mix rows
+            return np.full_like(self.rows, np.nan)
         if y.shape != tuple(shape):
             return np.full_like(self.rows, np.nan)
         return np.moveaxis(y, batch, 0).reshape(self.rows.shape)

@@ -10,7 +10,7 @@ from benchmarks.core_fuzz import FLIPPED, MISSES, Tally, fuzz
 from benchmarks.measure import Settings
 from benchmarks.models import ModelMissingError, find, named
 from tests.fuzz.graphs import SIZES, random_inputs, random_model
-from tests.fuzz.worker import flip
+from tests.fuzz.worker import flip, run_graph
 
 SETTINGS = Settings(sys.executable, "", timeout_s=60.0, rounds=1)
 FIRST = 100_000  # seeds that the long run does not reach
@@ -47,3 +47,9 @@ def test_generator_and_damage_are_repeatable() -> None:
     assert inputs.keys() == random_inputs(5, SIZES[0]).keys()
     data = bytes(range(256)) * 8
     assert flip(data, 3) == flip(data, 3) != data
+
+
+def test_values_that_mix_rows_are_no_norm() -> None:
+    """A graph in which a mean of rows meets the rows at another axis."""
+    outcome, detail = run_graph(1441)
+    assert outcome == "equal", detail
