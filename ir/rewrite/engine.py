@@ -8,14 +8,16 @@ looked at again.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from regraft.ir.builder import Builder
 from regraft.ir.collector import collector_paused
 from regraft.ir.errors import RegraftError
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.module import Module
+from regraft.ir.module import Module, clone_graph
 from regraft.ir.opspec import OpSpec
 from regraft.ir.rewrite.explain import Explainer, NearMiss, Trace, label
 from regraft.ir.rewrite.liveness import is_detached, is_droppable
@@ -167,20 +169,32 @@ class Rewriter:
             return False
         return self._retyper.unify(old, new, f"rule `{self._rule}` at {label(node)}")
 
-    def set_operand(self, node: Node, idx: int, value: Value | None) -> None:
-        """Replaces one operand; call `update` on the node when all its changes are made."""
-        old = node.inputs[idx]
-        if old is not None and old.producer is not None:
-            self._dead.append(old.producer)
-        node.set_operand(idx, value)
-
-    def update(self, node: Node) -> None:
-        """Infers a node anew whose operands or attributes changed, and looks at it again.
+    def update(
+        self,
+        node: Node,
+        operands: Mapping[int, Value | None] | None = None,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Changes operands and attributes of a node in place, infers it anew, looks at it again.
 
         The meaning of its results must be the same as before.
+
+        Args:
+            node: The node.
+            operands: New operands by slot.
+            attrs: New attributes by name.
         """
+        if not operands and not attrs:
+            raise AssertionError(f"an update of {node!r} names what it changes")
         if self._observer is not None:
-            self._observer.updated(self._rule, node)
+            with _changed_copy(node, operands or {}, attrs or {}) as copy:
+                self._observer.replaced(self._rule, node, copy.outputs, [copy])
+        for idx, value in (operands or {}).items():
+            old = node.inputs[idx]
+            if old is not None and old.producer is not None:
+                self._dead.append(old.producer)
+            node.set_operand(idx, value)
+        node.attrs.update(attrs or {})
         self._retyper.refresh(node)
         self.touch(node)
         for value in node.outputs:
@@ -283,6 +297,32 @@ class Rewriter:
             self.num_dropped += 1
             self.changed = True
             dead.extend(producer for producer in producers if producer is not None)
+
+
+@contextmanager
+def _changed_copy(
+    node: Node, operands: Mapping[int, Value | None], attrs: Mapping[str, Any]
+) -> Iterator[Node]:
+    """Gives what a change in place makes of a node, beside it, so that an observer sees both."""
+    graph = node.graph
+    if graph is None:
+        raise AssertionError(f"{node!r} is erased")
+    copy = graph.create(
+        node.op,
+        [operands.get(idx, value) for idx, value in enumerate(node.inputs)],
+        {**node.attrs, **attrs},
+        num_outputs=len(node.outputs),
+        bodies=tuple(clone_graph(body) for body in node.bodies),
+        before=node,
+        loc=node.loc,
+        infer=False,
+    )
+    for old, new in zip(node.outputs, copy.outputs, strict=True):
+        new.type, new.content = old.type, old.content
+    try:
+        yield copy
+    finally:
+        graph.erase(copy)
 
 
 def _endless(limit: int, recent: Iterable[str]) -> RegraftError:

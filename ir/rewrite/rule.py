@@ -61,11 +61,9 @@ class Observer(Protocol):
             rule: The rule's name.
             node: The node that is about to go.
             values: What replaces its results.
-            made: Nodes that the rule placed before it.
+            made: Nodes that the rule placed before it; for a change in place, a copy of the node
+                with the change, that goes when the call ends.
         """
-
-    def updated(self, rule: str, node: Node) -> None:
-        """Called after a rule changed operands or attributes of a node in place."""
 
 
 class CanCompile(Protocol):

@@ -33,6 +33,12 @@ _SIZES = (1, 3, 4, 8, 16, 32, 64, 128, 256, 640)
 
 _NUM_SIZES = 2
 
+_RANKS = (2, 3, 1, 4, 0)
+"""Ranks tried for values of unknown rank; the two runs start at different ones."""
+
+_UNKNOWN_SHAPE = (3, 5, 2, 4)
+"""Sizes of a value of unknown rank, as many as its rank."""
+
 
 class CannotRunError(Exception):
     """A cut or one of its sides that cannot be evaluated; the message is the reason.
@@ -68,14 +74,14 @@ class CutRun:
     """The two sides of a cut as graphs of their own.
 
     Raises:
-        CannotRunError: When a frontier value is no tensor of known rank, or an operator has no
-            numpy meaning.
+        CannotRunError: When a frontier value is no tensor of known element type, or an operator
+            has no numpy meaning.
     """
 
     def __init__(self, cut: Cut) -> None:
         self.frontier = list(cut.frontier)
         for value in self.frontier:
-            if not isinstance(value.type, TensorType) or None in (value.dtype, value.shape):
+            if not isinstance(value.type, TensorType) or value.dtype is None:
                 raise CannotRunError(f"a value on the frontier has type {value.type}")
         for node in cut.sides:
             if node.op.eval is None:
@@ -188,32 +194,41 @@ def draws_of(run: CutRun, num_draws: int) -> Iterator[Draw]:
         CannotRunError: When the old side runs at none of the sizes tried, or is too large.
     """
     failure = CannotRunError("no sizes fit")
-    envs: list[Env] = []
+    found: list[tuple[Env, int]] = []
     for env in _bindings(run):
-        try:
-            draw = _one(run, env, len(envs))
-        except CannotRunError as error:
-            failure = error
-            continue
-        envs.append(env)
-        yield draw
-        if len(envs) == _NUM_SIZES:
+        for rank in _ranks(run, len(found)):
+            try:
+                draw = _one(run, env, rank, len(found))
+            except CannotRunError as error:
+                failure = error
+                continue
+            found.append((env, rank))
+            yield draw
             break
-    if not envs:
+        if len(found) == _NUM_SIZES:
+            break
+    if not found:
         raise CannotRunError(f"the cut does not run on generated inputs ({failure})")
-    for number in range(len(envs), num_draws):
+    for number in range(len(found), num_draws):
         try:
-            yield _one(run, envs[-1 - number % len(envs)], number)
+            yield _one(run, *found[-1 - number % len(found)], number)
         except CannotRunError:
             continue  # these sizes have run before: other values do not suit the operators
 
 
-def _one(run: CutRun, env: Env, number: int) -> Draw:
+def _ranks(run: CutRun, turn: int) -> tuple[int, ...]:
+    """Returns the ranks to try for values of unknown rank, one where there are none."""
+    if all(value.shape is not None for value in run.frontier):
+        return (0,)
+    return (*_RANKS[turn:], *_RANKS[:turn])
+
+
+def _one(run: CutRun, env: Env, rank: int, number: int) -> Draw:
     """Evaluates the old side on values of its own."""
     _check_size(run, env)
     domains = zip(run.frontier, run.domains(env), strict=True)
     arrays = [
-        _draw(value, env, domain, number, np.random.default_rng([number, i]))
+        _draw(value, env, rank, domain, number, np.random.default_rng([number, i]))
         for i, (value, domain) in enumerate(domains)
     ]
     return Draw(env, arrays, run.old(arrays, env), run.old(arrays, env, oracle=True))
@@ -268,14 +283,16 @@ def _check_size(run: CutRun, env: Env) -> None:
 # -- values ---------------------------------------------------------------------------------------
 
 
-def _draw(value: Value, env: Env, domain: Domain, number: int, rng: np.random.Generator) -> Array:
+def _draw(
+    value: Value, env: Env, rank: int, domain: Domain, number: int, rng: np.random.Generator
+) -> Array:
     known = constant_of(value, 1 << 20) if value.producer is None else None
     if known is not None:
         return known
     dtype = value.dtype
     if dtype is None:
         raise AssertionError(f"{value!r} was let through")
-    shape = _bound(value.shape or (), env)
+    shape = _UNKNOWN_SHAPE[:rank] if value.shape is None else _bound(value.shape, env)
     if value.content is not None:
         items = value.content if isinstance(value.content, tuple) else (value.content,)
         return np.asarray(_bound(items, env), np.int64).reshape(shape).astype(dtype.numpy)

@@ -89,10 +89,6 @@ class MatchChecker:
                     hint="the rule is wrong for this match; leave its pass out, or report it",
                 )
 
-    def updated(self, rule: str, node: Node) -> None:
-        """Counts a change in place: what the node was before is gone."""
-        self.unchecked["changed in place"] += 1
-
     @property
     def num_unchecked(self) -> int:
         """Rewrites that could not be checked."""

@@ -181,8 +181,7 @@ def gemm_zero_bias(node: Node, rw: Rewriter) -> bool:
     bias = node.inputs[2]
     if bias is None or (uniform(bias) != 0.0 and node.attrs["beta"] != 0.0):
         return False
-    rw.set_operand(node, 2, None)
-    rw.update(node)
+    rw.update(node, {2: None})
     return True
 
 

@@ -57,8 +57,7 @@ def _expand_is_implied(node: Node, rw: Rewriter) -> bool:
             other.shape for i, other in enumerate(node.inputs) if other is not None and i != idx
         ]
         if broadcasts_to(x.shape, out) and out in rest:
-            rw.set_operand(node, idx, x)
-            rw.update(node)
+            rw.update(node, {idx: x})
             return True
     return False
 
@@ -76,8 +75,7 @@ def mask_expand_is_implied(node: Node, rw: Rewriter) -> bool:
     x = inner.inputs[0]
     if x is None or not broadcasts_to(x.shape, (*q.shape[:3], k.shape[2])):
         return False
-    rw.set_operand(node, 3, x)
-    rw.update(node)
+    rw.update(node, {3: x})
     return True
 
 

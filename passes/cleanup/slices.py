@@ -28,8 +28,7 @@ def slice_by_one(node: Node, rw: Rewriter) -> bool:
     """slice(x) by steps of 1 -> without steps: one spelling of the same."""
     if node.attrs["steps"] is None or not _steps_are_one(node):
         return False
-    node.attrs["steps"] = None
-    rw.update(node)
+    rw.update(node, attrs={"steps": None})
     return True
 
 

@@ -23,7 +23,8 @@ def _has_either(op: OpSpec) -> bool:
 
 def _make_static(node: Node, rw: Rewriter) -> bool:
     """op(x, operand of known content) -> op(x) {attribute}."""
-    changed = False
+    operands: dict[int, None] = {}
+    attrs: dict[str, Any] = {}
     for idx, operand in enumerate(node.op.operands):
         if operand.either is None or idx >= len(node.inputs):
             continue
@@ -42,13 +43,12 @@ def _make_static(node: Node, rw: Rewriter) -> bool:
         if static is None or (operand.name == "axes" and static == ()):
             continue
         if node.op is fill.range_:
-            node.attrs["dtype"] = node.outputs[0].dtype  # it was that of the operands
-        node.attrs[operand.name] = static
-        rw.set_operand(node, idx, None)
-        changed = True
-    if changed:
-        rw.update(node)
-    return changed
+            attrs["dtype"] = node.outputs[0].dtype  # it was that of the operands
+        attrs[operand.name] = static
+        operands[idx] = None
+    if operands:
+        rw.update(node, operands, attrs)
+    return bool(operands)
 
 
 def static_value(operand: Operand, value: Value) -> Any:

@@ -32,8 +32,7 @@ def transpose_explicit(node: Node, rw: Rewriter) -> bool:
     rank = node.outputs[0].rank
     if node.attrs["perm"] is not None or rank is None:
         return False
-    node.attrs["perm"] = tuple(reversed(range(rank)))
-    rw.update(node)
+    rw.update(node, attrs={"perm": tuple(reversed(range(rank)))})
     return True
 
 

@@ -86,13 +86,6 @@ class _Stopper:
         self, rule: str, node: Node, values: Sequence[Value], made: Sequence[Node]
     ) -> None:
         """Counts a rewrite before it happens."""
-        self._count(rule, node)
-
-    def updated(self, rule: str, node: Node) -> None:
-        """Counts a change in place, which has happened already."""
-        self._count(rule, node)
-
-    def _count(self, rule: str, node: Node) -> None:
         self.rules.append((rule, label(node)))
         if self.limit is not None and len(self.rules) > self.limit:
             self.node = node

@@ -162,12 +162,36 @@ def test_in_place_update_reaches_users() -> None:
     def whole(node: Node, rw: Rewriter) -> bool:
         if node.attrs["axes"] == (0, 1):
             return False
-        node.attrs["axes"] = (0, 1)
-        rw.update(node)
+        rw.update(node, attrs={"axes": (0, 1)})
         return True
 
     rewrite(module, RuleSet(LocalRule("whole", (OPS["reduce_sum"],), whole)))
     assert str(module.graph.outputs[0].type) == "f32[1, 1]"
+
+
+def test_in_place_update_drops_what_only_an_old_operand_needed() -> None:
+    module = parse("graph(%x : f32[B]) {\n%a = exp(%x)\n%y = add(%x, %a)\nreturn %y\n}")
+
+    def twice(node: Node, rw: Rewriter) -> bool:
+        if node.inputs[1] is node.inputs[0]:
+            return False
+        rw.update(node, {1: node.inputs[0]})
+        return True
+
+    stats = rewrite(module, RuleSet(LocalRule("twice", (OPS["add"],), twice)))
+    assert stats.num_dropped == 1
+    assert [node.op.name for node in module.graph] == ["add"]
+
+
+def test_in_place_update_names_its_changes() -> None:
+    module = parse("graph(%x : f32[B]) {\n%y = relu(%x)\nreturn %y\n}")
+
+    def nothing(node: Node, rw: Rewriter) -> bool:
+        rw.update(node)
+        return True
+
+    with pytest.raises(AssertionError, match="names what it changes"):
+        rewrite(module, RuleSet(LocalRule("nothing", (relu,), nothing)))
 
 
 def test_rejected_local_rule_is_explained_with_names() -> None:

@@ -18,6 +18,7 @@ from regraft.ir.ops import OPS
 from regraft.ir.rewrite import Rewriter, RuleSet, local_rule, rewrite
 from regraft.ir.rewrite.rule import Apply
 from regraft.ir.text import parse_module, read_module
+from regraft.ir.verify import verify
 from regraft.passes.check.match_check import MatchChecker
 from regraft.passes.check.samples import Sample
 from regraft.passes.manager import CheckMode, PassManager
@@ -120,6 +121,33 @@ def test_known_content_of_sizes_is_bound() -> None:
     assert checker.num_unchecked == 0
 
 
+def test_change_in_place_is_proved() -> None:
+    @rule("explicit", "transpose")
+    def explicit(node: Node, rw: Rewriter) -> bool:
+        if node.attrs["perm"] is not None:
+            return False
+        rw.update(node, attrs={"perm": (1, 0)})
+        return True
+
+    module = parse_module(one("transpose(%h)"))
+    checker = MatchChecker()
+    rewrite(module, RuleSet(explicit), observer=checker)
+    assert (checker.num_checked, checker.num_unchecked) == (1, 0)
+    assert [node.op for node in module.graph] == [EXP, TRANSPOSE]
+    assert verify(module, "full") == []
+
+
+UNKNOWN_RANK = (
+    "graph(%x : f32[B, 4], %s : i64[*]) {\n %h = reshape(%x, %s)\n %r = cast(%h) {to = f32}\n"
+    " %z = relu(%r)\n return %z as %out\n}"
+)
+
+
+def test_value_of_unknown_rank_is_drawn_at_several_ranks() -> None:
+    checker = check(UNKNOWN_RANK, rule("own-type", "cast")(forward(0)))
+    assert (checker.num_checked, checker.num_unchecked) == (1, 0)
+
+
 # -- wrong rules ----------------------------------------------------------------------------------
 
 
@@ -179,6 +207,21 @@ WRONG = [
 def test_wrong_rule_is_caught_and_named(body: str, name: str, op: str, apply: Apply) -> None:
     with pytest.raises(CheckError, match=rf"rule `{name}` at {op} `r`: "):
         check(one(body), rule(name, op)(apply))
+
+
+def test_wrong_change_in_place_is_caught_and_named() -> None:
+    @rule("other-operand", "add")
+    def other_operand(node: Node, rw: Rewriter) -> bool:
+        rw.update(node, {1: node.inputs[0]})
+        return True
+
+    with pytest.raises(CheckError, match="rule `other-operand` at add `r`: "):
+        check(one("add(%h, %y)"), other_operand)
+
+
+def test_wrong_rule_at_a_value_of_unknown_rank_is_caught() -> None:
+    with pytest.raises(CheckError, match="rule `relu-is-nothing` at relu `z`: "):
+        check(UNKNOWN_RANK, rule("relu-is-nothing", "relu")(forward(0)))
 
 
 def test_allowed_difference_follows_the_contract() -> None:
