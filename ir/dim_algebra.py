@@ -222,10 +222,12 @@ def floordiv(a: DimLike, b: DimLike) -> DimLike:
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     quotient = exact_quotient(a, b)
+    if quotient is None:
+        quotient = _quotient_by_part(a, b)
     if quotient is not None:
         return quotient
     if isinstance(b, int) and isinstance(a, Dim):
-        if divisor_of(a) % b == 0:
+        if divisor_of(a) % b == 0 or _is_multiple(a, b):
             return exactdiv(a, b)
         nested = _nested_floor(a, b)
         if nested is not None:
@@ -244,6 +246,37 @@ def floordiv(a: DimLike, b: DimLike) -> DimLike:
             nested = _nested_floor(rest, b)
             return _from_terms(whole) + (_op("floordiv", rest, b) if nested is None else nested)
     return _op("floordiv", a, b)
+
+
+def _quotient_by_part(a: DimLike, b: DimLike) -> DimLike | None:
+    """Returns n for a / exactdiv(a, n), as a size split into n parts and back; None otherwise."""
+    part = as_op(b, "exactdiv")
+    return part.args[1] if part is not None and part.args[0] == a else None
+
+
+def _is_multiple(a: Dim, b: int) -> bool:
+    """Returns whether `b` divides `a` because remainders in it complete each other."""
+    return b > 0 and _congruent(a, b) == 0
+
+
+def _congruent(a: Dim, b: int) -> DimLike:
+    """Returns a size with the same remainder by `b`, without the remainders that do not matter."""
+    terms: list[tuple[Monomial, int]] = []
+    changed = False
+    for mono, coef in a.terms:
+        atom = mono[0][0] if len(mono) == 1 and mono[0][1] == 1 else None
+        if isinstance(atom, DimOp) and atom.kind == "mod":
+            x, m = atom.args
+            # c * mod(x, m) == c * x - c * m * floor(x / m), whose last term b divides
+            if isinstance(m, int) and m > 0 and coef * m % b == 0:
+                terms.extend(_terms(coef * x))
+                changed = True
+                continue
+        terms.append((mono, coef))
+    if not changed:
+        return a
+    rest = _from_terms([(mono, coef % b) for mono, coef in _terms(_from_terms(terms))])
+    return _congruent(rest, b) if isinstance(rest, Dim) else rest % b
 
 
 def _nested_floor(a: DimLike, b: int) -> DimLike | None:
@@ -270,6 +303,8 @@ def mod(a: DimLike, b: DimLike) -> DimLike:
         if divisor_of(a) % b == 0:
             return 0
         a = _from_terms([(mono, coef % b) for mono, coef in a.terms])
+        if isinstance(a, Dim) and b > 0:
+            a = _congruent(a, b)
         if isinstance(a, int):
             return a % b
         lo, hi = bounds(a)
