@@ -30,11 +30,11 @@ TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
 	@echo "make demo-torch  captures a trained sentence encoder, against torch.onnx.export"
-	@echo "make torch-bench every figure of PyTorch in and out (hours from nothing)"
+	@echo "make torch-bench every figure of PyTorch in and out"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make torch   installs the extras torch and hf, which make test needs (TORCH_INDEX=URL)"
 	@echo "make check   ruff, mypy, import-linter"
-	@echo "make full    all tests"
+	@echo "make full    all tests, and every model of the coverages again (hours)"
 	@echo "make bench   every figure of the core and of fusion, against the peers"
 	@echo "make docs    the pages that are made from the code, and the tour of README.md"
 	@echo "make fixtures  exports the corpus of structure recognition again (.venv-export)"
@@ -123,8 +123,10 @@ torch-bench: $(TORCH_BENCH_STAMP) models
 test: $(TORCH_STAMP) models
 	$(PY) -m pytest -n $(WORKERS) -m "not slow"
 
-full: $(TORCH_STAMP) models
+# Coverages go on where they were stopped.
+full: $(TORCH_BENCH_STAMP) models
 	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m benchmarks.torch_capture --only transformers --only timm --again
 
 # `make -k check` shows the findings of all four even when one fails.
 check: lint layout types imports

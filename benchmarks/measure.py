@@ -77,6 +77,7 @@ class Settings:
         timeout_s: limit of one subprocess.
         rounds: interleaved rounds of a comparison whose round exceeds a second.
         work: folder for generated models and outputs.
+        again: whether what is kept of other commits is measured again.
     """
 
     python: str
@@ -84,6 +85,7 @@ class Settings:
     timeout_s: float
     rounds: int
     work: Path = field(default=CACHE)
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,7 @@ def _parse(name: str, about: str, measurements: Sequence[Measurement]) -> argpar
     parser.add_argument("--peers-python", default=str(ROOT / ".venv-peers" / "bin" / "python"))
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds of one subprocess")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--again", action="store_true", help="keep no row of another commit")
     parser.add_argument("--no-write", action="store_true", help="leave the results file alone")
     options = parser.parse_args()
     known = by_name(measurements)
@@ -207,7 +208,9 @@ def run(name: str, about: str, measurements: Sequence[Measurement]) -> int:
         for measurement in measurements:
             console.print(f"{measurement.name:22} {measurement.about}", highlight=False)
         return 0
-    settings = Settings(sys.executable, options.peers_python, options.timeout, options.rounds)
+    settings = Settings(
+        sys.executable, options.peers_python, options.timeout, options.rounds, again=options.again
+    )
     settings.work.mkdir(parents=True, exist_ok=True)
     results = []
     for each, measurement in by_name(measurements).items():

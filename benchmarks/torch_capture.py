@@ -1,8 +1,10 @@
 """Measures every figure of PyTorch in and out, and exits 1 when one is missed.
 
-`python -m benchmarks.torch_capture [--only NAME] [--list]` prints a table and writes
+`python -m benchmarks.torch_capture [--only NAME] [--again] [--list]` prints a table and writes
 `benchmarks/results/torch_capture-<cpu>.json` with the hardware and the versions named. The two
-coverages measure a model again only when the code, its configuration or a version changes; one that
+coverages keep what became of every model in `benchmarks/results/torch_capture-<library>.jsonl`,
+with the commit it was measured at, and measure again what failed or changed, and a few others;
+`--again` measures every model that other code was measured with, as `make full` does. A run that
 was stopped goes on where it was. It needs PyTorch, `transformers`, `timm` and `torchvision`
 (`make torch-bench`).
 

@@ -1,157 +1,140 @@
-"""Coverage of timm: every family through capture, ONNX Runtime and generated PyTorch.
+"""Architectures of `timm` over all its families, with random weights.
 
-Rows of a run that was stopped are kept in `.cache` and are not made again while the code that made
-them is the same.
+Every model goes to ONNX Runtime and to the generated PyTorch module, and is evaluated at batches of
+2, 3 and 1. `python -m benchmarks.torch_timm NAME …` measures some of them and prints a line each,
+without keeping it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import queue
-import subprocess
+import inspect
+import sys
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import ROOT, Measurement, Row, Settings, at_least, shown
-from benchmarks.torch_timm_names import ARCHITECTURES, NAMES
+from benchmarks.measure import Measurement, Row, Settings, at_least
+from benchmarks.torch_coverage import rows_of, told
+from benchmarks.torch_kept import asked, covered
+from benchmarks.torch_timm_names import ARCHITECTURES, NAMES, OPTIONS
+from benchmarks.torch_worker import measured
+
+if TYPE_CHECKING:
+    import torch
 
 WANTED = 150
 """Architectures that issue 4 asks for."""
 
-WORKERS = 2
-SOURCES = ("ir", "passes", "frontends/torch", "backends/torch", "backends/onnx")
+LIMIT_S = 600.0
+PACKAGES = ("torch", "timm", "onnxruntime")
+SIDES = (64, 84, 96, 128, 192, 256)
+"""Sides of images tried before the model's own: many architectures take any that strides divide."""
+
+BATCHES = (2, 3, 1)
+CLASSES = 10
+SMALL = 1e-3
+"""Parameters that start below this switch their branch off: heads, gates, scales of layers."""
+
+REFUSALS = (AssertionError, RuntimeError, ValueError)
+"""What architectures raise about images of a size that they do not take."""
 
 
-class Worker:
-    """A process that answers one name at a time; made again when it dies or takes too long."""
+def measure_architecture(name: str) -> dict[str, Any]:
+    """Returns what `compared` says about one architecture; runs in a process of its own."""
+    from benchmarks.fixtures import vision_ops
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._process: subprocess.Popen[str] | None = None
-        self._lines: queue.Queue[str] = queue.Queue()
+    vision_ops.declare()  # where torchvision is installed without them, timm cannot be imported
+    import torch
 
-    def answer(self, name: str) -> dict[str, Any]:
-        """Returns the row of an architecture."""
-        process = self._process or self._start()
-        assert process.stdin is not None
-        process.stdin.write(f"{name}\n")
-        process.stdin.flush()
-        try:
-            line = self._lines.get(timeout=self._settings.timeout_s)
-        except queue.Empty:
-            self.stop()
-            return {"name": name, "stage": "time", "error": f"{self._settings.timeout_s:.0f} s"}
-        if not line:  # the end of its output
-            status = process.wait()
-            self.stop()
-            return {"name": name, "stage": "process", "error": f"ended with status {status}"}
-        row: dict[str, Any] = json.loads(line)
-        return row
+    from benchmarks.torch_compared import compared, first_line, quiet
 
-    def stop(self) -> None:
-        """Ends the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def _start(self) -> subprocess.Popen[str]:
-        path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
-        process = subprocess.Popen(
-            [self._settings.python, "-m", "benchmarks.torch_timm_once"], cwd=ROOT, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path},
-        )  # fmt: skip
-        lines: queue.Queue[str] = queue.Queue()
-        Thread(target=_read, args=(process, lines), daemon=True).start()
-        self._process, self._lines = process, lines
-        return process
-
-
-def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.put(line)
-    lines.put("")
-
-
-def answers(settings: Settings) -> list[Mapping[str, Any]]:
-    """Returns one row per architecture, in the order of the names."""
-    folder = settings.work / "timm" / _code_hash()
-    folder.mkdir(parents=True, exist_ok=True)
-    left: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for name in NAMES:
-        if not _kept(folder, name).exists():
-            left.put(name)
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for done in [pool.submit(_work, settings, folder, left) for _ in range(WORKERS)]:
-            done.result()
-    return [json.loads(_kept(folder, name).read_text()) for name in NAMES]
-
-
-def _work(settings: Settings, folder: Path, left: queue.SimpleQueue[str]) -> None:
-    worker = Worker(settings)
+    quiet()
+    torch.manual_seed(0)
+    about: dict[str, Any] = {"sizes": len(BATCHES)}
     try:
-        while True:
-            try:
-                name = left.get_nowait()
-            except queue.Empty:
-                return
-            _kept(folder, name).write_text(json.dumps(worker.answer(name)))
-    finally:
-        worker.stop()
+        net, side = _runnable(name)
+    except Exception as error:  # an architecture that the library cannot build is a line too
+        return {
+            **about, "kind": "", "ok": False, "stage": "build", "reason": first_line(error),
+            "refused": None, "overloads": {},
+        }  # fmt: skip
+    about["kind"] = f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M, {side} px"
+    pixels = next(iter(inspect.signature(net.forward).parameters))
+    draws = [torch.randn(batch, 3, side, side) for batch in BATCHES]
+    samples = [({pixels: draw}, {"batch": len(draw)}) for draw in draws]
+    return {**about, **compared(net, {pixels: draws[0]}, {pixels: {0: "batch"}}, samples)}
 
 
-def _kept(folder: Path, name: str) -> Path:
-    return folder / f"{name}.json"
+def _runnable(name: str) -> tuple[torch.nn.Module, int]:
+    """Returns a model with random weights, and the smallest side of images that it takes."""
+    import timm
+    import torch
+
+    native = timm.get_pretrained_cfg(name, allow_unregistered=True).input_size[-1]
+    plain: torch.nn.Module | None = None
+    options = {"num_classes": CLASSES, **OPTIONS.get(name, {})}
+    for side in (*(side for side in SIDES if side < native), native):
+        try:
+            net = timm.create_model(name, pretrained=False, img_size=side, **options)
+        except TypeError:  # no such option: any size that it runs
+            net = plain = plain or timm.create_model(name, pretrained=False, **options)
+        except REFUSALS:
+            if side == native:
+                raise
+            continue
+        _wake(net.eval())
+        try:
+            with torch.no_grad():
+                net(torch.randn(2, 3, side, side))
+        except REFUSALS:
+            if side == native:
+                raise
+            continue
+        return net, side
+    raise AssertionError("the native size returns or raises")
 
 
-def _code_hash() -> str:
-    """Returns a hash of the code that the rows depend on."""
-    digest = hashlib.sha256()
-    files = [ROOT / "benchmarks" / "torch_timm_once.py"]
-    for source in SOURCES:
-        files += sorted((ROOT / source).rglob("*.py"))
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
+def _wake(net: torch.nn.Module) -> None:
+    """Makes constant weights and statistics random: a lost or swapped one would not show."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() > 1 and parameter.abs().max() < SMALL:
+                parameter.normal_(std=0.02)
+            elif parameter.dim() < 2:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, statistic in net.named_buffers():
+            if name.endswith("running_mean"):
+                statistic.normal_(std=0.1)
+            elif name.endswith("running_var"):
+                statistic.uniform_(0.5, 1.5)
 
 
-def measure(settings: Settings) -> Iterator[Row]:
-    """Yields the counts against their bars, then a line for every architecture."""
-    rows = answers(settings)
-    done = [row for row in rows if row["stage"] == "done"]
-    refused = [row for row in rows if row.get("exports", "yes") != "yes"]
-    families = {family for family, names in ARCHITECTURES.items() for row in done
-                if row["name"] in names}  # fmt: skip
-    yield at_least("timm architectures with equal outputs", len(done), WANTED, "models")
-    yield at_least(
-        "timm families with equal outputs", len(families), len(ARCHITECTURES), "families"
-    )
-    yield at_least(
-        "of those that torch.export exports", len(done), len(rows) - len(refused), "models",
-        f"torch.export refuses {len(refused)} of {len(rows)}",
+def architectures(settings: Settings) -> Iterator[Row]:
+    """Every architecture in the table."""
+    questions = {
+        name: asked(repr((name, OPTIONS.get(name), SIDES, BATCHES)), PACKAGES) for name in NAMES
+    }
+    lines, num_measured = covered(
+        "timm", questions, measure_architecture, told, limit_s=LIMIT_S, again=settings.again
     )  # fmt: skip
-    for row in rows:
-        yield shown(f"timm {row['name']}", row.get("seconds"), "s", _note(row))
+    families: Mapping[str, bool] = {
+        family: any(lines[name].report["ok"] for name in names)
+        for family, names in ARCHITECTURES.items()
+    }
+    yield at_least(
+        "timm: families with equal outputs", sum(families.values()), len(families), "families",
+        f"one or more architectures of each; {len(NAMES)} in all",
+    )  # fmt: skip
+    yield from rows_of("timm", lines, num_measured, WANTED)
 
 
-def _note(row: Mapping[str, Any]) -> str:
-    if row["stage"] == "done":
-        return (
-            f"{row['side']} px, {row['nodes']} nodes; largest relative difference: ONNX Runtime "
-            f"{row['onnxruntime']['max_rel']:.1g}, PyTorch {row['torch']['max_rel']:.1g}"
-        )
-    exports = row.get("exports", "yes")
-    by = "" if exports == "yes" else f"; torch.export itself: {exports}"
-    return f"{row['stage']}: {row['error']}{by}"
-
-
-MEASUREMENTS = (
-    Measurement("timm", "architectures of timm: capture, ONNX Runtime, PyTorch", measure),
+MEASUREMENTS: tuple[Measurement, ...] = (
+    Measurement(
+        "timm", "architectures of timm: captured, in ONNX Runtime, generated", architectures
+    ),
 )
+
+if __name__ == "__main__":
+    for each, answer in measured(sys.argv[1:] or NAMES, measure_architecture, limit_s=LIMIT_S):
+        print(told(each, answer) if isinstance(answer, dict) else f"{each}: {answer}", flush=True)
