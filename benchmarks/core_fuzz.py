@@ -12,7 +12,8 @@ import selectors
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from benchmarks import models
@@ -21,6 +22,9 @@ from benchmarks.measure import ROOT, Measurement, Row, Settings, held, shown
 GRAPHS = int(os.environ.get("REGRAFT_FUZZ_GRAPHS", "10000"))
 FLIPS = int(os.environ.get("REGRAFT_FUZZ_FLIPS", "10000"))
 FLIPPED = ("ppocr-cls", "silero_vad_16k_op15", "magika")
+CHUNK = 500
+"""Cases of one worker process."""
+
 HANG_S = 30.0
 MAX_NAMED = 5
 MISSES = ("error", "wrong", "wrongly refused", "crash", "hang")
@@ -40,21 +44,33 @@ class Tally:
             self.misses.append(f"case {case}: {outcome}: {detail}"[:200])
 
 
-def fuzz(settings: Settings, kind: str, first: int, last: int, files: list[str]) -> Tally:
+def fuzz(settings: Settings, kind: str, first: int, last: int, names: Sequence[str]) -> Tally:
     """Runs cases `first` to `last` - 1, restarting the worker behind a case that ends it."""
     tally = Tally()
     while first < last:
-        first = _run_worker(settings, kind, first, last, files, tally)
+        first = _run_worker(settings, kind, first, last, names, tally)
     return tally
 
 
+def _in_parallel(settings: Settings, kind: str, count: int, names: Sequence[str]) -> Tally:
+    """Runs `count` cases, a worker on every core."""
+    ranges = [(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
+    total = Tally()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = pool.map(lambda ends: fuzz(settings, kind, ends[0], ends[1], names), ranges)
+        for tally in runs:
+            total.counts += tally.counts
+            total.misses += tally.misses
+    return total
+
+
 def _run_worker(
-    settings: Settings, kind: str, first: int, last: int, files: list[str], tally: Tally
+    settings: Settings, kind: str, first: int, last: int, names: Sequence[str], tally: Tally
 ) -> int:
     """Reads one worker until it ends; returns the case to go on with."""
     command = [settings.python, "-W", "ignore", "-m", "tests.fuzz.worker", kind]
     worker = subprocess.Popen(
-        [*command, str(first), str(last), *files], cwd=ROOT, stdout=subprocess.PIPE,
+        [*command, str(first), str(last), *names], cwd=ROOT, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, bufsize=0,
     )  # fmt: skip
     if worker.stdout is None:
@@ -90,10 +106,11 @@ def _run_worker(
 
 def measure(settings: Settings) -> Iterator[Row]:
     """Yields counts of outcomes and the misses."""
-    files = [str(models.find(models.named(name))) for name in FLIPPED]
-    for kind, count, given in (("graphs", GRAPHS, []), ("flips", FLIPS, files)):
+    for name in FLIPPED:
+        models.find(models.named(name))  # all of them are installed
+    for kind, count, names in (("graphs", GRAPHS, ()), ("flips", FLIPS, FLIPPED)):
         start = time.monotonic()
-        tally = fuzz(settings, kind, 0, count, given)
+        tally = _in_parallel(settings, kind, count, names)
         seconds = time.monotonic() - start
         label = f"{count:,} random graphs" if kind == "graphs" else f"{count:,} damaged files"
         for outcome, number in sorted(tally.counts.items()):

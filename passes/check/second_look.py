@@ -8,6 +8,10 @@ error, both answered by the numpy evaluator, so that they are asked only of outp
 - Do source and result agree in f64, by the usual tolerance? An exact rewrite is exact there,
   whatever the noise, so that a floor of many digits excuses no error.
 
+Overflow is such a loss, too: `x * clip(x + 3, 0, 6) / 6` is Inf from a sixth of the largest float
+on, and `hard_swish(x)` is not. Where the source has no finite element and would in f64, a finite
+element of the result is compared with the one in f64. What the source has, no overflow excuses.
+
 Weights that the result no longer reads were folded into others and rounded once. In f64 a result
 may differ by what moving just those weights by half a step makes of the source.
 """
@@ -15,6 +19,7 @@ may differ by what moving just those weights by half a step makes of the source.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,12 +28,25 @@ from regraft.ir.constants import weight
 from regraft.ir.evaluate import Observe, evaluate
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
-from regraft.ir.types import DType
+from regraft.ir.types import DType, dtype_of
 from regraft.passes.check.compare import compare_outputs, distance
 from regraft.passes.check.runners import PROBE_ERRORS, unevaluable
 
 _NUM_DRAWS = 2
 _HALF_STEP = float(np.finfo(np.float32).eps) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a second look found, at failed outputs that are right in f64.
+
+    Args:
+        noise: How far the source is from itself in f64, by output.
+        restored: The source's outputs with elements that overflow lost on their way.
+    """
+
+    noise: Mapping[str, float] = field(default_factory=dict)
+    restored: Mapping[str, Any] = field(default_factory=dict)
 
 
 class SecondLook:
@@ -46,27 +64,42 @@ class SecondLook:
         self.seed = seed
         self._folded = _reads(source) - _reads(result)
 
-    def noise(self, inputs: Mapping[str, Any], failed: Sequence[str]) -> dict[str, float]:
-        """Returns the noise of the source at each failed output that is right in f64.
+    def look(
+        self, inputs: Mapping[str, Any], expected: Mapping[str, Any], actual: Mapping[str, Any],
+        failed: Sequence[str],
+    ) -> Seen:  # fmt: skip
+        """Returns what excuses failed outputs.
 
-        An output that differs in f64 is not in it: no noise excuses it. None is where the
+        An output that differs in f64 is not in it: nothing excuses it. So it is where the
         evaluator does not take the sample: the failure then stands.
+
+        Args:
+            inputs: The sample.
+            expected: Outputs of the source.
+            actual: Outputs of the result.
+            failed: Names of outputs that left the tolerance.
         """
         try:
-            return self._noise(inputs, failed)
+            return self._seen(inputs, expected, actual, failed)
         except PROBE_ERRORS:
-            return {}
+            return Seen()
 
-    def _noise(self, inputs: Mapping[str, Any], failed: Sequence[str]) -> dict[str, float]:
+    def _seen(
+        self, inputs: Mapping[str, Any], expected: Mapping[str, Any], actual: Mapping[str, Any],
+        failed: Sequence[str],
+    ) -> Seen:  # fmt: skip
         exact = evaluate(self.source, inputs, oracle=True, seed=self.seed)
         new = evaluate(self.result, inputs, oracle=True, seed=self.seed)
         right = _agreeing(exact, new, failed, None)
         if len(right) < len(failed) and self._folded:
             right = _agreeing(exact, new, failed, self._of_folding(inputs, exact))
         if not right:
-            return {}
+            return Seen()
         rounded = evaluate(self.source, inputs, seed=self.seed)
-        return {name: distance(rounded[name], exact[name]) for name in right}
+        return Seen(
+            {name: distance(rounded[name], exact[name]) for name in right},
+            {name: _restored(expected[name], actual[name], exact[name]) for name in right},
+        )
 
     def _of_folding(self, inputs: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, float]:
         """Returns how far outputs move in f64 when the folded weights move by half a step."""
@@ -109,6 +142,22 @@ def _agreeing(
     """Returns the wanted outputs that are equal in f64."""
     some = {name: exact[name] for name in wanted if name in exact}
     return [diff.name for diff in compare_outputs(some, new, noise=noise) if diff.ok]
+
+
+def _restored(expected: Any, actual: Any, exact: Any) -> Any:
+    """Returns `expected` with its f64 elements where it overflowed and `actual` did not."""
+    arrays = expected, actual, exact
+    if not all(isinstance(array, np.ndarray) for array in arrays) or not _is_float(expected):
+        return expected
+    lost = ~np.isfinite(expected) & np.isfinite(actual) & np.isfinite(exact)
+    if not lost.any():
+        return expected
+    with np.errstate(over="ignore"):
+        return np.where(lost, exact.astype(expected.dtype), expected)
+
+
+def _is_float(array: np.ndarray[Any, Any]) -> bool:
+    return array.dtype.kind == "f" or dtype_of(array).is_float
 
 
 def _reads(module: Module) -> set[str]:

@@ -16,7 +16,7 @@ from regraft.ir.weights import ArrayWeight
 from regraft.passes.check.compare import EXACT_RTOL
 from regraft.passes.check.module_check import CheckReport, check_module
 from regraft.passes.check.runners import EvalRunner, accepts, lazily
-from regraft.passes.check.samples import generate_samples
+from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.check.second_look import SecondLook, second_look
 
 PLANTED = "1.00003"  # an error of 3e-5, relative
@@ -81,7 +81,7 @@ def test_error_below_the_noise_is_caught_all_the_same() -> None:
 
 def test_what_no_noise_explains_is_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    monkeypatch.setattr(SecondLook, "noise", lambda self, inputs, failed: looked.extend(failed))
+    monkeypatch.setattr(SecondLook, "look", lambda self, *given: looked.extend(given[-1]))
     off = WRONG.replace(PLANTED, "1.2")
     assert not check(module(WELL, EXACTLY), module(WELL, off)).ok
     assert looked == []
@@ -142,3 +142,55 @@ def test_noise_is_measured_only_where_it_decides() -> None:
     assert calls == []
     assert not check_module(run, lazy, EvalRunner(module(WELL, WRONG)), samples).ok
     assert len(calls) == len(samples)
+
+
+HARD_SWISH = """\
+graph(%x : f32[B, 4]) {
+  %three = literal f32[] 3
+  %low = literal f32[] 0
+  %six = literal f32[] 6
+  BODY
+}
+"""
+SPELLED_OUT = """\
+%a = add(%x, %three)
+%c = clip(%a, %low, %six)
+%m = mul(%x, %c)
+%y = div(%m, %six)
+return %y
+"""
+INNER_FIRST = """\
+%a = add(%x, %three)
+%c = clip(%a, %low, %six)
+%m = div(%c, %six)
+%y = mul(%x, %m)
+return %y
+"""
+LARGE = np.array([[1.0, 2e38, -1e38, 3.0]], np.float32)  # times six is beyond the largest float
+
+
+def verdict(source: Module, result: Module, x: np.ndarray) -> CheckReport:
+    sample = Sample({"x": x}, {"B": 1}, "given")
+    look = second_look(source, result)
+    return check_module(EvalRunner(source), None, EvalRunner(result), [sample], look=look)
+
+
+def test_what_overflow_takes_from_the_source_is_compared_in_f64() -> None:
+    source, result = module(HARD_SWISH, SPELLED_OUT), module(HARD_SWISH, INNER_FIRST)
+    expected = EvalRunner(source)({"x": LARGE})["out"]
+    assert np.isinf(expected).tolist() == [[False, True, False, False]]
+    assert verdict(source, result, LARGE).ok
+
+
+def test_wrong_value_at_an_element_lost_to_overflow_is_caught() -> None:
+    source = module(HARD_SWISH, SPELLED_OUT)
+    capped = "%f = literal f32[] 1e37\n%z = min(%y, %f)\nreturn %z"  # right at all other elements
+    result = module(HARD_SWISH, INNER_FIRST.replace("return %y", capped))
+    assert not verdict(source, result, LARGE).ok
+
+
+def test_overflow_that_only_the_result_has_is_an_error() -> None:
+    source, result = module(HARD_SWISH, INNER_FIRST), module(HARD_SWISH, SPELLED_OUT)
+    report = verdict(source, result, LARGE)
+    assert not report.ok
+    assert report.outputs[0].reason == "NaN or Inf at other places"
