@@ -17,9 +17,14 @@ from __future__ import annotations
 from regraft.ir.axes import AxisRule, Role, Star, bind_node, rule_of
 from regraft.ir.dims import DimLike, exactdiv, product
 from regraft.ir.graph import Node
+from regraft.ir.ops.causal_conv import causal_conv
+from regraft.ir.ops.conv import conv, conv_transpose
 from regraft.ir.opspec import Trait
 
 _FREE = Trait.DATA_MOVEMENT | Trait.CONSTANT
+
+_CONVOLUTIONS = (conv, conv_transpose, causal_conv)
+"""Multiply and accumulate over their taps, also where one channel at a time leaves no label to."""
 
 
 def flops_of(node: Node) -> DimLike | None:
@@ -48,6 +53,8 @@ def macs_of(node: Node) -> DimLike | None:
         return flops
     if Trait.ELEMENTWISE in node.op.traits:
         return 0
+    if node.op in _CONVOLUTIONS:
+        return exactdiv(flops, 2)
     rule = rule_of(node)
     if rule is None:
         return None

@@ -11,6 +11,7 @@ from regraft.ir.ops import OPS
 from regraft.ir.types import DType, TensorType
 
 B, S, P = (Dim.of(name) for name in "BSP")
+_WINDOW = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0)}
 
 
 def _node(op: str, *shapes: tuple[Any, ...] | None, dtype: DType = DType.F32, **attrs: Any) -> Node:
@@ -31,6 +32,9 @@ def _node(op: str, *shapes: tuple[Any, ...] | None, dtype: DType = DType.F32, **
          {"scale": 1.0, "kv_groups": 4}, B * 8 * S * P * 96),
         ("moe", [(B, S, 16), (B, S, 9), (9, 32, 16), (9, 16, 32), (9, 32, 16)], {"top_k": 2},
          B * S * 2 * 3 * 32 * 16),
+        ("conv", [(B, 8, 10, 10), (12, 8, 3, 3)], _WINDOW, B * 12 * 8 * 8 * 8 * 9),
+        ("conv", [(B, 8, 10, 10), (8, 1, 3, 3)], {**_WINDOW, "groups": 8},
+         B * 8 * 8 * 8 * 9),  # depthwise
         # write and read of a [16, 24] state per token, read once per query head
         ("linear_attention", [(B, 4, S, 16), (B, 2, S, 16), (B, 2, S, 24)],
          {"rule": "linear", "scale": 1.0, "kv_groups": 2}, B * S * 16 * 24 * (2 + 4)),
