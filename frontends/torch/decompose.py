@@ -34,11 +34,17 @@ class Decomposer:
         def call(*items: Any) -> Any:
             by_node = dict(zip(inputs, items, strict=True))
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), by_node.__getitem__)
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            # the constructor of a named tuple would be a call of the graph
+            return tuple(result) if isinstance(result, tuple) else result
 
         mode = _mode_of(values)
+        fixed = _fixed_sizes(mode)
         with torch.no_grad(), mode if mode is not None else contextlib.nullcontext():
             traced = make_fx(call, tracing_mode="real" if mode is None else "fake")(*values)
+        traced.graph.eliminate_dead_code()  # sizes that were read and are numbers
+        if _fixed_sizes(mode) != fixed:  # it looked at sizes: the graph is that of the example only
+            return None
         # some decompositions take one form of a call to another one of the same overload
         return None if any(inner.target is target for inner in traced.graph.nodes) else traced
 
@@ -61,3 +67,9 @@ def _mode_of(values: list[Any]) -> Any:
         if isinstance(value, torch._subclasses.FakeTensor):
             return value.fake_mode
     return None
+
+
+def _fixed_sizes(mode: Any) -> int:
+    """Returns how many symbols of the export are known to be numbers or other symbols."""
+    env = getattr(mode, "shape_env", None)
+    return 0 if env is None else len(env.replacements)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from regraft.frontends.torch.errors import explain_export_error
 from regraft.frontends.torch.experts import static_experts
+from regraft.frontends.torch.recurrent import whole_recurrences
 
 
 @contextlib.contextmanager
@@ -69,7 +70,7 @@ def export_module(
         InputError: When the module cannot be exported as it is; names the user's line.
     """
     args, kwargs = _told_apart(tuple(args), dict(kwargs))
-    with evaluation_mode(module), static_experts(module):
+    with evaluation_mode(module), static_experts(module), whole_recurrences(module):
         try:
             return torch.export.export(
                 module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False

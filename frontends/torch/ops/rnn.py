@@ -130,8 +130,8 @@ def _layer(
 
 
 IMPORTS: tuple[Import, ...] = (
-    row(_recurrent(_LSTM), "aten.lstm.input"),
-    row(_recurrent(_GRU), "aten.gru.input"),
-    row(_recurrent(_TANH), "aten.rnn_tanh.input"),
-    row(_recurrent(_RELU), "aten.rnn_relu.input"),
+    row(_recurrent(_LSTM), "aten.lstm.input", "regraft.lstm.default"),
+    row(_recurrent(_GRU), "aten.gru.input", "regraft.gru.default"),
+    row(_recurrent(_TANH), "aten.rnn_tanh.input", "regraft.rnn_tanh.default"),
+    row(_recurrent(_RELU), "aten.rnn_relu.input", "regraft.rnn_relu.default"),
 )
