@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,13 @@ def read(path: Path) -> dict[str, Kept]:
 def write(path: Path, lines: Mapping[str, Kept]) -> None:
     """Writes a file, one model a line by name; a stopped run leaves it whole."""
     partial = path.with_suffix(".partial")
-    text = (json.dumps(asdict(lines[name]), ensure_ascii=False) + "\n" for name in sorted(lines))
+    text = (json.dumps(_fields(lines[name]), ensure_ascii=False) + "\n" for name in sorted(lines))
     partial.write_text("".join(text))
     os.replace(partial, path)
+
+
+def _fields(line: Kept) -> dict[str, Any]:
+    return {field.name: getattr(line, field.name) for field in fields(line)}
 
 
 def asked(model: str, packages: Sequence[str]) -> str:

@@ -92,10 +92,11 @@ def measured(
         finally:
             free.put(worker)
 
+    pool = ThreadPoolExecutor(num_workers)
     try:
-        with ThreadPoolExecutor(num_workers) as pool:
-            for done in as_completed([pool.submit(ask, name) for name in names]):
-                yield done.result()
+        for done in as_completed([pool.submit(ask, name) for name in names]):
+            yield done.result()
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # whoever reads the answers may stop early
         for worker in workers:
             worker.stop()

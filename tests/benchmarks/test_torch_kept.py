@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from benchmarks.torch_kept import TURNS, Kept, due, read, write
@@ -38,7 +39,11 @@ def test_a_model_that_ran_out_of_time_is_measured_again_under_the_same_code() ->
 
 
 def test_lines_survive_the_file(tmp_path: Path) -> None:
-    lines = {name: _kept(name) for name in ("b", "a")}
+    met = Counter({"aten.add.Tensor": 3})
+    lines = {
+        "b": _kept("b"),
+        "a": Kept("a", "asked", "code", "abc", {"ok": True, "stage": "done", "overloads": met}),
+    }
     path = tmp_path / "kept.jsonl"
     write(path, lines)
     assert read(path) == lines
