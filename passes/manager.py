@@ -15,6 +15,7 @@ from regraft.ir.graph import Graph
 from regraft.ir.module import Module
 from regraft.ir.opspec import Trait
 from regraft.ir.verify import check as check_ir
+from regraft.passes.check.cut_run import max_elements
 from regraft.passes.check.match_check import MatchChecker, describe
 from regraft.passes.check.module_check import CheckReport, check_module
 from regraft.passes.check.rounding import RetypedRunner, plain_for
@@ -115,7 +116,9 @@ class PassManager:
     def _run_one(self, module: Module, item: Pass, rest: Sequence[Pass]) -> PassRecord:
         is_checked = self.check is not CheckMode.OFF
         snapshot = module.clone() if is_checked else None
-        checker = MatchChecker(item.contract) if is_checked else None
+        checker = None
+        if is_checked:
+            checker = MatchChecker(item.contract, limit=max_elements(module))
         ctx = dataclasses.replace(self.ctx, observer=checker or self.ctx.observer)
         before = count_nodes(module.graph)
         start = time.perf_counter()

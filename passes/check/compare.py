@@ -108,9 +108,15 @@ def distance(expected: Any, actual: Any) -> float:
     expected, actual = np.asarray(expected), np.asarray(actual)
     if not _is_float(expected):
         return float(np.count_nonzero(expected != actual))
-    a, b = expected.astype(_wide(expected)), actual.astype(_wide(expected))
+    wide = _wide(expected)
+    a, b = expected.astype(wide, copy=False), actual.astype(wide, copy=False)
+    with np.errstate(invalid="ignore", over="ignore"):  # Inf - Inf
+        apart = np.abs(a - b)
+    worst = float(apart.max()) if apart.size else 0.0
+    if np.isfinite(worst):
+        return worst  # nearly always: what is not finite has to be left out otherwise
     usable = np.isfinite(a) & np.isfinite(b)
-    return float(np.abs(a[usable] - b[usable]).max()) if usable.any() else 0.0
+    return float(apart[usable].max()) if usable.any() else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +167,14 @@ def _compare_floats(
 ) -> OutputDiff:
     step = _EPS.get(dtype_of(expected), 0.0) if expected.dtype.kind != "c" else 0.0
     wide = _wide(expected)
-    a, b = expected.astype(wide), actual.astype(wide)
-    finite = np.isfinite(a)
-    same_special = np.array_equal(finite, np.isfinite(b)) and np.array_equal(
-        a[~finite], b[~finite], equal_nan=True
-    )
-    a, b = a[finite], b[finite] if same_special else np.zeros_like(a[finite])
+    a, b = expected.astype(wide, copy=False), actual.astype(wide, copy=False)
+    has_nan, same_special = bool(np.isnan(a).any()), True
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        finite = np.isfinite(a)
+        same_special = np.array_equal(finite, np.isfinite(b)) and np.array_equal(
+            a[~finite], b[~finite], equal_nan=True
+        )
+        a, b = a[finite], b[finite] if same_special else np.zeros_like(a[finite])
     scale = float(np.abs(a).max()) if a.size else 0.0
     max_abs = float(np.abs(a - b).max()) if a.size and same_special else 0.0
     # the plain run may differ in where it is finite; such elements say nothing of the floor
@@ -176,7 +184,7 @@ def _compare_floats(
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(np.real(np.vdot(a, b))) / norm if norm else float(max_abs == 0.0)
     ok = same_special and max_abs <= allowed
-    counts = bool(a.size) and scale > 0.0 and not np.isnan(expected.astype(wide)).any()
+    counts = bool(a.size) and scale > 0.0 and not has_nan
     reason = ""
     if not same_special:
         reason = "NaN or Inf at other places"

@@ -13,20 +13,25 @@ from regraft.ir.dims import Dim, DimLike, Symbol, bind, symbols_of
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.evaluate import evaluate_graph
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.module import clone_graph
+from regraft.ir.module import Module, clone_graph
 from regraft.ir.opspec import AttrKind
 from regraft.ir.rewrite.liveness import defined_symbols
 from regraft.ir.types import DType, TensorType, bind_type
 from regraft.passes.analysis.domains import Domain, input_domains
 from regraft.passes.check.cut import NEW, OLD, Cut
-from regraft.passes.check.runners import PROBE_ERRORS
+from regraft.passes.check.runners import PROBE_ERRORS, total_weight_bytes
 from regraft.passes.check.samples import clamp_size, padding_mask
 
 Array = np.ndarray[Any, Any]
 Env = dict[str, int]
 
-MAX_ELEMENTS = 1 << 22
-"""Elements of all values of a cut together; larger ones are not evaluated."""
+FEW_ELEMENTS, MANY_ELEMENTS = 1 << 22, 1 << 23
+"""Elements of all values of a cut together, beside a large model and beside others; larger cuts
+are not evaluated. Many take 32 MB, 64 MB in f64: the widest convolutions of a ResNet and what they
+become are among them."""
+
+_LARGE_BYTES = 512 << 20
+"""Weights of a model that is large: it is converted in little more memory than its largest one."""
 
 _SIZES = (1, 3, 4, 8, 16, 32, 64, 128, 256, 640)
 """Sizes tried for symbols; the first two that the old side runs at are used."""
@@ -70,15 +75,26 @@ class Draw:
     oracle: Mapping[str, Any]
 
 
+def max_elements(module: Module) -> int:
+    """Returns how many elements a cut of the module may have."""
+    is_large = total_weight_bytes(module) > _LARGE_BYTES
+    return FEW_ELEMENTS if is_large else MANY_ELEMENTS
+
+
 class CutRun:
     """The two sides of a cut as graphs of their own.
+
+    Args:
+        cut: The cut.
+        limit: Elements of all its values that are evaluated at most.
 
     Raises:
         CannotRunError: When a frontier value is no tensor of known element type, or an operator
             has no numpy meaning.
     """
 
-    def __init__(self, cut: Cut) -> None:
+    def __init__(self, cut: Cut, limit: int = MANY_ELEMENTS) -> None:
+        self.limit = limit
         self.frontier = list(cut.frontier)
         for value in self.frontier:
             if not isinstance(value.type, TensorType) or value.dtype is None:
@@ -276,7 +292,7 @@ def _check_size(run: CutRun, env: Env) -> None:
                     raise CannotRunError(f"`{dim}` would be {size}")
                 count *= size
         total += count
-    if total > MAX_ELEMENTS:
+    if total > run.limit:
         raise CannotRunError("its values are too large")
 
 
@@ -296,8 +312,6 @@ def _draw(
     if value.content is not None:
         items = value.content if isinstance(value.content, tuple) else (value.content,)
         return np.asarray(_bound(items, env), np.int64).reshape(shape).astype(dtype.numpy)
-    if int(np.prod(shape, dtype=np.int64)) > MAX_ELEMENTS:
-        raise CannotRunError("its values are too large")
     if dtype.is_float:
         # of both signs, positive (what roots and logarithms want), negative, and again
         drawn = rng.uniform(0.1, 2.0, shape) if number % 3 else rng.standard_normal(shape)

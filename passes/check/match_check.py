@@ -19,7 +19,13 @@ from regraft.ir.graph import Node, Value
 from regraft.ir.rewrite.explain import label
 from regraft.passes.check.compare import compare_outputs
 from regraft.passes.check.cut import Cut, close, deepen, first_cut
-from regraft.passes.check.cut_run import CannotRunError, CutRun, Draw, draws_of
+from regraft.passes.check.cut_run import (
+    MANY_ELEMENTS,
+    CannotRunError,
+    CutRun,
+    Draw,
+    draws_of,
+)
 from regraft.passes.protocol import Contract, Exact, Within
 
 _USUAL = (3, 64)
@@ -54,12 +60,14 @@ class MatchChecker:
         num_checked: Rewrites that were proved equal on the generated inputs.
         unchecked: Rewrites that could not be checked, by reason.
         num_evaluated: Cuts evaluated; the other rewrites have a structure seen before.
+        limit: Elements of a cut that is evaluated at most.
     """
 
     contract: Contract = field(default_factory=Exact)
     num_checked: int = 0
     unchecked: Counter[str] = field(default_factory=Counter)
     num_evaluated: int = 0
+    limit: int = MANY_ELEMENTS
     _known: dict[Hashable, Verdict] = field(default_factory=dict)
     _kinds: dict[str, Hashable] = field(default_factory=dict)
 
@@ -125,21 +133,24 @@ class MatchChecker:
         known = self._known.get(key)
         if known is None:
             self.num_evaluated += 1
-            known = self._known[key] = compare_sides(cut, self.contract, evidence)
+            known = self._known[key] = compare_sides(cut, self.contract, evidence, self.limit)
         return known
 
 
-def compare_sides(cut: Cut, contract: Contract, evidence: tuple[int, int] = _USUAL) -> Verdict:
+def compare_sides(
+    cut: Cut, contract: Contract, evidence: tuple[int, int] = _USUAL, limit: int = MANY_ELEMENTS
+) -> Verdict:
     """Evaluates both sides of a cut and compares them by the contract.
 
     Args:
         cut: The cut.
         contract: What the pass promises.
         evidence: Evaluations and compared elements that are enough.
+        limit: Elements of a cut that is evaluated at most.
     """
     rtol = contract.bound if isinstance(contract, Within) else None
     try:
-        run = CutRun(cut)
+        run = CutRun(cut, limit)
         num_elements = 0
         for number, draw in enumerate(draws_of(run, _MAX_DRAWS), 1):
             reason = _difference(run, draw, rtol)

@@ -19,6 +19,7 @@ from regraft.ir.rewrite import Rewriter, RuleSet, local_rule, rewrite
 from regraft.ir.rewrite.rule import Apply
 from regraft.ir.text import parse_module, read_module
 from regraft.ir.verify import verify
+from regraft.passes.check.cut_run import FEW_ELEMENTS, MANY_ELEMENTS, max_elements
 from regraft.passes.check.match_check import MatchChecker
 from regraft.passes.check.samples import Sample
 from regraft.passes.manager import CheckMode, PassManager
@@ -352,3 +353,20 @@ def test_layers_that_differ_in_a_constant_are_not_one() -> None:
     text = f"graph(%x : f32[B, 32]) {{\n {body}\n return %{last} as %out\n}}"
     with pytest.raises(CheckError, match="rule `add-forward` at add `a1`"):
         check(text, rule("add-forward", "add")(forward(0)))
+
+
+def test_limit_of_elements_is_that_of_the_model() -> None:
+    text = (
+        "weight @w : f32[{rows}, 4096] role=param = random(1)\n"
+        "graph(%x : f32[B, 4]) {{\n %r = relu(%x)\n return %r as %out\n}}"
+    )
+    assert max_elements(parse_module(text.format(rows=4))) == MANY_ELEMENTS
+    assert max_elements(parse_module(text.format(rows=1 << 16))) == FEW_ELEMENTS
+    wide = "graph(%x : f32[2048, 2048]) {\n %r = relu(%x)\n %s = relu(%r)\n return %s as %out\n}"
+    module = parse_module(wide)
+    for limit, num_checked in ((FEW_ELEMENTS, 0), (MANY_ELEMENTS, 1)):
+        checker = MatchChecker(limit=limit)
+        node = module.graph.last
+        assert node is not None
+        checker.replaced("nothing", node, [node.output], [])
+        assert checker.num_checked == num_checked
