@@ -11,8 +11,9 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from regraft.frontends.torch.aliases import Handle
 from regraft.frontends.torch.call import CallImport, UnsupportedCallError
+from regraft.frontends.torch.known_calls import CASTS, DROPPED, NO_WRITES, SCALAR_READS
 from regraft.frontends.torch.nodes import placeholders, plain, storage_of, written_arguments
-from regraft.frontends.torch.opaque import import_opaque
+from regraft.frontends.torch.opaque import import_opaque, is_kept
 from regraft.frontends.torch.schemas import Schema, functional_name
 from regraft.frontends.torch.session import Session, Unsupported
 from regraft.frontends.torch.tensors import DTYPES, array_from_tensor, dtype_from_torch
@@ -88,6 +89,8 @@ class GraphImporter:
             self.env[node] = self.convert(node.args[0])[node.args[1]]
         elif isinstance(target, HigherOrderOperator):
             self._higher_order(node, target.name())
+        elif isinstance(target, type) and issubclass(target, tuple):
+            self.env[node] = self.convert(node.args)  # the named results of a decomposition
         elif not isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool):
             self._function(node)
         # arithmetic of sizes is read from the export's own expressions where it is used
@@ -130,9 +133,9 @@ class GraphImporter:
         val = node.meta.get("val")
         schema = self.session.schemas.of(target)
         name = schema.name
-        if name in _DROPPED:
+        if name in DROPPED:
             return
-        if isinstance(val, torch.SymInt | int) or name in _SCALAR_READS:
+        if isinstance(val, torch.SymInt | int) or name in SCALAR_READS:
             from regraft.frontends.torch.scalars import import_item
 
             import_item(self, node, name)
@@ -147,14 +150,18 @@ class GraphImporter:
             for symbol in node.meta.get("unbacked_bindings") or ():
                 self.session.sizes.expect(symbol)
             results = self._results(val)
-            if self.autocast is not None and name not in _CASTS:
+            if self.autocast is not None and name not in CASTS:
                 converted = {k: self._autocast(v, results) for k, v in converted.items()}
             values = self._compute(name, converted, results)
             self._bind_sizes(val, values)
         except UnsupportedCallError as error:
             kept = self._opaque(node, schema, converted)
+            if kept is None and self._decomposed(node):
+                return
+            if kept is None and is_kept(schema, converted, self._results(val), self.session.sizes):
+                kept = import_opaque(self.b, schema, converted, self._results(val))
             if kept is None:
-                self._fallback(node, name, error.reason)
+                self._note_unsupported(node, name, error.reason)
                 return
             results, values = self._results(val), list(kept)
         self._name(node, values)
@@ -317,12 +324,12 @@ class GraphImporter:
         """
         from regraft.frontends.torch.writes import WRITES
 
-        if len(schema.written) != 1 or schema.written[0] != schema.arg_names[0]:
+        if len(schema.written) != 1 or schema.written[0] not in (schema.arg_names[0], "out"):
             raise UnsupportedCallError(f"it writes to {', '.join(schema.written)}")
         handle = args[schema.written[0]]
         if not isinstance(handle, Handle):
             raise UnsupportedCallError("it writes to something that is no tensor")
-        if schema.name in _NO_WRITES:
+        if schema.name in NO_WRITES:
             return handle
         type_ = handle.type
         direct = WRITES.get(schema.name)
@@ -332,6 +339,7 @@ class GraphImporter:
             name = functional_name(target)
             if name is None:
                 raise UnsupportedCallError("no functional counterpart")
+            args.pop("out", None)
             made = self._compute(name, args, (type_,))[0]
             if made is None:
                 raise AssertionError("an in-place call without a result")
@@ -349,18 +357,16 @@ class GraphImporter:
             return None
         return import_opaque(self.b, schema, args, self._results(node.meta.get("val")))
 
-    def _fallback(self, node: torch.fx.Node, name: str, reason: str) -> None:
-        """Imports PyTorch's decomposition of a call; notes it as unsupported without one."""
+    def _decomposed(self, node: torch.fx.Node) -> bool:
+        """Imports PyTorch's decomposition of a call; returns whether there is one."""
         inner = self.session.decompose(node)
-        if inner is not None:
-            nested = GraphImporter(self.session, self.graph, inner, self.b.loc)
-            for placeholder, arg in zip(
-                placeholders(inner.graph), node.all_input_nodes, strict=True
-            ):
-                nested.env[placeholder] = self.convert(arg)
-            self.env[node] = nested.run(inner.graph)
-            return
-        self._note_unsupported(node, name, reason)
+        if inner is None:
+            return False
+        nested = GraphImporter(self.session, self.graph, inner, self.b.loc)
+        for placeholder, arg in zip(placeholders(inner.graph), node.all_input_nodes, strict=True):
+            nested.env[placeholder] = self.convert(arg)
+        self.env[node] = nested.run(inner.graph)
+        return True
 
     def _note_unsupported(self, node: torch.fx.Node, name: str, reason: str) -> None:
         """Notes a call without an IR form; the walk goes on, to report all of them at once."""
@@ -375,25 +381,3 @@ class GraphImporter:
         handles = tuple(Handle(value) for value in made.outputs)
         is_many = isinstance(node.meta.get("val"), list | tuple)
         self.env[node] = handles if is_many else handles[0]
-
-
-_DROPPED = frozenset(
-    {
-        "aten._assert_scalar.default",
-        "aten._assert_async.default",
-        "aten._assert_async.msg",
-        "aten._assert_tensor_metadata.default",
-        "aten.sym_constrain_range.default",
-        "aten.sym_constrain_range_for_size.default",
-    }
-)
-"""Assertions: what they state about sizes is in the ranges of the symbols."""
-
-_NO_WRITES = frozenset({"aten.detach_.default", "aten.requires_grad_.default"})
-
-_CASTS = frozenset(
-    {"aten.to.dtype", "aten.to.other", "aten.to.dtype_layout", "aten._to_copy.default",
-     "aten.type_as.default"}
-)  # fmt: skip
-
-_SCALAR_READS = frozenset({"aten.item.default", "aten._local_scalar_dense.default"})

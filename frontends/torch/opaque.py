@@ -1,4 +1,8 @@
-"""Custom operators that are carried through as they are: `opaque` nodes of dialect `torch:acme`."""
+"""Calls that are carried through as they are: `opaque` nodes of dialect `torch:acme`, `torch:aten`.
+
+Custom operators are where the user asks for it, PyTorch's own where the IR has no form for them:
+PyTorch computes them, and every other target refuses the module with their lines.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regraft.frontends.torch.aliases import Handle
+from regraft.frontends.torch.ops.complex_numbers import is_complex
 from regraft.frontends.torch.schemas import Schema
+from regraft.frontends.torch.sizes import Sizes
 from regraft.ir.builder import Builder
 from regraft.ir.constants import opaque
 from regraft.ir.graph import Value
@@ -49,6 +55,40 @@ def import_opaque(
     for value, type_ in zip(node.outputs, results, strict=True):
         value.type = type_
     return node.outputs
+
+
+def is_kept(
+    schema: Schema, args: Mapping[str, Any], results: Sequence[TensorType], sizes: Sizes
+) -> bool:
+    """Returns whether a call of PyTorch's own that has no IR form is carried through.
+
+    It gives the same in another memory layout, has no complex numbers, which are pairs in the IR,
+    and all sizes of its results are known.
+    """
+    if not schema.name.startswith("aten.") or schema.name in _OF_LAYOUT:
+        return False
+    handles = [
+        item
+        for arg in args.values()
+        for item in (arg if isinstance(arg, tuple) else (arg,))
+        if isinstance(item, Handle)
+    ]
+    types = [*results, *(handle.type for handle in handles)]
+    if any(is_complex(handle.read()) for handle in handles):
+        return False
+    return all(
+        type_.dtype is not None
+        and not type_.dtype.is_complex
+        and not any(map(sizes.is_expected, type_.shape or ()))
+        for type_ in types
+    )
+
+
+_OF_LAYOUT = frozenset(
+    {"aten.as_strided.default", "aten.as_strided_copy.default", "aten.as_strided_scatter.default",
+     "aten.stride.int", "aten.is_contiguous.default"}
+)  # fmt: skip
+"""Calls whose result depends on how their operand lies in memory, which the IR does not know."""
 
 
 def _is_plain(arg: Any) -> bool:

@@ -69,10 +69,15 @@ def _read(target: OpOverload) -> Schema:
 def functional_name(target: OpOverload) -> str | None:
     """Returns the name of the overload that computes what an in-place or out one writes.
 
-    `aten.add_.Tensor` -> `aten.add.Tensor`; None for an overload that is neither.
+    `aten.add_.Tensor` and `aten.add.out` -> `aten.add.Tensor`; None for one that is neither.
     """
     namespace, _, name = target._schema.name.partition("::")
     overload = target._overloadname
+    if overload == "out":
+        known = getattr(getattr(torch.ops, namespace), name).overloads()
+        return f"{namespace}.{name}.{'default' if 'default' in known else 'Tensor'}"
+    if overload.endswith("_out"):
+        return f"{namespace}.{name}.{overload.removesuffix('_out')}"
     if name.startswith("__i") and name.endswith("__"):  # `__ior__` -> `__or__`
         return f"{namespace}.__{name[3:]}.{overload}"
     if not name.endswith("_") or name.endswith("__"):

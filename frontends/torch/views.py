@@ -176,6 +176,44 @@ def _expand(b: Builder, before: Value, view: Value, args: Mapping[str, Any], idx
     return _reshaped(b, before, view, args, idx)
 
 
+def _diagonal(b: Builder, before: Value, view: Value, args: Mapping[str, Any], idx: int) -> Value:
+    del idx
+    return write_diagonal(
+        b, before, view, args.get("offset", 0), _axis(before, args.get("dim1", 0)),
+        _axis(before, args.get("dim2", 1)),
+    )  # fmt: skip
+
+
+def write_diagonal(
+    b: Builder, before: Value, part: Value, offset: int, dim1: int, dim2: int
+) -> Value:
+    """Returns `before` with the diagonal of two axes replaced.
+
+    Args:
+        b: Where nodes are made.
+        before: `T[*shape]`.
+        part: The new diagonal, `T[*rest, n]`: the other axes in order, then the places on it.
+        offset: How far the diagonal lies to the right of the main one.
+        dim1: Axis of its rows, not negative.
+        dim2: Axis of its columns, not negative.
+    """
+    shape = _shape(before)
+    rest = [axis for axis in range(len(shape)) if axis not in (dim1, dim2)]
+    order = (dim1, dim2, *rest)
+    count = _shape(part)[-1]
+    rows = b.op(transpose, part, perm=(len(rest), *range(len(rest)))) if rest else part
+    first, second = max(-offset, 0), max(offset, 0)
+    columns = [
+        b.op(unsqueeze, b.op(range_, start=start, limit=start + count, delta=1, dtype=DType.I64),
+             axes=(1,))
+        for start in (first, second)
+    ]  # fmt: skip
+    where = b.op(concat, *columns, axis=1)
+    front = b.op(transpose, before, perm=order) if order != tuple(range(len(shape))) else before
+    written = b.op(scatter_nd, front, where, rows)
+    return _permuted(b, before, written, list(order))
+
+
 INVERSES: dict[str, Inverse] = {
     **dict.fromkeys(
         (
@@ -215,6 +253,7 @@ INVERSES: dict[str, Inverse] = {
     "aten.numpy_T.default": _reversed,
     "aten.expand.default": _expand,
     "aten.expand_as.default": _expand,
+    "aten.diagonal.default": _diagonal,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _narrow,
     "aten.select.int": _select,
@@ -223,5 +262,8 @@ INVERSES: dict[str, Inverse] = {
     "aten.split.sizes": _split,
     "aten.split_with_sizes.default": _split_sizes,
     "aten.chunk.default": _chunk,
+    "aten.unsafe_split.Tensor": _split,
+    "aten.unsafe_split_with_sizes.default": _split_sizes,
+    "aten.unsafe_chunk.default": _chunk,
 }
 """By overload; a write to a view of another overload is reported as unsupported."""

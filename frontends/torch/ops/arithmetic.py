@@ -199,15 +199,19 @@ def _lerp(c: CallImport) -> Value:
 
 
 def _atan2(c: CallImport) -> Value:
-    y, x = c.operand("self"), c.operand("other")
-    zero = c.number(0.0, c.dtype)
+    return angle_of(c, c.operand("self"), c.operand("other"), c.dtype)
+
+
+def angle_of(c: CallImport, y: Value, x: Value, dtype: DType) -> Value:
+    """Returns the angle of points `(x, y)`, between -pi and pi."""
+    zero = c.number(0.0, dtype)
     angle = c.b.op(functions.atan, c.b.op(arithmetic.div, y, x))
     below = c.b.op(logical.less, y, zero)
-    turn = c.b.op(logical.where, below, c.number(-np.pi, c.dtype), c.number(np.pi, c.dtype))
+    turn = c.b.op(logical.where, below, c.number(-np.pi, dtype), c.number(np.pi, dtype))
     left = c.b.op(logical.where, c.b.op(logical.less, x, zero),
                   c.b.op(arithmetic.add, angle, turn), angle)  # fmt: skip
     # on the axis x = 0 the quotient is infinite, or NaN at the origin, where the angle is 0
-    on_axis = c.b.op(arithmetic.mul, c.b.op(arithmetic.sign, y), c.number(np.pi / 2, c.dtype))
+    on_axis = c.b.op(arithmetic.mul, c.b.op(arithmetic.sign, y), c.number(np.pi / 2, dtype))
     return c.b.op(logical.where, c.b.op(logical.equal, x, zero), on_axis, left)
 
 
@@ -251,6 +255,11 @@ def _heaviside(c: CallImport) -> Value:
     zero, one = c.number(0, c.dtype), c.number(1, c.dtype)
     step = c.b.op(logical.where, c.b.op(logical.greater, x, zero), one, zero)
     return c.b.op(logical.where, c.b.op(logical.equal, x, zero), at_zero, step)
+
+
+def _ldexp(c: CallImport) -> Value:
+    scale = c.b.op(arithmetic.pow_, c.number(2.0, c.dtype), c.operand("other"))
+    return c.b.op(arithmetic.mul, c.operand("self"), scale)
 
 
 def _both(name: str, *more: str) -> tuple[str, ...]:
@@ -297,4 +306,5 @@ IMPORTS: tuple[Import, ...] = (
         "aten.xlogy.Scalar_Self",
        ),
     row(_heaviside, "aten.heaviside.default"),
+    row(_ldexp, "aten.ldexp.Tensor"),
 )  # fmt: skip

@@ -151,10 +151,11 @@ def _multiply(c: CallImport) -> Value:
     (a, a_complex), (b, b_complex) = _operand(c, "self"), _operand(c, "other")
     if not (a_complex and b_complex):
         return marked(c.b.op(arithmetic.mul, a, b))
-    return _product(c, a, b)
+    return product_of(c, a, b)
 
 
-def _product(c: CallImport, a: Value, b: Value) -> Value:
+def product_of(c: CallImport, a: Value, b: Value) -> Value:
+    """Returns the product of two pairs."""
     (ar, ai), (br, bi) = parts_of(c, a), parts_of(c, b)
     mul = arithmetic.mul
     real = c.b.op(arithmetic.sub, c.b.op(mul, ar, br), c.b.op(mul, ai, bi))
@@ -168,7 +169,7 @@ def _divide(c: CallImport) -> Value:
     if not a_complex:
         raise UnsupportedCallError("a real number divided by a complex one")
     real, imaginary = parts_of(c, b)
-    across = _product(c, a, joined_parts(c, real, c.b.op(arithmetic.neg, imaginary)))
+    across = product_of(c, a, joined_parts(c, real, c.b.op(arithmetic.neg, imaginary)))
     square = c.b.op(arithmetic.add, c.b.op(arithmetic.mul, real, real),
                     c.b.op(arithmetic.mul, imaginary, imaginary))  # fmt: skip
     return marked(c.b.op(arithmetic.div, across, square))
@@ -220,6 +221,8 @@ def _lifted(importer: Importer) -> Importer:
                 args[name] = _from_front(args[name], rank)
         if "permute" in c.target:
             args["dims"] = (*args["dims"], rank)
+        if "dim" in c.args and not isinstance(c.args["dim"], int) and not c.args["dim"]:
+            args["dim"] = tuple(range(rank))  # all axes are all but that of the parts
         if "repeat" in c.target and isinstance(args["repeats"], tuple):
             args["repeats"] = (*args["repeats"], 1)
         results = [_pair_type(result) for result in c.results]

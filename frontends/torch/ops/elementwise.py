@@ -169,6 +169,14 @@ def _sign(c: CallImport) -> Value:
     return c.value("self") if c.dtype is DType.BOOL else c.b.op(arithmetic.sign, c.value("self"))
 
 
+def _angle(c: CallImport) -> Value:
+    """The angle of real numbers: half a turn for negative ones."""
+    x = c.operand("self")
+    is_negative = c.b.op(logical.less, x, c.number(0.0, c.dtype))
+    angle = c.b.op(logical.where, is_negative, c.number(pi, c.dtype), c.number(0.0, c.dtype))
+    return c.b.op(logical.where, c.b.op(functions.is_nan, x), x, angle)
+
+
 _FUNCTIONS: dict[str, OpSpec] = {
     "exp": functions.exp, "log": functions.log, "sqrt": functions.sqrt, "erf": functions.erf,
     "special_erf": functions.erf, "reciprocal": functions.reciprocal,
@@ -186,6 +194,7 @@ IMPORTS: tuple[Import, ...] = (
     row(_abs, "aten.abs.default", "aten.absolute.default"),
     row(_sign, "aten.sign.default", "aten.sgn.default"),
     row(keep, "aten.positive.default"),
+    row(_angle, "aten.angle.default"),
     row(_rounding(rounding.floor), "aten.floor.default"),
     row(_rounding(rounding.ceil), "aten.ceil.default"),
     row(_rounding(rounding.round_), "aten.round.default"),

@@ -89,9 +89,24 @@ def _is_close(c: CallImport) -> Value:
 
 def _signbit(c: CallImport) -> Value:
     x = c.value("self")
-    if x.dtype is None or x.dtype.is_float:
-        raise UnsupportedCallError("the sign of a float zero")
+    if x.dtype is not None and x.dtype.is_float:
+        return _has_minus(c, x)
     return c.b.op(logical.less, c.cast(x, DType.I64), c.number(0, DType.I64))
+
+
+def _has_minus(c: CallImport, x: Value) -> Value:
+    """Returns where floats are negative, zeros included: 1 / -0 is minus infinity."""
+    dtype = x.dtype or c.dtype
+    zero = c.number(0.0, dtype)
+    inverse = c.b.op(arithmetic.div, c.number(1.0, dtype), x)
+    is_zero = c.b.op(logical.equal, x, zero)
+    return c.b.op(logical.less, c.b.op(logical.where, is_zero, inverse, x), zero)
+
+
+def _copysign(c: CallImport) -> Value:
+    x, other = c.operand("self"), c.operand("other")
+    size = c.b.op(arithmetic.abs_, x)
+    return c.b.op(logical.where, _has_minus(c, other), c.b.op(arithmetic.neg, size), size)
 
 
 def _names(name: str) -> tuple[str, ...]:
@@ -135,4 +150,5 @@ IMPORTS: tuple[Import, ...] = (
     row(_masked_fill, "aten.masked_fill.Scalar", "aten.masked_fill.Tensor"),
     row(_is_close, "aten.isclose.default"),
     row(_signbit, "aten.signbit.default"),
+    row(_copysign, "aten.copysign.Tensor", "aten.copysign.Scalar"),
 )  # fmt: skip

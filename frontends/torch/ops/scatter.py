@@ -11,6 +11,7 @@ from regraft.frontends.torch.ops.indexing import position_lists, stacked
 from regraft.frontends.torch.ops.repeat import expanded
 from regraft.frontends.torch.ops.shape import moved, reshaped, shape_of
 from regraft.frontends.torch.ops.slicing import joined, position, sliced
+from regraft.frontends.torch.views import write_diagonal
 from regraft.ir.dims import DimLike, known_equal, product
 from regraft.ir.graph import Value
 from regraft.ir.ops import arithmetic, logical
@@ -184,6 +185,13 @@ def _select_scatter(c: CallImport) -> Value:
     return _between(c, x, axis, part, index, index + 1)
 
 
+def _diagonal_scatter(c: CallImport) -> Value:
+    x, source = c.value("self"), c.cast(c.value("src"), c.dtype)
+    rank = len(shape_of(x))
+    return write_diagonal(c.b, x, source, c.attr("offset"), c.axis("dim1", rank),
+                          c.axis("dim2", rank))  # fmt: skip
+
+
 def _masked_scatter(c: CallImport) -> Value:
     """The n-th place that the mask marks takes the n-th element of the source."""
     x, mask, source = c.value("self"), c.value("mask"), c.value("source")
@@ -251,6 +259,7 @@ IMPORTS: tuple[Import, ...] = (
     row(_along_axis("source", "none"), "aten.index_copy.default"),
     row(_slice_scatter, "aten.slice_scatter.default"),
     row(_select_scatter, "aten.select_scatter.default"),
+    row(_diagonal_scatter, "aten.diagonal_scatter.default"),
     row(_masked_scatter, "aten.masked_scatter.default"),
     row(_put_flat, "aten.put.default"),
     row(_fill, "aten.fill.Scalar", "aten.fill.Tensor"),

@@ -8,7 +8,7 @@ from regraft.frontends.torch.call import CallImport, Import, UnsupportedCallErro
 from regraft.frontends.torch.ops.promotion import promote
 from regraft.frontends.torch.ops.shape import reshaped, shape_of
 from regraft.frontends.torch.ops.slicing import selected, sliced
-from regraft.ir.dims import DimLike
+from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Value
 from regraft.ir.ops import logical, selecting
 from regraft.ir.ops.reduce import reduce_sum
@@ -68,6 +68,16 @@ def _median(c: CallImport) -> Sequence[Value]:
     if not isinstance(size, int):
         raise UnsupportedCallError("the median of a symbolic number of elements")
     return _rank_of(c, (size + 1) // 2)
+
+
+def _median_of_all(c: CallImport) -> Value:
+    x = c.value("self")
+    count = product(shape_of(x))
+    if not isinstance(count, int) or not count:
+        raise UnsupportedCallError("the median of a symbolic number of elements")
+    flat = reshaped(c, x, (count,))
+    k = (count + 1) // 2
+    return selected(c, _ordered(c, flat, 0, k, largest=False)[0], 0, k - 1)
 
 
 def _rank_of(c: CallImport, k: int) -> Sequence[Value]:
@@ -135,6 +145,7 @@ IMPORTS: tuple[Import, ...] = (
     row(_top_k, "aten.topk.default"),
     row(_kth, "aten.kthvalue.default"),
     row(_median, "aten.median.dim"),
+    row(_median_of_all, "aten.median.default"),
     row(_bucketize, "aten.bucketize.Tensor", "aten.bucketize.Scalar"),
     row(_search_sorted, "aten.searchsorted.Tensor", "aten.searchsorted.Scalar"),
     row(_unique, "aten._unique2.default", "aten.unique_dim.default"),

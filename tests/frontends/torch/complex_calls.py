@@ -86,6 +86,15 @@ CALLS: tuple[Call, ...] = (
     *(call(f"{name}.default", Z) for name in ("_conj", "conj", "conj_physical", "_conj_physical")),
     call("resolve_conj.default", Z),
     call("to.dtype", Z, torch.complex64),
+    *(call(f"{name}.default", Z) for name in ("angle", "exp", "log", "sqrt", "sgn", "square")),
+    call("reciprocal.default", W),
+    *(call("pow.Tensor_Scalar", W, exponent, depth=8) for exponent in (1, 2, 3, 0.5, -2)),
+    call("where.self", floats(2, 1, 4) > 0, W, W * 2),
+    call("mm.default", W, W.mT.contiguous(), depth=8),
+    call("bmm.default", Z, Z.mT.contiguous(), depth=8),
+    call("matmul.default", Z, W.mT.contiguous(), depth=8),
+    call("sum.dim_IntList", Z, [], depth=24),
+    call("mean.dim", Z, [], depth=24),
     *(
         call(f"fft_{name}.default", x, dim)
         for name in ("fftshift", "ifftshift")

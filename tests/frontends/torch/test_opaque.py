@@ -97,3 +97,49 @@ def test_onnx_refuses_kept_operators(tmp_path: Path) -> None:
 def test_operators_that_write_are_not_kept() -> None:
     with pytest.raises(UnsupportedError, match="bump_"):
         capture(Writes(), (torch.randn(2),), opaque=["regraft_test"])
+
+
+class Solves(nn.Module):
+    """Calls of PyTorch's own that no ONNX operator computes, and one that takes several tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4) * 3)
+
+    def forward(self, x: Any) -> Any:
+        square = x.mT @ x + self.weight
+        return torch.linalg.solve(square, torch.lgamma(x.abs() + 1).mT)
+
+
+def test_calls_of_pytorch_without_an_ir_form_are_kept() -> None:
+    net = Solves().eval()
+    module = capture(net, (torch.randn(2, 3, 4),), dynamic_shapes=SIZES)
+    apply(module, "canonicalize")
+    assert {node.attrs["dialect"] for node in module.graph if node.op is opaque} == {"torch:aten"}
+    made = to_torch(module)
+    x = torch.randn(5, 3, 4)
+    torch.testing.assert_close(made(x), net(x))
+    made(x).sum().backward()
+    net(x).sum().backward()
+    torch.testing.assert_close(made.weight.grad, net.weight.grad)
+
+
+def test_onnx_refuses_all_of_them_with_their_lines(tmp_path: Path) -> None:
+    module = capture(Solves().eval(), (torch.randn(2, 3, 4),))
+    with pytest.raises(UnsupportedError) as caught:
+        save(module, tmp_path / "m.onnx")
+    assert "2 operators of PyTorch have no ONNX form" in caught.value.message
+    assert "`aten.lgamma.default` x 1 at " in caught.value.message
+    assert "`aten._linalg_solve_ex.default` x 1 at " in caught.value.message
+    assert "test_opaque.py" in caught.value.message
+    assert "target `torch`" in str(caught.value.hint)
+
+
+class LooksAtMemory(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return torch.as_strided(x, (2, 2), (1, 2))
+
+
+def test_calls_that_depend_on_the_memory_layout_are_not_kept() -> None:
+    with pytest.raises(UnsupportedError, match=r"as_strided"):
+        capture(LooksAtMemory(), (torch.randn(2, 3),))

@@ -10,6 +10,7 @@ pytest.importorskip("transformers.integrations.moe", reason="one overload is of 
 from tests.frontends.torch import (  # they make tensors
     array_calls,
     complex_calls,
+    group_calls,
     layer_calls,
     movement_calls,
     pointwise_calls,
@@ -28,6 +29,7 @@ CALLS = (
     *array_calls.CALLS,
     *layer_calls.CALLS,
     *complex_calls.CALLS,
+    *group_calls.CALLS,
 )
 
 
