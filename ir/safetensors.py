@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regraft.ir.derive import DerivedWeight
 from regraft.ir.errors import InputError
+from regraft.ir.packed_parts import packed_parts
 from regraft.ir.types import DType
-from regraft.ir.weights import MappedWeight, Weight, pack
+from regraft.ir.weights import MappedWeight, Weight
 
 DTYPES = {
     "BOOL": DType.BOOL,
@@ -181,29 +181,5 @@ def write_safetensors(
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
         file.write(text)
         for _, weight in order:
-            for part in _parts(weight):
+            for part in packed_parts(weight):
                 file.write(part)
-
-
-_COPY_BYTES = 1 << 24
-
-
-def _parts(weight: Weight) -> Iterable[bytes]:
-    """Yields the packed bytes of a tensor, part by part where it lies in a file or is computed."""
-    match weight:
-        case MappedWeight():
-            weight.check_unchanged()
-            with weight.path.open("rb") as file:
-                file.seek(weight.offset)
-                left = weight.nbytes
-                while left:
-                    part = file.read(min(left, _COPY_BYTES))
-                    if not part:
-                        raise InputError(f"`{weight.path}` was truncated while it was read")
-                    left -= len(part)
-                    yield part
-        case DerivedWeight() if weight.shape:
-            for _, block in weight.blocks():
-                yield pack(block, weight.dtype)
-        case _:
-            yield pack(weight.numpy(), weight.dtype)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from regraft.ir.growth import Growth
 from regraft.ir.types import dtype_of
 from regraft.ir.weights import MappedWeight, pack
 
@@ -22,7 +23,7 @@ class SpillFile:
     mapped stay valid until they are released.
     """
 
-    __slots__ = ("_file", "path")
+    __slots__ = ("_file", "_growth", "path")
 
     def __init__(self, folder: Path | None = None) -> None:
         """Creates the file.
@@ -35,6 +36,7 @@ class SpillFile:
             prefix="regraft-", suffix=".spill", dir=folder, delete=False
         )
         self.path = Path(self._file.name)
+        self._growth = Growth()
 
     def append(self, array: np.ndarray[Any, Any]) -> MappedWeight:
         """Writes a tensor and returns the weight that reads it back.
@@ -48,7 +50,8 @@ class SpillFile:
         self._file.write(b"\0" * padding)
         self._file.write(pack(array, dtype))
         self._file.flush()
-        return MappedWeight(self.path, offset + padding, dtype, array.shape, is_growing=True)
+        self._growth.advance(self._file.tell())
+        return MappedWeight(self.path, offset + padding, dtype, array.shape, growth=self._growth)
 
     def close(self) -> None:
         """Deletes the file; idempotent."""

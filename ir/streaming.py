@@ -14,7 +14,7 @@ from regraft.ir.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
-_BLOCK_BYTES = 1 << 22
+_BLOCK_BYTES = 1 << 20
 _MIN_BYTES = 1 << 22
 
 
@@ -29,7 +29,7 @@ def is_streamed(b: Array) -> bool:
 
 
 def matmul_streamed(a: Array, b: Array) -> Array:
-    """Returns a @ b, reading `b` in blocks of 4 MiB.
+    """Returns a @ b, reading `b` in blocks of 1 MiB.
 
     Args:
         a: `f[*, K]`.
@@ -51,7 +51,8 @@ def matmul_streamed(a: Array, b: Array) -> Array:
         file.seek(base.offset + _address(stored) - _address(base))
         for start in range(0, stored.shape[0], step):
             block = buffer[: min(step, stored.shape[0] - start)]
-            _fill(file, block)
+            if not fill(file, block.reshape(-1).view(np.uint8).data):
+                raise InputError("an external data file was truncated while it was read")
             if by_rows:
                 flat += rows[:, start : start + step] @ block
             else:
@@ -59,13 +60,14 @@ def matmul_streamed(a: Array, b: Array) -> Array:
     return out
 
 
-def _fill(file: BinaryIO, block: Array) -> None:
-    view = memoryview(block.reshape(-1).view(np.uint8).data)
-    while view:
-        got = file.readinto(view)  # type: ignore[attr-defined]  # an unbuffered file has it
+def fill(file: BinaryIO, part: memoryview) -> bool:
+    """Reads as many bytes as a buffer has; returns False where the file ends before."""
+    while part:
+        got = file.readinto(part)  # type: ignore[attr-defined]  # every file has it
         if not got:
-            raise InputError("an external data file was truncated while it was read")
-        view = view[got:]
+            return False
+        part = part[got:]
+    return True
 
 
 def _map_of(array: Array) -> np.memmap[Any, Any] | None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from regraft.ir.errors import InputError
+from regraft.ir.growth import Growth
 from regraft.ir.types import DType, dtype_of
 
 
@@ -93,7 +94,8 @@ class MappedWeight:
         offset: First byte.
         dtype: Element type.
         shape: Sizes.
-        is_growing: Whether more is appended to the file, so that its time of change says nothing.
+        growth: How far the file is written, where it is still being written: reading waits for the
+            bytes, and its time of change says nothing.
         made_from: As of an `ArrayWeight`.
     """
 
@@ -101,7 +103,7 @@ class MappedWeight:
     offset: int
     dtype: DType
     shape: tuple[int, ...]
-    is_growing: bool = False
+    growth: Growth | None = None
     made_from: tuple[str, ...] = ()
     _identity: tuple[int, ...] | None = field(init=False, repr=False, default=None)
 
@@ -114,19 +116,21 @@ class MappedWeight:
             stat = os.stat(self.path)
         except (OSError, ValueError):
             return None  # reading it says what is wrong
-        return stat.st_dev, stat.st_ino, 0 if self.is_growing else stat.st_mtime_ns
+        return stat.st_dev, stat.st_ino, stat.st_mtime_ns if self.growth is None else 0
 
-    def check_unchanged(self) -> None:
-        """Checks that the file is the one that it was.
+    def check_readable(self) -> None:
+        """Checks that the file is the one that it was, and waits until the bytes are in it.
 
         Raises:
-            InputError: When it was replaced or written to.
+            InputError: When it was replaced or written to, or writing ended before.
         """
         if self._identity is not None and self._identify() not in (None, self._identity):
             raise InputError(
                 f"`{self.path}` was replaced or changed after the model was loaded",
                 hint="load the model again; save to another path to go on with a loaded one",
             )
+        if self.growth is not None:
+            self.growth.wait(self.offset + self.nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -142,7 +146,7 @@ class MappedWeight:
         nbytes = self.nbytes
         if nbytes == 0:
             return np.zeros(self.shape, self.dtype.numpy)
-        self.check_unchanged()
+        self.check_readable()
         try:
             raw = np.memmap(self.path, np.uint8, "r", self.offset, (nbytes,))
         except (OSError, ValueError) as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 from onnx import helper
 
 from regraft.backends.onnx.emitter import Emit, EmitTable
-from regraft.backends.onnx.foreign import refuse_foreign
 from regraft.backends.onnx.graph_emitter import GraphEmitter
 from regraft.backends.onnx.ops import FAMILIES
 from regraft.backends.onnx.opsets import choose_opset, ir_version
@@ -22,9 +21,13 @@ from regraft.backends.onnx.storage import (
     data_file_name,
 )
 from regraft.ir.collector import collector_paused
+from regraft.ir.growth import Growth
 from regraft.ir.module import Module
 
 PROFILES = ("onnx", "ort-cpu", "ort-cuda")
+
+Watch = Callable[[Growth | None], None]
+"""Hears that files begin to be written, and how far they are."""
 
 
 def to_proto(
@@ -47,7 +50,6 @@ def to_proto(
     Raises:
         UnsupportedError: When an operator cannot be emitted.
     """
-    refuse_foreign(module)
     table = EmitTable(*families)
     opset = choose_opset(module, table, opset, profile)
     # a file that refers to others is read by tools that look for references in the main graph
@@ -91,11 +93,23 @@ def save_onnx(
     opset: int | None = None,
     external_above: int = EXTERNAL_ABOVE,
     families: Sequence[tuple[Emit, ...]] = FAMILIES,
+    watch: Watch | None = None,
 ) -> list[Path]:
     """Writes a model file, and an external-data file when the weights are many.
 
     Weights are read and written one at a time. The caller gives a path in a temporary folder and
     renames the files when all is well.
+
+    Args:
+        module: The module; it is not changed, but for warnings of weights with NaN.
+        path: The model file.
+        profile: `onnx`, `ort-cpu` or `ort-cuda`.
+        opset: Emission opset; default: the source's, raised only when needed.
+        external_above: Bytes of weights above which they go into a file of their own.
+        families: Emitters, those of plugins among them.
+        watch: Called before the data file is written, when the model file is: who loads it with
+            this growth reads the weights as they arrive. Called with None before a model is
+            written that holds its weights.
 
     Returns:
         The files written.
@@ -106,14 +120,19 @@ def save_onnx(
     """
     weights = module.weights
     total = sum(weights[name].nbytes for name in weights)
+    watch = watch or (lambda growth: None)
     if total <= external_above:
+        watch(None)
         proto = to_proto(module, profile=profile, opset=opset, families=families)
         path.write_bytes(proto.SerializeToString())
         return [path]
     data_path = path.with_name(data_file_name(path))
-    with data_path.open("wb") as file:
-        storage = External(file, data_path.name)
-        model = to_proto(module, profile=profile, opset=opset, storage=storage, families=families)
-    module.warnings += [f"weight `{name}` contains NaN" for name in storage.nan_names]
+    storage = External(data_path.name)
+    model = to_proto(module, profile=profile, opset=opset, storage=storage, families=families)
     path.write_bytes(model.SerializeToString())
+    with data_path.open("wb", buffering=0) as file, Growth() as growth:
+        file.truncate(storage.num_bytes)  # so that the model can be loaded while weights arrive
+        watch(growth)
+        storage.write(file, growth)
+    module.warnings += [f"weight `{name}` contains NaN" for name in storage.nan_names]
     return [path, data_path]

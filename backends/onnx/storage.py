@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -11,18 +12,17 @@ import onnx
 from onnx import TensorProto
 
 from regraft.backends.onnx.tensors import ONNX_DTYPES, array_to_tensor
-from regraft.ir.errors import InputError
+from regraft.ir.growth import Growth
+from regraft.ir.packed_parts import packed_parts
 from regraft.ir.types import DType
 from regraft.ir.weights import MappedWeight, Weight, contains_nan, pack
-
-Array = np.ndarray[Any, Any]
 
 EXTERNAL_ABOVE = 3 << 29
 """Models with more weight bytes than this (1.5 GiB) get external data: a protobuf ends at 2 GiB."""
 
 _ALIGN = 4096  # page size, so that a runtime can map tensors in place
 _EMBED_BELOW = 1024
-_CHUNK = 1 << 22
+_SAMPLE_BYTES = 256
 
 
 class Storage(Protocol):
@@ -41,37 +41,27 @@ class Embedded:
 
 
 class External:
-    """Writes weights to one file beside the model; small ones stay inside.
+    """Gives weights their places in one file beside the model, which is written afterwards.
+
+    Small weights stay inside the model.
 
     Args:
-        file: The open data file.
-        location: Its path relative to the model, as the model will name it.
+        location: The path of the data file relative to the model, as the model will name it.
     """
 
-    def __init__(self, file: BinaryIO, location: str) -> None:
-        self.file = file
+    def __init__(self, location: str) -> None:
         self.location = location
-        self.offset = 0
+        self.num_bytes = 0
         self.nan_names: list[str] = []
+        self._placed: list[tuple[int, str, Weight]] = []
 
     def tensor(self, weight: Weight, name: str) -> onnx.TensorProto:
-        """Writes a weight and returns the initializer that points to it.
-
-        Raises:
-            OSError: When the disk is full.
-        """
+        """Returns the initializer of a weight, which points to its place in the file."""
         if weight.nbytes < _EMBED_BELOW or weight.dtype is DType.STRING:
             return array_to_tensor(weight.numpy(), name)
-        padding = -self.offset % _ALIGN
-        self.file.write(b"\0" * padding)
-        start = self.offset + padding
-        if isinstance(weight, MappedWeight):
-            length, has_nan = _copy_mapped(self.file, weight)
-            if has_nan:
-                self.nan_names.append(name)
-        else:
-            length = _write_array(self.file, weight.numpy(), weight.dtype)
-        self.offset = start + length
+        start, length = self.num_bytes + -self.num_bytes % _ALIGN, weight.nbytes
+        self._placed.append((start, name, weight))
+        self.num_bytes = start + length
         proto = onnx.TensorProto(
             data_type=ONNX_DTYPES[weight.dtype], dims=weight.shape, name=name,
             data_location=TensorProto.EXTERNAL,
@@ -81,40 +71,33 @@ class External:
             entry.key, entry.value = key, str(value)
         return proto
 
+    def write(self, file: BinaryIO, growth: Growth) -> None:
+        """Writes all weights, one after another.
 
-def _copy_mapped(file: BinaryIO, weight: MappedWeight) -> tuple[int, bool]:
-    """Copies a weight from its file through a small buffer; returns its bytes and a NaN's presence.
+        Args:
+            file: The data file, unbuffered.
+            growth: Hears of every weight that is in the file.
 
-    Reading through a map would count every page as resident until the map is gone.
-    """
-    weight.check_unchanged()
-    buffer = bytearray(_CHUNK)
-    left, has_nan = weight.nbytes, False
-    checks = weight.dtype.is_float and weight.dtype.bits >= 16
-    with weight.path.open("rb", buffering=0) as source:
-        source.seek(weight.offset)
-        while left:
-            view = memoryview(buffer)[: min(left, _CHUNK)]
-            got = source.readinto(view)
-            if not got:
-                raise InputError(f"`{weight.path}` was truncated while it was read")
-            view = view[:got]
-            file.write(view)
-            left -= got
-            if checks and not has_nan and got % weight.dtype.numpy.itemsize == 0:
-                has_nan = contains_nan(np.frombuffer(view, weight.dtype.numpy))
-    return weight.nbytes, has_nan
+        Raises:
+            OSError: When the disk is full.
+        """
+        for start, name, weight in self._placed:
+            file.seek(start)
+            for part in packed_parts(weight):
+                if isinstance(weight, MappedWeight) and _holds_nan(part, weight.dtype):
+                    self.nan_names.append(name)
+                _write_all(file, part)
+            growth.advance(start + weight.nbytes)
+        self.nan_names = list(dict.fromkeys(self.nan_names))
 
 
-def _write_array(file: BinaryIO, array: Array, dtype: DType) -> int:
-    if dtype.bits < 8 or not array.flags.c_contiguous:
-        data = pack(array, dtype)
-        file.write(data)
-        return len(data)
-    flat = array.reshape(-1).view(np.uint8)
-    for start in range(0, flat.size, _CHUNK):
-        file.write(flat[start : start + _CHUNK].data)
-    return int(flat.size)
+def _holds_nan(part: memoryview, dtype: DType) -> bool:
+    return dtype.is_float and dtype.bits >= 16 and contains_nan(np.frombuffer(part, dtype.numpy))
+
+
+def _write_all(file: BinaryIO, part: memoryview) -> None:
+    while part:
+        part = part[file.write(part) :]
 
 
 class Deduplicator:
@@ -131,7 +114,7 @@ class Deduplicator:
         """Returns the name of an earlier weight of equal content, else remembers this one."""
         if weight.dtype is DType.STRING:
             return None
-        key = (weight.dtype, weight.shape, _sample(weight.numpy(), weight.dtype))
+        key = (weight.dtype, weight.shape, _sample(weight))
         known = self._by_sample.setdefault(key, [])
         for other, other_name in known:
             if other is weight or self._digest(other) == self._digest(weight):
@@ -143,18 +126,29 @@ class Deduplicator:
         found = self._digests.get(id(weight))
         if found is None:
             digest = hashlib.blake2b(digest_size=16)
-            array = np.ascontiguousarray(weight.numpy())
-            digest.update(array.reshape(-1).view(np.uint8).data)
+            for part in packed_parts(weight):
+                digest.update(part)
             found = self._digests[id(weight)] = digest.digest()
         return found
 
 
-def _sample(array: Array, dtype: DType) -> bytes:
-    if array.size == 0:
-        return b""
-    flat = array.reshape(-1) if array.flags.c_contiguous else array.ravel()
-    step = max(1, flat.size // 61)
-    return pack(np.ascontiguousarray(flat[::step]), dtype)
+def _sample(weight: Weight) -> bytes:
+    """Returns the packed bytes at a few places; a weight in a file is not mapped for them."""
+    last = max(weight.nbytes - _SAMPLE_BYTES, 0)
+    places = (0, last // 3, last // 2, last)
+    if isinstance(weight, MappedWeight):
+        weight.check_readable()
+        with weight.path.open("rb", buffering=0) as file:
+            size = min(_SAMPLE_BYTES, weight.nbytes)
+            return b"".join(
+                os.pread(file.fileno(), size, weight.offset + start) for start in places
+            )
+    array = weight.numpy()
+    if weight.dtype.bits < 8 or not array.flags.c_contiguous:
+        data = memoryview(pack(array, weight.dtype))
+    else:
+        data = array.reshape(-1).view(np.uint8).data
+    return b"".join(data[start : start + _SAMPLE_BYTES] for start in places)
 
 
 def data_file_name(model: Path) -> str:

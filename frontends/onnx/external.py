@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import onnx
 
 from regraft.ir.errors import InputError
+from regraft.ir.growth import Growth
 from regraft.ir.types import DType
 from regraft.ir.weights import MappedWeight
 
@@ -23,13 +24,16 @@ class ExternalData:
 
     Attributes:
         root: The model's folder, resolved; None when the model came without a file.
+        growth: How far the data file is written, where it is still being written.
     """
 
     root: Path | None
+    growth: Growth | None
     _sizes: dict[str, tuple[Path, int]]
 
-    def __init__(self, root: Path | None) -> None:
+    def __init__(self, root: Path | None, growth: Growth | None = None) -> None:
         self.root = None if root is None else root.resolve()
+        self.growth = growth
         self._sizes = {}
 
     def weight(
@@ -73,7 +77,7 @@ class ExternalData:
                 f"the file has {size}",
                 hint="the external data file is truncated or belongs to another model",
             )
-        return MappedWeight(path, offset, dtype, shape)
+        return MappedWeight(path, offset, dtype, shape, self.growth)
 
     def _find(self, location: str, where: str) -> tuple[Path, int]:
         found = self._sizes.get(location)

@@ -22,6 +22,7 @@ from regraft.ir.collector import collector_paused
 from regraft.ir.dims import known_different
 from regraft.ir.errors import InputError
 from regraft.ir.graph import Graph
+from regraft.ir.growth import Growth
 from regraft.ir.module import Module
 from regraft.ir.types import TensorType, Type
 
@@ -29,13 +30,17 @@ _MAX_NAMED = 5
 
 
 def load_onnx(
-    source: str | Path | onnx.ModelProto, *, families: Sequence[tuple[Import, ...]] = FAMILIES
+    source: str | Path | onnx.ModelProto,
+    *,
+    families: Sequence[tuple[Import, ...]] = FAMILIES,
+    growth: Growth | None = None,
 ) -> Module:
     """Returns the module of an ONNX file or ModelProto; external data stays on disk.
 
     Args:
         source: The file or model.
         families: Importers, those of plugins among them.
+        growth: How far the file of external data is written, where it is still being written.
 
     Raises:
         InputError: When the model cannot be used as it is.
@@ -44,13 +49,14 @@ def load_onnx(
         check_proto(source)
         return import_model(source, None, families)
     path = Path(source)
-    return import_model(read_proto(path), path.parent, families)
+    return import_model(read_proto(path), path.parent, families, growth)
 
 
 def import_model(
     proto: onnx.ModelProto,
     root: Path | None,
     families: Sequence[tuple[Import, ...]] = FAMILIES,
+    growth: Growth | None = None,
 ) -> Module:
     """Returns the module of a parsed model whose external data lies below `root`."""
     opsets = {
@@ -58,8 +64,8 @@ def import_model(
     }
     module = Module(Graph(), proto.graph.name or "model")
     scope = NameScope(
-        module.graph, Walk(ImportTable(*families)), opsets, module.warnings, ExternalData(root),
-        Sizes(module.graph.scope), function_table(proto),
+        module.graph, Walk(ImportTable(*families)), opsets, module.warnings,
+        ExternalData(root, growth), Sizes(module.graph.scope), function_table(proto),
     )  # fmt: skip
     with collector_paused():
         _import_inputs(proto, scope)

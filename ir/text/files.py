@@ -10,13 +10,15 @@ import numpy as np
 from regraft.ir.derive import source_names
 from regraft.ir.errors import InputError
 from regraft.ir.generated import RandomWeight, SplatWeight
+from regraft.ir.growth import Growth
 from regraft.ir.module import Module
 from regraft.ir.ops import OPS
 from regraft.ir.opspec import OpSpec
+from regraft.ir.packed_parts import packed_parts
 from regraft.ir.text.parser import parse_module
 from regraft.ir.text.printer import print_module
 from regraft.ir.text.weights import AUTO_BYTES
-from regraft.ir.weights import ArrayWeight, MappedWeight, Weight, pack
+from regraft.ir.weights import ArrayWeight, MappedWeight, Weight
 
 _ALIGN = 64  # what memory-mapped readers and vector loads want
 
@@ -50,14 +52,17 @@ def write_module(module: Module, path: Path) -> list[Path]:
     if large:
         data = path.with_name(path.name + ".weights")
         files.append(data)
-        with data.open("wb") as file:
+        with data.open("wb") as file, Growth() as growth:
             for name in large:
                 weight = store[name]
                 file.write(b"\0" * (-file.tell() % _ALIGN))
                 place = file.tell()
-                file.write(pack(weight.numpy(), weight.dtype))
+                for part in packed_parts(weight):
+                    file.write(part)
+                file.flush()
+                growth.advance(file.tell())
                 stored = MappedWeight(
-                    data, place, weight.dtype, weight.shape, True, _names(name, weight)
+                    data, place, weight.dtype, weight.shape, growth, _names(name, weight)
                 )
                 store.set(name, stored)
     path.write_text(print_module(copy, base=path.parent), encoding="utf-8")

@@ -15,7 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.emission import written_runner
+from regraft.frontends.onnx import load_onnx
 from regraft.ir.errors import CheckError, UnsupportedError
+from regraft.ir.growth import Growth
 from regraft.ir.module import Module
 from regraft.ir.types import DType
 from regraft.passes.check.module_check import CheckReport, check_module
@@ -113,6 +115,7 @@ class Checker:
         contract: Contract | None = None,
     ) -> None:
         self.original = source.module.clone()
+        self._importers = source.extensions.onnx_importers
         self.evaluates = isinstance(contract, Rounded) and not unevaluable(self.original)
         self.dims = dims
         self.seed = seed
@@ -200,19 +203,33 @@ class Checker:
         """Whether there is a reference and a sample."""
         return self._reference is not None and bool(self.samples)
 
-    def start(self, module: Module, contract: Contract) -> Future[CheckReport] | None:
+    def start(
+        self, module: Module, written: Path, growth: Growth | None, contract: Contract
+    ) -> Future[CheckReport]:
         """Begins the check of a module that streams its weights, beside the emission.
 
         The check reads every weight and the emission writes it: both wait for memory and disk, and
         neither for the other. The thread is a daemon: nobody waits for it when the emission fails.
 
-        Returns:
-            The report to come, or None where the check needs the emitted file.
+        Args:
+            module: What is written.
+            written: The model file; its weights may be on their way into a file beside it.
+            growth: How far that file is; None where weights lie inside the model's file, or in
+                another format: then the module itself is run.
+            contract: What the passes promise.
         """
-        if not self.streams:
-            return None
         module = module.clone()  # emission builds bodies in the graph while the check walks it
-        return _beside(lambda: self.compare(module, None, contract), "check")
+
+        def work() -> CheckReport:
+            found = module if growth is None else self._read_back(module, written, growth)
+            return self.compare(found, None, contract)
+
+        return _beside(work, "check")
+
+    def _read_back(self, module: Module, written: Path, growth: Growth) -> Module:
+        """Returns the module of the written file, or what was written where that has no meaning."""
+        found = load_onnx(written, families=self._importers, growth=growth)
+        return module if unevaluable(found) else found
 
     def compare(self, module: Module, emitted: Path | None, contract: Contract) -> CheckReport:
         """Compares the emitted file (the module itself when streaming or nothing was emitted).

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regraft.backends.onnx import PROFILES, save_onnx
+from regraft.backends.onnx import PROFILES, Watch, save_onnx
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.frontends.huggingface.checkpoint import CONFIG
 from regraft.huggingface_sources import check_transformers, save_folder, written_folder
@@ -68,13 +68,29 @@ def check_source(module: Module, target: str, extensions: Extensions) -> None:
 
 
 def emit(
-    module: Module, path: Path, *, target: str, opset: int | None, extensions: Extensions
+    module: Module,
+    path: Path,
+    *,
+    target: str,
+    opset: int | None,
+    extensions: Extensions,
+    watch: Watch,
 ) -> list[Path]:
     """Writes the model's file and its weights beside it; returns the files.
+
+    Args:
+        module: The module.
+        path: The model's file.
+        target: What is written.
+        opset: Emission opset of an ONNX target.
+        extensions: Emitters, those of plugins among them.
+        watch: Called once, before weights are written; see `save_onnx`.
 
     Raises:
         UnsupportedError: When the target cannot take the module.
     """
+    if target not in PROFILES:
+        watch(None)
     if target == TORCH:
         from regraft.backends.torch import save_torch  # torch takes a second to import
 
@@ -82,7 +98,7 @@ def emit(
     if target == HUGGING_FACE:
         return save_folder(module, path.parent)
     families = extensions.onnx_emitters
-    return save_onnx(module, path, profile=target, opset=opset, families=families)
+    return save_onnx(module, path, profile=target, opset=opset, families=families, watch=watch)
 
 
 def _torch_families(extensions: Extensions) -> Sequence[tuple[Emit, ...]]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import pytest
 
 import regraft
+from regraft import emission
+from regraft.backends.onnx import save_onnx, storage
 from regraft.ir.constants import weight
-from regraft.ir.errors import CheckError
+from regraft.ir.errors import CheckError, RegraftError
 from regraft.ir.module import Module
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.protocol import Context, Exact, PassResult
@@ -77,3 +80,45 @@ def test_a_size_that_does_not_run_is_given_up_for_one_that_does(tmp_path: Path) 
     done = regraft.convert(tmp_path / "m.onnx", tmp_path / "out", max_memory_bytes=TINY)
     assert done.check.verified == "module"
     assert done.check.bindings[0]["N"] % 16 == 0
+
+
+@pytest.fixture
+def with_data_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of any model go into a data file, as those of a large one do."""
+    monkeypatch.setattr(emission, "save_onnx", partial(save_onnx, external_above=0))
+
+
+@pytest.mark.usefixtures("with_data_file")
+def test_a_streamed_check_passes_with_weights_read_from_the_written_file(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(product())
+    done = regraft.convert(tmp_path / "m.onnx", tmp_path / "out", max_memory_bytes=TINY)
+    assert (tmp_path / "out" / "model.onnx.data").stat().st_size == 16 * 48 * 4
+    assert done.check.verified == "module"
+
+
+@pytest.mark.usefixtures("with_data_file")
+def test_a_streamed_check_finds_wrong_bytes_in_the_written_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_zeros(file: BinaryIO, part: memoryview) -> None:
+        file.write(bytes(len(part)))
+
+    monkeypatch.setattr(storage, "_write_all", write_zeros)
+    (tmp_path / "m.onnx").write_bytes(product())
+    with pytest.raises(CheckError, match="output `y`"):
+        regraft.convert(tmp_path / "m.onnx", tmp_path / "out", max_memory_bytes=TINY)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("with_data_file")
+def test_a_full_disk_ends_the_streamed_check_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: BinaryIO, part: memoryview) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "_write_all", refuse)
+    (tmp_path / "m.onnx").write_bytes(product())
+    with pytest.raises(RegraftError, match="disk is full"):
+        regraft.convert(tmp_path / "m.onnx", tmp_path / "out", max_memory_bytes=TINY)
+    assert not (tmp_path / "out").exists()
