@@ -9,6 +9,7 @@ import onnx
 from onnx import helper
 
 from regraft.backends.onnx.emitter import Emit, EmitTable
+from regraft.backends.onnx.foreign import refuse_foreign
 from regraft.backends.onnx.graph_emitter import GraphEmitter
 from regraft.backends.onnx.ops import FAMILIES
 from regraft.backends.onnx.opsets import choose_opset, ir_version
@@ -50,6 +51,7 @@ def to_proto(
     Raises:
         UnsupportedError: When an operator cannot be emitted.
     """
+    refuse_foreign(module)
     table = EmitTable(*families)
     opset = choose_opset(module, table, opset, profile)
     # a file that refers to others is read by tools that look for references in the main graph
