@@ -13,7 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from regraft.ir.errors import UsageError
 from regraft.passes.protocol import Pass
@@ -148,6 +148,29 @@ def make_pass(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
     Raises:
         UsageError: For an unknown option or a value of the wrong type.
     """
+    return make_named(cls, options, f"pass `{cls.name}`")
+
+
+class Named(Protocol):
+    """A frozen dataclass with a name, whose fields are options: a pass, a metric."""
+
+    name: ClassVar[str]
+
+
+N = TypeVar("N", bound=Named)
+
+
+def make_named(cls: type[N], options: Mapping[str, Any], where: str) -> N:
+    """Creates an object from raw options, converted to the types of its fields.
+
+    Args:
+        cls: Its class.
+        options: Values as they were written, by name.
+        where: What errors call it.
+
+    Raises:
+        UsageError: For an unknown option or a value of the wrong type.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
@@ -155,10 +178,10 @@ def make_pass(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
         name = key.replace("-", "_")
         if name not in fields:
             raise UsageError(
-                f"pass `{cls.name}` has no option `{key}`",
+                f"{where} has no option `{key}`",
                 hint=suggest(key, [f.replace("_", "-") for f in fields]),
             )
-        values[name] = _convert(raw, hints[name], f"pass `{cls.name}`, option `{key}`")
+        values[name] = _convert(raw, hints[name], f"{where}, option `{key}`")
     missing = [
         name
         for name, f in fields.items()
@@ -168,13 +191,13 @@ def make_pass(cls: type[Pass], options: Mapping[str, Any]) -> Pass:
     ]
     if missing:
         raise UsageError(
-            f"pass `{cls.name}` needs option `{missing[0].replace('_', '-')}`",
+            f"{where} needs option `{missing[0].replace('_', '-')}`",
             hint=f"write `{cls.name}{{{missing[0].replace('_', '-')}=…}}`",
         )
     try:
         return cls(**values)
     except ValueError as error:
-        raise UsageError(f"pass `{cls.name}`: {error}") from error
+        raise UsageError(f"{where}: {error}") from error
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

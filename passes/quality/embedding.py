@@ -131,8 +131,8 @@ def pooled(states: Array, mask: Array | None = None, how: Pooling = "mean") -> A
         mask = np.ones(states.shape[:2], np.int64)
     counts = (np.asarray(mask) != 0)[..., None]
     if how == "mean":
-        total: Array = (states * counts).sum(1)
-        return total / np.maximum(counts.sum(1), 1)
+        means: Array = (states * counts).sum(1) / np.maximum(counts.sum(1), 1)
+        return means
     counts = counts[..., 0]
     at = counts.argmax(1) if how == "first" else counts.shape[1] - 1 - counts[:, ::-1].argmax(1)
     chosen: Array = states[np.arange(len(states)), at]
@@ -153,7 +153,8 @@ def _units(array: Array, which: str, first: int) -> Array:
             f"item {first + int(np.argmin(usable))} has an embedding of the {which} model that is "
             "zero or not finite"
         )
-    return wide / norms
+    units: Array = wide / norms
+    return units
 
 
 def _pair_similarities(units: Array) -> Array:

@@ -1,8 +1,8 @@
 """Runs models over data and reads a meter: one batch at a time is in memory.
 
-A model is a function from inputs by name to outputs by name: `OrtRunner`, `TorchRunner`, `NetRunner`
-and `EvalRunner` are such. A batch holds the model's inputs, and labels where the metric needs them;
-`attention_mask`, where there is one, says which tokens count.
+A model is a function from inputs by name to outputs by name: `OrtRunner`, `TorchRunner`,
+`NetRunner` and `EvalRunner` are such. A batch holds the model's inputs, and labels where the metric
+needs them; `attention_mask`, where there is one, says which tokens count.
 """
 
 from __future__ import annotations
@@ -68,9 +68,11 @@ def embedding_similarity(
     meter = EmbeddingMeter()
     for batch in batches:
         mask = batch.get(MASK)
+        # rows without a token fill a batch of fixed size
+        used = slice(None) if mask is None else (mask != 0).any(1)
         meter.update(
             *(
-                pooled(_output(runner(_inputs(batch)), output, _EMBEDDINGS), mask, pooling)
+                pooled(_output(runner(_inputs(batch)), output, _EMBEDDINGS), mask, pooling)[used]
                 for runner in (reference, candidate)
             )
         )
@@ -161,9 +163,7 @@ def _entry(batch: Batch, *names: str) -> Array:
     for name in names:
         if name in batch:
             return batch[name]
-    raise InputError(
-        f"a batch has no `{names[0]}`", hint=f"it has {', '.join(batch) or 'nothing'}"
-    )
+    raise InputError(f"a batch has no `{names[0]}`", hint=f"it has {', '.join(batch) or 'nothing'}")
 
 
 def _output(outputs: Mapping[str, Any], name: str | None, usual: tuple[str, ...]) -> Array:

@@ -29,7 +29,7 @@ if not (Path(__file__).parent / "ir").is_dir():
 
 if TYPE_CHECKING:
     import regraft.testing as testing
-    from regraft.api import ConvertResult, apply, compare, convert, load, save
+    from regraft.api import ConvertResult, apply, compare, convert, load, measure, save
     from regraft.backends.torch import read_back, to_torch
     from regraft.ir.errors import RegraftError
     from regraft.ir.module import Module
@@ -65,6 +65,7 @@ _LAZY = {
     "compare": "regraft.api",
     "convert": "regraft.api",
     "load": "regraft.api",
+    "measure": "regraft.api",
     "read_back": "regraft.backends.torch",
     "save": "regraft.api",
     "to_torch": "regraft.backends.torch",
@@ -90,6 +91,7 @@ __all__ = [
     "compare",
     "convert",
     "load",
+    "measure",
     "read_back",
     "save",
     "testing",

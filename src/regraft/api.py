@@ -1,8 +1,8 @@
-"""The Python surface: load, apply, save, convert, compare."""
+"""The Python surface: load, apply, save, convert, compare, measure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ from regraft.backends.onnx import PROFILES, save_onnx
 from regraft.backends.onnx.activations import OrtActivations
 from regraft.backends.onnx.legalize import legalizers
 from regraft.calibration import gradient_source
-from regraft.comparison import compare_sources
+from regraft.comparison import check_interfaces, compare_sources, make_runner
 from regraft.conversion import ConvertOptions, ConvertResult
 from regraft.conversion import convert as _convert
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Rule
+from regraft.metrics import Metric, parse_metric
 from regraft.output import save_text, staged
 from regraft.passes.check.module_check import CheckReport
 from regraft.passes.check.runners import EvalRunner, accepts
@@ -24,6 +25,7 @@ from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.protocol import Context, Pass
 from regraft.pipelines import check_rule_name, resolve_passes
 from regraft.plugins import Extensions, Plugin, combine
+from regraft.quality import Quality, measure_quality, measure_sources
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import open_source
 from regraft.tables import user_tables
@@ -231,6 +233,38 @@ def compare(
     ).report  # fmt: skip
 
 
+def measure(
+    a: Any,
+    b: Any,
+    metric: str | Metric,
+    data: str | Path | Iterable[Mapping[str, Any]],
+    *,
+    plugins: Sequence[Plugin] = (),
+) -> Quality:
+    """Measures what the second model loses against the first on data.
+
+    Args:
+        a: The reference: a path, `ModelProto` or module.
+        b: The other model, with the same inputs and outputs.
+        metric: `embedding`, `kl`, `perplexity` or `accuracy`, with options in braces.
+        data: A text, `.npz` files or a folder of images; or batches, arrays by name, that can be
+            iterated over more than once.
+        plugins: Plugins whose operators and importers the models need.
+
+    Raises:
+        InputError: When the models have different inputs, or the data does not fit.
+        UsageError: For an unknown metric or option.
+    """
+    extensions = combine(plugins)
+    first, second = open_source(a, extensions), open_source(b, extensions)
+    check_interfaces(first.module, second.module)
+    asked = parse_metric(metric) if isinstance(metric, str) else metric
+    runners = make_runner(first), make_runner(second)
+    if isinstance(data, str | Path):
+        return measure_sources(asked, Path(data), first, second, runners)
+    return measure_quality(asked, *runners, data)
+
+
 __all__ = [
     "CheckReport",
     "ConvertOptions",
@@ -239,5 +273,6 @@ __all__ = [
     "compare",
     "convert",
     "load",
+    "measure",
     "save",
 ]

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,30 @@ from regraft.backends.onnx.legalize import legalizers
 from regraft.benching import OrtLatency, bench
 from regraft.calibration import gradient_source
 from regraft.checking import Checker
-from regraft.emission import BUILT, check_source, check_target, emit, model_file
+from regraft.comparison import make_runner
+from regraft.emission import (
+    BUILT,
+    check_source,
+    check_target,
+    emit,
+    model_file,
+    written_runner,
+)
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.growth import Growth
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Rule
+from regraft.metrics import Asked
 from regraft.output import check_destination, staged
 from regraft.passes.check.module_check import CheckReport, combined_contract
+from regraft.passes.check.runners import Runner
 from regraft.passes.check.samples import Sample
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Pass
 from regraft.passes.recipe import Recipe, format_recipe
 from regraft.pipelines import (
-    check_max_drop,
     check_rule_name,
     resolve_passes,
     with_dtype,
@@ -38,6 +47,7 @@ from regraft.pipelines import (
 )
 from regraft.plugin_places import fingerprint
 from regraft.plugins import Extensions, combine
+from regraft.quality import check_drop, drop_target, measure_sources
 from regraft.report import build_report, operator_counts, versions
 from regraft.report_html import GraphView, can_render, report_page, view_of
 from regraft.report_html.pages import MISSING
@@ -68,7 +78,7 @@ class ConvertOptions:
         force: Replace an existing output.
         dry_run: Do everything except writing the output.
         dtype: `fp32`, `fp16` or `bf16`: adds the pass `cast`.
-        max_drop: What lossy passes may lose.
+        quality: What is measured of source and result, and how much may be lost; else exit 4.
         extensions: Passes and operators, those of plugins among them; default: regraft's own.
         explain: Rule whose near misses are wanted.
         replay: Recorded decisions by name of the pass, which passes take again.
@@ -92,7 +102,7 @@ class ConvertOptions:
     force: bool = False
     dry_run: bool = False
     dtype: str | None = None
-    max_drop: str | None = None
+    quality: Asked | None = None
     extensions: Extensions = field(default_factory=lambda: combine(()))
     explain: str | None = None
     replay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -161,7 +171,6 @@ def convert(
         check_destination(path, force=options.force)
     passes = resolve_passes(options.passes, options.extensions.passes)
     check_rule_name(options.explain, passes)
-    check_max_drop(options.max_drop, passes)
     say = progress or (lambda stage: None)
     return _Conversion(source, path, options, passes, say).run()
 
@@ -207,7 +216,7 @@ class _Conversion:
         bind_samples(module, options.calibrate)
         before = operator_counts(module.graph)
         self.before = self._view(module)
-        if options.bench:
+        if options.bench or options.quality is not None:
             self.original = replace(source, module=module.clone())
         checker = None
         if options.check is not CheckMode.OFF:
@@ -292,7 +301,9 @@ class _Conversion:
                 check.raise_if_failed()
             after = self._view(module)
             report = make_report(check, size)
-            if self.original is not None:
+            if options.quality is not None:
+                self._check_quality(options.quality, report, written_runner(model, module))
+            if options.bench:
                 made = Source(module, str(self.out or "result"), None, size, None, model)
                 report["bench"] = self._stage("bench", lambda: self._measured(made))
             if self.before is not None and after is not None:
@@ -309,6 +320,26 @@ class _Conversion:
 
             shutil.rmtree(target.parent, ignore_errors=True)
         return check, report
+
+    def _check_quality(self, asked: Asked, report: dict[str, Any], written: Runner) -> None:
+        """Measures what was asked for and adds it to the report.
+
+        Raises:
+            TargetError: When more is lost than is allowed.
+        """
+        if self.original is None:
+            raise AssertionError("nothing is to be measured")
+        original = self.original
+        found = self._stage(
+            "quality",
+            lambda: measure_sources(
+                asked.metric, asked.data, original, original, (make_runner(original), written)
+            ),
+        )
+        report["quality"] = found.to_json()
+        if asked.max_drop is not None:
+            report["targets"].append(asdict(drop_target(found, asked.max_drop)))
+            check_drop(found, asked.max_drop)
 
     def _measured(self, made: Source) -> dict[str, Any]:
         """Returns latency of source and result; see `regraft.benching`."""

@@ -13,7 +13,7 @@ from regraft.passes import PASSES
 from regraft.passes.legalize import Legalize
 from regraft.passes.pipeline import parse_pipeline, suggest
 from regraft.passes.precision import Cast
-from regraft.passes.protocol import Lossy, Pass
+from regraft.passes.protocol import Pass
 from regraft.passes.rule_pass import HasRules, pass_of_rules
 
 DEFAULT_PASSES = "canonicalize,fold-norms,fuse"
@@ -104,20 +104,3 @@ def with_legalization(passes: Sequence[Pass], target: str, opset: int | None) ->
     if target not in LEGALIZED or any(isinstance(item, Legalize) for item in passes):
         return list(passes)
     return [*passes, Legalize(target) if opset is None else Legalize(target, opset)]
-
-
-def check_max_drop(max_drop: str | None, passes: Sequence[Pass]) -> None:
-    """Checks `--max-drop`: it bounds what lossy passes may lose, and there are none yet.
-
-    Raises:
-        UsageError: When no pass is lossy.
-        UnsupportedError: When one is.
-    """
-    if max_drop is None:
-        return
-    if not any(isinstance(item.contract, Lossy) for item in passes):
-        raise UsageError(
-            "`--max-drop` bounds what lossy passes lose; every pass of this pipeline is exact",
-            hint="leave it out: the check of the result is stricter",
-        )
-    raise UnsupportedError("`--max-drop` is not built yet")

@@ -149,6 +149,9 @@ def populate(folder: Path) -> None:
         np.savez(
             folder / "samples" / f"{i}.npz", x=rng.standard_normal((batch, 4)).astype(np.float32)
         )
+    labelled = np.random.default_rng(1).standard_normal((40, 4)).astype(np.float32)
+    np.savez(folder / "labelled.npz", x=labelled, labels=np.arange(40) % 3)
+    (folder / "text.txt").write_text("one\ntwo\n")
     np.savez(folder / "bad-shape.npz", x=np.zeros((2, 5), np.float32))
     np.savez(folder / "bad-name.npz", input=np.zeros((2, 4), np.float32))
     (folder / "hf").mkdir()

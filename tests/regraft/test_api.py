@@ -18,7 +18,7 @@ from tests.cli.workplace import TEXT, model
 NAMES = {
     "Context", "ConvertResult", "Exact", "Lossy", "Module", "Pass", "PassResult", "Plugin",
     "RegraftError", "Reject", "Rule", "Skip", "Within", "__version__", "apply", "capture",
-    "compare", "convert", "load", "read_back", "save", "testing", "to_torch",
+    "compare", "convert", "load", "measure", "read_back", "save", "testing", "to_torch",
 }  # fmt: skip
 NEED_TORCH = {"read_back", "to_torch"}
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from regraft.cli.options import (
     load_extensions,
+    load_metric,
     load_samples,
     memory_option,
     output_options,
+    quality_options,
     sample_options,
     source_options,
     tolerance_options,
 )
 from regraft.cli.show import out_console, plural, print_json, print_table, progress, warn
 from regraft.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from regraft.metrics import Asked
+    from regraft.sources import Source
 
 DIFFERENT = 3
 """Exit code when the models differ."""
@@ -26,6 +33,7 @@ DIFFERENT = 3
 @click.command("compare", cls=Verb, epilog="Example: regraft compare model.onnx out")
 @click.argument("a")
 @click.argument("b")
+@quality_options
 @sample_options
 @tolerance_options
 @memory_option
@@ -34,6 +42,9 @@ DIFFERENT = 3
 def command(
     a: str,
     b: str,
+    metric: str | None,
+    data: Path | None,
+    max_drop: str | None,
     inputs: Path | None,
     dims: dict[str, int],
     seed: int,
@@ -46,13 +57,20 @@ def command(
     quiet: bool,
     verbose: int,
 ) -> None:
-    """Compare the outputs of models A and B on the same samples; exit 3 when they differ."""
+    """Compare the outputs of models A and B on the same samples; exit 3 when they differ.
+
+    With --metric, measure what B loses against A on data instead.
+    """
     from regraft.comparison import compare_sources, first_divergence
     from regraft.report import check_entry
     from regraft.sources import open_source
 
+    asked = load_metric(metric, data, max_drop)
     extensions = load_extensions(plugins, trust_remote_code)
     source_a, source_b = open_source(a, extensions), open_source(b, extensions)
+    if asked is not None:
+        _measure(source_a, source_b, asked, max_memory, as_json=as_json, quiet=quiet)
+        return
     with progress(enabled=not quiet and not as_json) as say:
         say("running")
         compared = compare_sources(
@@ -73,6 +91,28 @@ def command(
         _print_table(report, divergence)
     if not report.ok:
         click.get_current_context().exit(DIFFERENT)
+
+
+def _measure(
+    a: Source, b: Source, asked: Asked, max_memory: int | None, *, as_json: bool, quiet: bool
+) -> None:
+    from regraft.comparison import check_interfaces, make_runner
+    from regraft.quality import check_drop, describe, drop_target, measure_sources
+
+    with progress(enabled=not quiet and not as_json) as say:
+        say("running")
+        check_interfaces(a.module, b.module)
+        runners = make_runner(a, max_memory), make_runner(b, max_memory)
+        found = measure_sources(asked.metric, asked.data, a, b, runners)
+    warn([*a.module.warnings, *b.module.warnings], quiet=quiet)
+    if as_json:
+        targets = [] if asked.max_drop is None else [asdict(drop_target(found, asked.max_drop))]
+        print_json({"quality": found.to_json(), "targets": targets})
+    else:
+        title = f"{found.metric} on {asked.data}"
+        print_table(out_console(), title, ("", "value"), describe(found))
+    if asked.max_drop is not None:
+        check_drop(found, asked.max_drop)
 
 
 def _print_table(report: Any, divergence: dict[str, Any] | None) -> None:

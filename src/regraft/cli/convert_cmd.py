@@ -11,10 +11,12 @@ from regraft.cli.options import (
     Assignments,
     load_calibration,
     load_extensions,
+    load_metric,
     load_samples,
     memory_option,
     output_options,
     pipeline_options,
+    quality_options,
     sample_options,
     show_explanations,
     source_options,
@@ -42,7 +44,7 @@ from regraft.cli.verb import Verb, check_option, planned
 @click.option("--dtype", help="fp32, fp16 or bf16: adds the pass `cast`.")
 @click.option("--opset", type=int, help="Opset to write, 13 to 26; default: the source's.")
 @click.option("--freeze", type=Assignments(), default=dict, help="Fix sizes: batch=1.")
-@click.option("--max-drop", metavar="X", help="What lossy passes may lose.")
+@quality_options
 @planned("--aot", "compile kernels ahead of time", metavar="ARCHS")
 @check_option("module")
 @click.option(
@@ -68,6 +70,8 @@ def command(
     dtype: str | None,
     opset: int | None,
     freeze: dict[str, int],
+    metric: str | None,
+    data: Path | None,
     max_drop: str | None,
     check: str,
     calibrate: Path | None,
@@ -94,6 +98,7 @@ def command(
 
     if passes is not None and recipe is not None:
         raise UsageError("give --passes or --recipe, not both")
+    asked = load_metric(metric, data, max_drop)
     extensions = load_extensions(plugins, trust_remote_code)
     settings: dict[str, Any] = {}
     chosen: Any = passes
@@ -108,7 +113,7 @@ def command(
     options = ConvertOptions(
         passes=chosen, samples=load_samples(inputs), calibrate=load_calibration(calibrate),
         check=CheckMode(check), rtol=rtol, atol=atol,
-        max_memory_bytes=max_memory, max_drop=max_drop, force=force, dry_run=dry_run,
+        max_memory_bytes=max_memory, quality=asked, force=force, dry_run=dry_run,
         extensions=extensions, explain=explain, plugins=plugins, bench=bench, **settings,
     )  # fmt: skip
     with progress(enabled=not quiet and not as_json) as say:
@@ -157,6 +162,8 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
     console.print(f"checked: {check['verified']}{_check_detail(check)}")
     if "note" in check:
         console.print(f"the check {check['note']}")
+    if "quality" in report:
+        console.print(f"quality: {_figures(report['quality'])}")
     if "bench" in report:
         first, made = report["bench"]["runs"]
         console.print(
@@ -166,6 +173,13 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
     if report.get("page", "").startswith("no"):
         console.print(f"report.html: {report['page']}")
     console.print(f"written: {out}" if out is not None else "written: nothing (dry run)")
+
+
+def _figures(quality: Any) -> str:
+    shown = {k: v for k, v in quality.items() if k != "metric" and v is not None}
+    return f"{quality['metric']} " + ", ".join(
+        f"{name.replace('_', ' ')} {value:.6g}" for name, value in shown.items()
+    )
 
 
 def _check_detail(check: Any) -> str:

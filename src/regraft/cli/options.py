@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from regraft.metrics import Asked
     from regraft.plugins import Extensions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -85,6 +86,23 @@ tolerance_options = _all(
 )
 """`--rtol`, `--atol`."""
 
+quality_options = _all(
+    click.option(
+        "--metric",
+        metavar="NAME",
+        help="Measure quality: embedding, kl, perplexity or accuracy, `name{option=value}`.",
+    ),
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        help="What --metric measures on: a text, .npz files, a folder of images.",
+    ),
+    click.option(
+        "--max-drop", metavar="X", help="What may be lost of --metric, 0.01 or 1%; else exit 4."
+    ),
+)
+"""`--metric`, `--data`, `--max-drop`."""
+
 memory_option = click.option(
     "--max-memory", type=Memory(), help="Working-memory budget, such as 800MB."
 )
@@ -134,6 +152,29 @@ def load_calibration(data: Path | None) -> list[dict[str, Any]]:
     from regraft.calibration import read_calibration
 
     return read_calibration(data)
+
+
+def load_metric(metric: str | None, data: Path | None, max_drop: str | None) -> Asked | None:
+    """Returns what `--metric`, `--data` and `--max-drop` ask for, None when nothing.
+
+    Raises:
+        UsageError: When one of them is given without what it needs.
+    """
+    from regraft.ir.errors import UsageError
+    from regraft.metrics import Asked, parse_drop, parse_metric
+
+    if metric is None and (data is not None or max_drop is not None):
+        flag = "--data" if data is not None else "--max-drop"
+        raise UsageError(
+            f"`{flag}` needs `--metric`", hint="--metric embedding, kl, perplexity or accuracy"
+        )
+    if metric is None:
+        return None
+    if data is None:
+        raise UsageError(
+            "`--metric` needs `--data`", hint="a text file, .npz files or a folder of images"
+        )
+    return Asked(parse_metric(metric), data, None if max_drop is None else parse_drop(max_drop))
 
 
 def load_extensions(places: tuple[str, ...], trust_remote_code: bool = False) -> Extensions:
