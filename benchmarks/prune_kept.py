@@ -1,0 +1,90 @@
+"""What became of every model of the coverage of pruning, by tool, in a committed file.
+
+One line per tool and model, with what it answers (versions, or the state of the code): a line that
+answers something else is measured again, so that a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from benchmarks.measure import RESULTS, ROOT
+from benchmarks.torch_worker import measured
+
+PATH = RESULTS / "prune-coverage.jsonl"
+WHOLE_LIMIT_S = 180.0
+"""Seconds of a model with everything: building it, pruning within its own limit, comparing."""
+
+CODE = (
+    "ir", "passes", "frontends/torch", "backends/torch", "benchmarks/prune_once.py",
+    "benchmarks/prune_subjects.py", "tests/passes/pruning/masked.py",
+)  # fmt: skip
+"""What our rows depend on."""
+
+Key = tuple[str, str]  # tool, model
+Measure = Callable[[str], dict[str, Any]]
+
+
+def read() -> dict[Key, dict[str, Any]]:
+    """Returns the lines of the file by tool and model."""
+    if not PATH.exists():
+        return {}
+    lines = map(json.loads, PATH.read_text().splitlines())
+    return {(line["tool"], line["row"]["name"]): line for line in lines}
+
+
+def _write(lines: dict[Key, dict[str, Any]]) -> None:
+    partial = PATH.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(lines[key]) + "\n" for key in sorted(lines)))
+    os.replace(partial, PATH)
+
+
+def rows(
+    tool: str,
+    measure: Measure,
+    names: Sequence[str],
+    question: str,
+    limit_s: float,
+    *,
+    end: float | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Measures the models whose line is missing or answers something else; yields their rows.
+
+    Args:
+        tool: Name of the tool.
+        measure: Function of a module that measures one model.
+        names: The models.
+        question: What the lines answer.
+        limit_s: Seconds of one model.
+        end: `time.monotonic()` after which no further model is begun; None for no end.
+    """
+    known = read()
+    missing = [name for name in names if known.get((tool, name), {}).get("of") != question]
+    while missing and (end is None or time.monotonic() < end):
+        some, missing = missing[:8], missing[8:]
+        for name, answer in measured(some, measure, limit_s=limit_s):
+            row = answer if isinstance(answer, dict) else {
+                "name": name, "stage": "limit", "reason": answer,
+            }  # fmt: skip
+            lines = read()  # other tools may have been measured meanwhile
+            lines[tool, name] = {"tool": tool, "of": question, "row": row}
+            _write(lines)
+            yield row
+
+
+def code() -> str:
+    """Returns what our rows answer: the code that made them, and the versions of the libraries."""
+    seen = hashlib.sha256()
+    for place in CODE:
+        path = ROOT / place
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            seen.update(file.read_bytes())
+    packages = ("torch", "timm", "transformers")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return f"code {seen.hexdigest()[:12]}, {versions}"
