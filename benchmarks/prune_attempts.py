@@ -35,7 +35,7 @@ def leaves(tree: Any) -> list[Any]:
     """Returns the tensors of a nest."""
     import torch
 
-    return [leaf for leaf in torch.utils._pytree.treeleaves(tree) if torch.is_tensor(leaf)]
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if torch.is_tensor(leaf)]
 
 
 def shapes(tree: Any) -> list[tuple[int, ...]]:
