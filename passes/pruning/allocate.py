@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import ceil, gcd, prod
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
 
 from regraft.passes.analysis.coupling.groups import Coupling, Group
-from regraft.passes.analysis.coupling.spaces import factors_of, find, leaves_of
-from regraft.passes.pruning.cost import CostModel
+from regraft.passes.pruning.alike import ClassCost, Classes
+from regraft.passes.pruning.cost import Cost
 from regraft.passes.pruning.criteria import Scores
+from regraft.passes.pruning.limits import Limits
 
 Array = np.ndarray[Any, Any]
 Allocation = Literal["uniform", "global", "isomorphic"]
@@ -22,116 +22,79 @@ _BISECTIONS = 50
 _MAX_REPAIRS = 400
 _MISSED = 1e-2  # the tightest tolerance: beyond it all combinations are tried, if they are few
 _MAX_COMBINATIONS = 20_000  # all are tried up to this many, which takes a fifth of a second
+_LEAST_PRICE = 1e-9  # units that cost nothing by this measure are worth keeping
 _CLOSE = 1e-3  # a tenth of the tightest tolerance: then repairing stops
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What sizes groups may take, i64[groups] each: between two bounds, in steps."""
-
-    low: Array
-    high: Array
-    step: Array
-
-    def clip(self, sizes: Array) -> Array:
-        """Returns the nearest allowed sizes; the full size is always allowed."""
-        rounded = np.rint(sizes / self.step).astype(np.int64) * self.step
-        # a size that is no multiple stays whole when nearly all of it is wanted
-        rounded = np.where(sizes > self.high - self.step / 2, self.high, rounded)
-        return np.clip(rounded, self.low, self.high)
-
-
-def limits_of(
-    coupling: Coupling,
-    round_to: int,
-    kept: frozenset[Group] = frozenset(),
-    min_keep: float = 0.0,
-) -> Limits:
-    """Returns the sizes that groups may take.
-
-    A group that is the innermost factor of its axes takes multiples of `round_to`; one of whole
-    blocks (heads) takes steps that make its axes multiples. Groups in `kept` keep all, others at
-    least the fraction `min_keep`, and one unit.
-    """
-    low, high, step = [], [], []
-    for group in coupling.groups:
-        each = _step(coupling, group, round_to)
-        step.append(each)
-        high.append(group.size)
-        least = max(1, ceil(group.size * min_keep - 1e-9))
-        floor = min(-(-least // each) * each, group.size)
-        low.append(group.size if group in kept else floor)
-    return Limits(np.array(low), np.array(high), np.array(step))
-
-
-def _step(coupling: Coupling, group: Group, round_to: int) -> int:
-    step = 1
-    for name, axis in group.weights:
-        for factors, position in _occurrences(coupling.builder.weights[name][axis], group):
-            inner = 1
-            for factor in factors[position + 1 :]:
-                inner *= factor.size if isinstance(factor.size, int) else 1
-            own = round_to // gcd(round_to, inner)
-            step = max(step, own)
-    return step if 2 * step <= group.size else 1
-
-
-def _occurrences(space: Any, group: Group) -> list[tuple[list[Any], int]]:
-    """Returns the products that hold a leaf, with its place among their factors."""
-    space = find(space)
-    if space.form.value == "sum":
-        return [found for part in space.parts for found in _occurrences(part, group)]
-    factors = factors_of(space)
-    found = [(factors, i) for i, factor in enumerate(factors) if factor is group.space]
-    for factor in factors:
-        if factor.form.value == "sum" and group.space in leaves_of(factor):
-            found += _occurrences(factor, group)
-    return found
 
 
 def allocate(
     coupling: Coupling,
-    cost: CostModel,
+    cost: Cost,
     budget: float,
-    limits: Limits,
+    classes: Classes,
     allocation: Allocation,
     scores: Scores,
+    *,
+    priced: bool = False,
 ) -> Array:
-    """Returns the size of every group, i64[groups], with a cost next to `budget`."""
+    """Returns the size of every group, i64[groups], with a cost next to `budget`.
+
+    Args:
+        coupling: The groups.
+        cost: Counts.
+        budget: What is wanted.
+        classes: Groups that keep the same fraction, and what sizes they may take.
+        allocation: `uniform` keeps the same fraction everywhere, `global` the best scores of all
+            groups, `isomorphic` ranks among groups of the same structure.
+        scores: Per unit.
+        priced: Whether `global` ranks by score per cost, of scores that add up across groups.
+    """
+    limits = classes.limits
     if allocation == "uniform":
         wanted: Callable[[float], Array] = lambda ratio: limits.clip(limits.high * ratio)  # noqa: E731
     else:
-        wanted = _by_score(coupling, limits, allocation, scores)
+        ranked = _within_kinds(coupling, scores) if allocation == "isomorphic" else scores
+        if priced and allocation == "global":
+            ranked = _per_cost(coupling, cost, ranked)
+        wanted = _by_score(coupling, classes, ranked)
+    counted = ClassCost(cost, classes)
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if cost.total(wanted(middle)) > budget:
+        if counted.total(wanted(middle)) > budget:
             high = middle
         else:
             low = middle
-    sizes = _repair(cost, budget, limits, wanted(low))
-    if abs(cost.total(sizes) - budget) <= _MISSED * budget:
-        return sizes
-    exact = _nearest_of_all(cost, budget, limits)
-    return sizes if exact is None else exact
+    sizes = _repair(counted, budget, limits, wanted(low))
+    if abs(counted.total(sizes) - budget) > _MISSED * budget:
+        exact = _nearest_of_all(counted, budget, limits)
+        sizes = sizes if exact is None else exact
+    return classes.sizes(sizes)
 
 
-def _by_score(
-    coupling: Coupling, limits: Limits, allocation: Allocation, scores: Scores
-) -> Callable[[float], Array]:
+def _by_score(coupling: Coupling, classes: Classes, ranked: Scores) -> Callable[[float], Array]:
     """Returns sizes as a function of the fraction of all units kept, best scores first."""
-    ranked = _within_kinds(coupling, scores) if allocation == "isomorphic" else scores
     units = np.sort(np.concatenate([ranked[group].reshape(-1) for group in coupling.groups]))
-    descending = [np.sort(ranked[group].reshape(-1)) for group in coupling.groups]
+    ascending = [np.sort(ranked[group].reshape(-1)) for group in coupling.groups]
     blocks = np.array([group.num_blocks for group in coupling.groups])
 
     def wanted(ratio: float) -> Array:
         first = min(int((1 - ratio) * len(units)), len(units) - 1)
         least = units[first]
-        kept = [len(own) - np.searchsorted(own, least) for own in descending]
-        return limits.clip(np.array(kept) / blocks)
+        kept = [len(own) - np.searchsorted(own, least) for own in ascending]
+        return classes.limits.clip(classes.means(np.array(kept) / blocks))
 
     return wanted
+
+
+def _per_cost(coupling: Coupling, cost: Cost, scores: Scores) -> Scores:
+    """Returns every score over what its unit costs in the whole module."""
+    full = np.array([group.size for group in coupling.groups])
+    prices = cost.gradient(full)
+    least = max(float(prices.max(initial=0.0)) * _LEAST_PRICE, np.finfo(np.float64).tiny)
+    return {
+        group: scores[group] / (max(float(price), least) / group.num_blocks)
+        for group, price in zip(coupling.groups, prices, strict=True)
+    }
 
 
 def _within_kinds(coupling: Coupling, scores: Scores) -> Scores:
@@ -149,7 +112,7 @@ def _within_kinds(coupling: Coupling, scores: Scores) -> Scores:
     return ranks
 
 
-def _repair(cost: CostModel, budget: float, limits: Limits, sizes: Array) -> Array:
+def _repair(cost: Cost, budget: float, limits: Limits, sizes: Array) -> Array:
     """Moves single groups, or two at once, by a step while that brings the cost nearer."""
     miss = abs(cost.total(sizes) - budget)
     for _ in range(_MAX_REPAIRS):
@@ -166,7 +129,7 @@ def _repair(cost: CostModel, budget: float, limits: Limits, sizes: Array) -> Arr
     return sizes
 
 
-def _nearest_of_all(cost: CostModel, budget: float, limits: Limits) -> Array | None:
+def _nearest_of_all(cost: Cost, budget: float, limits: Limits) -> Array | None:
     """Returns the sizes nearest to the budget of all there are, None when they are too many."""
     ranges = zip(limits.low, limits.high, limits.step, strict=True)
     options = [sorted({*range(int(a), int(b) + 1, int(s)), int(b)}) for a, b, s in ranges]
@@ -181,7 +144,7 @@ def _nearest_of_all(cost: CostModel, budget: float, limits: Limits) -> Array | N
     return best
 
 
-def _candidates(cost: CostModel, budget: float, limits: Limits, sizes: Array) -> list[Array]:
+def _candidates(cost: Cost, budget: float, limits: Limits, sizes: Array) -> list[Array]:
     """Returns the most promising neighbours, judged by the gradient."""
     up = np.minimum(np.where(sizes % limits.step, limits.high, sizes + limits.step), limits.high)
     down = np.maximum((sizes - 1) // limits.step * limits.step, limits.low)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,16 @@ Array = np.ndarray[Any, Any]
 
 MEASURES = ("flops", "macs", "params", "bytes")
 _PREFIX = "group:"
+
+
+class Cost(Protocol):
+    """What sizes cost."""
+
+    def total(self, sizes: Array) -> float:
+        """Returns the cost at given sizes."""
+
+    def gradient(self, sizes: Array) -> Array:
+        """Returns the derivative of the cost by every size."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,16 @@ from regraft.ir.ops.norm import batch_norm
 from regraft.passes.analysis.coupling.groups import Coupling, Group
 from regraft.passes.analysis.coupling.positions import unit_of
 from regraft.passes.protocol import Context
-from regraft.passes.pruning.measured import Slots, activation_slots, taylor_slots
+from regraft.passes.pruning.energy import energy_shares
+from regraft.passes.pruning.measured import Slots, activation_slots, samples_of, taylor_slots
 
 Array = np.ndarray[Any, Any]
 Scores = dict[Group, Array]
 """f64[blocks, units] per group."""
 
-Criterion = Literal["l1", "l2", "random", "bn-scale", "taylor", "taylor-sum", "activation"]
+Criterion = Literal[
+    "l1", "l2", "random", "bn-scale", "taylor", "taylor-sum", "activation", "energy"
+]
 Reduction = Literal["mean", "sum", "max", "prod", "first"]
 Normalization = Literal["mean", "none", "sum", "max", "gaussian", "lamp"]
 
@@ -106,8 +109,23 @@ def _slots_by(criterion: Criterion, coupling: Coupling, ctx: Context) -> Slots:
                 return found
             weights = _slots(coupling, 2)  # of groups within bodies, whose values nobody gives
             return {group: named or weights[group] for group, named in found.items()}
+        case "energy":
+            shares = energy_shares(coupling, ctx, samples_of(ctx))
+            weights = _slots(coupling, 2)  # of groups that no product of the main graph sums over
+            return {
+                group: [("", shares[group])]
+                if group in shares
+                else [(name, _share(norms)) for name, norms in weights[group]]
+                for group in coupling.groups
+            }
         case _:
             return _slots(coupling, 1 if criterion == "l1" else 2)
+
+
+def _share(norms: Array) -> Array:
+    """Returns what part of a weight's energy is that of every unit."""
+    squares = np.square(norms)
+    return _over(squares, float(squares.sum()))
 
 
 def _slots(coupling: Coupling, power: int) -> Slots:

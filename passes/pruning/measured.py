@@ -36,7 +36,7 @@ def taylor_slots(coupling: Coupling, ctx: Context, *, signed: bool) -> Slots:
         )
     places = _places(coupling)
     store = coupling.module.weights
-    samples = _samples(ctx)
+    samples = samples_of(ctx)
     totals: dict[tuple[str, int, Group], Array] = {}
     arrays = {name: store[name].numpy().astype(np.float64) for name in places}
     for gradients in ctx.gradients.gradients(coupling.module, samples, list(places)):
@@ -69,7 +69,7 @@ def activation_slots(coupling: Coupling, ctx: Context) -> Slots:
         )
     read = {group: _read_values(coupling, group) for group in coupling.groups}
     values = list(dict.fromkeys(value for places in read.values() for value, _ in places))
-    samples = _samples(ctx) if values else ()
+    samples = samples_of(ctx) if values else ()
     sums: dict[tuple[Group, int], Array] = {}
     counts: dict[tuple[Group, int], Array] = {}
     source = ctx.activations.activations(coupling.module, values, samples) if values else ()
@@ -91,7 +91,12 @@ def activation_slots(coupling: Coupling, ctx: Context) -> Slots:
     return slots
 
 
-def _samples(ctx: Context) -> Samples:
+def samples_of(ctx: Context) -> Samples:
+    """Returns the samples to measure on: the user's, else generated ones.
+
+    Raises:
+        UsageError: When there are none.
+    """
     samples = ctx.samples or ctx.probes
     if not samples:
         raise UsageError(

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import fnmatch
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from regraft.ir.errors import TargetError, UsageError
 from regraft.ir.module import Module
-from regraft.passes.analysis.coupling import Coupling, Group, PinnedSpace
+from regraft.passes.analysis.coupling import Coupling, Group
 from regraft.passes.check.samples import input_symbols
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Target
-from regraft.passes.pruning.allocate import Allocation, allocate, choose, limits_of
-from regraft.passes.pruning.cost import MEASURES, CostModel, cost_model
+from regraft.passes.pruning.alike import Classes, alike, each_alone
+from regraft.passes.pruning.allocate import Allocation, allocate, choose
+from regraft.passes.pruning.cost import CostModel, cost_model
 from regraft.passes.pruning.criteria import (
     Criterion,
     Normalization,
@@ -25,21 +27,21 @@ from regraft.passes.pruning.criteria import (
     Scores,
     score,
 )
-from regraft.passes.pruning.latency import LATENCY_TOLERANCE, Fitted, fit_latency
+from regraft.passes.pruning.goals import LATENCY, Goal, parse_goal, what_stops
+from regraft.passes.pruning.latency import Fitted, fit_latency
+from regraft.passes.pruning.limits import RoundTo, limits_of, multiples_of
 from regraft.passes.pruning.plan import Choice, Plan, choice_of, make_plan
+from regraft.passes.pruning.plan_files import read_plan
+from regraft.passes.pruning.redundancy import Redundant, find_redundant, kept_of, merge_twins
 from regraft.passes.pruning.slicing import slice_module
 
 Array = np.ndarray[Any, Any]
 
-_FREE_TOLERANCE = 0.01
-_ROUNDED_TOLERANCE = 0.02
-"""How far the achieved cost may be from the target, relative; wider when sizes are rounded."""
-
 _DEFAULT_SIZE = 128
 
-LATENCY = "latency"
+REDUNDANT = "redundant"
 
-_FLOORS = (0.1, 0.05, 0.025, 0.0)
+_FLOORS = (0.5, 0.3, 0.1, 0.05, 0.025, 0.0)
 """Fractions of every group that stay at least, tried in order: a layer that is cut to a unit or
 two costs more quality than its cost is worth, whatever its scores say."""
 
@@ -50,10 +52,10 @@ class Prune:
 
     ## What it does
     Finds every row of positions that may be dropped and all axes that must lose them together
-    (the coupling), scores the units from their weights, chooses how many each group keeps so that
-    the target is met, and slices weights, sizes and attributes. Sliced weights are derived: where
-    each element came from stays known. Heads, groups and scales are written from the plan, so
-    that no reshape regroups heads and attention keeps its scale.
+    (the coupling), scores the units, chooses how many each group keeps so that the target is met,
+    and slices weights, sizes and attributes. Sliced weights are derived: where each element came
+    from stays known. Heads, groups and scales are written from the plan, so that no reshape
+    regroups heads and attention keeps its scale.
 
     ## When it applies
     To every module. Positions that the model's inputs and outputs show, that an operator reads in
@@ -73,105 +75,166 @@ class Prune:
 
     ## Exactness
     Lossy. The result equals the module with the dropped positions zeroed wherever they stand, and
-    with normalizations counting only what is kept.
+    with normalizations counting only what is kept. With `target=redundant` only units go that carry
+    nothing, or the same as another: outputs stay as they are, to rounding.
 
     ## References
     Fang et al., DepGraph, 2023; Wang et al., Structurally Prune Anything, 2024; Fang et al.,
-    Isomorphic Pruning, 2024; Lee et al., LAMP, 2021; Liu et al., Network Slimming, 2017.
+    Isomorphic Pruning, 2024; Lee et al., LAMP, 2021; Liu et al., Network Slimming, 2017; Chen et
+    al., Net2Net, 2016.
 
     Args:
         target: What to reach: `flops:0.5`, `macs:…`, `params:…`, `bytes:…`, or `latency:…` as
-            measured where the result runs, as a fraction of the module before.
+            measured where the result runs, as a fraction of the module before; or `redundant`:
+            dead units, by proof or (criterion `activation`, `energy`) on samples, and duplicates.
+        plan: The output folder (or its `recipe.yaml`, or a plan as JSON) of an earlier `prune`:
+            keeps the same positions, of this or another checkpoint of the architecture. Takes the
+            place of a target.
         criterion: What makes a unit important: `l1`, `l2`, `bn-scale`, `random`; measured on
             samples: `taylor` (sum of weight times gradient, absolute), `taylor-sum` (their sum,
-            absolute), `activation` (what it carries into products: dead neurons carry nothing).
+            absolute), `activation` (what it carries into products: dead neurons carry nothing),
+            `energy` (its share of what products make of it). `none` is `energy` where samples can
+            be run, else `l2`.
         reduction: How the scores of a group's slots become one.
-        normalization: How scores of different groups become comparable.
+        normalization: How scores of different groups become comparable; `auto` leaves shares of
+            energy as they are and divides others by their mean.
         allocation: `uniform` keeps the same fraction everywhere, `global` the best scores of all
-            groups, `isomorphic` ranks only among groups of the same structure.
-        round_to: Sizes of innermost axes become multiples of it.
+            groups (of `energy` per cost), `isomorphic` ranks only among groups of the same
+            structure. `auto` is `global` for `energy`, else `uniform`.
+        round_to: Sizes of innermost axes become multiples of it. `auto` takes what the target's
+            kernels run best at; `[channels:16,widths:64,heads:2,head-size:8]` states it by axis.
+        layout: `alike` keeps whole heads only, and the same number of units in every layer, as the
+            configs of libraries state them; `auto` does so for `--target hf`, else `free`.
         keep: Weights none of whose axes shrink, as names or globs (`*.embed*`).
-        min_keep: The least fraction of every group that stays; `none` keeps a tenth where the
+        min_keep: The least fraction of every group that stays; `none` keeps half where the
             target can be met so, and less where it cannot.
     """
 
     name: ClassVar[str] = "prune"
     contract: ClassVar[Contract] = Lossy("output")
 
-    target: str
-    criterion: Criterion = "l2"
+    target: str = ""
+    criterion: Criterion | None = None
     reduction: Reduction = "mean"
-    normalization: Normalization = "mean"
-    allocation: Allocation = "uniform"
-    round_to: int = 1
+    normalization: Normalization | Literal["auto"] = "auto"
+    allocation: Allocation | Literal["auto"] = "auto"
+    round_to: RoundTo = 1
+    layout: Literal["auto", "free", "alike"] = "auto"
     keep: tuple[str, ...] = ()
     min_keep: float | None = None
+    plan: str | None = None
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Couples, scores, allocates, slices.
 
         Raises:
             UsageError: For a target that is none.
+            InputError: For a plan that does not fit.
             TargetError: When no allowed sizes come near the target.
         """
-        measure, fraction = parse_target(self.target)
-        if self.round_to < 1:
-            raise UsageError(f"pass `prune`, option `round-to`: {self.round_to} is below 1")
         if self.min_keep is not None and not 0 <= self.min_keep <= 1:
             raise UsageError(f"pass `prune`, option `min-keep`: {self.min_keep:g} is not in 0 to 1")
+        if bool(self.target) == (self.plan is not None):
+            raise UsageError(
+                "pass `prune` takes one of the options `target` and `plan`",
+                hint="write `prune{target=flops:0.5}`, or `prune{plan=out}`",
+            )
+        multiples_of(self.round_to, ctx.target)
+        goal = None
+        if self.target not in ("", REDUNDANT):
+            goal = parse_goal(self.target, rounded=self.round_to != 1)
         drop_dead_code(module)
         coupling = Coupling(module)
-        counted = "flops" if measure == LATENCY else measure
-        cost = cost_model(coupling, counted, _sizes(module, ctx))
-        recorded = ctx.replay.get(self.name, {}).get("plan")
-        latency: float | None = ctx.replay.get(self.name, {}).get(LATENCY)
-        choice: Choice
-        scores: Scores = {}
-        if recorded is not None:
-            choice = choice_of(Plan.from_json(recorded), coupling)
-        else:
-            scores = score(
-                coupling, self.criterion, self.reduction, self.normalization, ctx.seed, ctx
-            )
-            if measure == LATENCY:
-                fitted = self._fit(coupling, cost, fraction, scores, ctx)
-                choice, latency = fitted.choice, round(fitted.achieved, 4)
-            else:
-                choice = self._choose(coupling, cost, fraction, scores)
-        plan = make_plan(coupling, choice)
+        cost = cost_model(coupling, goal.counted if goal else "params", _sizes(module, ctx))
+        picked = self._pick(coupling, cost, goal, ctx)
+        merge_twins(coupling, picked.merged)
+        plan = make_plan(coupling, picked.choice)
         full = np.array([group.size for group in coupling.groups])
-        dense, pruned = cost.total(full), cost.total(_sizes_after(coupling, choice))
-        num_weights = slice_module(coupling, choice)
+        dense, pruned = cost.total(full), cost.total(_sizes_after(coupling, picked.choice))
+        num_weights = slice_module(coupling, picked.choice)
         drop_dead_code(module)
+        achieved = pruned / dense if dense else 1.0
         stats: dict[str, int | float] = {
             "groups": len(coupling.groups),
             "pruned-groups": len(plan.groups),
             "pinned": len(coupling.pinned),
             "sliced-weights": num_weights,
-            f"{counted}-before": round(dense),
-            f"{counted}-after": round(pruned),
+            f"{cost.measure}-before": round(dense),
+            f"{cost.measure}-after": round(pruned),
             "least-kept": round(
                 min((len(g.kept[0]) / g.size for g in plan.groups), default=1.0), 6
             ),
-            "achieved": round(pruned / dense, 6) if dense else 1.0,
+            "achieved": round(achieved, 6),
+            **picked.stats,
         }
-        if self.criterion == "activation" and self.normalization != "gaussian" and scores:
+        decisions: dict[str, Any] = {"plan": plan.to_json()}
+        if picked.merged:
+            decisions["merged"] = {
+                group.name: {str(k): v for k, v in item.twins.items()}
+                for group, item in picked.merged.items()
+            }
+        targets: tuple[Target, ...] = ()
+        if goal is not None:
+            if goal.measure == LATENCY and picked.latency is not None:
+                decisions[LATENCY] = stats["latency"] = achieved = picked.latency
+            met = goal.met_by(achieved)
+            targets = (Target(goal.measure, goal.fraction, round(achieved, 6), met),)
+        return PassResult(bool(plan.groups), stats, _skips(coupling), decisions, targets=targets)
+
+    def _pick(
+        self, coupling: Coupling, cost: CostModel, goal: Goal | None, ctx: Context
+    ) -> _Picked:
+        """Decides what is kept: as recorded, as a plan states, by redundancy, or by the goal."""
+        recorded = ctx.replay.get(self.name, {})
+        document = recorded.get("plan")
+        if document is None and self.plan is not None:
+            document = read_plan(Path(self.plan))
+        if document is not None:
+            choice = choice_of(Plan.from_json(document), coupling)
+            groups = {group.name: group for group in coupling.groups}
+            merged = {
+                groups[name]: Redundant(twins={int(k): v for k, v in twins.items()})
+                for name, twins in recorded.get("merged", {}).items()
+            }
+            return _Picked(choice, {}, merged, recorded.get(LATENCY))
+        if goal is None:
+            return self._redundant(coupling, ctx)
+        criterion = self._criterion(ctx)
+        normalization = self.normalization
+        if normalization == "auto":
+            normalization = "none" if criterion == "energy" else "mean"
+        scores = score(coupling, criterion, self.reduction, normalization, ctx.seed, ctx)
+        stats: dict[str, int | float] = {}
+        if criterion in ("activation", "energy") and normalization != "gaussian":
             silent = {group: int((found == 0).sum()) for group, found in scores.items()}
             stats["silent-units"] = sum(silent.values())
-        decisions: dict[str, Any] = {"plan": plan.to_json()}
-        achieved = pruned / dense if dense else 1.0
-        if measure == LATENCY and latency is not None:
-            decisions[LATENCY], achieved = latency, latency
-            stats["latency"] = latency
-        return PassResult(
-            bool(plan.groups),
-            stats,
-            _skips(coupling),
-            decisions,
-            targets=(self._target(achieved),),
-        )
+        search = _Search(self, coupling, cost, goal, scores, criterion, ctx)
+        if goal.measure == LATENCY:
+            fitted = search.fit()
+            return _Picked(fitted.choice, stats, {}, round(fitted.achieved, 4))
+        return _Picked(search.choose(), stats, {})
 
-    def _kept(self, coupling: Coupling) -> frozenset[Group]:
+    def _criterion(self, ctx: Context) -> Criterion:
+        if self.criterion is not None:
+            return self.criterion
+        return "energy" if ctx.activations is not None and ctx.samples else "l2"
+
+    def _redundant(self, coupling: Coupling, ctx: Context) -> _Picked:
+        silent: dict[Group, Array] | None = None
+        if self.criterion in ("activation", "energy"):
+            scores = score(coupling, self.criterion, "max", "none", ctx.seed, ctx)
+            silent = {group: rows[0] == 0 for group, rows in scores.items()}
+        found = find_redundant(coupling, silent)
+        kept = self.kept(coupling)
+        found = {group: item for group, item in found.items() if group not in kept}
+        choice = {group: kept_of(group, item) for group, item in found.items()}
+        stats: dict[str, int | float] = {
+            "dead-units": sum(len(item.dead) for item in found.values()),
+            "duplicate-units": sum(len(item.twins) for item in found.values()),
+        }
+        return _Picked(choice, stats, {g: item for g, item in found.items() if item.twins})
+
+    def kept(self, coupling: Coupling) -> frozenset[Group]:
         """Returns the groups that stand in a weight to be kept.
 
         Raises:
@@ -188,90 +251,106 @@ class Prune:
             kept |= {g for g in coupling.groups if any(name in names for name, _ in g.weights)}
         return frozenset(kept)
 
-    @property
-    def _tolerance(self) -> float:
-        if self.target.startswith(LATENCY):
-            return LATENCY_TOLERANCE
-        return _FREE_TOLERANCE if self.round_to == 1 else _ROUNDED_TOLERANCE
 
-    def _target(self, achieved: float) -> Target:
-        measure, fraction = parse_target(self.target)
-        met = abs(achieved / fraction - 1) <= self._tolerance
-        return Target(measure, fraction, round(achieved, 6), met)
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """What is kept, with the figures found on the way."""
 
-    def _fit(
-        self, coupling: Coupling, cost: CostModel, wanted: float, scores: Scores, ctx: Context
-    ) -> Fitted:
+    choice: Choice
+    stats: Mapping[str, int | float]
+    merged: Mapping[Group, Redundant]
+    latency: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """The search for sizes that meet a goal."""
+
+    options: Prune
+    coupling: Coupling
+    cost: CostModel
+    goal: Goal
+    scores: Scores
+    criterion: Criterion
+    ctx: Context
+
+    def choose(self) -> Choice:
+        """Returns a choice that meets the goal, with as high a floor as it can.
+
+        Raises:
+            TargetError: When there is none.
+        """
+        coupling, cost, goal = self.coupling, self.cost, self.goal
+        if not coupling.groups:
+            raise TargetError(
+                f"pass `prune`: {goal} cannot be reached, every axis is pinned",
+                hint=what_stops(coupling.pinned),
+            )
+        dense = cost.total(limits_of(coupling).high)
+        if dense <= 0:
+            raise TargetError(f"pass `prune`: the module has no {cost.measure} to reduce")
+        achieved, least = 1.0, 1.0
+        for floor in self._floors():
+            classes = self._classes(floor)
+            sizes = self._sizes(goal.fraction * dense, classes)
+            achieved = cost.total(sizes) / dense
+            if goal.met_by(achieved):
+                return choose(coupling, sizes, self.scores)
+            least = cost.total(classes.sizes(classes.limits.low)) / dense
+        raise TargetError(
+            f"pass `prune`: {goal} was asked for, {cost.measure}:{achieved:.4g} is "
+            f"nearest (least {least:.4g}, tolerance {goal.tolerance:.0%})",
+            hint=self._stopped_by(least > goal.fraction),
+        )
+
+    def fit(self) -> Fitted:
         """Searches for a measured latency; the floor holds throughout."""
-        if ctx.latency is None:
+        if self.ctx.latency is None:
             raise UsageError(
                 "pass `prune`, option `target`: `latency` is measured, and nothing here measures",
                 hint="use it in `regraft convert`, or target=flops:…",
             )
-        floor = _FLOORS[0] if self.min_keep is None else self.min_keep
-        limits = limits_of(coupling, self.round_to, self._kept(coupling), floor)
-        dense = cost.total(limits.high)
+        given = self.options.min_keep
+        classes = self._classes(_FLOORS[2] if given is None else given)
+        dense = self.cost.total(limits_of(self.coupling).high)
 
         def choice_at(fraction: float) -> Choice:
-            sizes = allocate(coupling, cost, fraction * dense, limits, self.allocation, scores)
-            return choose(coupling, sizes, scores)
+            return choose(self.coupling, self._sizes(fraction * dense, classes), self.scores)
 
-        return fit_latency(coupling, wanted, choice_at, ctx.latency)
+        return fit_latency(self.coupling, self.goal.fraction, choice_at, self.ctx.latency)
 
-    def _choose(
-        self, coupling: Coupling, cost: CostModel, fraction: float, scores: Scores
-    ) -> Choice:
-        if not coupling.groups:
-            raise TargetError(
-                f"pass `prune`: {self.target} cannot be reached, every axis is pinned",
-                hint=_what_stops(coupling.pinned),
-            )
-        kept = self._kept(coupling)
-        floors = _FLOORS if self.min_keep is None else (self.min_keep,)
-        for floor in floors:
-            limits = limits_of(coupling, self.round_to, kept, floor)
-            dense = cost.total(limits.high)
-            if dense <= 0:
-                raise TargetError(f"pass `prune`: the module has no {cost.measure} to reduce")
-            sizes = allocate(coupling, cost, fraction * dense, limits, self.allocation, scores)
-            achieved = cost.total(sizes) / dense
-            if self._target(achieved).met:
-                break
-        else:
-            least = cost.total(limits.low) / dense
-            raise TargetError(
-                f"pass `prune`: {self.target} was asked for, {cost.measure}:{achieved:.4g} is "
-                f"nearest (least {least:.4g}, tolerance {self._tolerance:.0%})",
-                hint=self._stopped_by(coupling, least > fraction),
-            )
-        return choose(coupling, sizes, scores)
+    def _floors(self) -> tuple[float, ...]:
+        given = self.options.min_keep
+        return _FLOORS if given is None else (given,)
 
-    def _stopped_by(self, coupling: Coupling, too_small: bool) -> str:
-        """Names what keeps the target out of reach."""
-        if not too_small:
-            return _steps_hint(self)
-        if self.min_keep:
-            return f"`min-keep` holds {self.min_keep:g} of every group: lower it"
-        return _what_stops(coupling.pinned)
+    def _classes(self, floor: float) -> Classes:
+        options, target = self.options, self.ctx.target
+        multiples = multiples_of(options.round_to, target)
+        limits = limits_of(self.coupling, multiples, options.kept(self.coupling), floor)
+        is_alike = options.layout == "alike" or (options.layout == "auto" and target == "hf")
+        return alike(self.coupling, limits) if is_alike else each_alone(limits)
 
-
-def parse_target(text: str) -> tuple[str, float]:
-    """Returns measure and fraction of `flops:0.5`.
-
-    Raises:
-        UsageError: When it is none.
-    """
-    measure, _, number = text.partition(":")
-    try:
-        fraction = float(number)
-    except ValueError:
-        fraction = -1.0
-    if measure not in (*MEASURES, LATENCY) or not 0 < fraction < 1:
-        raise UsageError(
-            f"pass `prune`, option `target`: `{text}` is no target",
-            hint=f"write one of {', '.join((*MEASURES, LATENCY))} and a fraction: `flops:0.5`",
+    def _sizes(self, budget: float, classes: Classes) -> Array:
+        allocation = self.options.allocation
+        is_energy = self.criterion == "energy"
+        if allocation == "auto":
+            allocation = "global" if is_energy else "uniform"
+        return allocate(
+            self.coupling, self.cost, budget, classes, allocation, self.scores, priced=is_energy
         )
-    return measure, fraction
+
+    def _stopped_by(self, too_small: bool) -> str:
+        """Names what keeps the target out of reach."""
+        if not too_small and self.options.round_to != 1:
+            return (
+                f"sizes are multiples of {self.options.round_to}: lower `round-to`, or ask for "
+                "what is near"
+            )
+        if not too_small:
+            return "the model is too small for a nearer size: ask for what is near"
+        if self.options.min_keep:
+            return f"`min-keep` holds {self.options.min_keep:g} of every group: lower it"
+        return what_stops(self.coupling.pinned)
 
 
 def _sizes(module: Module, ctx: Context) -> dict[str, int]:
@@ -296,23 +375,3 @@ def _skips(coupling: Coupling) -> tuple[Skip, ...]:
         Skip(item.why.node, f"{item.weights[0][0]} axis {item.weights[0][1]}: {item.why}")
         for item in coupling.pinned
     )
-
-
-def _steps_hint(item: Prune) -> str:
-    """Says what makes sizes coarse."""
-    if item.round_to > 1:
-        return f"sizes are multiples of {item.round_to}: lower `round-to`, or ask for what is near"
-    return "the model is too small for a nearer size: ask for what is near"
-
-
-def _what_stops(pinned: tuple[PinnedSpace, ...]) -> str:
-    """Names the reason that pins the most axes of weights, with the row that has most of them."""
-    if not pinned:
-        return "no weight has an axis that may shrink"
-    counts: Counter[str] = Counter()
-    for item in pinned:
-        counts[item.why.reason] += len(item.weights)
-    reason = counts.most_common(1)[0][0]
-    alike = [item for item in pinned if item.why.reason == reason]
-    example = max(alike, key=lambda item: len(item.weights))
-    return f"{example.why}; `regraft inspect --couplings` lists all"

@@ -35,6 +35,7 @@ class Builder:
         picks: Per node that gathers by constant indices: the source axis, the indices, and the axis
             that they make (None for a single position).
         parts: Per node that takes parts of an axis (slice): what lies before, within, and the axis.
+        sums: Per node that sums over a label: (operand, axis, the label's space) of every place.
     """
 
     def __init__(self, module: Module) -> None:
@@ -44,6 +45,7 @@ class Builder:
         self.stated: dict[Node, dict[str, tuple[Space, ...]]] = {}
         self.picks: dict[Node, tuple[Space, Array, Space | None]] = {}
         self.parts: dict[Node, list[tuple[int, Space, Space]]] = {}
+        self.sums: dict[Node, list[tuple[int, int, Space]]] = {}
 
     def build(self) -> None:
         """Walks the graph and all bodies; cost O(nodes)."""
@@ -178,6 +180,15 @@ class _Binding:
             self._value(value, axes, "result")
         if node.op.counts:
             self.builder.stated[node] = self._stated()
+        sums = [
+            (idx, place, self.labels[factor.name])
+            for idx, axes in enumerate(operands)
+            for place, axis in enumerate(axes or ())
+            for factor in axis
+            if factor.role is Role.SUM and factor.name in self.labels
+        ]
+        if sums:
+            self.builder.sums[node] = sums
 
     def _stated(self) -> dict[str, tuple[Space, ...]]:
         return {
