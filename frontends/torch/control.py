@@ -184,11 +184,37 @@ def _scan(importer: GraphImporter, node: torch.fx.Node) -> Any:
     combine, init, xs, others = node.args
     carried = [value_of(importer, importer.convert(arg)) for arg in init]
     scanned = [value_of(importer, importer.convert(arg)) for arg in xs]
+    made = _scanned(importer, combine, carried, scanned, others)
+    return tuple(Handle(value) for value in made)
+
+
+def _map(importer: GraphImporter, node: torch.fx.Node) -> Any:
+    step, xs, others = node.args
+    scanned = [value_of(importer, importer.convert(arg)) for arg in xs]
+    return tuple(Handle(value) for value in _scanned(importer, step, (), scanned, others))
+
+
+def _scanned(
+    importer: GraphImporter,
+    region: Any,
+    carried: Sequence[Value],
+    scanned: Sequence[Value],
+    others: Sequence[Any],
+) -> Sequence[Value]:
+    """Returns the last carried values, then what a region gives at every first position, stacked.
+
+    Args:
+        importer: Importer of the graph around.
+        region: The region: carried values, positions, others -> next carried values and the rest.
+        carried: First carried values.
+        scanned: What is taken apart along axis 0.
+        others: What is the same in every step.
+    """
     bodies = _Bodies(importer)
     given = bodies.capture(others)
     slices = [(value.name, ops.slice_type(value.type, 0)) for value in scanned]
     body = bodies.open([*_typed(carried), *slices])
-    results = body.run(importer.convert(combine), [*body.formals, *given])
+    results = body.run(importer.convert(region), [*body.formals, *given])
     for i, value in enumerate(results):
         body.graph.add_output(f"out{i}", value)
     stacked = len(results) - len(carried)
@@ -199,7 +225,12 @@ def _scan(importer: GraphImporter, node: torch.fx.Node) -> Any:
         input_axes=(0,) * len(scanned), input_reversed=(0,) * len(scanned),
         output_axes=(0,) * stacked, output_reversed=(0,) * stacked,
     )  # fmt: skip
-    return tuple(Handle(value) for value in made.outputs)
+    return made.outputs
+
+
+def _invoke(importer: GraphImporter, node: torch.fx.Node) -> Any:
+    region, _, *args = node.args
+    return _inline(importer, region, args)
 
 
 HIGHER_ORDER: dict[str, HigherOrder] = {
@@ -208,5 +239,7 @@ HIGHER_ORDER: dict[str, HigherOrder] = {
     "cond": _cond,
     "while_loop": _while_loop,
     "scan": _scan,
+    "map_impl": _map,
+    "invoke_subgraph": _invoke,
 }
 """By name of the operator."""

@@ -105,9 +105,11 @@ def _nest(spec: pytree.TreeSpec, leaves: Iterator[str | None]) -> Any:
         return next(leaves)
     children = [_nest(child, leaves) for child in spec.children()]
     steps = _steps(spec.type, spec.context, len(children))
-    if all(step.isdigit() for step in steps) and not issubclass(spec.type, Mapping):
+    # what stands for all named tuples is no class: a function
+    kind = spec.type if isinstance(spec.type, type) else tuple
+    if issubclass(kind, tuple):
         return tuple(children)
-    if issubclass(spec.type, tuple):
+    if all(step.isdigit() for step in steps) and not issubclass(kind, Mapping):
         return tuple(children)
     return dict(zip(steps, children, strict=True))
 

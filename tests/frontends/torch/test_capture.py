@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch", reason="captures are compared with PyTorch"
 from torch import nn  # noqa: E402
 from torch.utils import _pytree as pytree  # noqa: E402
 
+import regraft  # noqa: E402
 from regraft.frontends.torch.capture import capture  # noqa: E402
 from regraft.frontends.torch.tensors import array_from_tensor  # noqa: E402
 from regraft.ir.weights import Role  # noqa: E402
@@ -103,6 +104,23 @@ class Fields(nn.Module):
 def test_results_of_data_classes_have_the_names_of_the_fields(tmp_path: Path) -> None:
     found = check_capture(Fields(), (torch.randn(2, 3),), folder=tmp_path)
     assert found.module.graph.output_names == ["hidden", "pooled"]
+
+
+class Parts(NamedTuple):
+    low: Any
+    high: Any
+
+
+class Named(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return Parts(x.amin(), Parts(x.amax(), (x, {"x": x + 1})))
+
+
+def test_results_that_are_named_tuples_have_the_names_of_the_fields(tmp_path: Path) -> None:
+    found = check_capture(Named(), (torch.randn(2, 3),), folder=tmp_path)
+    assert found.module.graph.output_names == ["low", "high.low", "high.high.0", "high.high.1.x"]
+    low, (high, _) = regraft.to_torch(found.module)(torch.ones(2, 3))
+    assert (low, high) == (1, 1)
 
 
 class Same(nn.Module):

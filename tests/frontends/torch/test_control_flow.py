@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="captures are compared with PyTorch")
 
 from torch import nn  # noqa: E402
+from torch._higher_order_ops.map import map as mapped  # noqa: E402
 from torch._higher_order_ops.scan import scan  # noqa: E402
 from torch._higher_order_ops.while_loop import while_loop  # noqa: E402
 
@@ -47,6 +48,17 @@ class Scan(Layer):
         return scan(step, torch.zeros(4) + x[0, 0], x)
 
 
+class Mapped(Layer):
+    def forward(self, x: Any) -> Any:
+        return mapped(lambda row, last: (self.layer(row), row * last), x, x[-1] + 0)
+
+
+class Region(Layer):
+    def forward(self, x: Any) -> Any:
+        region = torch.compiler.nested_compile_region(lambda x: self.layer(x).relu())
+        return region(region(x))
+
+
 class NoGrad(Layer):
     def forward(self, x: Any) -> Any:
         y = x + 0
@@ -61,7 +73,8 @@ class Rows(nn.Module):
         return torch.vmap(lambda row: row.sum() * 2)(x)
 
 
-@pytest.mark.parametrize("net", [Branch, While, Scan, NoGrad, Rows])
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's own, of regions
+@pytest.mark.parametrize("net", [Branch, While, Scan, Mapped, Region, NoGrad, Rows])
 @pytest.mark.parametrize("sign", [1, -1], ids=["positive", "negative"])
 def test_region_equals_the_original(net: type[nn.Module], sign: int, tmp_path: Path) -> None:
     check_capture(
