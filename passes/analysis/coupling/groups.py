@@ -12,7 +12,9 @@ from regraft.ir.constants import weight
 from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
+from regraft.ir.ops.reduce import reduced_axes
 from regraft.passes.analysis.coupling.builder import Builder
+from regraft.passes.analysis.coupling.counted import COUNTED
 from regraft.passes.analysis.coupling.spaces import Form, Pin, Space, factors_of, find, leaves_of
 
 
@@ -163,7 +165,7 @@ def _counts(builder: Builder, user: Node, leaf: Space, axis: int) -> bool:
         rank = user.output.rank or 0
         first: int = user.attrs["axis"]
         return axis >= (first if first >= 0 else first + rank)
-    return False
+    return user.op in COUNTED and axis in (reduced_axes(user) or ())
 
 
 # -- what is kept --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The masked model: what pruning must equal, computed without the slicer.
 
 Every value of the dense module is zeroed where the plan drops positions, as soon as it is computed,
-and normalizations count kept positions only. Positions are read from the plan's document; nothing
+and normalizations and reductions count kept positions only. Positions are read from the plan's document; nothing
 here asks the code that slices.
 """
 
@@ -25,6 +25,10 @@ Form = Any  # ("product" | "sum", [forms]) or a token
 
 _TOKEN = re.compile(r"[()+]|[^\s()+]+")
 _NORMS = ("layer_norm", "rms_norm")
+_REDUCTIONS: Mapping[str, tuple[Any, float]] = {
+    "reduce_mean": (np.sum, 0.0), "reduce_max": (np.max, -np.inf), "reduce_min": (np.min, np.inf),
+}  # fmt: skip
+"""How kept positions are folded, and what dropped ones count as."""
 
 
 def parse_form(text: str) -> Form:
@@ -137,12 +141,11 @@ def run_masked(
         if not isinstance(array, np.ndarray):
             return None
         producer = value.producer
-        if (
-            producer is not None
-            and value.index == 0
-            and producer.op.name in (*_NORMS, "group_norm")
-        ):
-            array = _norm(producer, seen, mask_of)
+        if producer is not None and value.index == 0:
+            if producer.op.name in (*_NORMS, "group_norm"):
+                array = _norm(producer, seen, mask_of)
+            elif producer.op.name in _REDUCTIONS and producer.inputs[0] in forms:
+                array = _reduced(producer, seen, mask_of, array.shape)
         for axis in forms.get(value, {}):
             keep = mask_of(value, axis, array.shape[axis], array.ndim)
             array = np.where(keep, array, np.zeros((), array.dtype))
@@ -173,6 +176,21 @@ def _norm(node: Any, seen: Mapping[Value, Array], mask_of: Any) -> Array:
     centre = node.op.name == "layer_norm"
     normal = _standardize(x, keep, axes, node.attrs["epsilon"], centre=centre)
     return np.asarray(normal * gain + bias)
+
+
+def _reduced(node: Any, seen: Mapping[Value, Array], mask_of: Any, shape: Any) -> Array:
+    """Returns a reduction over the kept positions alone."""
+    x = seen[node.inputs[0]].astype(np.float64)
+    axes = node.attrs["axes"]
+    axes = tuple(range(x.ndim)) if axes is None else tuple(axis % x.ndim for axis in axes)
+    keep = np.ones(x.shape, bool)
+    for axis in axes:
+        keep = keep & mask_of(node.inputs[0], axis, x.shape[axis], x.ndim)
+    fold, start = _REDUCTIONS[node.op.name]
+    result = fold(np.where(keep, x, start), axis=axes)
+    if node.op.name == "reduce_mean":
+        result = result / np.maximum(keep.sum(axes), 1)
+    return np.asarray(result).reshape(shape)
 
 
 def _standardize(

@@ -57,6 +57,21 @@ def test_a_residual_stream_is_one_group_that_a_norm_counts() -> None:
     assert group.counted
 
 
+def test_a_mean_over_channels_counts_what_is_kept() -> None:
+    module = spelled(
+        """
+        %h = matmul(%x, %w)
+        %m = reduce_mean(%h) {axes = [2]}
+        %c = sub(%h, %m)
+        %y = matmul(%c, %v)
+        """,
+        weights={"w": "f32[16, 8]", "v": "f32[8, 4]"},
+    )
+    group = _only(Coupling(module))
+    assert set(group.weights) == {("w", 1), ("v", 0)}
+    assert group.counted
+
+
 def test_softmax_pins_its_axis_with_operator_axis_and_reason() -> None:
     module = spelled(
         """
