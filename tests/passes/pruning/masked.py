@@ -1,8 +1,8 @@
 """The masked model: what pruning must equal, computed without the slicer.
 
 Every value of the dense module is zeroed where the plan drops positions, as soon as it is computed,
-and normalizations and reductions count kept positions only. Positions are read from the plan's document; nothing
-here asks the code that slices.
+and normalizations, means and extremes count kept positions only. Positions are read from the plan's
+document; nothing here asks the code that slices.
 """
 
 from __future__ import annotations
