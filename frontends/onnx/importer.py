@@ -20,7 +20,7 @@ from regraft.frontends.onnx.node_import import (
     import_opaque,
     node_label,
 )
-from regraft.frontends.onnx.order import sorted_nodes
+from regraft.frontends.onnx.order import operand_names, sorted_nodes
 from regraft.frontends.onnx.scope import NameScope
 from regraft.frontends.onnx.signatures import is_unknown, signature, suggestion
 from regraft.frontends.onnx.text_fields import check_graph_text
@@ -75,7 +75,7 @@ class Walk:
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         opset = scope.opsets.get(domain, 1 if domain else 0)
         inputs: list[Value | None] = []
-        for name in proto.input:
+        for name in operand_names(proto, domain):
             value = scope.find(name) if name else None
             if name and value is None and name not in scope.absent:
                 raise InputError(

@@ -53,9 +53,15 @@ def _is_sorted(nodes: Sequence[onnx.NodeProto], made: dict[str, int]) -> bool:
     return all(made.get(name, -1) < i for i, node in enumerate(nodes) for name in reads(node))
 
 
+def operand_names(node: onnx.NodeProto, domain: str) -> Sequence[str]:
+    """Returns the names of a node's operands; ONNX Runtime looks at none of a constant."""
+    is_constant = node.op_type == "Constant" and domain in ("", "ai.onnx")
+    return () if is_constant else node.input
+
+
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """Yields the names that a node reads, those captured by its bodies included."""
-    for name in node.input:
+    for name in operand_names(node, node.domain):
         if name:
             yield name
     for attr in node.attribute:

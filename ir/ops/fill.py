@@ -118,6 +118,8 @@ def _infer_constant_of_shape(node: Node) -> Type:
     dtype = dtype_of(node.attrs["value"])
     sizes = node.static("shape")
     if sizes is not None:
+        if any(isinstance(size, int) and size < 0 for size in sizes):
+            raise node.error(f"a size is negative: {list(map(str, sizes))}")
         return TensorType(dtype, tuple(sizes))
     operand = node.operand("shape")
     rank = operand.shape[0] if operand is not None and operand.shape else None

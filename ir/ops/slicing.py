@@ -43,6 +43,8 @@ def slice_size(size: DimLike, start: DimLike, end: DimLike, step: DimLike) -> Di
     """
     if isinstance(step, Dim) or step == 0:
         return None
+    if isinstance(size, int) and size < 0:
+        return None  # what makes such a value fails
     end = _end(end, step)
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         return len(range(*_python_slice(size, start, end, step).indices(size)))

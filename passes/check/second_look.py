@@ -12,8 +12,8 @@ Overflow is such a loss, too: `x * clip(x + 3, 0, 6) / 6` is Inf from a sixth of
 on, and `hard_swish(x)` is not. Where the source has no finite element and would in f64, a finite
 element of the result is compared with the one in f64. What the source has, no overflow excuses.
 
-Weights that the result no longer reads were folded into others and rounded once. In f64 a result
-may differ by what moving just those weights by half a step makes of the source.
+Constants that the result no longer reads were folded into others and rounded once. In f64 a result
+may differ by what moving just those constants by half a step makes of the source.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.constants import weight
+from regraft.ir.constants import literal, weight
 from regraft.ir.evaluate import Observe, evaluate
-from regraft.ir.graph import Value
+from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
+from regraft.ir.ops import arithmetic
 from regraft.ir.types import DType, dtype_of
 from regraft.passes.check.compare import compare_outputs, distance
 from regraft.passes.check.runners import PROBE_ERRORS, unevaluable
 
 _NUM_DRAWS = 2
+_AFFINE = (arithmetic.add, arithmetic.sub, arithmetic.mul, arithmetic.div)
 _HALF_STEP = float(np.finfo(np.float32).eps) / 2
 
 
@@ -115,12 +117,10 @@ class SecondLook:
     def _moving(self, draw: int) -> Observe:
         def move(value: Value, array: Any) -> Any:
             node = value.producer
-            if node is None or node.op is not weight or value.dtype is not DType.F32:
-                return None
-            if node.attrs["name"] not in self._folded:
+            if node is None or value.dtype is not DType.F32 or _key(node) not in self._folded:
                 return None
             # read at every use, and moved the same way at each
-            rng = np.random.default_rng([self.seed, draw, *node.attrs["name"].encode()])
+            rng = np.random.default_rng([self.seed, draw, *_key(node)])
             return array * (1 + rng.uniform(-_HALF_STEP, _HALF_STEP, np.shape(array)))
 
         return move
@@ -160,5 +160,18 @@ def _is_float(array: np.ndarray[Any, Any]) -> bool:
     return array.dtype.kind == "f" or dtype_of(array).is_float
 
 
-def _reads(module: Module) -> set[str]:
-    return {node.attrs["name"] for node in module.graph.walk() if node.op is weight}
+def _reads(module: Module) -> set[bytes]:
+    return {_key(node) for node in module.graph.walk()} - {b""}
+
+
+def _key(node: Node) -> bytes:
+    """Returns what names a constant that may be folded, b"" for other nodes.
+
+    A literal is named by its content where it is an addend or a factor. Others are no numbers to
+    be folded: the power of 2 is a product, and a negative number has no power of 2.0000001.
+    """
+    if node.op is weight:
+        return bytes(node.attrs["name"], "utf-8")
+    if node.op is not literal or any(user.op not in _AFFINE for user in node.outputs[0].users):
+        return b""
+    return np.asarray(node.attrs["value"]).tobytes()

@@ -352,6 +352,24 @@ STRUCTURE: tuple[BadModel, ...] = (
         "`y` is defined twice",
     ),
     BadModel(
+        "constant of a negative size",
+        _nodes(
+            node("ConstantOfShape", "n", "c"),
+            node("Add", "x c", "y"),
+            initializers=[helper.make_tensor("n", I64, [2], [-3, 4])],
+        ),
+        "size is negative",
+    ),
+    BadModel(
+        "constant of no value",
+        _nodes(
+            node("ConstantOfShape", "n", "c", value=weight(shape=[1, 0])),
+            node("Add", "x c", "y"),
+            initializers=[helper.make_tensor("n", I64, [2], [3, 4])],
+        ),
+        "`value` has 0 elements",
+    ),
+    BadModel(
         "value defined twice by one node",
         _nodes(node("Split", "x", "y y", axis=1)),
         "`y` is defined twice",

@@ -498,6 +498,15 @@ STRUCTURE: tuple[OddModel, ...] = (
     OddModel("outputs that copy outputs and inputs", _identity_outputs),
     OddModel("absent results in the middle", _empty_outputs),
     OddModel("constant of size 0", _zero_size),
+    OddModel(
+        "constant that reads what is defined nowhere",
+        lambda: model(
+            graph([node("Constant", "gone", "c", value=weight("c")), node("MatMul", "x c", "y")])
+        ),
+        tidy=lambda: model(
+            graph([node("Constant", "", "c", value=weight("c")), node("MatMul", "x c", "y")])
+        ),
+    ),
     OddModel("batch of size 0", linear, inputs=_sized(0, 4)),
     OddModel("functions within functions, attributes by reference", _two_functions),
     OddModel("function attribute given at the call", lambda: _two_functions(k=3.0)),

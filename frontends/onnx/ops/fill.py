@@ -79,6 +79,11 @@ def _dense(sparse: onnx.SparseTensorProto) -> Array:
 def _constant_of_shape(item: NodeImport) -> Value:
     operand, shape = item.either(0)
     value = item.attr("value")
+    if value is not None and value.size != 1:
+        raise item.error(
+            f"`value` has {value.size} elements, expected one",
+            hint="the result holds one number; export the model again",
+        )
     return item.b.op(
         fill.constant_of_shape,
         operand,

@@ -18,6 +18,7 @@ from regraft.passes.check.module_check import CheckReport, check_module
 from regraft.passes.check.runners import EvalRunner, accepts, lazily
 from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.check.second_look import SecondLook, second_look
+from regraft.passes.cleanup.dead import drop_dead_code
 
 PLANTED = "1.00003"  # an error of 3e-5, relative
 
@@ -115,6 +116,31 @@ def test_folded_weights_are_rounded_once(factor: float, ok: bool) -> None:
     result.graph.replace(node, [made.output])
     for old in [n for n in reversed(result.graph) if n.op is weight and not n.output.users]:
         result.graph.erase(old)
+    assert check(source, result).ok is ok
+
+
+FACTORS = """\
+graph(%x : f32[B, 8]) {
+  %a = literal f32[] 0.1
+  %b = literal f32[] 0.7
+  %two = literal f32[] 2
+  %big = literal f32[] 30000
+  BODY
+  %s = mul(%h, %big)
+  %t = sin(%s)
+  return %t
+}
+"""
+
+
+@pytest.mark.parametrize(("factor", "ok"), [(1.0, True), (1.001, False)])
+def test_folded_factors_are_rounded_once(factor: float, ok: bool) -> None:
+    # the power is written as a product; a negative number has no power of a moved 2
+    source = module(FACTORS, "%p = pow(%x, %two)", "%q = mul(%p, %a)", "%h = mul(%q, %b)")
+    joined = np.float32(np.float32(0.1) * np.float32(0.7) * np.float32(factor))
+    folded = f"%ab = literal f32[] {joined!s}"
+    result = module(FACTORS, folded, "%p = mul(%x, %x)", "%h = mul(%p, %ab)")
+    drop_dead_code(result)
     assert check(source, result).ok is ok
 
 
