@@ -63,6 +63,8 @@ class Masks:
             assert not form.endswith("*")
             return self._leaf(form, 0, size)
         kind, items = form
+        if kind == "product":  # neighbours that are not pruned are one factor: `(B S g3)`
+            items = [item for i, item in enumerate(items) if items[i : i + 2] != ["?", "?"]]
         if kind == "sum":
             return np.concatenate([self.axis(item, self.size(item)) for item in items])
         sizes = [self.size(item) for item in items]
