@@ -10,9 +10,9 @@ import numpy as np
 
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.backends.onnx.save import to_proto
-from regraft.ir.errors import UsageError
+from regraft.ir.extract import with_outputs
 from regraft.ir.graph import Value
-from regraft.ir.module import Module, clone_graph
+from regraft.ir.module import Module
 
 Array = np.ndarray[Any, Any]
 Samples = Sequence[Mapping[str, Array]]
@@ -37,20 +37,9 @@ class OrtActivations:
             UsageError: For a value that is not in the main graph.
             UnsupportedError: When the runtime does not take the module.
         """
-        for value in values:
-            if value.owner is not module.graph:
-                raise UsageError(
-                    f"`{value.name}` is no value of the main graph", hint="values in bodies are not"
-                )
-        copies: dict[Value, Value] = {}
-        inner = module.clone()
-        inner.graph = clone_graph(module.graph, inner.graph.scope, copies)
-        names = [f"activation_{idx}" for idx in range(len(values))]
-        inner.graph.set_outputs(
-            (name, copies[value]) for name, value in zip(names, values, strict=True)
-        )
-        inner.states = ()
+        outputs = {f"activation_{idx}": value for idx, value in enumerate(values)}
+        inner = with_outputs(module, outputs)
         runner = OrtRunner(to_proto(inner, profile="ort-cpu"), num_threads=self.num_threads)
         for sample in samples:
             results = runner(sample)
-            yield {value: results[name] for name, value in zip(names, values, strict=True)}
+            yield {value: results[name] for name, value in outputs.items()}

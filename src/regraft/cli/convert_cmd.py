@@ -23,7 +23,6 @@ from regraft.cli.options import (
     tolerance_options,
 )
 from regraft.cli.show import (
-    human_bytes,
     out_console,
     plural,
     print_json,
@@ -32,6 +31,7 @@ from regraft.cli.show import (
     warn,
 )
 from regraft.cli.verb import Verb, check_option, planned
+from regraft.units import human_bytes
 
 
 @click.command(

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from regraft.cli.options import output_options
-from regraft.cli.show import human_bytes, out_console, print_json, print_table
+from regraft.cli.show import out_console, print_json, print_table
 from regraft.cli.verb import Verb
+from regraft.units import human_bytes
 
 _REQUIRED = ("numpy", "ml_dtypes", "onnx", "onnxruntime", "networkx", "scipy", "safetensors")
 _OPTIONAL = {

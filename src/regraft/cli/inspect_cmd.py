@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from regraft.cli.options import Assignments, load_extensions, output_options, source_options
-from regraft.cli.show import human_bytes, human_count, out_console, print_json, print_table, warn
+from regraft.cli.show import out_console, print_json, print_table, warn
 from regraft.cli.verb import Verb
+from regraft.units import human_bytes, human_count
 
 _SHOWN_OPERATORS = 20
 _SHOWN_COUPLINGS = 20

@@ -11,6 +11,7 @@ from typing import Any
 from regraft.ir.errors import UnsupportedError
 from regraft.report_html.graph_view import GraphView, as_data, statuses
 from regraft.report_html.plots import latency_plot, tradeoff_plot
+from regraft.units import human_bytes, human_count
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -117,29 +118,6 @@ def _words(text: str) -> Any:
     made = [markupsafe.escape(part) for part in parts]
     made[1::2] = [markupsafe.Markup("<code>{}</code>").format(part) for part in parts[1::2]]
     return markupsafe.Markup("").join(made)
-
-
-def human_bytes(count: int | None) -> str:
-    """Returns a size with a unit: `12.3 MB`."""
-    if count is None:
-        return "-"
-    number = float(count)
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} GB"
-
-
-def human_count(count: int | None) -> str:
-    """Returns a count with thousands apart, large ones with a unit: `1.27 G`."""
-    if count is None:
-        return "-"
-    for factor, unit in ((10**12, "T"), (10**9, "G"), (10**7, "M")):
-        if count >= factor:
-            shown = count / (10**6 if unit == "M" else factor)
-            return f"{shown:.2f} {unit}"
-    return f"{count:,}"
 
 
 def _operator_rows(
