@@ -10,7 +10,7 @@ from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.passes.recovery.objective import Loss, Mse, Term
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "auto"]
 Stop = Literal["steps", "patience"]
 
 
@@ -28,7 +28,8 @@ class Schedule:
         batches_per_step: Batches whose gradients are averaged for one update, over all processes:
             the result does not depend on how many there are.
         max_grad_norm: Longer gradients are scaled to this length; None for no limit.
-        precision: `bf16` runs matrix products in bf16 (autocast), weights stay f32.
+        precision: `bf16` runs matrix products in bf16 (autocast), weights stay f32; `auto` does
+            where the processor has instructions for it.
         seed: Seed of everything random.
         evaluate_every: Steps between looks at held-out batches.
         patience: Looks without a better loss after which training stops, with the best weights;
@@ -125,12 +126,16 @@ class Task:
         trained: Names of the weights that may change; default: all float parameters, with an
             adapter the matrices of linear layers.
         adapter: What is trained in their place, or None for the weights themselves.
+        max_cache_bytes: What training does not change (values of the teachers, and of the module
+            before its first trained weight) is computed once per batch where batches come back
+            (`Numbered`); beyond this it lies in files.
     """
 
     terms: tuple[Term, ...]
     schedule: Schedule
     trained: tuple[str, ...] | None = None
     adapter: Adapter | None = None
+    max_cache_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         if not self.terms:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ from torch import Tensor, nn
 
 from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.training.checkpoint import Facts, read_checkpoint, write_checkpoint
+from regraft.backends.torch.training.frozen import Key
 from regraft.backends.torch.training.processes import Group
 from regraft.backends.torch.training.progress import shown_progress
 from regraft.ir.errors import TargetError
 from regraft.passes.recovery.data import Batch, Data
-from regraft.passes.recovery.task import Schedule, Stop
+from regraft.passes.recovery.fixed import Numbered
+from regraft.passes.recovery.task import Precision, Schedule, Stop
 
 Objective = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 """(net, batch) -> the scalar that is made small."""
+
+Prepare = Callable[[Key | None, Mapping[str, Tensor]], Mapping[str, Tensor]]
+"""(key, batch) -> the batch with what the objective needs besides; same key, same batch."""
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -77,6 +83,7 @@ class Loop:
         held_out: Batches that early stopping looks at.
         label: Name of the run.
         facts: What else tells this run from others.
+        prepare: Called with every batch on its way to the objective.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class Loop:
         held_out: Sequence[Batch] = (),
         label: str = "training",
         facts: Facts | None = None,
+        prepare: Prepare = lambda key, batch: batch,
     ) -> None:
         torch.manual_seed(schedule.seed)
         self.net = net.to(place.device)
@@ -100,12 +108,17 @@ class Loop:
         self._place = place
         self._held_out = held_out
         self._label = label
+        self._prepare = prepare
+        self._precision = _resolved(schedule.precision)
         self._local = place.group.share(schedule.batches_per_step)
         self._trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
         if not self._trained:
             raise TargetError("nothing to train: no float parameter is left to the run")
         self._optimizer = self._adamw()
-        self._facts = {**_schedule_facts(schedule), **(facts or {}), **self._parameter_facts()}
+        self._facts = {
+            **_schedule_facts(schedule), "precision": self._precision, **(facts or {}),
+            **self._parameter_facts(),
+        }  # fmt: skip
 
     def run(self) -> Stop:
         """Trains to the end, from the checkpoint where there is one; `history` says what happened.
@@ -153,6 +166,7 @@ class Loop:
             exchange = nullcontext() if is_last else self._place.group.without_exchange(wrapped)
             with exchange:
                 with self._autocast():
+                    # what is kept of a batch is computed as the rest is
                     loss = self._objective(wrapped, next(batches))
                 (loss / self._local).backward()
             total += loss.detach().double().cpu() / self._local
@@ -179,17 +193,22 @@ class Loop:
         )  # fmt: skip
 
     def _autocast(self) -> Any:
-        if self.schedule.precision == "fp32":
+        if self._precision == "fp32":
             return nullcontext()
         return torch.autocast(self._place.device.partition(":")[0], torch.bfloat16)
 
     def _own_batches(self) -> Iterator[Mapping[str, Tensor]]:
         """Yields this process's batches: every `size`-th of the steps that are left."""
-        group = self._place.group
+        group, data = self._place.group, self._data
         first = self.history.step * self.schedule.batches_per_step
-        for number, batch in enumerate(self._data.batches(first)):
-            if number % group.size == group.rank:
-                yield self._moved(batch)
+        numbers: Iterator[int | None] = (
+            data.numbers(first) if isinstance(data, Numbered) else repeat(None)
+        )
+        # the data may end by raising: the number is drawn after the batch
+        for place, (batch, number) in enumerate(zip(data.batches(first), numbers, strict=False)):
+            if place % group.size == group.rank:
+                key = None if number is None else ("training", number)
+                yield self._prepare(key, self._moved(batch))
 
     def _moved(self, batch: Batch) -> dict[str, Tensor]:
         device = self._place.device
@@ -201,7 +220,11 @@ class Loop:
         """Measures the held-out batches and notes the best weights."""
         history = self.history
         with torch.no_grad(), self._autocast():
-            each = [float(self._objective(self.net, self._moved(b))) for b in self._held_out]
+            batches = [
+                self._prepare(("held out", number), self._moved(batch))
+                for number, batch in enumerate(self._held_out)
+            ]
+            each = [float(self._objective(self.net, batch)) for batch in batches]
         loss = sum(each) / len(each)
         history.held_out.append((history.step, loss))
         history.stale += 1
@@ -253,6 +276,14 @@ class Loop:
     def _parameter_facts(self) -> dict[str, str]:
         shapes = "; ".join(f"{name} {list(p.shape)}" for name, p in self._trained.items())
         return {"parameters": f"{len(self._trained)} ({_short(shapes.encode())})"}
+
+
+def _resolved(precision: Precision) -> Precision:
+    """Returns what `auto` stands for: bf16 where the processor multiplies such matrices."""
+    if precision != "auto":
+        return precision
+    has = torch.cpu.get_capabilities()
+    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
 
 
 def _schedule_facts(schedule: Schedule) -> dict[str, str]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from regraft.backends.torch.build import build
-from regraft.backends.torch.executor import named_outputs
-from regraft.backends.torch.generate import generate, output_nest
+from regraft.backends.torch.generate import generate
 from regraft.backends.torch.read_back import read_back
+from regraft.backends.torch.results import named_outputs
 from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.weight_plan import WeightPlan, plan_weights
 from regraft.ir.constants import weight
@@ -40,12 +40,12 @@ class NamedNet(nn.Module):
     ) -> None:
         super().__init__()
         self.part = extract(module, inputs or {}, outputs)
-        generated = generate(self.part)
+        generated = generate(self.part, is_flat=True)
         self.net = build(generated)
         self.plan: WeightPlan = generated.plan
         self.module = module
-        self._inputs = tuple(generated.inputs.values())
-        self._nest = output_nest(self.part, generated.outputs)
+        self._inputs = generated.inputs
+        self._nest = generated.form.result
         self._first = {  # states start with the content that the module has for them
             state.input: tensor_from(module.weights[state.input].numpy())
             for state in module.states

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from regraft.backends.torch.training import losses
-from regraft.backends.torch.training.nets import NamedNet
 from regraft.ir.errors import InputError, UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
@@ -30,18 +29,18 @@ def student_values(module: Module, terms: Sequence[Term]) -> dict[str, Value]:
 
 
 def teacher_values(teacher: Module, number: int, terms: Sequence[Term]) -> dict[str, Value]:
-    """Returns the values of one teacher that the terms speak of, by the terms' numbers."""
+    """Returns the values of one teacher that the terms speak of, by the entries of the batch."""
     found = {}
     for idx, term in enumerate(terms):
         match term.teacher:
             case None:
                 continue
             case str():
-                found[str(idx)] = _value(teacher, term.teacher)
+                found[teacher_entry(number, idx)] = _value(teacher, term.teacher)
             case values:
                 if number >= len(values):
                     raise UsageError(f"term {idx} has values of {len(values)} teachers")
-                found[str(idx)] = values[number]
+                found[teacher_entry(number, idx)] = values[number]
     return found
 
 
@@ -56,18 +55,25 @@ def _value(module: Module, place: str | Value) -> Value:
     return outputs[place]
 
 
+def teacher_entry(teacher: int, term: int) -> str:
+    """Returns the entry of a batch that holds what a teacher has for a term."""
+    return f"teacher {teacher} term {term}"
+
+
 def objective_of(
-    terms: Sequence[Term], teachers: Sequence[NamedNet]
+    terms: Sequence[Term], num_teachers: int
 ) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
-    """Returns the sum of the terms as a function of the student's net and a batch."""
+    """Returns the sum of the terms as a function of the student's net and a batch.
+
+    The batch holds the teachers' values (`teacher_entry`).
+    """
 
     def total(net: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-        with torch.no_grad():
-            given = [teacher(batch) for teacher in teachers]
         student = net(batch)
         parts = []
         for idx, term in enumerate(terms):
-            targets = [each[str(idx)] for each in given] if term.teacher is not None else []
+            has_teacher = term.teacher is not None
+            targets = [batch[teacher_entry(t, idx)] for t in range(num_teachers) if has_teacher]
             part = loss_of(
                 term.loss, student[str(idx)], targets, _entry(batch, term.label),
                 _entry(batch, term.mask),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.backends.torch.training.adapters import attach, fold
+from regraft.backends.torch.training.frozen import FrozenValues, Key, frozen_values
 from regraft.backends.torch.training.hidden_states import HiddenStates
 from regraft.backends.torch.training.loop import Loop, Objective, Place
 from regraft.backends.torch.training.nets import NamedNet
@@ -53,6 +54,7 @@ class _Run:
     folder: Path | None
     facts: Mapping[str, str]
     held_out: Sequence[Batch] = field(default=())
+    frozen: FrozenValues | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +81,34 @@ class TorchTrainer:
         held_out: Sequence[Batch] = (),
     ) -> TrainingReport:
         """Fits the module's weights to its teachers and labels, in place."""
-        net = NamedNet(module, student_values(module, task.terms))
-        nets = []
+        values = student_values(module, task.terms)
+        whole = NamedNet(module, values)
+        paths = _trained_paths(whole, task.adapter, task.trained, frozenset())
+        names = [whole.plan.names.get(path, path) for path in paths]
+        cut = frozen_values(module, values.values(), frozenset(names))
+        inputs = {f"frozen {idx}": value for idx, value in enumerate(cut)}
+        net = NamedNet(module, values, inputs)
+        fixed = [NamedNet(module, inputs)] if inputs else []
         for number, teacher in enumerate(teachers):
-            values = teacher_values(teacher, number, task.terms)
-            if values:
-                nets.append(NamedNet(teacher, values).to(self.device).requires_grad_(False))
+            wanted = teacher_values(teacher, number, task.terms)
+            fixed += [NamedNet(teacher, wanted)] if wanted else []
+        for each in fixed:
+            each.to(self.device).requires_grad_(False)
         facts = {
             "terms": "; ".join(map(_described, task.terms)),
             "teachers": str(len(teachers)),
             "adapter": repr(task.adapter),
         }
-        paths = _trained_paths(net, task.adapter, task.trained, frozenset())
-        return self._fit(
-            _Run(
-                "distillation", net, objective_of(task.terms, nets), task.schedule, data, paths,
-                task.adapter, self.folder, facts, held_out,
-            )
-        )  # fmt: skip
+        frozen = FrozenValues(fixed, task.max_cache_bytes, self.folder)
+        try:
+            return self._fit(
+                _Run(
+                    "distillation", net, objective_of(task.terms, len(teachers)), task.schedule,
+                    data, net.paths_of(names), task.adapter, self.folder, facts, held_out, frozen,
+                )
+            )  # fmt: skip
+        finally:
+            frozen.close()
 
     def reconstruct(
         self,
@@ -157,6 +169,7 @@ class TorchTrainer:
                 run.net, run.objective, run.schedule, run.data,
                 Place(self.device, group, run.folder, self.progress),
                 held_out=run.held_out, label=run.label, facts=run.facts,
+                prepare=_unprepared if run.frozen is None else run.frozen.add_to,
             )  # fmt: skip
             stopped = loop.run()
         if run.adapter is not None:
@@ -165,6 +178,10 @@ class TorchTrainer:
         return TrainingReport(
             history.step, tuple(history.losses), tuple(history.held_out), stopped, run.net.store()
         )
+
+
+def _unprepared(key: Key | None, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return batch
 
 
 def _described(term: Term) -> str:
