@@ -43,6 +43,9 @@ RUNTIME_OPERATORS = frozenset(
 )
 """Operators that ONNX Runtime 1.31 has in the standard domain and ONNX has not."""
 
+_ANY_ATTRIBUTE = frozenset({"LayerNormalization"})
+"""Operators that ONNX Runtime defines by itself, so that it leaves unknown attributes alone."""
+
 _TYPES: Mapping[str, DType] = {
     f"tensor({name.lower()})": DTYPES[code]
     for name, code in TensorProto.DataType.items()
@@ -93,7 +96,8 @@ class Signature:
             if wanted is None:
                 if is_named_freely(proto):
                     return None
-                if name.startswith("__"):  # ONNX keeps such names for private notes
+                # ONNX keeps names with underscores for private notes
+                if name.startswith("__") or proto.op_type in _ANY_ATTRIBUTE:
                     continue
                 close = difflib.get_close_matches(name, self.attributes, n=1)
                 return f"unknown attribute `{name}`", (

@@ -499,6 +499,15 @@ STRUCTURE: tuple[OddModel, ...] = (
     OddModel("absent results in the middle", _empty_outputs),
     OddModel("constant of size 0", _zero_size),
     OddModel(
+        "norm with an attribute that it does not have",
+        lambda: model(
+            graph(
+                [node("LayerNormalization", "x s", "y", epsilom=1.0)],
+                initializers=[weight("s", shape=[4])],
+            )
+        ),
+    ),
+    OddModel(
         "constant that reads what is defined nowhere",
         lambda: model(
             graph([node("Constant", "gone", "c", value=weight("c")), node("MatMul", "x c", "y")])
