@@ -238,6 +238,15 @@ CASES = {
     "rerun-source": "rerun made --source other.onnx",
     "rerun-plugins": "rerun made --plugin plugin.py:PLUGIN --allow-plugins",
     "rerun-no-records": "rerun exists",
+    # -- checkpoint
+    "checkpoint-help": "checkpoint -h",
+    "checkpoint": "checkpoint pruned",
+    "checkpoint-json": "checkpoint pruned --source wide.rg --json -q -v",
+    "checkpoint-cut": "checkpoint pruned --cut whole.safetensors -o small.safetensors",
+    "checkpoint-cut-other": "checkpoint pruned --cut cut.safetensors -o small.safetensors",
+    "checkpoint-restore": "checkpoint pruned --restore cut.safetensors --into whole.safetensors --out back.safetensors --force",
+    "checkpoint-no-out": "checkpoint pruned --cut whole.safetensors",
+    "checkpoint-no-records": "checkpoint exists --plugin plugin.py:PLUGIN --trust-remote-code",
     # -- passes
     "passes-help": "passes -h",
     "passes": "passes",
@@ -291,6 +300,9 @@ def test_prints_what_was_recorded(
     argv = shlex.split(CASES[name])
     if argv[:2] == ["rerun", "made"]:
         regraft.convert("model.onnx", "made", check=CheckMode.OFF)
+    if argv[:2] == ["checkpoint", "pruned"]:
+        passes = "prune{target=params:0.5}"
+        regraft.convert("wide.rg", "pruned", passes=passes, check=CheckMode.OFF)
     text = transcript(argv, *run(argv, capsys))
     compare(name, text, update=pytestconfig.getoption("--update-snapshots"))
 

@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from regraft.ir.safetensors import write_safetensors
+from regraft.ir.weights import ArrayWeight
+
 TEXT = """\
 module "tiny"
 
@@ -18,6 +21,28 @@ graph(%x : f32[B, 4]) {
   return %y
 }
 """
+
+WIDE = """\
+module "wide"
+
+symbol B
+
+weight @up : f32[4, 8] role=param = random(1)
+weight @down : f32[8, 3] role=param = random(2)
+
+graph(%x : f32[B, 4]) {
+  %w1 = weight @up
+  %h = matmul(%x, %w1)
+  %a = relu(%h)
+  %w2 = weight @down
+  %y = matmul(%a, %w2)
+  return %y
+}
+"""
+
+SHAPES = {"up": (4, 8), "down": (8, 3)}
+CUT = {"up": (4, 4), "down": (4, 3)}
+"""The weights of `wide.rg` before and after half of its parameters."""
 
 PLUGIN = '''\
 from dataclasses import dataclass
@@ -134,6 +159,11 @@ def populate(folder: Path) -> None:
     onnx.save(model(2.0, "z"), folder / "renamed.onnx")
     (folder / "broken.onnx").write_bytes((folder / "model.onnx").read_bytes()[:100])
     (folder / "model.rg").write_text(TEXT)
+    (folder / "wide.rg").write_text(WIDE)
+    whole = {name: ArrayWeight(np.ones(shape, np.float32)) for name, shape in SHAPES.items()}
+    write_safetensors(folder / "whole.safetensors", whole)
+    cut = {name: ArrayWeight(np.zeros(shape, np.float32)) for name, shape in CUT.items()}
+    write_safetensors(folder / "cut.safetensors", cut)
     (folder / "traps.rg").write_text(TRAPS)
     (folder / "wrong.rg").write_text(TEXT.replace("relu", "rellu"))
     twice = TEXT.replace("neg(%x)", "acme.twice(%x)")

@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "lint": "Known traps of a model for a target, with the fix.",
     "bisect": "Find the first pass and match that change outputs; minimal reproducer.",
     "rerun": "Make an output again from its records; compare byte for byte.",
+    "checkpoint": "What a pruned output kept of a checkpoint; cut others, put tensors back.",
     "opt": "Run passes on a text module: text in, text out.",
     "passes": "List passes, or document one.",
     "doctor": "Versions, CPU flags, providers, what is missing.",
