@@ -18,8 +18,8 @@ from benchmarks.measure import RESULTS, ROOT
 from benchmarks.torch_worker import measured
 
 PATH = RESULTS / "prune-coverage.jsonl"
-WHOLE_LIMIT_S = 180.0
-"""Seconds of a model with everything: building it, pruning within its own limit, comparing."""
+WHOLE_LIMIT_S = 400.0
+"""Seconds of a model with everything, by the clock: a process that still runs then is ended."""
 
 CODE = (
     "ir", "passes", "frontends/torch", "backends/torch", "benchmarks/prune_once.py",

@@ -51,7 +51,7 @@ RECIPE = 1
 
 def question(tool: Tool) -> str:
     """Returns what a row answers: versions and recipe."""
-    return f"{tool.package} {tool.version}, recipe {RECIPE}, {LIMIT_S} s"
+    return f"{tool.package} {tool.version}, recipe {RECIPE}, {LIMIT_S} s of processor time"
 
 
 def main() -> None:
