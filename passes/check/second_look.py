@@ -43,7 +43,8 @@ class Seen:
     """What a second look found, at failed outputs that are right in f64.
 
     Args:
-        noise: How far the source is from itself in f64, by output.
+        noise: How far the source is from itself in f64, by output, and how far rounding the folded
+            constants moves it.
         restored: The source's outputs with elements that overflow lost on their way.
     """
 
@@ -93,13 +94,15 @@ class SecondLook:
         exact = evaluate(self.source, inputs, oracle=True, seed=self.seed)
         new = evaluate(self.result, inputs, oracle=True, seed=self.seed)
         right = _agreeing(exact, new, failed, None)
+        folding = dict.fromkeys(exact, 0.0)
         if len(right) < len(failed) and self._folded:
-            right = _agreeing(exact, new, failed, self._of_folding(inputs, exact))
+            folding = self._of_folding(inputs, exact)
+            right = _agreeing(exact, new, failed, folding)
         if not right:
             return Seen()
         rounded = evaluate(self.source, inputs, seed=self.seed)
         return Seen(
-            {name: distance(rounded[name], exact[name]) for name in right},
+            {name: distance(rounded[name], exact[name]) + folding[name] for name in right},
             {name: _restored(expected[name], actual[name], exact[name]) for name in right},
         )
 

@@ -13,7 +13,7 @@ from regraft.ir.constants import weight
 from regraft.ir.module import Module
 from regraft.ir.text import parse_module
 from regraft.ir.weights import ArrayWeight
-from regraft.passes.check.compare import EXACT_RTOL
+from regraft.passes.check.compare import EXACT_RTOL, distance
 from regraft.passes.check.module_check import CheckReport, check_module
 from regraft.passes.check.runners import EvalRunner, accepts, lazily
 from regraft.passes.check.samples import Sample, generate_samples
@@ -117,6 +117,19 @@ def test_folded_weights_are_rounded_once(factor: float, ok: bool) -> None:
     for old in [n for n in reversed(result.graph) if n.op is weight and not n.output.users]:
         result.graph.erase(old)
     assert check(source, result).ok is ok
+
+
+def test_noise_is_that_of_rounding_values_and_of_rounding_folded_constants() -> None:
+    source = module(FACTORS, "%q = mul(%x, %a)", "%h = mul(%q, %b)")
+    joined = f"%ab = literal f32[] {np.float32(0.1) * np.float32(0.7)!s}"
+    result = module(FACTORS, joined, "%h = mul(%x, %ab)")
+    drop_dead_code(result)
+    look = second_look(source, result)
+    assert look is not None
+    inputs = {"x": np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)}
+    expected, exact = EvalRunner(source)(inputs), EvalRunner(source, oracle=True)(inputs)
+    seen = look.look(inputs, expected, EvalRunner(result)(inputs), ["out"])
+    assert seen.noise["out"] > 1.2 * distance(expected["out"], exact["out"])
 
 
 FACTORS = """\
