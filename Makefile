@@ -25,12 +25,13 @@ TORCH_BENCH_STAMP := $(VENV)/.torch-bench-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup torch torch-models torch-bench demo demo-torch test check lint layout types imports full models recovery-models recovery-bench peers bench docs fixtures fixtures-venv format clean
+.PHONY: help setup torch torch-models torch-bench prune-bench prune-rivals demo demo-torch test check lint layout types imports full models recovery-models recovery-bench peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
 	@echo "make demo-torch  captures a trained sentence encoder, against torch.onnx.export"
 	@echo "make torch-bench every figure of PyTorch in and out"
+	@echo "make prune-bench  how many families prune, beside other tools (half an hour from nothing)"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make torch   installs the extras torch and hf, which make test needs (TORCH_INDEX=URL)"
 	@echo "make check   ruff, mypy, import-linter"
@@ -119,6 +120,14 @@ demo-torch: $(TORCH_BENCH_STAMP) torch-models
 
 torch-bench: $(TORCH_BENCH_STAMP) models
 	$(PY) -m benchmarks.torch_capture
+
+# The rows of other tools are committed; `make prune-rivals` measures those that are missing.
+prune-bench: $(TORCH_BENCH_STAMP)
+	$(PY) -m benchmarks.prune_coverage
+
+prune-rivals: $(TORCH_BENCH_STAMP)
+	$(PY) $(PIP) install -c constraints.txt --no-deps --upgrade --target .models/rivals torch-pruning onnxsim
+	PYTHONPATH=.models/rivals $(PY) -m benchmarks.prune_rivals
 
 test: $(TORCH_STAMP) models
 	$(PY) -m pytest -n $(WORKERS) -m "not slow"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.prune_attempts import CLOSE, MAX_RATIOS, STARTS, guarded, leaves
+from benchmarks.prune_attempts import CLOSE, MAX_RATIOS, STARTS, guarded, leaves, next_ratio
 from benchmarks.prune_once import LIMIT_S, TARGET, limited
 from benchmarks.prune_subjects import Subject, subject
 from regraft.frontends.onnx.load import import_model
@@ -49,20 +49,19 @@ def _onnxsim(row: dict[str, Any], name: str) -> None:
     expected = run(simplified)
     row["stage"] = "prune"
     start = time.process_time()
-    low, high, ratio, best = 0.0, 1.0, STARTS[0], None
+    ratio, known, best = STARTS[0], dict[float, float](), None
     dense = _products(simplified)
     with limited(LIMIT_S):
-        for _ in range(MAX_RATIOS):
+        for _ in range(2 * MAX_RATIOS):  # each takes little time
             pruned = onnxsim.apply_structured_pruning_cpp(simplified, ratio)
             pruned = onnxsim.apply_attention_head_pruning_cpp(pruned, ratio)
             outputs = run(pruned)
-            left = _products(onnx.shape_inference.infer_shapes(pruned)) / dense
+            left = known[ratio] = _products(onnx.shape_inference.infer_shapes(pruned)) / dense
             if best is None or abs(left - TARGET) < abs(best[0] - TARGET):
                 best = (left, pruned, outputs)
-            if abs(left / TARGET - 1) <= CLOSE or left == 1.0:
+            ratio = next_ratio(known)
+            if abs(left / TARGET - 1) <= CLOSE or left == 1.0 or ratio in known:
                 break
-            low, high = (ratio, high) if left > TARGET else (low, ratio)
-            ratio = (low + high) / 2
     row["seconds"] = round(time.process_time() - start, 2)
     assert best is not None, "no ratio was tried"
     row["runs"], row["counted"] = True, best[0]

@@ -60,6 +60,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tools", nargs="*", help="default: all of them")
+    parser.add_argument("--only", action="append", metavar="MODEL", help="repeatable")
     parser.add_argument("--minutes", type=float, default=600.0, help="stop after this time")
     args = parser.parse_args()
     end = time.monotonic() + 60 * args.minutes
@@ -69,7 +70,9 @@ def main() -> None:
         found = importlib.metadata.version(tool.package)
         if found != tool.version:
             parser.error(f"{tool.package} {found} is installed, rows are of {tool.version}")
-        for row in rows(tool.name, tool.measure, NAMES, question(tool), WHOLE_LIMIT_S, end=end):
+        for row in rows(
+            tool.name, tool.measure, args.only or NAMES, question(tool), WHOLE_LIMIT_S, end=end
+        ):
             print(json.dumps({"tool": tool.name, **row}), flush=True)
 
 

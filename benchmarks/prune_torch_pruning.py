@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.prune_attempts import CLOSE, MAX_RATIOS, STARTS, guarded, leaves, shapes
+from benchmarks.prune_attempts import CLOSE, MAX_RATIOS, STARTS, guarded, leaves, next_ratio, shapes
+from benchmarks.prune_kept import read
 from benchmarks.prune_masking import largest_difference, masked
 from benchmarks.prune_once import LIMIT_S, TARGET, PastLimitError, count_flops, limited
 from benchmarks.prune_subjects import Subject, subject
@@ -44,7 +45,14 @@ def measure_zero_config(name: str) -> dict[str, Any]:
 
 
 def measure_hints(name: str) -> dict[str, Any]:
-    """Returns what Torch-Pruning makes of a model with the recipe of its examples."""
+    """Returns what Torch-Pruning makes of a model with the recipe of its examples.
+
+    Hints take no part in its search for groups: where that ran past the limit without them, it is
+    not run again.
+    """
+    without: dict[str, Any] = read().get(("torch-pruning", name), {}).get("row", {})
+    if without.get("searched") is False and "PastLimitError" in without.get("reason", ""):
+        return without
     return guarded(name, lambda row: _torch_pruning(row, name, hints=True))
 
 
@@ -60,10 +68,10 @@ def _torch_pruning(row: dict[str, Any], name: str, *, hints: bool) -> None:
     except PastLimitError as error:
         search.failure = error
     row["seconds"] = round(time.process_time() - start, 2)
+    row["searched"] = search.searched
     best = search.best
     if best is None:
-        assert search.failure is not None, "no ratio was tried"
-        raise search.failure
+        raise search.failure or AssertionError("no result has the shapes of the original")
     row["runs"], row["stage"] = True, "compare"
     row["counted"] = best.flops
     row["shape"] = shapes(best.outputs) == shapes(outputs)
@@ -85,6 +93,10 @@ class _Search:
         outputs: Its outputs.
         dense_flops: Its FLOPs.
         hints: Whether the tool is told the heads.
+        best: The best attempt so far.
+        failure: What the last attempt that failed raised.
+        known: The part of the FLOPs that is left, by ratio.
+        searched: Whether its search for groups came to an end.
     """
 
     dense: Subject
@@ -93,43 +105,48 @@ class _Search:
     hints: bool
     best: Attempt | None = None
     failure: BaseException | None = None
+    known: dict[float, float] = field(default_factory=dict)
+    searched: bool = False
 
     def run(self) -> None:
         """Closes in on the target from the first ratio that works."""
-        ratio = next((ratio for ratio in STARTS if self._try(ratio)), None)
-        if ratio is None or self.best is None:
+        if not any(self._try(ratio) for ratio in STARTS):
             return
-        low, high = (ratio, 1.0) if self.best.flops > TARGET else (0.0, ratio)
         for _ in range(MAX_RATIOS):
-            if _miss(self.best) <= CLOSE:
+            ratio = next_ratio(self.known)
+            if self.best is None or _miss(self.best) <= CLOSE or ratio in self.known:
                 return
-            middle = (low + high) / 2
-            found = self._try(middle)
-            # what does not run bounds the search like what overshoots
-            over = (self.best.flops <= TARGET) if found is None else found.flops > TARGET
-            low, high = (middle, high) if over else (low, middle)
+            if not self._try(ratio):
+                return
 
-    def _try(self, ratio: float) -> Attempt | None:
+    def _try(self, ratio: float) -> bool:
         net = copy.deepcopy(self.dense.net)
         try:
-            _prune(replace(self.dense, net=net), ratio, self.outputs, hints=self.hints)
+            pruner = _pruner(replace(self.dense, net=net), ratio, self.outputs, hints=self.hints)
+            self.searched = True
+            pruner.step()
+            if self.hints:
+                _mend(net, pruner.num_heads)
             net.eval().requires_grad_(requires_grad=False)
             flops, found = count_flops(lambda: self.dense.call(net))
         except Exception as error:  # the tool's error is what the table shows
             self.failure = error
-            return None
+            return False
         attempt = Attempt(net, flops / self.dense_flops, found)
-        kept = shapes(found) == shapes(self.outputs)
-        if kept and (self.best is None or _miss(attempt) < _miss(self.best)):
+        self.known[ratio] = attempt.flops
+        if shapes(found) == shapes(self.outputs) and (
+            self.best is None or _miss(attempt) < _miss(self.best)
+        ):
             self.best = attempt
-        return attempt if kept else None
+        return True
 
 
 def _miss(attempt: Attempt) -> float:
     return abs(attempt.flops / TARGET - 1)
 
 
-def _prune(it: Subject, ratio: float, outputs: Any, *, hints: bool) -> None:
+def _pruner(it: Subject, ratio: float, outputs: Any, *, hints: bool) -> Any:
+    """Returns the tool's pruner, which has searched for groups by then."""
     import torch_pruning as tp
     from torch import nn
 
@@ -155,13 +172,10 @@ def _prune(it: Subject, ratio: float, outputs: Any, *, hints: bool) -> None:
     if grouped:  # what its example of language models does
         options |= {"prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": ratio}
     it.net.requires_grad_(requires_grad=True)  # the graph is traced through autograd
-    pruner = tp.pruner.BasePruner(
+    return tp.pruner.BasePruner(
         Positional(), it.sample, importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio, ignored_layers=ignored, **options,
     )  # fmt: skip
-    pruner.step()
-    if hints:
-        _mend(it.net, pruner.num_heads)
 
 
 def _heads(net: Any) -> Iterator[tuple[Any, int]]:
