@@ -6,6 +6,7 @@ import torch
 from torch.export.graph_signature import InputKind, InputSpec
 
 from regraft.frontends.torch.aliases import Handle
+from regraft.frontends.torch.ops.complex_numbers import marked
 from regraft.frontends.torch.tensors import array_from_tensor
 from regraft.ir.builder import Builder
 from regraft.ir.constants import weight as weight_op
@@ -81,8 +82,13 @@ class WeightTable:
             return found
         if role is Role.CONST and tensor.numel() <= 128:
             return self._b.constant(array_from_tensor(tensor))
-        used = store.add(name, ArrayWeight(array_from_tensor(tensor)), role)
+        is_complex = tensor.is_complex()
+        # complex numbers are pairs in the IR: the parts are an axis of the weight, which trains
+        parts = torch.view_as_real(tensor.detach().resolve_conj()) if is_complex else tensor
+        used = store.add(name, ArrayWeight(array_from_tensor(parts)), role)
         value = self._b.op(weight_op, name=used)
         value.name = used
+        if is_complex:
+            marked(value)
         self._made[key] = value
         return value

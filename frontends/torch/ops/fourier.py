@@ -9,11 +9,13 @@ from regraft.frontends.torch.call import CallImport, Import, Importer, Unsupport
 from regraft.frontends.torch.ops.complex_numbers import is_complex, marked, pair_of, rank_of
 from regraft.frontends.torch.ops.shape import shape_of
 from regraft.frontends.torch.ops.slicing import rolled
-from regraft.ir.dims import DimLike, floordiv
+from regraft.ir.dims import DimLike, dim_max, floordiv, known_equal
 from regraft.ir.graph import Value
 from regraft.ir.ops.arithmetic import mul
+from regraft.ir.ops.repeating import pad
 from regraft.ir.ops.reshaping import squeeze, unsqueeze
 from regraft.ir.ops.signal import dft
+from regraft.ir.ops.slicing import slice_
 from regraft.ir.types import DType
 
 
@@ -24,6 +26,8 @@ def _transform(
     if length is None:
         size = shape_of(x)[axis]
         length = (size - 1) * 2 if inverse and onesided else size
+    elif inverse and onesided:
+        x = _half(c, x, axis, length)
     out = c.b.op(dft, x, length=length, axis=axis, inverse=inverse, onesided=onesided)
     norm = c.attr("norm")
     if norm in (None, "backward"):
@@ -34,6 +38,20 @@ def _transform(
     if inverse:  # the inverse is divided by the length already
         factor *= length if norm == "ortho" else length * length
     return c.b.op(mul, out, c.number(factor, x.dtype or DType.F32))
+
+
+def _half(c: CallImport, x: Value, axis: int, length: DimLike) -> Value:
+    """Returns the half spectrum that a signal of some length has: cut, or zero where it is short.
+
+    Runtimes take an inverse transform of one that is too short for another signal.
+    """
+    size, wanted = shape_of(x)[axis], floordiv(length, 2) + 1
+    missing = dim_max(0, wanted - size)
+    if not known_equal(missing, 0):
+        x = c.b.op(pad, x, pads=(0, missing), axes=(axis,))
+    if known_equal(shape_of(x)[axis], wanted):
+        return x
+    return c.b.op(slice_, x, starts=(0,), ends=(wanted,), axes=(axis,))
 
 
 def _axes(c: CallImport, rank: int) -> tuple[list[int], list[DimLike | None]]:

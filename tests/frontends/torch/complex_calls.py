@@ -32,6 +32,8 @@ def _transforms() -> list[Call]:
             items += [
                 call(f"fft_{name}.default", x, norm=norm, depth=8),
                 call(f"fft_{name}.default", x, 5, 1, norm, depth=8),
+                call(f"fft_{name}.default", x, 7, 2, norm, depth=8),
+                call(f"fft_{name}.default", x, 3, 2, norm, depth=8),
                 call(f"fft_{name}2.default", x, norm=norm, depth=24),
                 call(f"fft_{name}n.default", x, None, [0, 2], norm, depth=24),
             ]
@@ -39,6 +41,8 @@ def _transforms() -> list[Call]:
             items += [
                 call(f"fft_{name}.default", x, norm=norm, depth=8),
                 call(f"fft_{name}.default", x, 4, -1, norm, depth=8),
+                call(f"fft_{name}.default", x, 9, -1, norm, depth=16),
+                call(f"fft_{name}.default", x, 12, -1, norm, depth=16),
                 call(f"fft_{name}2.default", x, norm=norm, depth=24),
                 call(f"fft_{name}n.default", x, [2, 4], [1, 2], norm, depth=24),
             ]

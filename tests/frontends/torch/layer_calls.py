@@ -404,6 +404,12 @@ def _recurrent() -> list[Call]:
         items.append(
             call(f"{name}.input", x, hx, params, bias, layers, 0.0, False, both, first, depth=16)
         )
+    for (name, gates), bias in product(shapes.items(), (False, True)):
+        weights = (floats(gates * 4, 3), floats(gates * 4, 4, low=-1))
+        biases = (floats(gates * 4), floats(gates * 4, low=0)) if bias else ()
+        state = floats(2, 4)
+        hx = [state, state * 0.5] if name == "lstm" else state
+        items.append(call(f"{name}_cell.default", floats(2, 3), hx, *weights, *biases, depth=8))
     return items
 
 

@@ -53,6 +53,30 @@ def test_weights_have_their_qualified_names_roles_and_aliases(tmp_path: Path) ->
     assert module.weights.role("scale") is Role.BUFFER
 
 
+class Spectral(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes = nn.Parameter(torch.randn(3, 4, dtype=torch.complex64))
+
+    def forward(self, x: Any) -> Any:
+        spectrum = torch.fft.rfft(x, dim=1)[:, :3]
+        return torch.fft.irfft(spectrum * self.modes, n=x.shape[1], dim=1)
+
+
+def test_complex_parameters_are_pairs_that_train(tmp_path: Path) -> None:
+    net = Spectral()
+    found = check_capture(
+        net, (torch.randn(2, 8, 4),), dynamic={"x": {0: "batch"}}, sizes=({}, {"batch": 3}),
+        folder=tmp_path,
+    )  # fmt: skip
+    assert found.module.weights.role("modes") is Role.PARAM
+    made = regraft.to_torch(found.module)
+    x = torch.randn(2, 8, 4)
+    for each in (net, made):
+        each(x).square().sum().backward()
+    assert torch.allclose(made.modes.grad, torch.view_as_real(net.modes.grad), rtol=1e-4)
+
+
 def test_weights_share_memory_with_the_parameters() -> None:
     net = nn.Linear(4, 4)
     module = capture(net, (torch.randn(2, 4),)).module

@@ -57,5 +57,10 @@ def test_in_place_calls_name_their_arguments_as_the_functional_ones_do() -> None
 
 def test_every_overload_has_an_example() -> None:
     have = {item.target for item in CALLS}
-    missing = [target for target in TABLE.targets() if target not in have and exists(target)]
+    missing = [
+        target
+        for target in TABLE.targets()
+        # our own are calls of a capture, with an example in `test_recurrent.py`
+        if target not in have and exists(target) and not target.startswith("regraft.")
+    ]
     assert not missing, f"overloads without an example: {missing}"
