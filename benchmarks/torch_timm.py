@@ -1,8 +1,8 @@
 """Architectures of `timm` over all its families, with random weights.
 
 Every model is captured with a batch of 2, goes to ONNX Runtime and to the generated PyTorch module,
-and is evaluated with batches of 3 and 1. `python -m benchmarks.torch_timm NAME …` measures some of them and prints a line each,
-without keeping it.
+and is evaluated with batches of 3 and 1. `python -m benchmarks.torch_timm NAME …` measures some of
+them and prints a line each, without keeping it.
 """
 
 from __future__ import annotations
