@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from regraft.backends.huggingface.save import Tensors, Written, save_huggingface
+from regraft.backends.huggingface.plan import Tensors
+from regraft.backends.huggingface.save import Written, save_huggingface
 
 __all__ = ["Tensors", "Written", "save_huggingface"]
