@@ -1,15 +1,18 @@
 """Writes the pages that are made from the code: operators.md, passes.md, errors.md, coverage.md.
 
-`python -m docs.generate` writes them; a test fails when one is not current.
+The latency table of the README is made from committed results in the same way.
+`python -m docs.generate` writes all of them; a test fails when one is not current.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.fuse_page import coverage_page
+from docs.latency import latency_table
 from regraft.cli.passes_cmd import options_of_class
 from regraft.ir import errors
 from regraft.ir.errors import RegraftError
@@ -145,12 +148,33 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 """File -> what makes it."""
 
+README = FOLDER.parent / "README.md"
+_LATENCY = re.compile(
+    r"(?<=<!-- latency: made by `python -m docs.generate` -->\n\n).*?"
+    r"(?=\n\n<!-- end of latency -->)",
+    re.DOTALL,
+)
+
+
+def with_latency(readme: str) -> str:
+    """Returns the text of the README with the current table between its marks.
+
+    Raises:
+        ValueError: When the marks are missing.
+    """
+    text, count = _LATENCY.subn(lambda old: latency_table(), readme)
+    if count != 1:
+        raise ValueError(f"the README marks {count} places for the latency table")
+    return text
+
 
 def main() -> None:
     """Writes every page."""
     for name, make in PAGES.items():
         (FOLDER / name).write_text(make(), encoding="utf-8")
         print(f"wrote docs/{name}")
+    README.write_text(with_latency(README.read_text(encoding="utf-8")), encoding="utf-8")
+    print("wrote the latency table of README.md")
 
 
 if __name__ == "__main__":

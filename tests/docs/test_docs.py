@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from docs.generate import FOLDER, PAGES
+from docs.generate import FOLDER, PAGES, README, with_latency
 from regraft.ir.text import parse_module, print_module
 from tests.cli.workplace import model
 
@@ -29,6 +29,16 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_generated_page_is_current(name: str) -> None:
     current = (FOLDER / name).read_text("utf-8")
     assert current == PAGES[name](), "run `python -m docs.generate`"
+
+
+def test_latency_of_the_readme_is_that_of_the_results() -> None:
+    current = README.read_text("utf-8")
+    assert current == with_latency(current), "run `python -m docs.generate`"
+
+
+def test_a_readme_without_marks_for_its_latency_is_an_error() -> None:
+    with pytest.raises(ValueError, match="marks 0 places"):
+        with_latency("# regraft")
 
 
 @pytest.mark.parametrize("page", [p for p in PROSE if blocks(p, "python")], ids=lambda p: p.name)
