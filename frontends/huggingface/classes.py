@@ -64,14 +64,15 @@ def architecture_of(
             hint='add it, such as `"architectures": ["LlamaForCausalLM"]`',
         )
     name, own = names[0], content.get("auto_map")
-    if own and not trust_remote_code and not hasattr(transformers, name):
+    known = _class_of_transformers(name)
+    if own and not trust_remote_code and known is None:
         raise UnsupportedError(
             f"`{folder}` needs code of its own for `{name}`",
             hint="read its Python files, and give --trust-remote-code to run them",
         )
     if own and trust_remote_code:
         return _remote(name, content, folder)
-    cls: Any = getattr(transformers, name, None)
+    cls: Any = known
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise InputError(
             f"`{folder / CONFIG}`: transformers {transformers.__version__} has no model class "
@@ -87,6 +88,25 @@ def architecture_of(
             f"`{folder / CONFIG}` is no config of `{name}`: {type(error).__name__}: {first[0]}"
         ) from error
     return Architecture(cls, config, content)
+
+
+def _class_of_transformers(name: str) -> Any:
+    """Returns what `transformers` calls so, None for nothing.
+
+    Raises:
+        UnsupportedError: When it has the class and cannot import it: another package is broken.
+    """
+    try:
+        return getattr(transformers, name, None)
+    except (ImportError, RuntimeError) as error:
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        raise UnsupportedError(
+            f"transformers cannot import `{name}`: {type(first).__name__}: {first}",
+            hint="a package beside it is broken, such as a torchvision for another PyTorch: "
+            f"`python -c 'from transformers import {name}'` shows which; reinstall or remove it",
+        ) from error
 
 
 def _remote(name: str, content: Mapping[str, Any], folder: Path) -> Architecture:

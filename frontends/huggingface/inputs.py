@@ -19,6 +19,9 @@ DECODE = "decode"
 FORMS = (PREFILL, DECODE)
 """A decoder without a cache, or with one that it takes and returns."""
 
+SEQ, PAST, TOTAL = "seq", "past", "total"
+"""Names of sizes: of new tokens, of those in a cache, and of both."""
+
 _BATCH, _SEQ, _DECODED, _PAST = 2, 8, 5, 3
 _SENTENCE = "The quick brown fox jumps over the lazy dog and runs away."
 
@@ -91,17 +94,17 @@ def _add_text(
 ) -> None:
     config = model.config
     ids = _ids(config, folder)
-    example.add("input_ids", ids, "batch", "seq")
+    example.add("input_ids", ids, "batch", SEQ)
     mask = torch.ones_like(ids)
     if form == DECODE:
         # a cache is full as far as it goes; the mask covers it and the new tokens
         example.kwargs["past_key_values"] = _cache(config, ids.shape[0])
-        example.axes["past_key_values"] = {0: "batch", 2: "past"}
+        example.axes["past_key_values"] = {0: "batch", 2: PAST}
         mask = torch.ones(ids.shape[0], ids.shape[1] + _PAST, dtype=torch.int64)
     if "attention_mask" in takes:
-        example.add("attention_mask", mask, "batch", "total" if form == DECODE else "seq")
+        example.add("attention_mask", mask, "batch", TOTAL if form == DECODE else SEQ)
     if "token_type_ids" in takes and getattr(config, "type_vocab_size", 0) > 1:
-        example.add("token_type_ids", torch.zeros_like(ids), "batch", "seq")
+        example.add("token_type_ids", torch.zeros_like(ids), "batch", SEQ)
 
 
 def _words(config: Any) -> int:

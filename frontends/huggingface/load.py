@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,19 @@ from regraft.frontends.huggingface.empty_model import (
     build_empty,
     expected_tensors,
 )
-from regraft.frontends.huggingface.inputs import PREFILL, example_of
+from regraft.frontends.huggingface.inputs import (
+    DECODE,
+    PAST,
+    PREFILL,
+    SEQ,
+    TOTAL,
+    example_of,
+)
 from regraft.frontends.torch.call import Import
 from regraft.frontends.torch.capture import Capture, capture
 from regraft.ir.derive import DerivedWeight
+from regraft.ir.dims import Dim
+from regraft.ir.freeze import restate
 from regraft.ir.module import Module
 from regraft.ir.steps import Cast, Source
 
@@ -75,6 +84,8 @@ def load_folder(
         bound.model, (), example.kwargs, dynamic_shapes=example.axes, importers=importers
     )
     module = captured.module
+    if form == DECODE:
+        _state_lengths(module)
     names = _map_weights(module, bound, checkpoint)
     if bound.unexpected:
         module.warnings.append(
@@ -90,6 +101,22 @@ def load_folder(
         "form": form,
     }  # fmt: skip
     return Loaded(captured, checkpoint)
+
+
+def _state_lengths(module: Module) -> None:
+    """States what an export cannot: a cache may be empty, and a mask covers it and the new tokens.
+
+    So the first tokens go through the same graph as the others, with a cache of length 0.
+    """
+    past, seq = (module.symbols.get(name) for name in (PAST, SEQ))
+    if past is None:
+        return
+    length = Dim.of(replace(past, lo=0))
+    restate(module, PAST, length)
+    if TOTAL in module.symbols and seq is not None:
+        total = length + Dim.of(seq)
+        if isinstance(total, Dim):
+            restate(module, TOTAL, total)
 
 
 def _map_weights(module: Module, bound: Bound, checkpoint: Checkpoint) -> dict[str, str]:

@@ -7,10 +7,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regraft.backends.huggingface.companions import copy_companions
 from regraft.backends.onnx import PROFILES, Watch, save_onnx
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.frontends.huggingface.checkpoint import CONFIG
-from regraft.huggingface_sources import check_transformers, save_folder, written_folder
+from regraft.huggingface_sources import (
+    check_transformers,
+    save_folder,
+    source_folder,
+    written_folder,
+)
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.passes.check.runners import Runner
@@ -91,6 +97,9 @@ def emit(
     """
     if target not in PROFILES:
         watch(None)
+    source = source_folder(module)
+    if source is not None and path.name == model_file(target) and target != HUGGING_FACE:
+        copy_companions(source, path.parent)  # an output folder takes the tokenizer along
     if target == TORCH:
         from regraft.backends.torch import save_torch  # torch takes a second to import
 

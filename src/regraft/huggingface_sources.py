@@ -48,6 +48,13 @@ def folder_of(source: str | Path) -> tuple[Path, str] | None:
     return None
 
 
+def source_folder(module: Module) -> Path | None:
+    """Returns the folder that a module came from, while it is there."""
+    noted = module.meta.get(META)
+    folder = Path(noted["folder"]) if isinstance(noted, Mapping) else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
 def hub_folder(name: str) -> Path:
     """Returns the folder of `org/name` on the hub, downloaded where it is not yet.
 

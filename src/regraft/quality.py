@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regraft.huggingface_sources import source_folder
 from regraft.ir.errors import InputError, TargetError, UsageError
 from regraft.ir.module import Module
 from regraft.metrics import (
@@ -177,9 +178,9 @@ def _tokenizer(metric: Metric, path: Path, folders: Sequence[Path]) -> Path:
 
 def folders_of(source: Source) -> list[Path]:
     """Returns the folder in which a source's tokenizer may lie, if there is one."""
-    noted = source.module.meta.get("huggingface")
-    if isinstance(noted, Mapping):
-        return [Path(noted["folder"])]
+    folder = source_folder(source.module)
+    if folder is not None:
+        return [folder]
     return [] if source.file is None else [source.file.parent]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from regraft.backends.huggingface.companions import POOLING
 from regraft.frontends.huggingface.checkpoint import read_json
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.module import Module
@@ -294,7 +295,7 @@ def pooling_of(folder: Path) -> str | None:
     Raises:
         InputError: When it says a way that is not known here.
     """
-    file = folder / "1_Pooling" / "config.json"
+    file = folder / POOLING / "config.json"
     if not file.is_file():
         return None
     chosen = [key for key, value in read_json(file).items() if value is True]

@@ -198,3 +198,25 @@ def test_code_of_the_folder_does_not_run_unasked(file: Path) -> None:
     with pytest.raises(UnsupportedError, match="needs code of its own") as caught:
         load(file.parent)
     assert "--trust-remote-code" in str(caught.value.hint)
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations between these packages
+def test_a_class_that_cannot_be_imported_names_the_cause(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="models are built with PyTorch")
+    pytest.importorskip("transformers", reason="needs the extra `hf`")
+    from regraft.frontends.huggingface import classes
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            try:
+                raise RuntimeError("operator torchvision::nms does not exist")
+            except RuntimeError as error:
+                message = f"Could not import module '{name}'"
+                raise ModuleNotFoundError(message) from error
+
+    monkeypatch.setattr(classes, "transformers", Broken())
+    with pytest.raises(UnsupportedError, match="RuntimeError: operator torchvision::nms") as caught:
+        classes.read_architecture(file.parent)
+    assert "for another PyTorch" in str(caught.value.hint)
