@@ -133,7 +133,7 @@ def _spearman(a: Any, b: Any) -> float:
     """Returns the rank correlation of the similarities of all pairs of rows."""
     upper = np.triu_indices(len(a), 1)
     ranks = [np.argsort(np.argsort((rows @ rows.T)[upper])) for rows in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 MEASUREMENTS: tuple[Measurement, ...] = (
