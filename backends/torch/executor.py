@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from regraft.backends.torch.build import GENERATED, build, compile_source, to_torch
-from regraft.backends.torch.generate import OUTPUTS, Generated, generate, output_nest
-from regraft.backends.torch.states import held_states
+from regraft.backends.torch.calling import call_form
+from regraft.backends.torch.generate import Generated, generate
+from regraft.backends.torch.results import named_outputs
+from regraft.backends.torch.states import held_states, written_inputs
 from regraft.backends.torch.tensors import array_from, tensor_from
+from regraft.ir.call_form import CALL, OUTPUTS
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.extract import with_outputs
 from regraft.ir.graph import Value
@@ -41,11 +44,13 @@ class TorchRunner:
         self.device = device
         graph = module.graph
         held = held_states(module)
-        outputs = {state.output for state in held.values()}
+        written = written_inputs(module, held)
+        gone = {state.output for state in [*held.values(), *written.values()]}
         self._buffers = {str(value.name): state.output for value, state in held.items()}
+        self._written = {str(value.name): state.output for value, state in written.items()}
         self._inputs = [str(value.name) for value in graph.inputs if value not in held]
-        returned = tuple(name for name in graph.output_names if name not in outputs)
-        self._nest = output_nest(module, returned)
+        returned = tuple(name for name in graph.output_names if name not in gone)
+        self._form = call_form(module, self._inputs, returned)
         pairs = zip(graph.output_names, graph.outputs, strict=True)
         self._types = {name: value.type for name, value in pairs}
 
@@ -55,39 +60,21 @@ class TorchRunner:
         Raises:
             UnsupportedError: When PyTorch refuses the sample.
         """
-        arguments = [_moved(inputs[name], self.device) for name in self._inputs]
+        given = {name: _moved(inputs[name], self.device) for name in self._inputs}
+        args, kwargs = self._form.arguments(given)
         try:
             with torch.no_grad():
                 for name in self._buffers.keys() & inputs.keys():
                     self.net.get_buffer(name).copy_(_moved(inputs[name], self.device))
-                results = self.net(*arguments)
+                results = self.net(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             message = f"PyTorch does not run the sample: {error}"
             raise UnsupportedError(message) from error
-        found = named_outputs(self._nest, results)
+        found = named_outputs(self._form.result, results)
+        found |= {output: given[name] for name, output in self._written.items()}
         for name, output in self._buffers.items():
             found[output] = self.net.get_buffer(name)
         return {name: _array(found[name], type_) for name, type_ in self._types.items()}
-
-
-def named_outputs(nest: Any, results: Any) -> dict[str, Any]:
-    """Returns what `forward` returned by name.
-
-    Args:
-        nest: Tuples, lists and dicts of output names.
-        results: The same nest of tensors.
-    """
-    match nest:
-        case str():
-            return {nest: results}
-        case tuple() | list():
-            pairs = zip(nest, results, strict=True)
-            return {k: v for part in pairs for k, v in named_outputs(*part).items()}
-        case dict():
-            parts = [named_outputs(item, results[key]) for key, item in nest.items()]
-            return {k: v for part in parts for k, v in part.items()}
-        case _:
-            return {}
 
 
 def load_file(path: Path) -> nn.Module:
@@ -142,6 +129,7 @@ class TorchExecutor:
         outputs = {f"activation_{idx}": value for idx, value in enumerate(values)}
         inner = with_outputs(module, outputs)
         inner.meta.pop(OUTPUTS, None)
+        inner.meta.pop(CALL, None)
         runner = TorchRunner(to_torch(inner), inner, device=self.device)
         for sample in samples:
             results = runner(sample)
@@ -174,13 +162,13 @@ class TorchGradients:
         Raises:
             UsageError: For a name that is no float weight of the module.
         """
-        net = build(generate(module, as_stored=True)).to(self.device)
+        net = build(generate(module, as_stored=True, is_flat=True)).to(self.device)
         generated: Generated = getattr(type(net), GENERATED)
-        nest = output_nest(module, generated.outputs)
+        nest = generated.form.result
         wanted = self._wanted(module, net, weights)
         for sample in samples:
             tensors = {name: _moved(item, self.device) for name, item in sample.items()}
-            results = net(*[tensors[name] for name in generated.inputs.values()])
+            results = net(*[tensors[name] for name in generated.inputs])
             loss = self.loss(named_outputs(nest, results), tensors)
             found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
             yield {

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
+from regraft.backends.torch.calling import CallForm, Taken, call_form, taken
 from regraft.backends.torch.emitter import Emit, EmitTable
 from regraft.backends.torch.graph_emitter import GraphEmitter
 from regraft.backends.torch.library import load, scope
 from regraft.backends.torch.library_source import LibrarySource
-from regraft.backends.torch.naming import RESERVED, identifier
+from regraft.backends.torch.naming import RESERVED
 from regraft.backends.torch.ops import FAMILIES
 from regraft.backends.torch.part_calls import PartCalls
 from regraft.backends.torch.part_classes import PartClasses, class_text
 from regraft.backends.torch.parts import find_parts
 from regraft.backends.torch.prepare import check_emittable, inline_bodies
-from regraft.backends.torch.states import BUFFERS, held_states, hold
+from regraft.backends.torch.results import ResultSource
+from regraft.backends.torch.states import (
+    BUFFERS,
+    held_states,
+    hold,
+    write_states,
+    written_inputs,
+)
 from regraft.backends.torch.weight_plan import WeightPlan, plan_weights
-from regraft.backends.torch.weight_source import WeightSource, attribute, quoted, registrations
+from regraft.backends.torch.weight_source import WeightSource, attribute, registrations
+from regraft.ir.call_form import Nest
+from regraft.ir.dims import Dim
 from regraft.ir.graph import Value
-from regraft.ir.module import Module
+from regraft.ir.module import Module, State
 from regraft.ir.types import TensorType
-
-OUTPUTS = "torch.outputs"
-"""Key of `Module.meta`: what `forward` returns, a nest of tuples, lists and dicts of output names.
-
-Without it, one output is returned as it is, several as a tuple.
-"""
 
 CLASS_NAME = "Model"
 
@@ -40,15 +44,17 @@ class Generated:
     Args:
         source: The text of the file; its class is `Model`.
         plan: The tensors that `Model` registers.
-        inputs: Argument of `forward` -> name of the graph input.
+        inputs: Names of the graph inputs that `forward` takes, in order.
         outputs: Names of the graph's outputs that it returns, in order.
+        form: How `forward` is called.
         states: `buffers` or `explicit`.
     """
 
     source: str
     plan: WeightPlan
-    inputs: Mapping[str, str]
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    form: CallForm
     states: str
 
 
@@ -59,6 +65,7 @@ def generate(
     as_stored: bool = False,
     is_file: bool = False,
     states: str = BUFFERS,
+    is_flat: bool = False,
 ) -> Generated:
     """Returns a module as Python source; reads no large tensor.
 
@@ -69,6 +76,8 @@ def generate(
         is_file: Whether the source becomes a file with a weights file beside it, and so has a
             function `load`.
         states: `buffers` or `explicit`; see `to_torch`.
+        is_flat: Whether `forward` takes its inputs one after the other and returns all outputs,
+            however the captured call was made.
 
     Raises:
         UnsupportedError: When an operator has no PyTorch form, naming all that have none.
@@ -80,23 +89,36 @@ def generate(
     plan = plan_weights(module, as_stored=as_stored)
     kept = held_states(module) if states == BUFFERS else {}
     held = {value: attribute(hold(plan, module, state)) for value, state in kept.items()}
-    inputs = _arguments([value for value in module.graph.inputs if value not in held])
+    given = [value for value in module.graph.inputs if value not in held]
+    names = tuple(value.name or "" for value in given)
+    written = {} if is_flat or states != BUFFERS else written_inputs(module, held)
+    gone = {state.output for state in [*kept.values(), *written.values()]}
+    outputs = tuple(name for name in module.graph.output_names if name not in gone)
+    form = call_form(module, names, outputs, is_flat=is_flat)
     library, own = LibrarySource(), LibrarySource()
+    types = module.input_types
+    arguments = taken(form, RESERVED, lambda name: isinstance(types[name], TensorType), library)
     groups = find_parts(module.graph, plan)
     calls = PartCalls(groups)
     classes = PartClasses(table, library, plan)
     for group in groups:
         calls.sizes[group] = classes.add(group)
-    emitter = GraphEmitter(table, WeightSource(plan), library, tuple(inputs), calls)
+    variables = tuple(arguments.variables[name] for name in names)
+    emitter = GraphEmitter(table, WeightSource(plan), library, variables, calls)
+    for name in arguments.names:
+        emitter.variables.reserve(name)
+    for line in arguments.lines:
+        emitter.lines.add(line)
     values = emitter.emit_main(module.graph, held)
     results = dict(zip(module.graph.output_names, values, strict=True))
-    for value, state in kept.items():
-        emitter.lines.add(f"{held[value]}.copy_({results.pop(state.output)}.detach())")
-    if len(results) == 1 and not kept:
+    write_states(emitter, module, {**held, **_variables(written, given, variables)},
+                 {**kept, **written}, results)  # fmt: skip
+    if len(results) == 1 and not kept and not written:
         results = {name: emitter.lines.take_last(text) for name, text in results.items()}
-    nest = output_nest(module, tuple(results))
-    returned = _nest(nest, results)
-    emitter.lines.add(f"return {returned[1:-1] if isinstance(nest, tuple) else returned}")
+    source = ResultSource(own, is_file, partial(_size_of, emitter, module))
+    returned = source.text(form.result, results)
+    is_row = isinstance(form.result, tuple) and form.result
+    emitter.lines.add(f"return {returned[1:-1] if is_row else returned}")
     registered = [*classes.registrations, *registrations(plan, classes.paths)]
     functions = (line.strip().partition("(")[0] for line in registered + classes.lines)
     for name in ("Scope", *dict.fromkeys(functions)):
@@ -105,81 +127,38 @@ def generate(
     if is_file:
         own.add(load.load)
     model = class_text(
-        CLASS_NAME, "", registered, _signature(module, inputs, nest), emitter.lines.render(2)
+        CLASS_NAME, "", registered, _signature(arguments, form.result), emitter.lines.render(2)
     )
-    header = _header(module, inputs, tuple(results))
+    header = _header(module, arguments.variables, outputs)
     text = _file(header, library, own, [*classes.texts, model])
-    return Generated(text, plan, inputs, tuple(results), states)
+    return Generated(text, plan, names, outputs, form, states)
 
 
-def _arguments(values: Sequence[Value]) -> dict[str, str]:
-    """Returns the arguments of `forward` with the names of the inputs that they are."""
-    arguments: dict[str, str] = {}
-    for value in values:
-        base = name = identifier(value.name or "input")
-        number = 0
-        while name in arguments or name in RESERVED:
-            number += 1
-            name = f"{base}_{number}"
-        arguments[name] = value.name or ""
-    return arguments
+def _variables(
+    written: Mapping[Value, State], given: Sequence[Value], variables: Sequence[str]
+) -> dict[Value, str]:
+    """Returns the variables of the inputs that `forward` writes to."""
+    names = dict(zip(given, variables, strict=True))
+    return {value: names[value] for value in written}
 
 
-def output_nest(module: Module, names: tuple[str, ...]) -> Any:
-    """Returns what `forward` returns: a nest of tuples, lists and dicts of output names.
-
-    Args:
-        module: The module.
-        names: The outputs that it returns.
-    """
-    spec = module.meta.get(OUTPUTS)
-    if spec is None or set(_leaves(spec)) != set(names):  # passes changed the outputs
-        return names[0] if len(names) == 1 else names
-    return spec
+def _size_of(emitter: GraphEmitter, module: Module, name: str) -> str:
+    """Returns the Python integer of an output that is a size."""
+    value = module.graph.outputs[module.graph.output_names.index(name)]
+    if isinstance(value.content, int | Dim):
+        return emitter.size(value.content)
+    return f"{emitter.expression(value)}.item()"
 
 
-def _leaves(spec: Any) -> Iterator[str]:
-    match spec:
-        case str():
-            yield spec
-        case tuple() | list():
-            for item in spec:
-                yield from _leaves(item)
-        case dict():
-            for item in spec.values():
-                yield from _leaves(item)
+def _signature(arguments: Taken, result: Nest) -> str:
+    returned = " -> Tensor" if isinstance(result, str) else ""
+    return f"def forward({', '.join(['self', *arguments.signature])}){returned}:"
 
 
-def _nest(spec: Any, results: Mapping[str, str]) -> str:
-    match spec:
-        case str():
-            return results[spec]
-        case tuple():
-            items = [_nest(item, results) for item in spec]
-            return f"({', '.join(items)},)" if len(items) == 1 else f"({', '.join(items)})"
-        case list():
-            return f"[{', '.join(_nest(item, results) for item in spec)}]"
-        case dict():
-            pairs = (f"{quoted(key)}: {_nest(item, results)}" for key, item in spec.items())
-            return f"{{{', '.join(pairs)}}}"
-        case _:
-            return repr(spec)
-
-
-def _signature(module: Module, inputs: Mapping[str, str], nest: Any) -> str:
-    types = module.input_types
-    arguments = [
-        f"{name}: Tensor" if isinstance(types.get(source), TensorType) else name
-        for name, source in inputs.items()
-    ]
-    returned = " -> Tensor" if isinstance(nest, str) else ""
-    return f"def forward({', '.join(['self', *arguments])}){returned}:"
-
-
-def _header(module: Module, inputs: Mapping[str, str], outputs: tuple[str, ...]) -> list[str]:
+def _header(module: Module, variables: Mapping[str, str], outputs: tuple[str, ...]) -> list[str]:
     lines = [f"{module.name}, generated by regraft.", ""]
     types = module.input_types
-    for name, source in inputs.items():
+    for source, name in variables.items():
         lines.append(f"{name}: {types[source]}" + ("" if name == source else f" (`{source}`)"))
     lines.append("returns:")
     for name, value in zip(module.graph.output_names, module.graph.outputs, strict=True):

@@ -28,7 +28,7 @@ def _library_names() -> frozenset[str]:
 RESERVED = _library_names() | frozenset({
     "self", "torch", "F", "nn", "math", "Tensor", "annotations", "bool", "float", "int", "len",
     "list", "max", "min", "range", "reversed", "slice", "sum", "tuple", "zip", "enumerate", "abs",
-    "round", "isinstance", "input", "print", "type", "Model",
+    "round", "isinstance", "sys", "Any", "Model",
 })  # fmt: skip
 """What the generated code uses under its own name."""
 
@@ -89,6 +89,11 @@ class Variables:
         self._holders[name] = 1
         self._used.add(name)
         return name
+
+    def reserve(self, name: str) -> None:
+        """Keeps a name from being taken."""
+        self._holders.setdefault(name, 1)
+        self._used.add(name)
 
     def hold(self, name: str) -> None:
         """Adds a holder: another value that is the same variable."""

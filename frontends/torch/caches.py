@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from typing import Any
 
 from torch.utils import _pytree as pytree
@@ -39,6 +40,8 @@ def spread(spec: pytree.TreeSpec, wanted: Any) -> Any:
     if spec.is_leaf():
         return wanted
     children = [spread(child, wanted) for child in spec.children()]
-    if spec.type is dict:
-        return dict(zip(spec.context, children, strict=True))
+    if spec.type in (dict, OrderedDict):
+        return spec.type(zip(spec.context, children, strict=True))
+    if spec.type is pytree.namedtuple:
+        return spec.context(*children)
     return tuple(children) if spec.type is tuple else children

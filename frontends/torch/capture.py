@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,8 +96,17 @@ def capture(
         dynamic = read_dynamic_shapes(source, args, named, dynamic_shapes)
         program = export_module(source, args, named, dynamic.shapes)
     names = dynamic.names(user_values(program))
-    imported = import_program(program, _table(importers), type(source).__name__, names, opaque)
+    imported = import_program(
+        program, _table(importers), type(source).__name__, names, opaque, _positional(source)
+    )
     return Capture(imported, source, args, named)
+
+
+def _positional(module: torch.nn.Module) -> tuple[str, ...]:
+    """Returns the parameters of `forward` that may be given by position, in order."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    given = inspect.signature(module.forward).parameters.values()
+    return tuple(parameter.name for parameter in given if parameter.kind in kinds)
 
 
 def load_program(

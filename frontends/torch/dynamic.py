@@ -95,7 +95,7 @@ def read_dynamic_shapes(
 
     def visit(path: Any, leaf: Any, spec: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or not spec:
-            return spec
+            return None if isinstance(spec, Mapping) else spec  # axes given for a whole tree
         label = pytree.keystr(path).strip("[]'").replace("']['", ".").replace("'][", ".")
         by_axis = dict(enumerate(spec)) if isinstance(spec, tuple | list) else dict(spec)
         hints: dict[int, Any] = {}
@@ -117,6 +117,11 @@ def read_dynamic_shapes(
         combined = _combine_args(module, tuple(args), dict(kwargs))
         wanted = _by_name(shapes, combined)
         hints = _tree_map_with_path(visit, combined, wanted, tree_name="inputs")
+    except AssertionError as error:  # PyTorch fails while it says which parts of a tree differ
+        raise UsageError(
+            "`dynamic_shapes` does not fit the arguments: they nest otherwise",
+            hint="give {axis: Dim or name} for a whole argument: it stands for each of its tensors",
+        ) from error
     except (torch._dynamo.exc.UserError, IndexError, TypeError, ValueError) as error:
         raise UsageError(
             f"`dynamic_shapes` does not fit the arguments: {str(error).splitlines()[0]}",

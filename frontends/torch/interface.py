@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
+
+from regraft.ir.call_form import Kind, Nest, Special, children
 
 Path = tuple[str, ...]
 
@@ -86,32 +91,93 @@ def output_names(program: torch.export.ExportedProgram, taken: Sequence[str]) ->
     return _unique(result, taken)
 
 
-def output_nest(spec: pytree.TreeSpec, names: Mapping[int, str]) -> Any:
-    """Returns the result of the module with names of outputs as leaves.
+def output_nest(spec: pytree.TreeSpec, leaves: Sequence[Nest]) -> Nest:
+    """Returns the result of the module with its leaves: names of outputs, or constants."""
+    return nest_of(spec, iter(leaves))
 
-    Sequences are tuples, mappings and `transformers` results are dicts; a leaf that is no output
-    is None.
+
+def call_nests(
+    program: torch.export.ExportedProgram, leaves: Sequence[Nest], positional: Sequence[str] | None
+) -> list[tuple[str, str, Nest]]:
+    """Returns the parameters of the captured call: name, kind, what lies in each.
 
     Args:
-        spec: The structure of the result.
-        names: Name of the output by leaf.
+        program: The program, whose interface is known.
+        leaves: Name of the graph input, or the constant, by leaf of the arguments.
+        positional: The parameters of `forward` that may be given by position, in order; None
+            when that is not known.
     """
-    return _nest(spec, iter([names.get(i) for i in range(spec.num_leaves)]))
+    call = program.module_call_graph[0].signature
+    if call is None:
+        return []
+    given = iter(leaves)
+    args, kwargs = call.in_spec.children()
+    names = list(call.forward_arg_names or ())
+    nests: dict[str, Nest] = {}
+    for i, spec in enumerate(args.children()):
+        nests[names[i] if i < len(names) else f"arg{i}"] = nest_of(spec, given)
+    num_args = len(nests)
+    nests |= {k: nest_of(spec, given) for k, spec in zip(kwargs.context, kwargs.children(),
+                                                         strict=True)}  # fmt: skip
+    order = list(nests)[:num_args]
+    for name in (positional or ())[num_args:]:
+        if name not in nests:
+            break  # what follows it cannot be given by position
+        order.append(name)
+    return [(name, Kind.POSITIONAL.value, nests[name]) for name in order] + [
+        (name, Kind.KEYWORD.value, nest) for name, nest in nests.items() if name not in order
+    ]
 
 
-def _nest(spec: pytree.TreeSpec, leaves: Iterator[str | None]) -> Any:
+def constant(value: Any) -> Nest:
+    """Returns the nest of a leaf that is no tensor."""
+    return {"": Special.TEXT.value, "value": value} if isinstance(value, str) else value
+
+
+def nest_of(spec: pytree.TreeSpec, leaves: Iterator[Nest]) -> Nest:
+    """Returns a tree of arguments or results as a nest, with these leaves."""
     # not by `tree_unflatten`: caches and classes of the user's own hold tensors, no names
     if spec.is_leaf():
         return next(leaves)
-    children = [_nest(child, leaves) for child in spec.children()]
-    steps = _steps(spec.type, spec.context, len(children))
-    # what stands for all named tuples is no class: a function
-    kind = spec.type if isinstance(spec.type, type) else tuple
-    if issubclass(kind, tuple):
-        return tuple(children)
-    if all(step.isdigit() for step in steps) and not issubclass(kind, Mapping):
-        return tuple(children)
-    return dict(zip(steps, children, strict=True))
+    inner = [nest_of(child, leaves) for child in spec.children()]
+    type_, context = spec.type, spec.context
+    if type_ is tuple:
+        return tuple(inner)
+    if type_ is list:
+        return {"": Special.LIST.value, "items": tuple(inner)}
+    steps = _steps(type_, context, len(inner))
+    if type_ in (dict, OrderedDict, defaultdict):
+        keys = context[1] if type_ is defaultdict else context
+        if all(isinstance(key, str) and key for key in keys):
+            return dict(zip(keys, inner, strict=True))
+        if all(isinstance(key, bool | int | float) for key in keys):
+            return {"": Special.DICT.value, "keys": tuple(keys), "items": tuple(inner)}
+        return dict(zip(steps, inner, strict=True))
+    return _object(context if type_ is pytree.namedtuple else type_, context, steps, inner)
+
+
+def _object(type_: Any, context: Any, steps: list[str], inner: list[Nest]) -> Nest:
+    """Returns the nest of an object of a class."""
+    form: dict[str, Any] = {"class": f"{type_.__module__}:{type_.__qualname__}"}
+    fields = dict(zip(steps, inner, strict=True))
+    if type_.__name__ == "DynamicCache" and set(steps) == set(_CACHE_FIELDS):
+        keys, values = (children(fields[name]) for name in _CACHE_FIELDS)
+        layers = tuple(zip(keys, values, strict=True))
+        return {"": Special.CACHE.value, **form, "layers": layers}
+    if type_.__name__ == "EncoderDecoderCache":
+        return {"": Special.TUPLE.value, **form, "fields": fields}
+    if issubclass(type_, tuple):
+        is_struct = not hasattr(type_, "_fields")
+        return {"": (Special.STRUCT if is_struct else Special.TUPLE).value, **form,
+                "fields": fields}  # fmt: skip
+    if is_dataclass(type_):
+        # fields that are None are no children
+        empty = context[1] if isinstance(context, list | tuple) and len(context) > 1 else ()
+        if isinstance(empty, list | tuple):
+            known = {field.name for field in dataclass_fields(type_)}
+            fields |= {str(name): None for name in empty if name in known and name not in fields}
+        return {"": Special.OBJECT.value, **form, "fields": fields}
+    return {"": Special.NODE.value, **form, "fields": fields}
 
 
 def _unique(names: Sequence[str], taken: Sequence[str]) -> list[str]:

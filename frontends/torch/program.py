@@ -22,7 +22,13 @@ from regraft.frontends.torch.aliases import Handle
 from regraft.frontends.torch.call import ImportTable
 from regraft.frontends.torch.decompose import Decomposer
 from regraft.frontends.torch.importer import GraphImporter
-from regraft.frontends.torch.interface import input_names, output_names, output_nest
+from regraft.frontends.torch.interface import (
+    call_nests,
+    constant,
+    input_names,
+    output_names,
+    output_nest,
+)
 from regraft.frontends.torch.nodes import placeholders, storage_of
 from regraft.frontends.torch.scalars import counted, number
 from regraft.frontends.torch.session import Session, Unsupported
@@ -34,6 +40,7 @@ from regraft.frontends.torch.states import (
     written_storages,
 )
 from regraft.frontends.torch.weights import WeightTable, role_of
+from regraft.ir.call_form import CALL, OUTPUTS, Nest, Special
 from regraft.ir.collector import collector_paused
 from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Graph, Value
@@ -63,6 +70,7 @@ def import_program(
     name: str,
     dim_names: Mapping[Any, str],
     opaque: Sequence[str] = (),
+    positional: Sequence[str] | None = None,
 ) -> Imported:
     """Imports an exported program.
 
@@ -72,6 +80,7 @@ def import_program(
         name: Name of the model.
         dim_names: The user's names of symbols.
         opaque: Namespaces of operators that are carried through as they are.
+        positional: Parameters of `forward` that may be given by position, where that is known.
 
     Raises:
         UnsupportedError: When calls have no IR form; names all of them.
@@ -94,9 +103,19 @@ def import_program(
     module.meta["torch.version"] = torch.__version__
     call = program.module_call_graph[0].signature
     if call is not None and call.out_spec.num_leaves:
-        # what a generated `forward` returns
-        module.meta["torch.outputs"] = output_nest(call.out_spec, interface.output_leaves)
+        # what a generated `forward` takes and returns
+        module.meta[CALL] = tuple(call_nests(program, interface.given_leaves, positional))
+        module.meta[OUTPUTS] = output_nest(call.out_spec, interface.returned_leaves)
     return Imported(module, interface.input_leaves, interface.output_leaves)
+
+
+def _leaf(arg: object, name: str | None) -> Nest:
+    """Returns the nest of a leaf of the arguments or the result."""
+    if isinstance(arg, ConstantArgument):
+        return constant(arg.value)
+    if isinstance(arg, SymIntArgument) and name is not None:
+        return {"": Special.SIZE.value, "name": name}
+    return name
 
 
 def _maps_rows(node: torch.fx.Node) -> bool:
@@ -119,6 +138,8 @@ class _Interface:
 
     Attributes:
         inputs: Names of the graph inputs that the user gives.
+        given_leaves: The user's arguments by leaf: names of inputs, and constants.
+        returned_leaves: The user's results by leaf: names of outputs, and constants.
         buffers: Graph input and handle of every buffer that is written to, by name.
         given: Handle of every user input by name.
     """
@@ -130,6 +151,8 @@ class _Interface:
         self.inputs: list[str] = []
         self.input_leaves: dict[int, str] = {}
         self.output_leaves: dict[int, str] = {}
+        self.given_leaves: list[Nest] = []
+        self.returned_leaves: list[Nest] = []
         self.buffers: dict[str, tuple[Value, Handle]] = {}
         self.given: dict[str, tuple[Value, Handle]] = {}
         self.mutated = written_storages(program)
@@ -144,6 +167,7 @@ class _Interface:
             env = self.importer.env
             if spec.kind is InputKind.USER_INPUT:
                 env[node] = self._user_input(node, spec, names[leaf])
+                self.given_leaves.append(_leaf(spec.arg, names[leaf]))
                 if not isinstance(spec.arg, ConstantArgument):
                     self.input_leaves[leaf] = names[leaf]
                 leaf += 1
@@ -201,6 +225,7 @@ class _Interface:
                 elif result is not None and not isinstance(spec.arg, ConstantArgument):
                     graph.add_output(names[leaf], number(self.importer.b, result))
                     self.output_leaves[leaf] = names[leaf]
+                self.returned_leaves.append(_leaf(spec.arg, self.output_leaves.get(leaf)))
                 leaf += 1
             elif spec.kind is OutputKind.BUFFER_MUTATION:
                 value, handle = self.buffers[str(spec.target)]

@@ -2,9 +2,10 @@
 
 A parameter that is moved, cast, or in arithmetic with other constants becomes a derived weight, so
 that its origin in the checkpoint stays known; other operators of parameters are folded by value,
-and the result names what it was made from. A result is folded when it takes no more bytes than its
-operands, or than `max_fold_bytes`: what a small recipe expands to, or an 8-bit weight widened,
-stays computed.
+and the result names what it was made from. Where parameters may be trained yet, only rearrangements
+of them are folded: what is computed from a parameter changes with it. A result is folded when it
+takes no more bytes than its operands, or than `max_fold_bytes`: what a small recipe expands to, or
+an 8-bit weight widened, stays computed.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from regraft.ir.derive import DerivedWeight, source_names
 from regraft.ir.dims import Dim
 from regraft.ir.evaluate import evaluate_node
 from regraft.ir.graph import Node, Value
+from regraft.ir.module import Module
 from regraft.ir.ops import quant
 from regraft.ir.ops.cast import cast
 from regraft.ir.opspec import AttrKind, OpSpec, Trait
-from regraft.ir.rewrite import LocalRule, Reject, Rewriter, RuleSet
+from regraft.ir.rewrite import LocalRule, Reject, Rewriter, RuleSet, rewrite
 from regraft.ir.types import DType, TensorType, static_shape
 from regraft.ir.weights import ArrayWeight, Role
-from regraft.passes.cleanup.weight_steps import STEP_OPS, steps_of
+from regraft.passes.cleanup.weight_steps import STEP_OPS, is_rearrangement, steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,13 @@ class FoldOptions:
     Args:
         max_fold_bytes: A folded result takes at most this, or as much as its operands.
         fold_params: Whether parameters and buffers are folded too.
+        fold_trained: Whether what is computed from parameters that may be trained yet is folded,
+            which cuts it off from them.
     """
 
     max_fold_bytes: int
     fold_params: bool
+    fold_trained: bool = False
 
 
 def folding_rules(options: FoldOptions) -> RuleSet:
@@ -50,6 +55,12 @@ def folding_rules(options: FoldOptions) -> RuleSet:
         LocalRule("fold-steps", lambda op: op in STEP_OPS, _under(_fold_steps, options)),
         LocalRule("fold-constants", _is_foldable, _under(_fold_constants, options)),
     )
+
+
+def fold_trained(module: Module) -> None:
+    """Folds what is computed from parameters that may be trained yet, into parameters."""
+    if module.weights.trainable:
+        rewrite(module, folding_rules(FoldOptions(1 << 20, fold_params=True, fold_trained=True)))
 
 
 _Fold = Callable[[Node, Rewriter, FoldOptions], "bool | Reject"]
@@ -117,10 +128,9 @@ def _fold_constants(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Re
     if _has_symbols(node):
         return False
     role = _role(node)
-    if role is not Role.CONST and not options.fold_params:
-        return Reject("an operand is a parameter, and fold-params is off", node)
-    if _widens_codes(node):
-        return Reject("a weight stored in 8 bits or fewer would be stored wider", node)
+    kept = _kept(node, role, options)
+    if kept is not None:
+        return kept
     limit = max(options.max_fold_bytes, _operand_bytes(node))
     size = _result_bytes(node)
     if size is not None and size > limit:
@@ -176,6 +186,29 @@ def _role(node: Node) -> Role:
                 return role
             found = role if role is Role.BUFFER else found
     return found
+
+
+def _kept(node: Node, role: Role, options: FoldOptions, *, is_moved: bool = False) -> Reject | None:
+    """Returns why an operator of constants stays, None when it may be folded.
+
+    Args:
+        node: The operator.
+        role: Of its result.
+        options: What is folded.
+        is_moved: Whether it rearranges whole parameters.
+    """
+    if role is not Role.CONST and not options.fold_params:
+        return Reject("an operand is a parameter, and fold-params is off", node)
+    if role is Role.PARAM and is_trained(node) and not (is_moved or options.fold_trained):
+        return Reject("it computes with a parameter that may be trained yet", node)
+    if _widens_codes(node):
+        return Reject("a weight stored in 8 bits or fewer would be stored wider", node)
+    return None
+
+
+def is_trained(node: Node) -> bool:
+    """Returns whether parameters of the node's module may be trained yet."""
+    return node.graph is not None and node.graph.scope.weights.trainable
 
 
 def _widens_codes(node: Node) -> bool:
@@ -235,10 +268,9 @@ def _fold_steps(node: Node, rw: Rewriter, options: FoldOptions) -> bool | Reject
     role = _role(node)
     if role is Role.CONST:
         return False  # folded by value
-    if not options.fold_params:
-        return Reject("an operand is a parameter, and fold-params is off", node)
-    if _widens_codes(node):
-        return Reject("a weight stored in 8 bits or fewer would be stored wider", node)
+    kept = _kept(node, role, options, is_moved=is_trained(node) and is_rearrangement(node))
+    if kept is not None:
+        return kept
     steps = steps_of(node)
     if steps is None:
         return False

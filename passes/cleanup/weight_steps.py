@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from regraft.ir.constants import constant_of, weight
-from regraft.ir.derive import derive
+from regraft.ir.derive import DerivedWeight, derive
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import (
     arithmetic,
@@ -37,6 +37,7 @@ from regraft.ir.steps import (
     describe,
 )
 from regraft.ir.types import static_shape
+from regraft.ir.weights import Role
 from regraft.passes.cleanup.facts import static_ints
 
 Steps = Callable[[Node, Tree], "list[Tree] | None"]
@@ -202,3 +203,59 @@ def tree_of(value: Value | None) -> Tree | None:
         return derive(name, store[name])
     array = constant_of(value, _MAX_LITERAL_BYTES)
     return None if array is None else Literal.of(array)
+
+
+_MOVES = frozenset(
+    {reshaping.reshape, reshaping.transpose, reshaping.squeeze, reshaping.unsqueeze,
+     cast.identity, slicing.split}
+)  # fmt: skip
+
+
+def is_rearrangement(node: Node) -> bool:
+    """Returns whether a node of parameters only rearranges whole ones, with its siblings.
+
+    A generated PyTorch module then holds the parameters themselves.
+    """
+    if node.op in _MOVES:
+        return True
+    if node.op is slicing.slice_:
+        return _is_covered(node)
+    return node.op is slicing.concat and all(map(_is_param, node.inputs))
+
+
+def _is_param(value: Value | None) -> bool:
+    producer = None if value is None else value.producer
+    if producer is None or producer.op is not weight or producer.graph is None:
+        return False
+    return producer.graph.scope.weights.role(producer.attrs["name"]) is Role.PARAM
+
+
+def _is_covered(node: Node) -> bool:
+    """Returns whether the slices of a parameter along one axis take every position together."""
+    producer = None if node.inputs[0] is None else node.inputs[0].producer
+    if producer is None or producer.op is not weight or producer.graph is None:
+        return False
+    store = producer.graph.scope.weights
+    name = store.resolve(producer.attrs["name"])
+    whole = derive(name, store[name])
+    trees = [] if node.op not in STEP_OPS else steps_of(node) or []
+    own = trees[0] if trees else None
+    if not isinstance(own, Slice) or (own.x is not whole and own.x != whole):
+        return False
+    ranges = [(own.start, own.stop, own.step)]
+    for other in producer.output.users:
+        found = steps_of(other) if other.op is slicing.slice_ else None
+        tree = found[0] if found else None
+        if isinstance(tree, Slice) and tree.x == whole and tree.axis == own.axis:
+            ranges.append((tree.start, tree.stop, tree.step))
+    for other_name in store:
+        held = store[other_name]
+        tree = derive(other_name, held) if isinstance(held, DerivedWeight) else None
+        if isinstance(tree, Slice) and tree.x == whole and tree.axis == own.axis:
+            ranges.append((tree.start, tree.stop, tree.step))
+    reached = 0
+    for start, stop, step in sorted(ranges):
+        if start > reached or step != 1:
+            break
+        reached = max(reached, stop)
+    return reached == describe(whole)[1][own.axis]

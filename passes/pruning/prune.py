@@ -15,6 +15,7 @@ from regraft.ir.module import Module
 from regraft.passes.analysis.coupling import Coupling, Group
 from regraft.passes.check.samples import input_symbols
 from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.cleanup.folding import fold_trained
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Target
 from regraft.passes.pruning.alike import Classes, alike, each_alone
@@ -143,6 +144,7 @@ class Prune:
         goal = None
         if self.target not in ("", REDUNDANT):
             goal = parse_goal(self.target, rounded=self.round_to != 1)
+        fold_trained(module)  # a parametrization has no rows to prune, the weight that it gives has
         drop_dead_code(module)
         coupling = Coupling(module)
         cost = cost_model(coupling, goal.counted if goal else "params", _sizes(module, ctx))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from torch import Tensor, nn
 
 from regraft.backends.torch.build import build
@@ -103,6 +104,19 @@ class NamedNet(nn.Module):
                     if slot in self.plan.slots and len(self.plan.slots[slot].shape) == 2:
                         found[slot] = None
         return [path for path in found if self.plan.slots[path].is_trainable]
+
+    def slots_of(self, value: Value) -> list[str]:
+        """Returns the parameters that a constant operand of the module is a rearrangement of."""
+        return _slots(value, self.plan)
+
+    def constant(self, value: Value) -> Tensor:
+        """Returns the content of a weight of the module."""
+        node = value.producer
+        if node is None or node.op is not weight:
+            raise UnsupportedError(
+                f"`{value.name}` is computed from weights", hint="canonicalize the module first"
+            )
+        return tensor_from(np.asarray(self.module.weights[node.attrs["name"]].numpy()))
 
     def store(self) -> tuple[str, ...]:
         """Stores the parameters in the module; returns the names of the tensors that changed.
