@@ -154,7 +154,8 @@ def covered(
         report = answer if isinstance(answer, dict) else {
             "ok": False, "stage": "limit", "reason": answer, "refused": None, "overloads": {},
         }  # fmt: skip
-        lines[name] = Kept(name, questions[name], now, at, report)
+        line = Kept(name, questions[name], now, at, report)
+        lines = {**read(path), name: line}  # other runs write to it too
         write(path, lines)
         print(shown(name, report), file=sys.stderr, flush=True)
     return {name: lines[name] for name in questions}, len(missing)

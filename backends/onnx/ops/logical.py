@@ -47,6 +47,16 @@ def _equal_opset(node: Node) -> int:
     return 19 if a is not None and a.dtype is DType.STRING else 13
 
 
+def _where(e: EmitContext) -> None:
+    if e.node.output.dtype is not DType.BOOL:
+        e.emit("Where", e.inputs)
+        return
+    # ONNX Runtime chooses between numbers only
+    condition, x, y = e.inputs
+    first = e.op("And", condition, x)
+    e.emit("Or", [first, e.op("And", e.op("Not", condition), y)])
+
+
 EMITS: tuple[Emit, ...] = (
     Emit(ops.logical_and, {13: direct("And")}),
     Emit(ops.logical_or, {13: direct("Or")}),
@@ -57,7 +67,7 @@ EMITS: tuple[Emit, ...] = (
     Emit(ops.less_or_equal, {13: direct("LessOrEqual")}),
     Emit(ops.greater, {13: direct("Greater")}),
     Emit(ops.greater_or_equal, {13: direct("GreaterOrEqual")}),
-    Emit(ops.where, {13: direct("Where")}),
+    Emit(ops.where, {13: _where}),
     Emit(ops.bitwise_and, {18: direct("BitwiseAnd")}),
     Emit(ops.bitwise_or, {18: direct("BitwiseOr")}),
     Emit(ops.bitwise_xor, {18: direct("BitwiseXor")}),

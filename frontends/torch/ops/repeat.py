@@ -179,6 +179,8 @@ def _symbolic_triangle(c: CallImport, diagonal: Dim, *, upper: bool) -> Value:
     gap = c.b.op(arithmetic.sub, positions(c, columns), first)
     spec = logical.greater_or_equal if upper else logical.less_or_equal
     kept = c.b.op(spec, gap, c.number(diagonal, DType.I64))
+    if c.dtype is DType.BOOL:
+        return c.b.op(logical.logical_and, kept, x)
     return c.b.op(logical.where, kept, x, c.number(0, c.dtype))
 
 
