@@ -9,6 +9,7 @@ if __name__ != "regraft.passes":
 from regraft.passes import cleanup, depth, fusion, precision, pruning
 from regraft.passes.legalize import Legalize
 from regraft.passes.protocol import Pass
+from regraft.passes.recovery.recover import Recover
 
 PASSES: tuple[type[Pass], ...] = (
     *cleanup.PASSES,
@@ -16,6 +17,7 @@ PASSES: tuple[type[Pass], ...] = (
     *precision.PASSES,
     *pruning.PASSES,
     *depth.PASSES,
+    Recover,
     Legalize,
 )
 """All passes, assembled by explicit concatenation."""

@@ -23,7 +23,7 @@ from regraft.passes.check.runners import EvalRunner, Runner
 from regraft.passes.check.samples import Sample
 from regraft.passes.check.second_look import second_look
 from regraft.passes.pipeline import format_pass, format_pipeline
-from regraft.passes.protocol import Context, Pass, PassResult, Rounded, Skip, Target
+from regraft.passes.protocol import Context, Lossy, Pass, PassResult, Rounded, Skip, Target
 from regraft.passes.reproducer import write_reproducer
 
 
@@ -107,11 +107,18 @@ class PassManager:
         for i, item in enumerate(passes):
             if self.progress is not None:
                 self.progress(i, len(passes), item)
+            self._keep_teacher(module, passes[i:])
             records.append(self._run_one(module, item, passes[i:]))
             if self.dump_dir is not None:
                 self.dump_dir.mkdir(parents=True, exist_ok=True)
                 (self.dump_dir / f"{i:03d}-{item.name}.rg").write_text(str(module))
         return records
+
+    def _keep_teacher(self, module: Module, rest: Sequence[Pass]) -> None:
+        """Keeps what the module is before its first lossy pass, where a later one needs it."""
+        is_wanted = any(getattr(item, "needs_teacher", False) for item in rest[1:])
+        if self.ctx.teacher is None and is_wanted and isinstance(rest[0].contract, Lossy):
+            self.ctx.teacher = module.clone()
 
     def _run_one(self, module: Module, item: Pass, rest: Sequence[Pass]) -> PassRecord:
         is_checked = self.check is not CheckMode.OFF

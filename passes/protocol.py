@@ -14,7 +14,7 @@ from regraft.ir.module import Module
 from regraft.ir.rewrite import Observer
 from regraft.ir.types import DType
 from regraft.passes.recovery.data import Batch, Data
-from regraft.passes.recovery.task import Reconstruction, Task, TrainingReport
+from regraft.passes.recovery.task import Reconstruction, Refit, Task, TrainingReport
 
 if TYPE_CHECKING:
     from regraft.passes.legalize import Legalizer
@@ -219,6 +219,28 @@ class Trainer(Protocol):
             samples: Batches of the teacher's inputs.
         """
 
+    def refit(
+        self,
+        module: Module,
+        teacher: Module,
+        places: Sequence[Refit],
+        samples: Sequence[Batch],
+        ridge: float,
+    ) -> tuple[str, ...]:
+        """Solves for linear layers, one after the other, in place.
+
+        Args:
+            module: The rewritten module.
+            teacher: The module before.
+            places: The layers, in the order in which they are solved for.
+            samples: Batches of inputs.
+            ridge: How strongly weights are kept where they are, relative to the mean square of
+                what they multiply.
+
+        Returns:
+            Names of the checkpoint tensors that changed.
+        """
+
 
 @dataclass(slots=True)
 class Context:
@@ -235,6 +257,8 @@ class Context:
         gradients: Gives gradients by weight, or None.
         latency: Measures how long modules take, or None.
         trainer: Fits weights, or None.
+        training: What it fits on, or None: then on the samples.
+        teacher: The module before the first lossy pass, where a later pass recovers, or None.
         max_memory_bytes: Working-memory budget, or None.
         explain: Name of a rule whose near misses are wanted, or None.
         explanations: Filled with near misses of that rule.
@@ -254,6 +278,8 @@ class Context:
     gradients: GradientSource | None = None
     latency: LatencySource | None = None
     trainer: Trainer | None = None
+    training: Data | None = None
+    teacher: Module | None = None
     max_memory_bytes: int | None = None
     explain: str | None = None
     explanations: list[str] = field(default_factory=list)

@@ -179,6 +179,30 @@ class Reconstruction:
 
 
 @dataclass(frozen=True, slots=True)
+class Refit:
+    """A linear layer that is solved for: least squares, no steps.
+
+    What the layer is added to stays as it is: the weight and the bias move so that `result` comes
+    as near to the teacher's as a linear function of `input` can bring it.
+
+    Args:
+        input: What the layer multiplies, its last axis being summed over.
+        weight: Its constant operand `[in, out]`, a weight or the transpose of one.
+        bias: What is added to the product, a weight `[out]`, or None.
+        result: Value of the module that the layer's result is a summand of.
+        target: The teacher's.
+        mask: Graph input that is nonzero where positions count.
+    """
+
+    input: Value
+    weight: Value
+    bias: Value | None
+    result: Value
+    target: Value
+    mask: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingReport:
     """What came of a run.
 

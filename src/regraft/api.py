@@ -23,6 +23,7 @@ from regraft.passes.check.runners import EvalRunner, accepts
 from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.protocol import Context, Pass
+from regraft.passes.recovery.data import Data
 from regraft.pipelines import check_rule_name, resolve_passes
 from regraft.plugins import Extensions, Plugin, combine
 from regraft.quality import Quality, measure_quality, measure_sources
@@ -30,6 +31,7 @@ from regraft.samples import bind_samples, check_dims
 from regraft.sources import open_source
 from regraft.tables import user_tables
 from regraft.torch_sources import Example
+from regraft.training import trainer_source
 
 
 def load(source: Any, *, plugins: Sequence[Plugin] = ()) -> Module:
@@ -53,6 +55,8 @@ def apply(
     check: str = "match",
     seed: int = 0,
     plugins: Sequence[Plugin] = (),
+    training: Data | None = None,
+    work_dir: str | Path | None = None,
 ) -> list[PassRecord]:
     """Runs passes on a module, in place.
 
@@ -64,6 +68,8 @@ def apply(
             `each` compares all outputs after every pass as well; `off` compares nothing.
         seed: Seed of everything random.
         plugins: Plugins whose passes a pipeline string may name.
+        training: Batches that `recover` trains on; default: the samples.
+        work_dir: Folder for checkpoints of training, from which an interrupted run resumes.
 
     Returns:
         One record per pass; `record.verified` says what was compared.
@@ -79,8 +85,9 @@ def apply(
     except ValueError:
         raise UsageError(f"unknown check `{check}`", hint="match, each or off") from None
     return run_passes(
-        module, resolved, samples=samples, check=mode, seed=seed, extensions=extensions
-    )
+        module, resolved, samples=samples, check=mode, seed=seed, extensions=extensions,
+        training=training, work_dir=None if work_dir is None else Path(work_dir),
+    )  # fmt: skip
 
 
 def run_passes(
@@ -95,6 +102,8 @@ def run_passes(
     explanations: list[str] | None = None,
     dump_dir: Path | None = None,
     extensions: Extensions | None = None,
+    training: Data | None = None,
+    work_dir: Path | None = None,
 ) -> list[PassRecord]:
     """Runs pass objects on a module, in place: what `apply` and `regraft opt` do.
 
@@ -109,6 +118,8 @@ def run_passes(
         explanations: Filled with them.
         dump_dir: Folder for the text after every pass.
         extensions: What plugins add; default: regraft's own.
+        training: Batches that passes train on.
+        work_dir: Folder for checkpoints of training.
 
     Raises:
         CheckError: When a rule or pass broke its contract; the module is as before that pass.
@@ -122,6 +133,7 @@ def run_passes(
         explanations=[] if explanations is None else explanations, dims=dims or {},
         legalizers=legalizers(user_tables(), (extensions or combine(())).onnx_emitters),
         activations=OrtActivations(), gradients=gradient_source(),
+        trainer=trainer_source(work_dir), training=training, work_dir=work_dir,
     )  # fmt: skip
     return PassManager(ctx, check, used, dump_dir=dump_dir).run(module, passes)
 

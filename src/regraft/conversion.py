@@ -25,6 +25,7 @@ from regraft.emission import (
     model_file,
     written_runner,
 )
+from regraft.huggingface_sources import folder_of
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.growth import Growth
@@ -39,6 +40,7 @@ from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Pass
 from regraft.passes.recipe import Recipe, format_recipe
+from regraft.passes.recovery.data import Data
 from regraft.pipelines import (
     check_rule_name,
     resolve_passes,
@@ -54,6 +56,7 @@ from regraft.report_html.pages import MISSING
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source, open_source
 from regraft.tables import user_tables
+from regraft.training import read_training, trainer_source
 
 TARGETS = (*BUILT, "triton")
 
@@ -70,6 +73,9 @@ class ConvertOptions:
         dims: Sizes of generated samples; never freezes.
         samples: Samples to check with, and to calibrate with where `calibrate` is empty.
         calibrate: Samples that passes measure on.
+        train: Data that passes train on: a path (`.npz`, text, a folder of either) or batches;
+            default: the samples that they measure on.
+        checkpoints: Folder for checkpoints of training, from which an interrupted run resumes.
         check: When outputs are compared.
         rtol: Overrides the relative tolerance.
         atol: Adds an absolute tolerance.
@@ -94,6 +100,8 @@ class ConvertOptions:
     dims: Mapping[str, int] = field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
     calibrate: Sequence[Mapping[str, Any]] = ()
+    train: Path | Data | None = None
+    checkpoints: Path | None = None
     check: CheckMode = CheckMode.MODULE
     rtol: float | None = None
     atol: float | None = None
@@ -214,6 +222,7 @@ class _Conversion:
         check_dims(module, options.dims)
         given = bind_samples(module, options.samples)
         bind_samples(module, options.calibrate)
+        training = self._training(module)
         before = operator_counts(module.graph)
         self.before = self._view(module)
         if options.bench or options.quality is not None:
@@ -234,6 +243,7 @@ class _Conversion:
             replay=options.replay, dims={**options.dims, **options.freeze},
             legalizers=legalizers(user_tables(), options.extensions.onnx_emitters),
             max_memory_bytes=options.max_memory_bytes, explain=options.explain,
+            trainer=trainer_source(options.checkpoints), training=training,
         )  # fmt: skip
         manager = PassManager(
             ctx, options.check, checker.samples if checker else (),
@@ -247,6 +257,17 @@ class _Conversion:
         check, report = self._write(source, module, records, checker, make)
         out = None if options.dry_run else self.out
         return ConvertResult(out, module, tuple(records), check, report, tuple(ctx.explanations))
+
+    def _training(self, module: Module) -> Data | None:
+        """Returns what passes train on, as batches."""
+        given = self.options.train
+        if not isinstance(given, Path):
+            return given
+        place = self.raw_source if isinstance(self.raw_source, str | Path) else None
+        named = None if place is None else folder_of(place)
+        folders = [] if place is None else [Path(place), Path(place).parent]
+        folders = folders if named is None else [named[0]]
+        return read_training(given, module, folders, self.options.seed)
 
     def _make_checker(self, source: Source, given: Sequence[Sample]) -> Checker:
         options = self.options

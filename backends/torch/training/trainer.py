@@ -21,6 +21,7 @@ from regraft.backends.torch.training.objective import (
     teacher_values,
 )
 from regraft.backends.torch.training.processes import joined_group
+from regraft.backends.torch.training.refit import refit_layer
 from regraft.ir.constants import weight
 from regraft.ir.derive import source_names
 from regraft.ir.extract import nodes_between
@@ -32,6 +33,7 @@ from regraft.passes.recovery.task import (
     Adapter,
     Block,
     Reconstruction,
+    Refit,
     Schedule,
     Task,
     TrainingReport,
@@ -133,6 +135,25 @@ class TorchTrainer:
                 reports.append(self._fit(run))
                 states.keep({v for each in plan.blocks[number + 1 :] for v in _read_by(each)})
         return reports
+
+    def refit(
+        self,
+        module: Module,
+        teacher: Module,
+        places: Sequence[Refit],
+        samples: Sequence[Batch],
+        ridge: float = 0.01,
+    ) -> tuple[str, ...]:
+        """Solves for linear layers by least squares, one after the other, in place.
+
+        Every process of several solves for the same, without exchange. Layers are fed what the
+        module has after those before them were solved for.
+        """
+        changed: dict[str, None] = {}
+        for place in places:
+            names = refit_layer(module, teacher, place, samples, ridge, self.device)
+            changed.update(dict.fromkeys(names))
+        return tuple(changed)
 
     def _block_run(
         self, module: Module, plan: Reconstruction, number: int, states: HiddenStates

@@ -52,6 +52,16 @@ from regraft.units import human_bytes
     type=click.Path(path_type=Path),
     help="Samples that passes measure on; default: those of --inputs.",
 )
+@click.option(
+    "--train",
+    type=click.Path(path_type=Path),
+    help="Texts or samples that `recover` trains on; default: those of --calibrate.",
+)
+@click.option(
+    "--checkpoints",
+    type=click.Path(path_type=Path),
+    help="Folder from which interrupted training resumes.",
+)
 @sample_options
 @tolerance_options
 @memory_option
@@ -75,6 +85,8 @@ def command(
     max_drop: str | None,
     check: str,
     calibrate: Path | None,
+    train: Path | None,
+    checkpoints: Path | None,
     inputs: Path | None,
     dims: dict[str, int],
     seed: int,
@@ -112,6 +124,7 @@ def command(
     settings |= {name: value for name, value in given.items() if value is not None}
     options = ConvertOptions(
         passes=chosen, samples=load_samples(inputs), calibrate=load_calibration(calibrate),
+        train=train, checkpoints=checkpoints,
         check=CheckMode(check), rtol=rtol, atol=atol,
         max_memory_bytes=max_memory, quality=asked, force=force, dry_run=dry_run,
         extensions=extensions, explain=explain, plugins=plugins, bench=bench, **settings,
