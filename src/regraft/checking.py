@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 import psutil
@@ -54,17 +54,42 @@ _STREAM_COPIES = 1.0
 """Streaming holds at most the largest weight (of a matrix product only a few blocks of it)."""
 
 
-def _beside(work: Callable[[], T], name: str) -> Future[T]:
+class _OneBlasThread:
+    """Keeps BLAS at one thread while anybody is inside; who comes first may leave first.
+
+    A product of few rows waits for memory: further threads of BLAS only spin beside it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._num_inside = 0
+        self._limits: threadpool_limits | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._num_inside:
+                self._limits = threadpool_limits(1, "blas")
+            self._num_inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if not self._num_inside and self._limits is not None:
+                self._limits.restore_original_limits()
+
+
+def _beside(work: Callable[[], T], name: str, limits: _OneBlasThread) -> Future[T]:
     """Runs work in a daemon thread: nobody waits for it when what it runs beside fails."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
-            # a product of few rows waits for memory: further threads of BLAS only spin beside it
-            with threadpool_limits(1, "blas"):
-                future.set_result(work())
+            with limits:
+                result = work()
         except BaseException as error:  # raised again by `result()`
             future.set_exception(error)
+        else:
+            future.set_result(result)
 
     Thread(target=run, name=name, daemon=True).start()
     return future
@@ -73,15 +98,16 @@ def _beside(work: Callable[[], T], name: str) -> Future[T]:
 class _Remembered:
     """A runner that keeps its last answer, for inputs that are asked for twice."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, limits: _OneBlasThread) -> None:
         self.runner = runner
+        self.limits = limits
         self.inputs: Mapping[str, Any] | None = None
         self.outputs: Future[Mapping[str, Any]] = Future()
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """Starts a run of which the answer will be asked for later."""
         self.inputs = inputs
-        self.outputs = _beside(lambda: self.runner(inputs), "reference")
+        self.outputs = _beside(lambda: self.runner(inputs), "reference", self.limits)
 
     def __call__(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         if inputs is not self.inputs:
@@ -116,6 +142,7 @@ class Checker:
     ) -> None:
         self.original = source.module.clone()
         self._importers = source.extensions.onnx_importers
+        self._limits = _OneBlasThread()
         self.evaluates = isinstance(contract, Rounded) and not unevaluable(self.original)
         self.dims = dims
         self.seed = seed
@@ -157,7 +184,7 @@ class Checker:
         if self._reference is None:
             return
         if self.streams:
-            self._reference = _Remembered(self._reference)
+            self._reference = _Remembered(self._reference, self._limits)
         runs_at_all = self._accepts(self._reference, with_empty=True)
         if given:
             self.samples = [sample for sample in given if runs_at_all(sample.inputs)]
@@ -224,7 +251,7 @@ class Checker:
             found = module if growth is None else self._read_back(module, written, growth)
             return self.compare(found, None, contract)
 
-        return _beside(work, "check")
+        return _beside(work, "check", self._limits)
 
     def _read_back(self, module: Module, written: Path, growth: Growth) -> Module:
         """Returns the module of the written file, or what was written where that has no meaning."""
@@ -251,7 +278,7 @@ class Checker:
         except UnsupportedError as error:
             if emitted is None or not isinstance(self._reference, EvalRunner):
                 message = f"the source runs, the result does not: {error.message}"
-                raise CheckError(message) from error
+                raise CheckError(message, hint=error.hint) from error
             # the runtime cannot take the source's operators either
             report = self._check(EvalRunner(module), module, contract)
         if not report.ok and isinstance(contract, Rounded) and contract.dtype is not None:

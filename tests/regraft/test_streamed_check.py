@@ -9,10 +9,12 @@ from typing import BinaryIO, ClassVar
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import regraft
 from regraft import emission
 from regraft.backends.onnx import save_onnx, storage
+from regraft.checking import _OneBlasThread
 from regraft.ir.constants import weight
 from regraft.ir.errors import CheckError, RegraftError
 from regraft.ir.module import Module
@@ -122,3 +124,17 @@ def test_a_full_disk_ends_the_streamed_check_too(
     with pytest.raises(RegraftError, match="disk is full"):
         regraft.convert(tmp_path / "m.onnx", tmp_path / "out", max_memory_bytes=TINY)
     assert not (tmp_path / "out").exists()
+
+
+def test_blas_has_its_threads_back_when_the_last_has_left() -> None:
+    def num_threads() -> set[int]:
+        return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+
+    with threadpool_limits(2, "blas"):
+        limits = _OneBlasThread()
+        limits.__enter__()
+        limits.__enter__()
+        limits.__exit__(None, None, None)  # the reference ends while the check goes on
+        assert num_threads() == {1}
+        limits.__exit__(None, None, None)
+        assert num_threads() == {2}
