@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.dims import exactdiv
+from regraft.ir.dims import Shape, exactdiv
 from regraft.ir.evaluate import EvalContext
-from regraft.ir.graph import Node
+from regraft.ir.graph import Node, Value
 from regraft.ir.ops.movement_rules import pinned_rule
 from regraft.ir.ops.shapes import infer_same, normalize_axis
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
@@ -19,14 +19,22 @@ Array = np.ndarray[Any, Any]
 _MOVEMENT = Trait.PURE | Trait.DATA_MOVEMENT
 
 
+def _unknown_image(node: Node, x: Value | None) -> Type:
+    fresh = tuple(node.fresh_dim(0, i) for i in range(4))
+    return TensorType(None if x is None else x.dtype, fresh)
+
+
+def _image_sizes(node: Node, shape: Shape) -> Shape:
+    if len(shape) != 4:
+        raise node.error("expected 4 axes, N C H W")
+    return shape
+
+
 def _infer_depth_to_space(node: Node) -> Type:
     x, block = node.inputs[0], node.attrs["block_size"]
     if x is None or x.shape is None:
-        fresh = tuple(node.fresh_dim(0, i) for i in range(4))
-        return TensorType(None if x is None else x.dtype, fresh)
-    if len(x.shape) != 4:
-        raise node.error("expected 4 axes, N C H W")
-    n, c, h, w = x.shape
+        return _unknown_image(node, x)
+    n, c, h, w = _image_sizes(node, x.shape)
     return TensorType(x.dtype, (n, exactdiv(c, block * block), h * block, w * block))
 
 
@@ -41,9 +49,12 @@ def _eval_depth_to_space(c: EvalContext, x: Array) -> Array:
     return parts.reshape(n, depth, h * block, w * block)
 
 
+def _deep_term(node: Node) -> str:
+    return "p! q! c" if node.attrs["mode"] == "DCR" else "c p! q!"
+
+
 def _axes_depth_to_space(node: Node) -> str:
-    deep = "p! q! c" if node.attrs["mode"] == "DCR" else "c p! q!"
-    return f"n ({deep}) h w -> n c (h p!) (w q!)"
+    return f"n ({_deep_term(node)}) h w -> n c (h p!) (w q!)"
 
 
 depth_to_space = OpSpec(
@@ -61,11 +72,8 @@ depth_to_space = OpSpec(
 def _infer_space_to_depth(node: Node) -> Type:
     x, block = node.inputs[0], node.attrs["block_size"]
     if x is None or x.shape is None:
-        fresh = tuple(node.fresh_dim(0, i) for i in range(4))
-        return TensorType(None if x is None else x.dtype, fresh)
-    if len(x.shape) != 4:
-        raise node.error("expected 4 axes, N C H W")
-    n, c, h, w = x.shape
+        return _unknown_image(node, x)
+    n, c, h, w = _image_sizes(node, x.shape)
     return TensorType(x.dtype, (n, c * (block * block), exactdiv(h, block), exactdiv(w, block)))
 
 
@@ -78,8 +86,7 @@ def _eval_space_to_depth(c: EvalContext, x: Array) -> Array:
 
 
 def _axes_space_to_depth(node: Node) -> str:
-    deep = "p! q! c" if node.attrs["mode"] == "DCR" else "c p! q!"
-    return f"n c (h p!) (w q!) -> n ({deep}) h w"
+    return f"n c (h p!) (w q!) -> n ({_deep_term(node)}) h w"
 
 
 space_to_depth = OpSpec(

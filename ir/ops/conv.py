@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regraft.ir.dims import DimLike, known_different, product
+from regraft.ir.dims import DimLike, Shape, known_different, product
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.windows import (
     WINDOW_ATTRS,
@@ -24,7 +24,7 @@ from regraft.ir.ops.windows import (
     windows_view,
 )
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
-from regraft.ir.types import TensorType, Type
+from regraft.ir.types import DType, TensorType, Type
 
 if TYPE_CHECKING:
     from regraft.ir.evaluate import EvalContext
@@ -56,15 +56,18 @@ def _check_channels(node: Node, x: Value, weight: Value, expected: DimLike) -> N
         )
 
 
+def _batch_known(node: Node, dtype: DType | None, shape: Shape) -> Type:
+    fresh = [node.fresh_dim(0, axis) for axis in range(1, len(shape))]
+    return TensorType(dtype, (shape[0], *fresh))
+
+
 def _infer_conv(node: Node) -> Type:
     x, weight = _operands(node)
     dtype = x.dtype if x.dtype is not None else weight.dtype
     if x.shape is None:
         return TensorType(dtype, None)
-    rank = len(x.shape)
     if weight.shape is None:
-        fresh = [node.fresh_dim(0, axis) for axis in range(1, rank)]
-        return TensorType(dtype, (x.shape[0], *fresh))
+        return _batch_known(node, dtype, x.shape)
     _check_channels(node, x, weight, weight.shape[1] * node.attrs["groups"])
     counts = window_counts(windows_of(node.attrs, weight.shape[2:]), x.shape[2:])
     return TensorType(dtype, (x.shape[0], weight.shape[0], *counts))
@@ -183,10 +186,8 @@ def _infer_conv_transpose(node: Node) -> Type:
     dtype = x.dtype if x.dtype is not None else weight.dtype
     if x.shape is None:
         return TensorType(dtype, None)
-    rank = len(x.shape)
     if weight.shape is None:
-        fresh = [node.fresh_dim(0, axis) for axis in range(1, rank)]
-        return TensorType(dtype, (x.shape[0], *fresh))
+        return _batch_known(node, dtype, x.shape)
     _check_channels(node, x, weight, weight.shape[0])
     attrs = node.attrs
     windows = windows_of(attrs, weight.shape[2:])
