@@ -12,6 +12,7 @@ from regraft.cli.options import (
     output_options,
     sample_options,
     source_options,
+    threads_option,
 )
 from regraft.cli.show import finite, out_console, print_json, print_table, progress, warn
 from regraft.cli.verb import Verb
@@ -19,13 +20,7 @@ from regraft.cli.verb import Verb
 
 @click.command("bench", cls=Verb, epilog="Example: regraft bench model.onnx out --dims seq=128")
 @click.argument("models", nargs=-1, required=True)
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Threads within an operator.",
-)
+@threads_option
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),

@@ -107,6 +107,14 @@ memory_option = click.option(
     "--max-memory", type=Memory(), help="Working-memory budget, such as 800MB."
 )
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Threads within an operator.",
+)
+
 source_options = _all(
     click.option(
         "--plugin",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from regraft.cli.options import output_options
+from regraft.cli.options import output_options, threads_option
 from regraft.cli.show import out_console, plural, print_json, print_table, progress, warn
 from regraft.cli.verb import Verb
 
@@ -15,13 +15,7 @@ from regraft.cli.verb import Verb
 @click.option("--target", default="ort-cpu", show_default=True, help="Whose costs to measure.")
 @click.option("--quick", is_flag=True, help="Fewer sizes, fewer rounds: about half a minute.")
 @click.option("--site", "sites", multiple=True, metavar="NAME", help="Measure this site alone.")
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Threads within an operator.",
-)
+@threads_option
 @click.option(
     "-o",
     "--out",
