@@ -16,7 +16,7 @@ from regraft.passes.pruning.criteria import Scores
 from regraft.passes.pruning.limits import Limits
 
 Array = np.ndarray[Any, Any]
-Allocation = Literal["uniform", "global", "isomorphic"]
+Allocation = Literal["uniform", "global", "isomorphic", "measured"]
 
 _BISECTIONS = 50
 _MAX_REPAIRS = 400
@@ -64,7 +64,20 @@ def allocate(
             high = middle
         else:
             low = middle
-    sizes = _repair(counted, budget, limits, wanted(low))
+    return settle(cost, budget, classes, wanted(low))
+
+
+def settle(cost: Cost, budget: float, classes: Classes, sizes: Array) -> Array:
+    """Returns the sizes of groups, i64[groups], with small changes that bring the cost nearer.
+
+    Args:
+        cost: Of groups.
+        budget: What is wanted.
+        classes: What sizes may be taken.
+        sizes: i64[classes]: where to start.
+    """
+    counted, limits = ClassCost(cost, classes), classes.limits
+    sizes = _repair(counted, budget, limits, sizes)
     if abs(counted.total(sizes) - budget) > _MISSED * budget:
         exact = _nearest_of_all(counted, budget, limits)
         sizes = sizes if exact is None else exact

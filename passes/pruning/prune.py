@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from regraft.ir.errors import TargetError, UsageError
+from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.passes.analysis.coupling import Coupling, Group
 from regraft.passes.check.samples import input_symbols
@@ -19,21 +19,20 @@ from regraft.passes.cleanup.folding import fold_trained
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Target
 from regraft.passes.pruning.alike import Classes, alike, each_alone
-from regraft.passes.pruning.allocate import Allocation, allocate, choose
+from regraft.passes.pruning.allocate import Allocation
 from regraft.passes.pruning.cost import CostModel, cost_model
 from regraft.passes.pruning.criteria import (
     Criterion,
     Normalization,
     Reduction,
-    Scores,
     score,
 )
-from regraft.passes.pruning.goals import LATENCY, Goal, parse_goal, what_stops
-from regraft.passes.pruning.latency import Fitted, fit_latency
+from regraft.passes.pruning.goals import LATENCY, Goal, parse_goal
 from regraft.passes.pruning.limits import RoundTo, limits_of, multiples_of
 from regraft.passes.pruning.plan import Choice, Plan, choice_of, make_plan
 from regraft.passes.pruning.plan_files import read_plan
 from regraft.passes.pruning.redundancy import Redundant, find_redundant, kept_of, merge_twins
+from regraft.passes.pruning.search import Search
 from regraft.passes.pruning.slicing import slice_module
 
 Array = np.ndarray[Any, Any]
@@ -101,7 +100,8 @@ class Prune:
             energy as they are and divides others by their mean.
         allocation: `uniform` keeps the same fraction everywhere, `global` the best scores of all
             groups (of `energy` per cost), `isomorphic` ranks only among groups of the same
-            structure. `auto` is `global` for `energy`, else `uniform`.
+            structure, `measured` runs copies in which each group is cut alone and solves for
+            the least error of the outputs. `auto` is `global` for `energy`, else `uniform`.
         round_to: Sizes of innermost axes become multiples of it. `auto` takes what the target's
             kernels run best at; `[channels:16,widths:64,heads:2,head-size:8]` states it by axis.
         layout: `alike` keeps whole heads only, and the same number of units in every layer, as the
@@ -109,6 +109,8 @@ class Prune:
         keep: Weights none of whose axes shrink, as names or globs (`*.embed*`).
         min_keep: The least fraction of every group that stays; `none` keeps half where the
             target can be met so, and less where it cannot.
+        curves: A file that keeps what `allocation=measured` measured: an interrupted run goes on
+            from there, and other targets measure nothing again.
     """
 
     name: ClassVar[str] = "prune"
@@ -124,6 +126,7 @@ class Prune:
     keep: tuple[str, ...] = ()
     min_keep: float | None = None
     plan: str | None = None
+    curves: str | None = None
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Couples, scores, allocates, slices.
@@ -192,7 +195,7 @@ class Prune:
         if document is None and self.plan is not None:
             document = read_plan(Path(self.plan))
         if document is not None:
-            choice = choice_of(Plan.from_json(document), coupling)
+            choice: Choice = choice_of(Plan.from_json(document), coupling)
             groups = {group.name: group for group in coupling.groups}
             merged = {
                 groups[name]: Redundant(twins={int(k): v for k, v in twins.items()})
@@ -210,11 +213,20 @@ class Prune:
         if criterion in ("activation", "energy") and normalization != "gaussian":
             silent = {group: int((found == 0).sum()) for group, found in scores.items()}
             stats["silent-units"] = sum(silent.values())
-        search = _Search(self, coupling, cost, goal, scores, criterion, ctx)
+        allocation = self.allocation
+        if allocation == "auto":
+            allocation = "global" if criterion == "energy" else "uniform"
+        search = Search(
+            coupling, cost, goal, scores, allocation, ctx,
+            classes_at=lambda floor: self._classes(coupling, ctx, floor),
+            floors=_FLOORS if self.min_keep is None else (self.min_keep,),
+            priced=criterion == "energy", curves=self.curves, is_rounded=self.round_to != 1,
+        )  # fmt: skip
         if goal.measure == LATENCY:
             fitted = search.fit()
-            return _Picked(fitted.choice, stats, {}, round(fitted.achieved, 4))
-        return _Picked(search.choose(), stats, {})
+            return _Picked(fitted.choice, {**stats, **search.stats}, {}, round(fitted.achieved, 4))
+        found = search.choose()
+        return _Picked(found, {**stats, **search.stats}, {})
 
     def _criterion(self, ctx: Context) -> Criterion:
         if self.criterion is not None:
@@ -227,7 +239,7 @@ class Prune:
             scores = score(coupling, self.criterion, "max", "none", ctx.seed, ctx)
             silent = {group: rows[0] == 0 for group, rows in scores.items()}
         found = find_redundant(coupling, silent)
-        kept = self.kept(coupling)
+        kept = self._kept(coupling)
         found = {group: item for group, item in found.items() if group not in kept}
         choice = {group: kept_of(group, item) for group, item in found.items()}
         stats: dict[str, int | float] = {
@@ -236,7 +248,13 @@ class Prune:
         }
         return _Picked(choice, stats, {g: item for g, item in found.items() if item.twins})
 
-    def kept(self, coupling: Coupling) -> frozenset[Group]:
+    def _classes(self, coupling: Coupling, ctx: Context, floor: float) -> Classes:
+        multiples = multiples_of(self.round_to, ctx.target)
+        limits = limits_of(coupling, multiples, self._kept(coupling), floor)
+        is_alike = self.layout == "alike" or (self.layout == "auto" and ctx.target == "hf")
+        return alike(coupling, limits) if is_alike else each_alone(limits)
+
+    def _kept(self, coupling: Coupling) -> frozenset[Group]:
         """Returns the groups that stand in a weight to be kept.
 
         Raises:
@@ -262,97 +280,6 @@ class _Picked:
     stats: Mapping[str, int | float]
     merged: Mapping[Group, Redundant]
     latency: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Search:
-    """The search for sizes that meet a goal."""
-
-    options: Prune
-    coupling: Coupling
-    cost: CostModel
-    goal: Goal
-    scores: Scores
-    criterion: Criterion
-    ctx: Context
-
-    def choose(self) -> Choice:
-        """Returns a choice that meets the goal, with as high a floor as it can.
-
-        Raises:
-            TargetError: When there is none.
-        """
-        coupling, cost, goal = self.coupling, self.cost, self.goal
-        if not coupling.groups:
-            raise TargetError(
-                f"pass `prune`: {goal} cannot be reached, every axis is pinned",
-                hint=what_stops(coupling.pinned),
-            )
-        dense = cost.total(limits_of(coupling).high)
-        if dense <= 0:
-            raise TargetError(f"pass `prune`: the module has no {cost.measure} to reduce")
-        achieved, least = 1.0, 1.0
-        for floor in self._floors():
-            classes = self._classes(floor)
-            sizes = self._sizes(goal.fraction * dense, classes)
-            achieved = cost.total(sizes) / dense
-            if goal.met_by(achieved):
-                return choose(coupling, sizes, self.scores)
-            least = cost.total(classes.sizes(classes.limits.low)) / dense
-        raise TargetError(
-            f"pass `prune`: {goal} was asked for, {cost.measure}:{achieved:.4g} is "
-            f"nearest (least {least:.4g}, tolerance {goal.tolerance:.0%})",
-            hint=self._stopped_by(least > goal.fraction),
-        )
-
-    def fit(self) -> Fitted:
-        """Searches for a measured latency; the floor holds throughout."""
-        if self.ctx.latency is None:
-            raise UsageError(
-                "pass `prune`, option `target`: `latency` is measured, and nothing here measures",
-                hint="use it in `regraft convert`, or target=flops:…",
-            )
-        given = self.options.min_keep
-        classes = self._classes(_FLOORS[2] if given is None else given)
-        dense = self.cost.total(limits_of(self.coupling).high)
-
-        def choice_at(fraction: float) -> Choice:
-            return choose(self.coupling, self._sizes(fraction * dense, classes), self.scores)
-
-        return fit_latency(self.coupling, self.goal.fraction, choice_at, self.ctx.latency)
-
-    def _floors(self) -> tuple[float, ...]:
-        given = self.options.min_keep
-        return _FLOORS if given is None else (given,)
-
-    def _classes(self, floor: float) -> Classes:
-        options, target = self.options, self.ctx.target
-        multiples = multiples_of(options.round_to, target)
-        limits = limits_of(self.coupling, multiples, options.kept(self.coupling), floor)
-        is_alike = options.layout == "alike" or (options.layout == "auto" and target == "hf")
-        return alike(self.coupling, limits) if is_alike else each_alone(limits)
-
-    def _sizes(self, budget: float, classes: Classes) -> Array:
-        allocation = self.options.allocation
-        is_energy = self.criterion == "energy"
-        if allocation == "auto":
-            allocation = "global" if is_energy else "uniform"
-        return allocate(
-            self.coupling, self.cost, budget, classes, allocation, self.scores, priced=is_energy
-        )
-
-    def _stopped_by(self, too_small: bool) -> str:
-        """Names what keeps the target out of reach."""
-        if not too_small and self.options.round_to != 1:
-            return (
-                f"sizes are multiples of {self.options.round_to}: lower `round-to`, or ask for "
-                "what is near"
-            )
-        if not too_small:
-            return "the model is too small for a nearer size: ask for what is near"
-        if self.options.min_keep:
-            return f"`min-keep` holds {self.options.min_keep:g} of every group: lower it"
-        return what_stops(self.coupling.pinned)
 
 
 def _sizes(module: Module, ctx: Context) -> dict[str, int]:

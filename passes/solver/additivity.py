@@ -53,6 +53,7 @@ def additivity(
     store: CurveStore | None = None,
     *,
     count: int = 16,
+    least: float = 0.0,
     seed: int = 0,
 ) -> Additivity:
     """Measures joint choices at random: between none and all units at random levels.
@@ -62,6 +63,7 @@ def additivity(
         units: Units with their curves.
         store: Measurements known, and where new ones go.
         count: Number of choices.
+        least: The lowest level that they take, such as where a budget will end.
         seed: Of the choices.
     """
     store = CurveStore() if store is None else store
@@ -72,7 +74,10 @@ def additivity(
         levels: dict[str, float] = {}
         total = 0.0
         for unit in units:
-            option = int(rng.integers(unit.count)) if rng.random() < share else unit.count - 1
+            first = min(int(np.searchsorted(unit.levels, least)), unit.count - 1)
+            option = unit.count - 1
+            if rng.random() < share:
+                option = int(rng.integers(first, unit.count))
             total += float(unit.losses[option])
             if unit.levels[option] != 1:
                 levels[unit.name] = float(unit.levels[option])

@@ -1,0 +1,268 @@
+"""What every group loses when it is cut alone, measured on samples, and the sizes that follow.
+
+Curves are measured by running pruned copies; the budget solver then allocates. Costs of groups
+multiply (rows times columns), so the solver takes them at the current point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.errors import UsageError
+from regraft.ir.graph import Value
+from regraft.ir.module import Module
+from regraft.ir.ops.activation import sigmoid
+from regraft.ir.ops.softmax import log_softmax, softmax
+from regraft.passes.analysis.coupling import Coupling
+from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.protocol import ActivationSource, Samples
+from regraft.passes.pruning.alike import Classes
+from regraft.passes.pruning.allocate import choose, settle
+from regraft.passes.pruning.cost import Cost
+from regraft.passes.pruning.criteria import Scores
+from regraft.passes.pruning.plan import Choice, choice_of, make_plan
+from regraft.passes.pruning.slicing import slice_module
+from regraft.passes.solver import CurveStore, Problem, Unit, additivity, measure_curves, solve
+
+Array = np.ndarray[Any, Any]
+
+LEVELS = (0.5, 0.75, 0.9, 1.0)
+"""Where curves are measured; between them they are straight, below they go on as they began."""
+
+_STEPS = 24
+"""Sizes of each class that the solver chooses among, at most."""
+
+_JOINT = 6
+_LEAST_JOINT = 0.75
+"""Joint choices on which it is measured whether losses add up, and the least level in them."""
+
+_WORST = 100.0
+
+
+class PrunedLoss:
+    """The error of a pruned copy's outputs, relative to their energy: mean over float outputs.
+
+    Those of a final softmax or sigmoid count before it.
+
+    Args:
+        coupling: Of the module.
+        classes: Groups that keep the same fraction; the unit `c3` is class 3.
+        scores: Which units of a group go first.
+        source: Runs copies.
+        samples: What they run on.
+    """
+
+    def __init__(
+        self,
+        coupling: Coupling,
+        classes: Classes,
+        scores: Scores,
+        source: ActivationSource,
+        samples: Samples,
+    ) -> None:
+        self.coupling = coupling
+        self.classes = classes
+        self.scores = scores
+        self.source = source
+        self.samples = samples
+        self.dense = self._outputs(coupling.module)
+        self.fingerprint = self._hash()
+
+    def loss(self, levels: Mapping[str, float]) -> float:
+        """Returns the error when classes keep fractions of their units, by name."""
+        limits = self.classes.limits
+        wanted = limits.high.astype(np.float64)
+        for name, level in levels.items():
+            wanted[int(name.removeprefix("c"))] *= level
+        sizes = self.classes.sizes(np.rint(wanted).astype(np.int64))
+        found = self._outputs(self._pruned(choose(self.coupling, sizes, self.scores)))
+        errors = [
+            float(np.square(a - b).sum() / max(float(np.square(a).sum()), 1e-30))
+            for a, b in zip(self.dense, found, strict=True)
+        ]
+        # an output that blew up, or is no number, is as bad as any other that did
+        return float(np.mean(np.minimum(np.nan_to_num(errors, nan=_WORST), _WORST)))
+
+    def _pruned(self, choice: Choice) -> Module:
+        copy = self.coupling.module.clone()
+        trial = Coupling(copy)
+        slice_module(trial, choice_of(make_plan(self.coupling, choice), trial))
+        drop_dead_code(copy)
+        return copy
+
+    def _outputs(self, module: Module) -> list[Array]:
+        """Returns every float output of every sample."""
+        values = _float_outputs(module)
+        return [
+            found[value].astype(np.float64)
+            for found in self.source.activations(module, values, self.samples)
+            for value in values
+        ]
+
+    def _hash(self) -> str:
+        """Returns a hash of the module's outputs, scores and classes: what losses depend on."""
+        digest = hashlib.sha256(str(self.coupling.module.graph).encode())
+        for array in (*self.dense, *(self.scores[group] for group in self.coupling.groups)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(self.classes.of.tobytes() + self.classes.scale.tobytes())
+        return digest.hexdigest()
+
+
+_SATURATED = (softmax, log_softmax, sigmoid)
+
+
+def _float_outputs(module: Module) -> list[Value]:
+    """Returns the float outputs, those of a final softmax or sigmoid before it.
+
+    Behind it, certain answers do not change until they are wrong.
+    """
+    values = [
+        value
+        for value in dict.fromkeys(map(_before_saturation, module.graph.outputs))
+        if value.dtype is not None and value.dtype.is_float
+    ]
+    if not values:
+        raise UsageError(
+            "pass `prune`, option `allocation`: `measured` compares outputs, and none is a float",
+            hint="use allocation=global",
+        )
+    return values
+
+
+def _before_saturation(value: Value) -> Value:
+    node = value.producer
+    while node is not None and node.op in _SATURATED and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer
+    return value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassCosts:
+    """Costs of a solver's choice, from those of groups.
+
+    Args:
+        cost: Of groups.
+        classes: What sizes stand for.
+        options: i64[options] per class.
+    """
+
+    cost: Cost
+    classes: Classes
+    options: tuple[Array, ...]
+
+    def total(self, choice: Array) -> float:
+        """Returns the cost of one option per class."""
+        return self.cost.total(self.classes.sizes(self._sizes(choice)))
+
+    def marginal(self, choice: Array) -> list[Array]:
+        """Returns the totals for each option of every class."""
+        sizes = self._sizes(choice)
+        result = []
+        for idx, each in enumerate(self.options):
+            own = sizes[idx]
+            totals = []
+            for size in each:
+                sizes[idx] = size
+                totals.append(self.cost.total(self.classes.sizes(sizes)))
+            sizes[idx] = own
+            result.append(np.array(totals))
+        return result
+
+    def _sizes(self, choice: Array) -> Array:
+        return np.array([each[k] for each, k in zip(self.options, choice, strict=True)], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Sizes that a solver chose, i64[groups], with how well losses added up."""
+
+    sizes: Array
+    num_measured: int
+    r_squared: float
+
+
+class Sensitivity:
+    """Curves of a module, measured when first asked for; budgets are then solved at once.
+
+    Args:
+        loss: Measures.
+        store: Measurements known.
+        progress: Told how many levels are measured, of how many.
+    """
+
+    def __init__(
+        self,
+        loss: PrunedLoss,
+        store: CurveStore,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.loss = loss
+        self.store = store
+        classes = loss.classes
+        levels = {
+            f"c{idx}": _levels(int(high))
+            for idx, (low, high) in enumerate(
+                zip(classes.limits.low, classes.limits.high, strict=True)
+            )
+            if low < high
+        }
+        self.curves = {unit.name: unit for unit in measure_curves(loss, levels, store, progress)}
+        joint = additivity(
+            loss, tuple(self.curves.values()), store, count=_JOINT, least=_LEAST_JOINT
+        )
+        self.r_squared = joint.r_squared
+
+    def sizes(self, cost: Cost, budget: float, classes: Classes) -> Measured:
+        """Returns sizes next to a budget that lose least, as far as curves tell.
+
+        Args:
+            cost: Of groups.
+            budget: What is wanted.
+            classes: The same classes, with other bounds perhaps.
+        """
+        options, units = [], []
+        for idx in range(len(classes.limits.high)):
+            sizes = _options(classes, idx)
+            options.append(sizes)
+            curve = self.curves.get(f"c{idx}")
+            levels = sizes / classes.limits.high[idx]
+            losses = np.zeros(len(sizes)) if curve is None else _between(curve, levels)
+            units.append(Unit(f"c{idx}", levels, losses))
+        problem = Problem(tuple(units), ClassCosts(cost, classes, tuple(options)), budget)
+        reachable = problem.fits(problem.cheapest)
+        choice = solve(problem, "dp").choice if reachable else problem.cheapest
+        sizes = np.array([each[k] for each, k in zip(options, choice, strict=True)], np.int64)
+        settled = settle(cost, budget, classes, sizes)
+        return Measured(settled, self.store.num_measured, self.r_squared)
+
+
+def _levels(size: int) -> tuple[float, ...]:
+    """Returns the fractions to measure, of whole units."""
+    return tuple(sorted({max(round(level * size), 1) / size for level in LEVELS}))
+
+
+def _options(classes: Classes, idx: int) -> Array:
+    limits = classes.limits
+    low, high, step = (int(each[idx]) for each in (limits.low, limits.high, limits.step))
+    sizes = np.unique(np.append(np.arange(-(-low // step) * step, high + 1, step), [low, high]))
+    if len(sizes) <= _STEPS:
+        return sizes
+    places = np.unique(np.rint(np.linspace(0, len(sizes) - 1, _STEPS)).astype(np.int64))
+    return sizes[places]
+
+
+def _between(curve: Unit, levels: Array) -> Array:
+    """Returns losses between measured levels; below the first they grow as steeply as there."""
+    found = np.interp(levels, curve.levels, curve.losses)
+    if curve.count < 2:
+        return np.asarray(found)
+    slope = (curve.losses[1] - curve.losses[0]) / (curve.levels[1] - curve.levels[0])
+    below = levels < curve.levels[0]
+    found[below] = curve.losses[0] + slope * (levels[below] - curve.levels[0])
+    return np.asarray(found)
