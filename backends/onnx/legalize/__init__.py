@@ -9,6 +9,7 @@ from regraft.backends.onnx.legalize.attention import AttentionSite
 from regraft.backends.onnx.legalize.costs import CostTable, read_table, shipped_table
 from regraft.backends.onnx.legalize.dense import GeluSite, ResidualNormSite
 from regraft.backends.onnx.legalize.legalizer import OrtLegalizer
+from regraft.backends.onnx.legalize.quantized import RULES
 from regraft.backends.onnx.legalize.site import Site
 from regraft.backends.onnx.legalize.standard import PROFILE, StandardLegalizer
 from regraft.backends.onnx.ops import FAMILIES
@@ -36,7 +37,7 @@ def legalizers(
     found: dict[str, OrtLegalizer | StandardLegalizer] = {PROFILE: StandardLegalizer(families)}
     for target in MEASURED:
         table = (tables or {}).get(target) or shipped_table(target) or CostTable(target, {}, ())
-        found[target] = OrtLegalizer(table, SITES)
+        found[target] = OrtLegalizer(table, SITES, rules=RULES)
     return found
 
 

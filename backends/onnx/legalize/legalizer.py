@@ -24,11 +24,13 @@ class OrtLegalizer:
         table: Measured costs.
         sites: Where there is a choice.
         forced: Form by site name, whatever the table says; what `tune` measures.
+        rules: Forms that the target's kernels need, where there is no choice.
     """
 
     table: CostTable
     sites: tuple[Site, ...]
     forced: Mapping[str, str] = field(default_factory=dict)
+    rules: tuple[LocalRule, ...] = ()
 
     def start(
         self,
@@ -56,8 +58,8 @@ class OrtLegalization:
 
     @property
     def rules(self) -> RuleSet:
-        """One rule per site."""
-        return RuleSet(*(self._rule(site) for site in self.legalizer.sites))
+        """One rule per site, and those without a choice."""
+        return RuleSet(*self.legalizer.rules, *(self._rule(s) for s in self.legalizer.sites))
 
     def decisions(self) -> Mapping[str, Any]:
         """Returns the form taken at every place, and the table it was taken from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from regraft.backends.onnx import ort_ops as ops
+from regraft.backends.onnx import ort_quant_ops as quantized
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.backends.onnx.ops.attention import emit_native
 from regraft.ir.graph import Node
@@ -77,12 +78,27 @@ def _skip_norm(e: EmitContext, op_type: str) -> None:
     e.emit(op_type, e.inputs, outputs, domain=_MICROSOFT, epsilon=e.node.attrs["epsilon"])
 
 
+def _integer_to_float(e: EmitContext) -> None:
+    e.emit("MatMulIntegerToFloat", e.inputs, domain=_MICROSOFT)
+
+
+def _nbits(e: EmitContext) -> None:
+    attrs = e.node.attrs
+    e.emit(
+        "MatMulNBits", e.inputs, domain=_MICROSOFT,
+        K=attrs["k"], N=attrs["n"], bits=attrs["bits"], block_size=attrs["block_size"],
+        accuracy_level=attrs["accuracy_level"],
+    )  # fmt: skip
+
+
 EMITS: tuple[Emit, ...] = (
     Emit(ops.native_attention, {_NATIVE_SINCE: emit_native}),
     Emit(ops.flat_attention, {_NATIVE_SINCE: _flat_attention}),
     Emit(ops.multi_head_attention, {13: _multi_head}),
     Emit(ops.group_query_attention, {13: _group_query}),
     Emit(ops.flat_rotary, {13: _flat_rotary}, _rotary_min_opset),
+    Emit(quantized.matmul_integer_to_float, {13: _integer_to_float}),
+    Emit(quantized.matmul_nbits, {13: _nbits}),
     Emit(ops.bias_gelu, {13: _bias_gelu}),
     Emit(ops.skip_layer_norm, {13: lambda e: _skip_norm(e, "SkipLayerNormalization")}),
     Emit(ops.skip_rms_norm, {13: lambda e: _skip_norm(e, "SkipSimplifiedLayerNormalization")}),

@@ -1,0 +1,108 @@
+"""Quantized products for ONNX Runtime: the kernel that takes the codes, never dequantized weights.
+
+A product of dequantized operands that no kernel takes dequantizes its weight on every run, which
+is slower than the float model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regraft.backends.onnx import ort_quant_ops
+from regraft.ir.constants import constant_of, is_constant
+from regraft.ir.graph import Node, Value
+from regraft.ir.ops import arithmetic, linalg, quant
+from regraft.ir.rewrite import LocalRule, Reject, Rewriter
+from regraft.ir.types import DType
+
+_ANY_SIZE = 1 << 62
+_MIN_BLOCK = 16
+
+
+def _dequantized(value: Value | None) -> Node | None:
+    maker = None if value is None else value.producer
+    return maker if maker is not None and maker.op is quant.dequantize else None
+
+
+def _rank0(value: Value | None) -> bool:
+    return value is not None and value.shape is not None and value.shape in ((), (1,))
+
+
+def integer_to_float(node: Node, rw: Rewriter) -> bool | Reject:
+    """Takes u8 rows by an i8 matrix with a scale per output, the bias included."""
+    left, right = _dequantized(node.inputs[0]), _dequantized(node.inputs[1])
+    if left is None or right is None:
+        return False
+    codes, scale, zero = left.inputs[:3]
+    weight, weight_scale, weight_zero = right.inputs[:3]
+    if codes is None or codes.dtype is not DType.U8 or left.attrs["axis"] is not None:
+        return Reject("the left operand is no u8 tensor with one scale")
+    if not _rank0(scale) or zero is None or not _rank0(zero):
+        return Reject("the left operand has no single scale and zero point")
+    if weight is None or weight.dtype is not DType.I8 or weight.rank != 2:
+        return Reject("the right operand is no i8 matrix")
+    if not is_constant(weight) or right.attrs["block_size"]:
+        return Reject("the right operand is no constant with a scale per output")
+    if right.attrs["axis"] not in (None, 1, -1) or weight_zero is not None:
+        return Reject("the right operand's scales lie along the sum, or it has zero points")
+    bias, last = _bias(node)
+    b = rw.builder(last)
+    result = b.op(
+        ort_quant_ops.matmul_integer_to_float, codes, weight, scale, weight_scale, zero, None, bias
+    )
+    rw.replace(last, result)
+    return True
+
+
+def _bias(node: Node) -> tuple[Value | None, Node]:
+    """Returns the constant vector that is added to a product, and the last node of both."""
+    users = node.output.users
+    if node.output.num_uses != 1 or users[0].op is not arithmetic.add:
+        return None, node
+    total = users[0]
+    other = total.inputs[1] if total.inputs[0] is node.output else total.inputs[0]
+    if other is None or other.rank != 1 or not is_constant(other):
+        return None, node
+    shape = node.output.shape
+    if shape is None or other.shape != shape[-1:] or other.dtype is not DType.F32:
+        return None, node
+    return other, total
+
+
+def nbits(node: Node, rw: Rewriter) -> bool | Reject:
+    """Takes float rows by a matrix of 2, 4 or 8 bits in blocks along the sum."""
+    x, right = node.inputs[0], _dequantized(node.inputs[1])
+    if x is None or right is None or _dequantized(x) is not None:
+        return False
+    group = right.attrs["block_size"]
+    arrays: list[Any] = [
+        None if value is None else constant_of(value, _ANY_SIZE) for value in right.inputs[:3]
+    ]
+    codes, scale, zero = arrays
+    if x.dtype is not DType.F32 or codes is None or scale is None or codes.ndim != 2:
+        return Reject("it is no f32 product with a constant matrix")
+    if right.attrs["axis"] not in (0, -2) or group < _MIN_BLOCK or group & (group - 1):
+        return Reject("the matrix is not in blocks of a power of two along the sum")
+    stored = right.inputs[0]
+    bits = 8 if stored is None or stored.dtype is None else stored.dtype.bits
+    if zero is None and right.inputs[2] is not None:
+        return Reject("the zero points are not constant")
+    data, scales, points = ort_quant_ops.nbits_operands(codes, scale, zero, bits, group)
+    b = rw.builder(node)
+    k, n = codes.shape
+    result = b.op(
+        ort_quant_ops.matmul_nbits, x, b.constant(data), b.constant(scales),
+        None if points is None else b.constant(np.asarray(points)),
+        k=k, n=n, bits=bits, block_size=group,
+    )  # fmt: skip
+    rw.replace(node, result)
+    return True
+
+
+RULES: tuple[LocalRule, ...] = (
+    LocalRule("legalize-matmul-integer-to-float", (linalg.matmul,), integer_to_float),
+    LocalRule("legalize-matmul-nbits", (linalg.matmul,), nbits),
+)
+"""Rules without a choice: every one of these forms is faster than what it replaces."""

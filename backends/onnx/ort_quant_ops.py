@@ -1,0 +1,156 @@
+"""Quantized products of the target level: what ONNX Runtime's CPU kernels take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.errors import UnsupportedError
+from regraft.ir.graph import Node
+from regraft.ir.ops.linalg import matmul
+from regraft.ir.ops.quant import compute_dtype
+from regraft.ir.ops.shapes import operands_of
+from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
+from regraft.ir.types import DType, TensorType, Type
+
+Array = np.ndarray[Any, Any]
+
+
+def _infer_integer(node: Node) -> Type:
+    found = None if matmul.infer is None else matmul.infer(node)
+    return TensorType(DType.F32, found.shape if isinstance(found, TensorType) else None)
+
+
+def _eval_integer(
+    c: Any, a: Array, b: Array, a_scale: Array, b_scale: Array, a_zero: Array, b_zero: Array | None,
+    bias: Array | None,
+) -> Array:  # fmt: skip
+    wide = compute_dtype(c)
+    left = a.astype(np.float64) - a_zero.astype(np.float64)
+    right = b.astype(np.float64) - (0.0 if b_zero is None else b_zero.astype(np.float64))
+    out: Array = np.matmul(left, right).astype(wide) * (a_scale.astype(wide) * b_scale.astype(wide))
+    return out if bias is None else out + bias.astype(wide)
+
+
+def _flops(node: Node) -> Any:
+    return None if matmul.flops is None else matmul.flops(node)
+
+
+matmul_integer_to_float = OpSpec(
+    name="ort.matmul_integer_to_float",
+    source="com.microsoft MatMulIntegerToFloat-1",
+    operands=(
+        Operand("a"),  # u8[..., M, K]
+        Operand("b"),  # i8[K, N]
+        Operand("a_scale"),  # f32
+        Operand("b_scale"),  # f32 or f32[N]
+        Operand("a_zero_point"),  # u8
+        Operand("b_zero_point", optional=True),
+        Operand("bias", optional=True),  # f32[N]
+    ),
+    traits=Trait.PURE | Trait.RAW,
+    infer=_infer_integer,
+    eval=_eval_integer,
+    flops=_flops,
+)
+
+
+def unpacked(packed: Array, bits: int, size: int) -> Array:
+    """Returns u8[N, size] of rows whose codes lie packed, the first in the lowest bits."""
+    per_byte = 8 // bits
+    flat = packed.reshape(packed.shape[0], -1)
+    shifts = np.arange(per_byte, dtype=np.uint8) * bits
+    codes = (flat[:, :, None] >> shifts) & ((1 << bits) - 1)
+    return codes.reshape(packed.shape[0], -1)[:, :size]
+
+
+def packed(codes: Array, bits: int) -> Array:
+    """Returns u8[N, ceil(size * bits / 8)] of codes u8[N, size], the first in the lowest bits."""
+    per_byte = 8 // bits
+    missing = -codes.shape[1] % per_byte
+    filled = np.pad(codes.astype(np.uint8), ((0, 0), (0, missing)))
+    shifts = np.arange(per_byte, dtype=np.uint8) * bits
+    parts = filled.reshape(codes.shape[0], -1, per_byte) << shifts
+    return parts.sum(axis=2, dtype=np.uint8)  # type: ignore[no-any-return]  # of an array
+
+
+def _infer_nbits(node: Node) -> Type:
+    (a,) = operands_of(node, 1)
+    shape = None if a.shape is None else (*a.shape[:-1], node.attrs["n"])
+    return TensorType(a.dtype, shape)
+
+
+def _eval_nbits(c: Any, a: Array, b: Array, scales: Array, zeros: Array | None) -> Array:
+    k, n, bits, group = (c.attrs[name] for name in ("k", "n", "bits", "block_size"))
+    blocks = -(-k // group)
+    codes = unpacked(b.reshape(n, -1), bits, blocks * group).astype(np.float32)
+    if zeros is None:
+        points = np.full((n, blocks), 1 << (bits - 1), np.float32)
+    elif zeros.dtype == np.uint8:
+        points = unpacked(zeros.reshape(n, -1), bits, blocks).astype(np.float32)
+    else:
+        points = zeros.reshape(n, blocks)
+    spread = np.repeat(points, group, 1), np.repeat(scales.reshape(n, blocks), group, 1)
+    weight = ((codes - spread[0]) * spread[1])[:, :k]
+    return np.matmul(a, weight.T.astype(a.dtype))  # type: ignore[no-any-return]  # of arrays
+
+
+def _flops_nbits(node: Node) -> Any:
+    shape = node.output.shape
+    if shape is None:
+        return None
+    total: Any = 2 * node.attrs["k"]
+    for size in shape:
+        total = total * size
+    return total
+
+
+matmul_nbits = OpSpec(
+    name="ort.matmul_nbits",
+    source="com.microsoft MatMulNBits-1",
+    operands=(
+        Operand("a"),  # f32[..., M, K]
+        Operand("b"),  # u8[N, blocks, block_size * bits / 8]
+        Operand("scales"),  # f32[N, blocks]
+        Operand("zero_points", optional=True),  # u8 packed; 2 ** (bits - 1) without
+    ),
+    attrs=(
+        Attr("k", AttrKind.INT),
+        Attr("n", AttrKind.INT),
+        Attr("bits", AttrKind.INT),
+        Attr("block_size", AttrKind.INT),
+        Attr("accuracy_level", AttrKind.INT, 4),  # 4: products of 8-bit integers
+    ),
+    infer=_infer_nbits,
+    eval=_eval_nbits,
+    flops=_flops_nbits,
+)
+
+
+def nbits_operands(
+    codes: Array, scale: Array, zero: Array | None, bits: int, group: int
+) -> tuple[Array, Array, Array | None]:
+    """Returns codes, scales and zero points as `ort.matmul_nbits` takes them.
+
+    Args:
+        codes: Integers [K, N], signed ones centred at 0.
+        scale: f32[blocks, N].
+        zero: Integers [blocks, N]; None for 0 of signed codes.
+        bits: 2, 4 or 8.
+        group: Positions of K in a block.
+    """
+    if bits not in (2, 4, 8):
+        raise UnsupportedError(f"MatMulNBits has no {bits}-bit weights")
+    k, n = codes.shape
+    blocks = -(-k // group)
+    wide = codes.astype(np.int16)
+    if codes.dtype.name.startswith("int"):  # int2 and int4 of ml_dtypes are no numpy kinds
+        wide = wide + (1 << (bits - 1))
+        points = None if zero is None else zero.astype(np.int16) + (1 << (bits - 1))
+    else:
+        points = np.zeros((blocks, n), np.int16) if zero is None else zero.astype(np.int16)
+    rows = np.pad(wide.T, ((0, 0), (0, blocks * group - k))).astype(np.uint8)
+    data = packed(rows, bits).reshape(n, blocks, group * bits // 8)
+    found = None if points is None else packed(np.ascontiguousarray(points.T), bits).reshape(-1)
+    return data, np.ascontiguousarray(scale.T), found

@@ -1,0 +1,8 @@
+"""Quantization: formats, calibration, methods, and the pass `quantize`."""
+
+from regraft.passes.protocol import Pass
+from regraft.passes.quantization.quantize import Quantize
+
+__all__ = ["PASSES", "Quantize"]
+
+PASSES: tuple[type[Pass], ...] = (Quantize,)

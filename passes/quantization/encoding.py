@@ -1,0 +1,139 @@
+"""Weights as integers: round to nearest, in ranges that may be searched.
+
+Matrices are f32[K, N] throughout: K is the axis that the product sums over, N the outputs. Groups
+are runs of `group` positions of K, the last one shorter where K is no multiple.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regraft.passes.quantization.formats import Format
+
+Array = np.ndarray[Any, Any]
+
+_TINY = np.finfo(np.float32).tiny
+
+_SHRINKS = np.linspace(1.0, 0.5, 26)
+"""Fractions of a range that the search tries: below a half no weight distribution gains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Scales and zero points of a matrix [K, N].
+
+    Args:
+        format: The integers.
+        scale: f32[G, N], one row per group.
+        zero_point: f32[G, N] of whole numbers, None where the format is symmetric.
+        group: Positions of K in a group.
+    """
+
+    format: Format
+    scale: Array
+    zero_point: Array | None
+    group: int
+
+    def row(self, position: int) -> tuple[Array, Array | float]:
+        """Returns scale and zero point, f32[N], of one position of K."""
+        idx = position // self.group
+        return self.scale[idx], 0.0 if self.zero_point is None else self.zero_point[idx]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A matrix as integers.
+
+    Args:
+        grid: Scales and zero points.
+        codes: i8 or u8[K, N], in the range of the format.
+    """
+
+    grid: Grid
+    codes: Array
+
+    def decode(self) -> Array:
+        """Returns f32[K, N]."""
+        size = self.codes.shape[0]
+        scale = np.repeat(self.grid.scale, self.grid.group, 0)[:size]
+        codes = self.codes.astype(np.float32)
+        if self.grid.zero_point is not None:
+            codes -= np.repeat(self.grid.zero_point, self.grid.group, 0)[:size]
+        codes *= scale
+        return codes
+
+
+def grouped(matrix: Array, group: int) -> Array:
+    """Returns [K, N] as [G, group, N], the last group filled up with zeros."""
+    size, width = matrix.shape
+    missing = -size % group
+    if missing:
+        matrix = np.concatenate([matrix, np.zeros((missing, width), matrix.dtype)])
+    return matrix.reshape(-1, group, width)
+
+
+def grid_of(matrix: Array, fmt: Format, group: int, shrink: Array | float = 1.0) -> Grid:
+    """Returns the grid that spans the values of every group.
+
+    Args:
+        matrix: f32[K, N].
+        fmt: The integers.
+        group: Positions of K that share a scale.
+        shrink: Fraction of the range that is kept; a number or f32[G, N].
+    """
+    blocks = grouped(matrix, group)
+    if fmt.symmetric:
+        top = np.abs(blocks).max(1) * shrink
+        return Grid(fmt, _positive(top / fmt.high), None, group)
+    low: Array = np.minimum(blocks.min(1), 0) * shrink
+    high: Array = np.maximum(blocks.max(1), 0) * shrink
+    scale = _positive((high - low) / (fmt.high - fmt.low))
+    zero = np.clip(np.rint(fmt.low - low / scale), fmt.low, fmt.high).astype(np.float32)
+    return Grid(fmt, scale, zero, group)
+
+
+def _positive(steps: Array) -> Array:
+    """Returns f32 steps, the least number instead of 0: where all values are 0 any step will do."""
+    positive: Array = np.maximum(steps, _TINY).astype(np.float32)
+    return positive
+
+
+def round_to(matrix: Array, grid: Grid) -> Encoded:
+    """Returns every value as the nearest code of the grid, halves to even."""
+    size = matrix.shape[0]
+    blocks: Array = grouped(matrix, grid.group) / grid.scale[:, None]
+    np.rint(blocks, out=blocks)
+    if grid.zero_point is not None:
+        blocks += grid.zero_point[:, None]
+    np.clip(blocks, grid.format.low, grid.format.high, out=blocks)
+    kind = np.uint8 if grid.format.low == 0 else np.int8
+    codes = blocks.reshape(-1, matrix.shape[1])[:size].astype(kind)
+    return Encoded(grid, codes)
+
+
+def searched_grid(matrix: Array, fmt: Format, group: int, importance: Array | None = None) -> Grid:
+    """Returns the grid of least squared error among shrunk ranges, per group and output.
+
+    Args:
+        matrix: f32[K, N].
+        fmt: The integers.
+        group: Positions of K that share a scale.
+        importance: f64[K], the mean square of what each position is multiplied by; equal when None.
+    """
+    blocks = grouped(matrix, group)
+    size = matrix.shape[0]
+    weights = np.ones(size) if importance is None else np.asarray(importance, np.float64)
+    weights = grouped((weights / max(float(weights.mean()), float(_TINY)))[:, None], group)
+    weights = weights.astype(np.float32)
+    best = np.full(blocks.shape[::2], np.inf, np.float32)
+    shrink = np.ones(blocks.shape[::2], np.float32)
+    for each in _SHRINKS:
+        grid = grid_of(matrix, fmt, group, each)
+        error = grouped(round_to(matrix, grid).decode() - matrix, group)
+        loss = np.einsum("gkn,gkn,gkm->gn", error, error, weights, optimize=True)
+        better = loss < best
+        best[better], shrink[better] = loss[better], each
+    return grid_of(matrix, fmt, group, shrink)

@@ -1,0 +1,81 @@
+"""GPTQ: rounding column by column, each error made up for by what is not rounded yet.
+
+Frantar et al., GPTQ, 2022, algorithm 1, with groups whose scales are fixed before any column is
+rounded ("static groups"), so that no runtime needs an index of groups. Positions are rounded in the
+order of falling diagonal ("act-order").
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regraft.passes.quantization.encoding import Encoded, Grid
+
+Array = np.ndarray[Any, Any]
+
+_BLOCK = 128
+"""Columns whose updates of the rest are made by one product."""
+
+_DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Fractions of the mean diagonal that are added to it, tried until the matrix is definite."""
+
+
+def inverse_factor(moments: Array) -> tuple[Array, float]:
+    """Returns the upper Cholesky factor of the inverse of damped second moments, and the damping.
+
+    Args:
+        moments: f64[K, K], the sum of x xᵀ over rows x. Positions that never differ from 0 count
+            as 1.
+
+    Raises:
+        numpy.linalg.LinAlgError: When no damping makes it definite, or it holds NaN or Inf.
+    """
+    if not np.isfinite(moments).all():
+        raise np.linalg.LinAlgError("second moments hold NaN or Inf")
+    matrix = moments.astype(np.float64, copy=True)
+    diagonal = np.einsum("kk->k", matrix)
+    diagonal[diagonal == 0] = 1.0
+    mean = float(diagonal.mean())
+    base = diagonal.copy()
+    for fraction in _DAMPING:
+        np.einsum("kk->k", matrix)[:] = base + fraction * mean
+        try:
+            lower = np.linalg.cholesky(matrix)
+        except np.linalg.LinAlgError:
+            continue
+        # chol(H⁻¹) upper: H = L Lᵀ gives H⁻¹ = L⁻ᵀ L⁻¹, whose upper factor comes by reversing
+        inverse = np.linalg.inv(lower)
+        whole = inverse.T @ inverse
+        return np.linalg.cholesky(whole).T.copy(), fraction
+    raise np.linalg.LinAlgError("no damping makes the second moments definite")
+
+
+def gptq(matrix: Array, grid: Grid, moments: Array) -> Encoded:
+    """Returns the codes that keep the product with the seen rows closest, greedily.
+
+    Args:
+        matrix: f32[K, N].
+        grid: Scales and zero points, which stay.
+        moments: f64[K, K], the sum of x xᵀ over the rows x that were seen.
+    """
+    size = matrix.shape[0]
+    order = np.argsort(-np.einsum("kk->k", moments), kind="stable")
+    factor, _ = inverse_factor(moments[np.ix_(order, order)])
+    factor = factor.astype(np.float32)
+    rest = matrix[order].astype(np.float32)
+    codes = np.empty(matrix.shape, np.uint8 if grid.format.low == 0 else np.int8)
+    fmt = grid.format
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        errors = np.empty((stop - start, matrix.shape[1]), np.float32)
+        for idx in range(start, stop):
+            scale, zero = grid.row(int(order[idx]))
+            code = np.clip(np.rint(rest[idx] / scale) + zero, fmt.low, fmt.high)
+            codes[order[idx]] = code.astype(codes.dtype)
+            error = (rest[idx] - (code - zero) * scale) / factor[idx, idx]
+            rest[idx + 1 : stop] -= np.outer(factor[idx, idx + 1 : stop], error)
+            errors[idx - start] = error
+        rest[stop:] -= factor[start:stop, stop:].T @ errors
+    return Encoded(grid, codes)

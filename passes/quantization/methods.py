@@ -1,0 +1,40 @@
+"""How codes of a matrix are found, by name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from regraft.passes.quantization.encoding import Encoded, grid_of, round_to, searched_grid
+from regraft.passes.quantization.formats import Format
+from regraft.passes.quantization.gptq import gptq
+from regraft.passes.quantization.statistics import Statistics
+
+Array = np.ndarray[Any, Any]
+
+Method = Literal["round", "search", "gptq"]
+
+
+def encode(
+    matrix: Array, fmt: Format, group: int, method: Method, stats: Statistics | None
+) -> Encoded:
+    """Returns the codes of a matrix.
+
+    Args:
+        matrix: f32[K, N].
+        fmt: The integers.
+        group: Positions of K that share a scale.
+        method: `round` to nearest in full ranges, `search` of ranges weighted by what the inputs
+            are, or `gptq` in searched ranges.
+        stats: Of the inputs, where there are any; `gptq` needs their second moments.
+    """
+    if method == "round":
+        return round_to(matrix, grid_of(matrix, fmt, group))
+    importance = None if stats is None else stats.mean_square
+    grid = searched_grid(matrix, fmt, group, importance)
+    if method == "search":
+        return round_to(matrix, grid)
+    if stats is None or stats.moments is None:
+        raise AssertionError("gptq needs second moments")
+    return gptq(matrix, grid, stats.moments)

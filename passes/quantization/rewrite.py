@@ -1,0 +1,163 @@
+"""Writing quantized layers: dequantized codes in place of weights, quantized activations before.
+
+Everything is standard operators in canonical form; `legalize` finds the target's kernels in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.builder import Builder
+from regraft.ir.graph import Value
+from regraft.ir.ops import arithmetic, cast, gathering, linalg, quant, reduce
+from regraft.ir.types import DType
+from regraft.ir.weights import ArrayWeight
+from regraft.passes.quantization.encoding import Encoded
+from regraft.passes.quantization.ranges import Range
+from regraft.passes.quantization.sites import Linear, Table
+
+Array = np.ndarray[Any, Any]
+
+_TOKEN_LEVELS = 127
+_TOKEN_ZERO = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Input:
+    """A value as the quantized products read it.
+
+    Args:
+        value: f32[..., K], equal to the value but for rounding.
+        factor: f32[..., 1], what the products have to be multiplied by; None for 1.
+        tail: f32[..., T], channels that were left in float, None without any.
+    """
+
+    value: Value
+    factor: Value | None = None
+    tail: Value | None = None
+
+
+def static_input(b: Builder, x: Value, found: Range, factor: Array | None, tail: Array) -> Input:
+    """Returns `x` rounded to one stated range.
+
+    Args:
+        b: Where to build.
+        x: f32[..., K].
+        found: Scale and zero point.
+        factor: f32[K], what it is multiplied by before; None for 1.
+        tail: i64[T], channels that are also handed on as they are.
+    """
+    scaled = x if factor is None else b.op(arithmetic.mul, x, b.constant(factor))
+    scale, zero = b.constant(np.asarray(found.scale)), b.constant(np.asarray(found.zero_point))
+    codes = b.op(quant.quantize, scaled, scale, zero)
+    value = b.op(quant.dequantize, codes, scale, zero)
+    return Input(value, tail=_tail(b, scaled, tail))
+
+
+def token_input(b: Builder, x: Value, size: int, tail: Array) -> Input:
+    """Returns `x` with every row rounded to its own range: its largest absolute value.
+
+    Rows do not see each other, so that a row's result is the same in every batch.
+
+    Args:
+        b: Where to build.
+        x: f32[..., K].
+        size: K.
+        tail: i64[T], channels that are handed on as they are, and not rounded.
+    """
+    body = x
+    if tail.size:
+        keep = np.ones(size, np.float32)
+        keep[tail] = 0
+        body = b.op(arithmetic.mul, x, b.constant(keep))
+    spread = b.op(arithmetic.abs_, body)
+    top = b.op(reduce.reduce_max, spread, axes=(-1,), keepdims=True)
+    least = b.constant(np.asarray(np.finfo(np.float32).tiny))
+    top = b.op(arithmetic.max_, top, least)
+    unit = b.op(arithmetic.div, body, top)
+    scale = b.constant(np.asarray(1 / _TOKEN_LEVELS, np.float32))
+    zero = b.constant(np.asarray(_TOKEN_ZERO, np.uint8))
+    codes = b.op(quant.quantize, unit, scale, zero)
+    return Input(b.op(quant.dequantize, codes, scale, zero), factor=top, tail=_tail(b, x, tail))
+
+
+def dynamic_input(b: Builder, x: Value) -> Input:
+    """Returns `x` rounded to the range of the whole tensor, found at run time."""
+    codes, scale, zero = b.multi(quant.dynamic_quantize, x)
+    return Input(b.op(quant.dequantize, codes, scale, zero))
+
+
+def _tail(b: Builder, x: Value, channels: Array) -> Value | None:
+    if not channels.size:
+        return None
+    return b.op(gathering.gather, x, b.constant(channels.astype(np.int64)), axis=-1)
+
+
+def dequantized(b: Builder, name: str, encoded: Encoded, *, per_channel: bool) -> Value:
+    """Returns f32[K, N] as dequantized codes.
+
+    Args:
+        b: Where to build.
+        name: Of the weight that it was.
+        encoded: Codes, scales and zero points.
+        per_channel: Whether one group spans all of K, so that scales are per output.
+    """
+    fmt, grid = encoded.grid.format, encoded.grid
+    codes = b.weight(
+        f"{name}.codes", ArrayWeight(encoded.codes.astype(fmt.dtype.numpy), made_from=(name,))
+    )
+    scale = grid.scale[0] if per_channel else grid.scale
+    zero = None
+    if grid.zero_point is not None:
+        points = grid.zero_point[0] if per_channel else grid.zero_point
+        zero = b.constant(points.astype(fmt.dtype.numpy), name=f"{name}.zero_points")
+    place = {"axis": 1} if per_channel else {"axis": 0, "block_size": grid.group}
+    return b.op(quant.dequantize, codes, b.constant(scale, name=f"{name}.scales"), zero, **place)
+
+
+def write_linear(
+    b: Builder, site: Linear, source: Input, weight: Value, tail: Array | None, shift: Array | None
+) -> Value:
+    """Replaces a linear layer and returns its new result.
+
+    Args:
+        b: Builds before the layer.
+        site: The layer.
+        source: Its input.
+        weight: f32[K, N], dequantized.
+        tail: f32[T, N], weights of the channels in float.
+        shift: f32[N], what is added to the result; None for nothing.
+    """
+    result = b.op(linalg.matmul, source.value, weight)
+    if source.factor is not None:
+        result = b.op(arithmetic.mul, result, source.factor)
+    if source.tail is not None and tail is not None:
+        rows = b.weight(f"{site.name}.tail", ArrayWeight(tail, made_from=(site.name,)))
+        result = b.op(arithmetic.add, result, b.op(linalg.matmul, source.tail, rows))
+    if site.bias is not None:
+        result = b.op(arithmetic.add, result, site.bias)
+    if shift is not None:
+        result = b.op(arithmetic.add, result, b.constant(shift))
+    b.graph.replace(site.node, [result])
+    return result
+
+
+def write_table(b: Builder, site: Table, codes: Array, scale: Array) -> Value:
+    """Replaces a read of a table by a read of its codes, one scale per row.
+
+    Args:
+        b: Builds before the read.
+        site: The read.
+        codes: i8[V, D].
+        scale: f32[V].
+    """
+    stored = b.weight(f"{site.name}.codes", ArrayWeight(codes, made_from=(site.name,)))
+    scales = b.weight(f"{site.name}.scales", ArrayWeight(scale[:, None]))
+    rows = b.op(cast.cast, b.op(gathering.gather, stored, site.indices, axis=0), to=DType.F32)
+    factor = b.op(gathering.gather, scales, site.indices, axis=0)
+    result = b.op(arithmetic.mul, rows, factor)
+    b.graph.replace(site.node, [result])
+    return result

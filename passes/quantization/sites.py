@@ -1,0 +1,113 @@
+"""Where a module can be quantized: linear layers by a constant matrix, and tables that are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.constants import constant_of, is_constant, weight
+from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.ops import gathering, linalg
+from regraft.ir.types import DType
+
+Array = np.ndarray[Any, Any]
+
+_ANY_SIZE = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """`node = x . weight (+ bias)`, the sum over the last axis of x.
+
+    Args:
+        node: The product, a matmul or a gemm.
+        x: f32[..., K].
+        weight: The constant: f32[K, N], or [N, K] where `transposed`.
+        bias: f32[N] or what broadcasts to it, None without one.
+        transposed: Whether the weight lies as [N, K].
+    """
+
+    node: Node
+    x: Value
+    weight: Value
+    bias: Value | None
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the weight, or of the result."""
+        return weight_name(self.weight) or self.node.output.name or self.node.op.name
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """K and N."""
+        first, second = [size for size in self.weight.shape or () if isinstance(size, int)]
+        return (second, first) if self.transposed else (first, second)
+
+    def matrix(self) -> Array:
+        """Returns f32[K, N]."""
+        array = constant_of(self.weight, _ANY_SIZE)
+        if array is None:
+            raise AssertionError("the weight of a linear layer is constant")
+        return np.asarray(array.T if self.transposed else array, np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """`node = table[indices]`, rows of a constant matrix f32[V, D]."""
+
+    node: Node
+    table: Value
+    indices: Value
+
+    @property
+    def name(self) -> str:
+        """Name of the table, or of the result."""
+        return weight_name(self.table) or self.node.output.name or self.node.op.name
+
+
+def weight_name(value: Value) -> str | None:
+    """Returns the name of the weight that a value is, None for other values."""
+    maker = value.producer
+    return maker.attrs["name"] if maker is not None and maker.op is weight else None
+
+
+def linears(graph: Graph) -> Iterator[Linear]:
+    """Iterates over the linear layers of a graph, in its order."""
+    for node in graph:
+        if node.op is linalg.matmul:
+            x, weight = node.inputs[0], node.inputs[1]
+            bias, transposed = None, False
+        elif node.op is linalg.gemm:
+            x, weight, bias = node.inputs[:3]
+            attrs = node.attrs
+            if attrs["trans_a"] or attrs["alpha"] != 1.0 or attrs["beta"] != 1.0:
+                continue
+            transposed = bool(attrs["trans_b"])
+        else:
+            continue
+        if x is None or weight is None or not _is_matrix(weight) or is_constant(x):
+            continue
+        if x.rank is not None and x.rank >= 2 and x.dtype is DType.F32:
+            yield Linear(node, x, weight, bias, transposed)
+
+
+def tables(graph: Graph) -> Iterator[Table]:
+    """Iterates over the reads of constant tables by varying indices."""
+    for node in graph:
+        if node.op is not gathering.gather or node.attrs["axis"] != 0:
+            continue
+        table, indices = node.inputs[0], node.inputs[1]
+        if table is None or indices is None or not _is_matrix(table) or is_constant(indices):
+            continue
+        yield Table(node, table, indices)
+
+
+def _is_matrix(value: Value) -> bool:
+    shape = value.shape
+    if value.dtype is not DType.F32 or shape is None or len(shape) != 2:
+        return False
+    return is_constant(value) and all(isinstance(size, int) and size > 0 for size in shape)

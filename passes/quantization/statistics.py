@@ -1,0 +1,127 @@
+"""What calibration remembers of inputs of linear layers: a few numbers per channel, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.errors import UsageError
+from regraft.ir.graph import Value
+from regraft.ir.module import Module
+from regraft.passes.protocol import Context
+
+Array = np.ndarray[Any, Any]
+
+_MAX_ROWS = 4096
+"""Rows that are kept for judging ranges; 4096 of 384 channels are 6 MB."""
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Of one value f32[..., K], over all rows of all samples.
+
+    Attributes:
+        low: f32[K], least.
+        high: f32[K], largest.
+        square: f64[K], sum of squares.
+        total: f64[K], sum.
+        rows: How many rows were seen.
+        moments: f64[K, K], sum of x xᵀ, None where nobody asked for it.
+        kept: Rows spread evenly over what was seen.
+    """
+
+    low: Array
+    high: Array
+    square: Array
+    total: Array
+    rows: int = 0
+    moments: Array | None = None
+    kept: list[Array] = field(default_factory=list)
+    _stride: int = 1
+    _num_kept: int = 0
+
+    @staticmethod
+    def empty(size: int, *, with_moments: bool) -> Statistics:
+        """Returns statistics of nothing."""
+        return Statistics(
+            np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32),
+            np.zeros(size), np.zeros(size),
+            moments=np.zeros((size, size)) if with_moments else None,
+        )  # fmt: skip
+
+    @property
+    def top(self) -> Array:
+        """Largest absolute value, f32[K]."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    @property
+    def mean_square(self) -> Array:
+        """f64[K]."""
+        return self.square / max(self.rows, 1)
+
+    @property
+    def mean(self) -> Array:
+        """f64[K]."""
+        return self.total / max(self.rows, 1)
+
+    def sample(self) -> Array:
+        """Returns rows that were seen, f32[R, K]."""
+        return np.concatenate(self.kept) if self.kept else np.zeros((0, self.low.size), np.float32)
+
+    def update(self, x: Array) -> None:
+        """Takes in rows f32[R, K]."""
+        np.minimum(self.low, x.min(0, initial=np.inf), out=self.low)
+        np.maximum(self.high, x.max(0, initial=-np.inf), out=self.high)
+        self.square += np.einsum("rk,rk->k", x, x, dtype=np.float64)
+        self.total += x.sum(0, dtype=np.float64)
+        if self.moments is not None:
+            self.moments += x.T @ x
+        offset = -self.rows % self._stride
+        self.rows += x.shape[0]
+        picked = x[offset :: self._stride].copy()
+        self.kept.append(picked)
+        self._num_kept += picked.shape[0]
+        if self._num_kept > _MAX_ROWS:  # every other row goes, and from now on every other is kept
+            rows = np.concatenate(self.kept)[::2].copy()
+            self.kept, self._num_kept, self._stride = [rows], rows.shape[0], 2 * self._stride
+
+
+def gather_statistics(
+    module: Module, values: Sequence[Value], ctx: Context, moments: Sequence[Value] = ()
+) -> dict[Value, Statistics]:
+    """Runs the samples and returns the statistics of each value.
+
+    Args:
+        module: The module.
+        values: Values of its main graph, f32[..., K].
+        ctx: Gives samples and a source of activations.
+        moments: Those of `values` whose second moments are wanted.
+
+    Raises:
+        UsageError: Without samples or a source, or when a value holds NaN or Inf.
+    """
+    if not ctx.samples:
+        raise UsageError(
+            "pass `quantize` needs samples to find ranges, and there are none",
+            hint="give inputs with --calibrate, or use activations=token or activations=none",
+        )
+    if ctx.activations is None:
+        raise UsageError("pass `quantize` needs values inside the module, and there is no source")
+    wanted = list(dict.fromkeys(values))
+    want_moments = set(moments)
+    found: dict[Value, Statistics] = {}
+    for item in ctx.activations.activations(module, wanted, ctx.samples):
+        for value, array in item.items():
+            rows = array.reshape(-1, array.shape[-1]).astype(np.float32, copy=False)
+            if not np.isfinite(rows).all():
+                raise UsageError(
+                    f"`{value.name}` holds NaN or Inf on a sample: no range holds it",
+                    hint="find the sample with `regraft compare`, or keep the layer in float",
+                )
+            if value not in found:
+                found[value] = Statistics.empty(rows.shape[1], with_moments=value in want_moments)
+            found[value].update(rows)
+    return found

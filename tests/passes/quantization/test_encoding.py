@@ -1,0 +1,119 @@
+"""Codes of matrices: the grid, search of ranges, GPTQ."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regraft.passes.quantization.encoding import grid_of, round_to, searched_grid
+from regraft.passes.quantization.formats import FORMATS, INT8, UINT4
+from regraft.passes.quantization.gptq import gptq, inverse_factor
+
+
+def heavy_tailed(size: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_t(4, (size, width)).astype(np.float32)
+
+
+def correlated_rows(size: int, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(400, size)) @ rng.normal(size=(size, size))).astype(np.float64)
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@given(
+    k=st.integers(1, 40), n=st.integers(1, 5), group=st.sampled_from([1, 7, 16, 40]),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+@settings(max_examples=20, deadline=None)
+def test_a_value_in_range_moves_by_half_a_step_at_most(fmt, k, n, group, seed):
+    matrix = heavy_tailed(k, n, seed)
+    encoded = round_to(matrix, grid_of(matrix, fmt, group))
+    step = np.repeat(encoded.grid.scale, group, 0)[:k]
+    # asymmetric grids move by half a step more: 0 is a code, so that the ends are no grid points
+    allowed = step * (0.5 if fmt.symmetric else 1.0) * (1 + 1e-4)
+    assert (np.abs(encoded.decode() - matrix) <= allowed).all()
+    assert encoded.codes.min() >= fmt.low
+    assert encoded.codes.max() <= fmt.high
+
+
+def test_zero_is_exact():
+    matrix = heavy_tailed(32, 3)
+    matrix[5] = 0
+    for fmt in FORMATS.values():
+        assert (round_to(matrix, grid_of(matrix, fmt, 16)).decode()[5] == 0).all()
+
+
+def test_int8_leaves_out_the_code_without_a_negation():
+    matrix = np.array([[-1.0], [0.5]], np.float32)
+    assert round_to(matrix, grid_of(matrix, INT8, 2)).codes.tolist() == [[-127], [64]]
+
+
+def test_codes_follow_the_formula():
+    matrix = np.array([[-1.0], [0.0], [2.0]], np.float32)
+    encoded = round_to(matrix, grid_of(matrix, UINT4, 3))
+    assert encoded.grid.scale[0, 0] == np.float32(3 / 15)
+    assert encoded.grid.zero_point is not None
+    assert encoded.grid.zero_point[0, 0] == 5
+    assert encoded.codes[:, 0].tolist() == [0, 5, 15]
+
+
+def test_searched_ranges_have_less_error_on_what_counts():
+    matrix = heavy_tailed(64, 8)
+    importance = np.geomspace(1, 1e4, 64)
+
+    def loss(encoded):
+        return float((np.square(encoded.decode() - matrix) * importance[:, None]).sum())
+
+    plain = loss(round_to(matrix, grid_of(matrix, UINT4, 32)))
+    searched = loss(round_to(matrix, searched_grid(matrix, UINT4, 32, importance)))
+    assert searched < 0.9 * plain
+
+
+def test_gptq_keeps_products_closer_than_rounding():
+    matrix, rows = heavy_tailed(96, 16), correlated_rows(96)
+    grid = grid_of(matrix, UINT4, 32)
+
+    def loss(encoded):
+        return float(np.square(rows @ (encoded.decode() - matrix)).sum())
+
+    assert loss(gptq(matrix, grid, rows.T @ rows)) < 0.6 * loss(round_to(matrix, grid))
+
+
+def test_gptq_of_independent_inputs_is_rounding():
+    matrix = heavy_tailed(40, 4)
+    grid = grid_of(matrix, UINT4, 16)
+    codes = gptq(matrix, grid, np.eye(40) * 7).codes
+    assert (codes == round_to(matrix, grid).codes).all()
+
+
+def test_gptq_equals_the_update_by_a_fresh_inverse_at_every_step():
+    """The Cholesky form against its definition: optimal brain surgery, one position at a time."""
+    matrix, rows = heavy_tailed(12, 3).astype(np.float64), correlated_rows(12)
+    moments = rows.T @ rows
+    grid = grid_of(matrix.astype(np.float32), UINT4, 4)
+    order = np.argsort(-np.diag(moments), kind="stable")
+    hessian = moments + 0.01 * np.diag(moments).mean() * np.eye(12)
+    rest, left, want = matrix.copy(), list(order), np.zeros((12, 3))
+    while left:
+        inverse = np.linalg.inv(hessian[np.ix_(left, left)])
+        position = left[0]
+        scale, zero = grid.row(position)
+        code = np.clip(np.rint(rest[position] / scale) + zero, 0, 15)
+        want[position] = code
+        error = (rest[position] - (code - zero) * scale) / inverse[0, 0]
+        rest[left] -= np.outer(inverse[:, 0], error)
+        left = left[1:]
+    assert (gptq(matrix.astype(np.float32), grid, moments).codes == want).all()
+
+
+def test_inputs_that_are_always_zero_are_rounded():
+    matrix, rows = heavy_tailed(20, 3), correlated_rows(20)
+    rows[:, 4] = 0
+    grid = grid_of(matrix, UINT4, 20)
+    codes = gptq(matrix, grid, rows.T @ rows).codes
+    assert (codes[4] == round_to(matrix, grid).codes[4]).all()
+
+
+def test_moments_that_are_not_finite_are_an_error():
+    with pytest.raises(np.linalg.LinAlgError):
+        inverse_factor(np.full((3, 3), np.nan))
