@@ -6,6 +6,7 @@
 
 import argparse
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ import torch
 from torch import Tensor, nn
 
 import regraft
+from benchmarks.encyclopedia import paragraphs
+from benchmarks.fixtures.vision_ops import declare
 from benchmarks.models import SENTENCE_ENCODER, ModelMissingError, find
 from regraft.ir.module import Module
 from regraft.passes.recovery.data import Batch, Examples, text_examples
+from regraft.passes.recovery.fixed import FixedBatches, batches_by_length
 
-MAX_TOKENS = 48
-"""Of training texts: sentences, most of the time."""
+MAX_TOKENS = 128
+"""Of a piece of text."""
 
-MAX_TEST_TOKENS = 128
+MAX_ELEMENTS = 1024
+"""Tokens of a training batch."""
 
 _MAX_POSITIONS = 512
 
@@ -44,11 +49,12 @@ class PackagedFile:
 
 _TEXTS = "gensim/test/test_data/"
 TEST_TEXT = PackagedFile("lee", "gensim", "4.4.0", _TEXTS + "lee.cor")
-TRAINING_TEXTS = (
-    PackagedFile("lee-background", "gensim", "4.4.0", _TEXTS + "lee_background.cor"),
-    PackagedFile("wikipedia", "gensim", "4.4.0", _TEXTS + "head500.noblanks.cor"),
-)
-FILES = (SENTENCE_ENCODER, TEST_TEXT, *TRAINING_TEXTS)
+NEWS = PackagedFile("lee-background", "gensim", "4.4.0", _TEXTS + "lee_background.cor")
+ENCYCLOPEDIA = PackagedFile(
+    "wikipedia", "gensim", "4.4.0",
+    _TEXTS + "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
+)  # fmt: skip
+FILES = (SENTENCE_ENCODER, TEST_TEXT, NEWS, ENCYCLOPEDIA)
 
 
 class SentenceEncoder(nn.Module):  # type: ignore[misc]  # types of PyTorch are not read here
@@ -76,6 +82,7 @@ def folder() -> Path:
 
 def encoder() -> Module:
     """Returns the encoder as a module: token ids and mask in, `embedding` f32[batch, 384] out."""
+    declare()  # where a torchvision is installed, transformers imports it
     from transformers import AutoModel  # an extra
 
     bert = AutoModel.from_pretrained(folder(), local_files_only=True)
@@ -89,13 +96,13 @@ def encoder() -> Module:
     return module
 
 
-def _tokenizer(max_tokens: int) -> Any:
+def _tokenizer() -> Any:
     from transformers import AutoTokenizer  # an extra
 
     tokenizer = AutoTokenizer.from_pretrained(folder(), local_files_only=True)
 
     def tokenize(text: str) -> dict[str, list[int]]:
-        found = tokenizer(text, truncation=True, max_length=max_tokens)
+        found = tokenizer(text, truncation=True, max_length=MAX_TOKENS)
         return {name: found[name] for name in ("input_ids", "attention_mask")}
 
     return tokenize
@@ -103,17 +110,26 @@ def _tokenizer(max_tokens: int) -> Any:
 
 def training_data(batch_size: int) -> Examples:
     """Returns pieces of news and encyclopedia texts, none of them in `test_batch`."""
-    files = [find(file) for file in TRAINING_TEXTS]
-    items = text_examples(files, _tokenizer(MAX_TOKENS), max_tokens=MAX_TOKENS)
-    return Examples(items, batch_size)
+    return Examples(_pieces(), batch_size)
+
+
+def training_batches(max_elements: int = MAX_ELEMENTS) -> FixedBatches:
+    """Returns the same pieces, those of like length together, in batches that come back."""
+    return batches_by_length(_pieces(), max_elements)
+
+
+def _pieces() -> list[Batch]:
+    with tempfile.TemporaryDirectory() as folder:
+        articles = Path(folder) / "articles.txt"
+        articles.write_text("\n".join(paragraphs(find(ENCYCLOPEDIA))), encoding="utf-8")
+        return text_examples([articles, find(NEWS)], _tokenizer(), max_tokens=MAX_TOKENS)
 
 
 def test_batch() -> Batch:
     """Returns the 50 news texts of the Lee corpus, in pieces."""
     items = text_examples(
-        [find(TEST_TEXT)], _tokenizer(MAX_TEST_TOKENS), max_tokens=MAX_TEST_TOKENS,
-        encoding="latin-1",
-    )  # fmt: skip
+        [find(TEST_TEXT)], _tokenizer(), max_tokens=MAX_TOKENS, encoding="latin-1"
+    )
     return Examples(items, len(items), seed=None).collate(items)
 
 

@@ -18,16 +18,10 @@ import torch
 from safetensors.numpy import save_file
 
 import regraft
-from benchmarks.encoder import cosines, encoder, test_batch, training_data
+from benchmarks.encoder import cosines, encoder, test_batch, training_batches
 from regraft.backends.torch.executor import TorchExecutor
-from regraft.backends.torch.training import TorchTrainer
-from regraft.ir.derive import source_names
-from regraft.ir.module import Module
-from regraft.ir.weights import Role
-from regraft.passes.analysis.layers import Layer, repeated_layers
 from regraft.passes.recovery.data import Batch, Data
-from regraft.passes.recovery.objective import Mse, NormalizedMse, Term
-from regraft.passes.recovery.task import Schedule, Task
+from regraft.passes.recovery.fixed import FixedBatches
 
 DROPPED = 2
 """The layer that is left out: the third of six."""
@@ -35,14 +29,14 @@ DROPPED = 2
 BEFORE = "before "
 """Prefix of weights before training, in what `--weights` names."""
 
-_BATCH = 8
+RECOVER = "rate=3e-4, warmup=0.03, before=1, checkpoint-every={every}, refit-batches={looked_at}"
 
 
 @dataclass(frozen=True, slots=True)
 class Until:
-    """Data that ends a run, as an interruption does, where batch `number` is read."""
+    """Batches whose reading ends as an interruption ends it, where batch `number` is read."""
 
-    data: Data
+    data: FixedBatches
     number: int
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
@@ -51,40 +45,18 @@ class Until:
                 raise KeyboardInterrupt
             yield batch
 
-
-def layers_of(module: Module) -> list[Layer]:
-    """Returns the layers, by structure."""
-    return [layer for group in repeated_layers(module.graph) for layer in group.layers]
+    def numbers(self, first: int = 0) -> Iterator[int]:
+        return self.data.numbers(first)
 
 
-def task(student: Module, teacher: Module, steps: int) -> Task:
-    """Returns the task: embeddings, and the states of the layers behind the one that is gone.
-
-    The layers are trained; the tables of tokens, half of all parameters, stay.
-    """
-    own, theirs = layers_of(student), layers_of(teacher)
-    del theirs[DROPPED]
-    width = student.graph.outputs[0].shape
-    if width is None or not isinstance(width[-1], int):
-        raise TypeError("the embedding has no width")
-    # the squared distance of embeddings of length one: 2 - 2 cosine
-    terms = [Term(Mse(), "embedding", "embedding", weight=float(width[-1]))]
-    terms += [
-        Term(NormalizedMse(), a.output, (b.output,), mask="attention_mask")
-        for a, b in zip(own[DROPPED:], theirs[DROPPED:], strict=True)
-    ]
-    names: dict[str, None] = {}
-    for layer in own:
-        for value in layer.constants:
-            made = value.producer
-            name = None if made is None else made.attrs.get("name")
-            if name is not None and student.weights.role(name) is Role.PARAM:
-                names.update(dict.fromkeys(source_names(name, student.weights[name])))
-    schedule = Schedule(
-        steps, learning_rate=2e-4, warmup_steps=min(50, steps // 10), batches_per_step=2,
-        checkpoint_every=2 if steps < 20 else 50,
-    )  # fmt: skip
-    return Task(tuple(terms), schedule, tuple(names))
+def pipeline(steps: int, batches: int, precision: str) -> str:
+    """Returns the passes: short runs write checkpoints often, and look at few batches first."""
+    is_short = steps < 100
+    options = RECOVER.format(every=2 if is_short else 100, looked_at=3 if is_short else 24)
+    return (
+        f"drop-layers{{layers=[{DROPPED}]}},"
+        f"recover{{steps={steps}, batches={batches}, precision={precision}, {options}}}"
+    )
 
 
 def main() -> int:
@@ -93,21 +65,26 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="holds the checkpoint")
     parser.add_argument("--stop-at", type=int, help="interrupt in this step, from 0")
     parser.add_argument("--weights", type=Path, help="where the trained weights go, .safetensors")
+    parser.add_argument("--batches", type=int, default=1, help="per step, over all processes")
+    parser.add_argument("--precision", default="auto")
     options = parser.parse_args()
     teacher = encoder()
-    student = teacher.clone()
-    regraft.apply(student, f"drop-layers{{layers=[{DROPPED}]}}", check="off")
-    start = {name: student.weights[name] for name in student.weights}
-    run = task(student, teacher, options.steps)
+    student, dropped = teacher.clone(), teacher.clone()
+    regraft.apply(dropped, f"drop-layers{{layers=[{DROPPED}]}}", check="off")
+    start = {name: dropped.weights[name] for name in dropped.weights}
     test = test_batch()
     executor = TorchExecutor()
     want = executor.run(teacher, [test])[0]["embedding"]
-    before = cosines(executor.run(student, [test])[0]["embedding"], want)
-    data: Data = training_data(_BATCH)
+    before = cosines(executor.run(dropped, [test])[0]["embedding"], want)
+    fixed = training_batches()
+    data: Data = fixed
     if options.stop_at is not None:
-        data = Until(data, options.stop_at * run.schedule.batches_per_step)
+        data = Until(fixed, options.stop_at * options.batches)
     wall, cpu = time.perf_counter(), time.process_time()
-    report = TorchTrainer(folder=options.folder).distill(student, [teacher], run, data)
+    _, record = regraft.apply(
+        student, pipeline(options.steps, options.batches, options.precision), check="off",
+        training=data, work_dir=options.folder,
+    )  # fmt: skip
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     if int(os.environ.get("RANK", "0")) != 0:
         return 0
@@ -126,9 +103,11 @@ def main() -> int:
         "after_worst": float(after.min()),
         "seconds": wall,
         "cpu_seconds": cpu,
-        "steps": report.steps,
+        "steps": record.stats["steps"],
         "threads": torch.get_num_threads(),
         "texts": len(test["input_ids"]),
+        "batches": len(fixed.items),
+        "tokens": sum(int(batch["attention_mask"].sum()) for batch in fixed.items),
         "digest": digest.hexdigest(),
     }
     print(json.dumps(document))

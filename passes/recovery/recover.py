@@ -77,7 +77,8 @@ class Recover:
         outputs: Weight of the outputs' loss.
         hidden: Weight of the loss at the result of each changed layer.
         refit: Whether linear layers are solved for first.
-        ridge: How strongly that keeps weights where they are.
+        ridge: How strongly that keeps weights where they are, at least: batches that are held out
+            may ask for more.
         refit_batches: Batches that it looks at.
         blocks: Updates of every changed layer by itself; 0 for none.
         before: So many layers before the first change are trained as well.
