@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ RUNTIME_ERRORS = (
 """Everything that ONNX Runtime raises for a model or an input it cannot take."""
 
 _NATIVE = frozenset("fiubcOUS")
+_NO_KERNEL = re.compile(
+    r"Could not find an implementation for (\w+)\(\d+\) node with name '([^']*)'"
+)
 
 
 class OrtRunner:
@@ -63,6 +67,14 @@ class OrtRunner:
         try:
             self.session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except (*RUNTIME_ERRORS, UnicodeDecodeError) as error:  # it hands out names as text
+            kernel = _NO_KERNEL.search(str(error))
+            if kernel is not None:
+                raise UnsupportedError(
+                    f"ONNX Runtime has no CPU kernel for `{kernel[1]}` with the element type that "
+                    f"node `{kernel[2]}` has",
+                    hint="its kernels compute in f32, some in f16 and f64 too: make the model f32 "
+                    "there (in PyTorch, `module.float()`)",
+                ) from error
             raise UnsupportedError(
                 f"ONNX Runtime does not load the model: {_short(error)}"
             ) from error
@@ -88,8 +100,12 @@ class OrtRunner:
                 }
                 results = [r.numpy() for r in self.session.run_with_ort_values(None, values)]
         except (*RUNTIME_ERRORS, RuntimeError, ValueError) as error:
+            is_double = "does not support double" in str(error)
             raise UnsupportedError(
-                f"ONNX Runtime does not run the sample: {_short(error)}"
+                f"ONNX Runtime does not run the sample: {_short(error)}",
+                hint="make the model f32 there (in PyTorch, `module.float()`)"
+                if is_double
+                else None,
             ) from error
         return dict(zip(self.output_names, results, strict=True))
 

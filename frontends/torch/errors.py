@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sysconfig
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -20,16 +21,24 @@ _VIOLATED = re.compile(r"^  - (.*?)(?: If you're using|$)", re.MULTILINE)
 
 
 def user_line(trace: TracebackType | None) -> str | None:
-    """Returns `file:line: code` of the innermost frame of the user's code, or None."""
-    found = None
+    """Returns `file:line: code` of the innermost frame of the user's code, or None.
+
+    Where the user wrote none of it, that of a module or function of `torch.nn`.
+    """
+    found = layer = None
     for frame in traceback.extract_tb(trace):
         path = frame.filename.replace("\\", "/")
+        line = f"{frame.filename}:{frame.lineno}: `{frame.line}`"
+        if "/site-packages/torch/nn/" in path and not path.endswith("/module.py"):
+            layer = line
         is_ours = path.startswith(_HERE)
         is_stdlib = path.startswith(_STDLIB) and "/site-packages/" not in path
         if path.startswith("<") or "/site-packages/torch/" in path or is_ours or is_stdlib:
             continue
-        found = f"{frame.filename}:{frame.lineno}: `{frame.line}`"
-    return found
+        found, layer = line, None
+    if found is None or layer is None:
+        return found or layer
+    return f"{found} (in {layer})"
 
 
 def explain_export_error(error: Exception, module: torch.nn.Module) -> RegraftError:
@@ -56,6 +65,15 @@ def explain_export_error(error: Exception, module: torch.nn.Module) -> RegraftEr
         f"`{name}` cannot be exported{where}: {kind}: {_first_line(text)}",
         hint="check that it runs on the example arguments; `torch.export.draft_export` shows "
         "every place that stops the export",
+    )
+
+
+def no_data_error(names: Sequence[str]) -> InputError:
+    """Returns the error for weights on the meta device, or fake ones."""
+    more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+    return InputError(
+        f"`{names[0]}` is a tensor without data (meta or fake){more}",
+        hint="load the weights before the capture: `model.to_empty` and `load_state_dict`",
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from regraft.frontends.torch.errors import explain_export_error
+from regraft.frontends.torch.errors import explain_export_error, no_data_error
 from regraft.frontends.torch.experts import static_experts
 from regraft.frontends.torch.recurrent import whole_recurrences
+from regraft.ir.errors import InputError
 
 
 @contextlib.contextmanager
@@ -69,6 +70,7 @@ def export_module(
     Raises:
         InputError: When the module cannot be exported as it is; names the user's line.
     """
+    _check_data(module, args, kwargs)
     args, kwargs = _told_apart(tuple(args), dict(kwargs))
     with evaluation_mode(module), static_experts(module), whole_recurrences(module):
         try:
@@ -77,6 +79,24 @@ def export_module(
             )
         except Exception as error:
             raise explain_export_error(error, module) from error
+
+
+def _check_data(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Checks that no tensor is on the meta device: an export next to others says it badly.
+
+    Raises:
+        InputError: For one that is.
+    """
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise no_data_error(empty)
+    leaves = tree_leaves((tuple(args), dict(kwargs)))
+    if any(isinstance(leaf, torch.Tensor) and leaf.is_meta for leaf in leaves):
+        raise InputError(
+            "an example argument is a tensor without data (meta)",
+            hint="give tensors with data: `torch.zeros_like(x, device='cpu')`",
+        )
 
 
 def _told_apart(

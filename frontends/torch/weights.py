@@ -6,11 +6,11 @@ import torch
 from torch.export.graph_signature import InputKind, InputSpec
 
 from regraft.frontends.torch.aliases import Handle
+from regraft.frontends.torch.errors import no_data_error
 from regraft.frontends.torch.ops.complex_numbers import marked
 from regraft.frontends.torch.tensors import array_from_tensor
 from regraft.ir.builder import Builder
 from regraft.ir.constants import weight as weight_op
-from regraft.ir.errors import InputError
 from regraft.ir.graph import Value
 from regraft.ir.weights import ArrayWeight, Role
 
@@ -59,10 +59,7 @@ class WeightTable:
         """
         tensor = self._state[name] if name in self._state else self._constants[name]
         if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
-            raise InputError(
-                f"`{name}` is a tensor without data (meta or fake)",
-                hint="load the weights before the capture: `model.to_empty` and `load_state_dict`",
-            )
+            raise no_data_error([name])
         return tensor
 
     def store(self, name: str, role: Role) -> None:

@@ -138,9 +138,35 @@ def open_factory(place: str) -> Any:
         raise UsageError(
             f"`{path}` has no function `{name}` that returns a model", hint="return (module, args)"
         )
+    return _source_of(made, place)
+
+
+def _source_of(made: Any, place: str) -> Any:
+    """Returns what a factory gave as a source.
+
+    Raises:
+        UsageError: When it is none.
+    """
     if isinstance(made, tuple) and made and is_torch_object(made[0]):
+        args: Any = made[1] if len(made) > 1 else ()
+        kwargs: Any = made[2] if len(made) > 2 else {}
+        if len(made) > 4 or not isinstance(args, tuple | list) or not isinstance(kwargs, Mapping):
+            given = ", ".join(type(item).__name__ for item in made)
+            raise UsageError(
+                f"`{place}` returns ({given}), not (module, args, kwargs, dynamic_shapes)",
+                hint="args is a tuple, kwargs a dict; the last ones may be left out",
+            )
         return Example(*made)
-    return made
+    if is_torch_object(made):
+        return Example(made)
+    onnx = sys.modules.get("onnx")
+    is_proto = onnx is not None and isinstance(made, onnx.ModelProto)
+    if is_proto or isinstance(made, Module | str | Path):
+        return made
+    raise UsageError(
+        f"`{place}` returns a value of type `{type(made).__name__}`, which is no model",
+        hint="return (module, args), a ModelProto, a path, or a regraft module",
+    )
 
 
 def check_torch() -> None:

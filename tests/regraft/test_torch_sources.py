@@ -17,6 +17,7 @@ import regraft  # noqa: E402
 from regraft.backends.onnx.runtime import OrtRunner  # noqa: E402
 from regraft.cli import main  # noqa: E402
 from regraft.ir.errors import InputError, UnsupportedError, UsageError  # noqa: E402
+from regraft.torch_sources import open_factory  # noqa: E402
 
 FACTORY = """
 import torch
@@ -135,8 +136,30 @@ def test_bad_files_and_factories_say_what_is_wrong(tmp_path: Path) -> None:
         regraft.load(tmp_path / "none.pt2")
     with pytest.raises(UsageError, match="has no function `none`"):
         regraft.load(f"{tmp_path}/nets.py:none")
-    with pytest.raises(UnsupportedError, match="`int` has no frontend"):
+    with pytest.raises(UsageError, match="`int`, which is no model"):
         regraft.load(f"{tmp_path}/nets.py:number")
     torch.save({"a": 1}, tmp_path / "zip.pt2")
     with pytest.raises(InputError, match="cannot be read"):
         regraft.load(tmp_path / "zip.pt2")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("return 5", "returns a value of type `int`, which is no model"),
+        ("return (5, (1,))", "returns a value of type `tuple`, which is no model"),
+        ("return {}", "returns a value of type `dict`"),
+        ("return torch.nn.ReLU(), torch.zeros(2)", r"returns \(ReLU, Tensor\), not \(module, args"),
+        ("return torch.nn.ReLU(), (), [], {}", r"returns \(ReLU, tuple, list, dict\)"),
+        ("return torch.nn.ReLU(), (), {}, {}, 5", r"returns \(ReLU, tuple, dict, dict, int\)"),
+    ],
+)
+def test_a_factory_that_returns_no_model_is_a_usage_error(
+    code: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "made.py"
+    path.write_text(f"import torch\n\n\ndef factory():\n    {code}\n")
+    with pytest.raises(UsageError, match=message):
+        open_factory(f"{path}:factory")
+    with pytest.raises(UsageError, match=r"which is no model|not"):
+        regraft.convert(f"{path}:factory", tmp_path / "out")

@@ -13,9 +13,15 @@ torch = pytest.importorskip("torch", reason="captures are compared with PyTorch"
 from torch import nn  # noqa: E402
 from torch.export import Dim  # noqa: E402
 
+import regraft  # noqa: E402
 from regraft.frontends.torch.call import CallImport, row  # noqa: E402
 from regraft.frontends.torch.capture import capture  # noqa: E402
-from regraft.ir.errors import InputError, UnsupportedError, UsageError  # noqa: E402
+from regraft.ir.errors import (  # noqa: E402
+    CheckError,
+    InputError,
+    UnsupportedError,
+    UsageError,
+)
 from regraft.ir.ops.arithmetic import add  # noqa: E402
 
 
@@ -168,3 +174,42 @@ def test_programs_take_no_arguments_and_scripts_are_refused() -> None:
     program = torch.export.export(Plain(), (torch.randn(3),), strict=False)
     with pytest.raises(UsageError, match="takes no example arguments"):
         capture(program, (torch.randn(3),))
+
+
+class PartlyLoaded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded = nn.Parameter(torch.randn(3, 3))
+        self.missing = nn.Parameter(torch.empty(3, 3, device="meta"))
+        self.register_buffer("also", torch.empty(3, device="meta"))
+
+    def forward(self, x: Any) -> Any:
+        return x @ self.loaded @ self.missing + self.also
+
+
+def test_meta_tensors_next_to_others_are_named() -> None:
+    with pytest.raises(InputError, match=r"`missing` is a tensor without data .* and 1 more"):
+        capture(PartlyLoaded(), (torch.randn(2, 3),))
+    with pytest.raises(InputError, match="an example argument is a tensor without data"):
+        capture(nn.Linear(3, 3), (torch.randn(2, 3, device="meta"),))
+
+
+class Loss(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return nn.functional.gaussian_nll_loss(x, x, x)
+
+
+def test_control_flow_inside_of_pytorch_names_both_lines() -> None:
+    with pytest.raises(InputError) as caught:
+        capture(Loss(), (torch.rand(3),))
+    assert "test_errors.py" in caught.value.message
+    assert "`if torch.any(var < 0)" in caught.value.message.replace("elif", "if")
+    with pytest.raises(InputError, match=r"functional\.py:\d+: `(el)?if torch\.any"):
+        capture(nn.GaussianNLLLoss(), (torch.rand(3),) * 3)
+
+
+def test_a_runtime_without_a_kernel_of_the_type_says_so(tmp_path: Any) -> None:
+    net = nn.Conv1d(2, 3, 3).double().eval()
+    with pytest.raises(CheckError, match="has no CPU kernel for `Conv`") as caught:
+        regraft.convert(net, tmp_path / "out", args=(torch.randn(1, 2, 8).double(),))
+    assert "module.float()" in str(caught.value.hint)
