@@ -54,8 +54,16 @@ def _axes_pool(node: Node) -> str:
 
 
 def _flops_pool(node: Node) -> DimLike | None:
-    shape = node.output.shape
-    return None if shape is None else product(shape) * product(node.attrs["kernel"])
+    """Counts the taps of every result; those beside an image that is smaller are none."""
+    x, shape = node.inputs[0], node.output.shape
+    if x is None or x.shape is None or shape is None:
+        return None
+    sizes = x.shape[2:]
+    taps_inside = (
+        min(tap, size) if isinstance(size, int) else tap
+        for tap, size in zip(node.attrs["kernel"], sizes, strict=True)
+    )
+    return product(shape) * product(taps_inside)
 
 
 def _lowest(dtype: np.dtype[Any]) -> float | int:

@@ -55,10 +55,13 @@ def test_contractions_count_two_flops_per_mac(
         ("add", [(B, 64), (64,)], {}, B * 64),
         ("reduce_sum", [(B, 64)], {"axes": (1,)}, B * 64),
         ("softmax", [(B, 64)], {}, B * 64 * 5),
+        ("max_pool", [(B, 3, 8, 8)], {**_WINDOW, "kernel": (2, 2)}, B * 3 * 49 * 4),
+        ("max_pool", [(B, 3, 2, 2)], {**_WINDOW, "kernel": (5, 5), "pads": (2, 2, 2, 2)},
+         B * 3 * 4 * 4),
         ("transpose", [(B, 64)], {"perm": (1, 0)}, 0),
         ("shape", [(B, 64)], {}, 0),
     ],
-)
+)  # fmt: skip
 def test_other_operators_have_no_macs(
     op: str, shapes: list[Any], attrs: dict[str, Any], flops: Any
 ) -> None:
