@@ -12,15 +12,13 @@ from regraft.backends.torch.emitter import Emit
 from regraft.backends.torch.generate import CLASS_NAME, Generated, generate
 from regraft.backends.torch.library.reading import assign
 from regraft.backends.torch.ops import FAMILIES
+from regraft.backends.torch.pickling import GENERATED, copied, pickled
 from regraft.backends.torch.states import BUFFERS, EXPLICIT
 from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.weight_plan import WeightPlan
 from regraft.backends.torch.weight_source import is_inline
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
-
-GENERATED = "regraft_generated"
-"""Attribute of the generated class: its `Generated`."""
 
 
 def to_torch(
@@ -51,11 +49,20 @@ def to_torch(
 
 def build(generated: Generated) -> nn.Module:
     """Returns an instance of a generated class, with its weights."""
-    net = compile_source(generated.source, f"<regraft {id(generated):x}>")[CLASS_NAME]()
-    setattr(type(net), GENERATED, generated)
+    net = instance(generated)
     fill(net, generated.plan)
-    assert isinstance(net, nn.Module)
     return net.eval()
+
+
+def instance(generated: Generated) -> nn.Module:
+    """Returns an instance of a generated class, its weights not filled in."""
+    net = compile_source(generated.source, f"<regraft {id(generated):x}>")[CLASS_NAME]()
+    assert isinstance(net, nn.Module)
+    made = type(net)
+    # no module of Python has the class: pickles hold the source, copies share the class
+    for name, item in ((GENERATED, generated), ("__reduce__", pickled), ("__deepcopy__", copied)):
+        setattr(made, name, item)
+    return net
 
 
 def compile_source(source: str, file_name: str) -> dict[str, Any]:

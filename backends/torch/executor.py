@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regraft.backends.torch.build import GENERATED, build, compile_source, to_torch
+from regraft.backends.torch.build import build, compile_source, to_torch
 from regraft.backends.torch.calling import call_form
 from regraft.backends.torch.generate import Generated, generate
+from regraft.backends.torch.pickling import GENERATED
 from regraft.backends.torch.results import named_outputs
 from regraft.backends.torch.states import held_states, written_inputs
 from regraft.backends.torch.tensors import array_from, tensor_from
