@@ -63,7 +63,20 @@ class CrossEntropy:
     ignored: int = -100
 
 
-Loss = Mse | NormalizedMse | Kl | Nkd | CrossEntropy
+@dataclass(frozen=True, slots=True)
+class Discriminator:
+    """How well a small net, trained along, tells the outputs from the teachers' average.
+
+    Source: Shen & Savvides, MEAL V2, 2020, eq. 4. It stands beside `Kl`, which it regularizes.
+
+    Args:
+        hidden: Width of its inner layers.
+    """
+
+    hidden: int = 64
+
+
+Loss = Mse | NormalizedMse | Kl | Nkd | CrossEntropy | Discriminator
 
 
 @dataclass(frozen=True, slots=True)

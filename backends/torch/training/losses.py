@@ -15,7 +15,7 @@ from torch import Tensor
 
 def mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
     """Returns the mean of `(s - t)²`."""
-    return _mean((_wide(student) - _wide(teacher)).square(), mask)
+    return masked_mean((_wide(student) - _wide(teacher)).square(), mask)
 
 
 def normalized_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -25,9 +25,9 @@ def normalized_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None)
     of the teacher's norm, squared here, so that the scale of a feature cancels.
     """
     teacher = _wide(teacher)
-    error = _mean((_wide(student) - teacher).square(), mask)
+    error = masked_mean((_wide(student) - teacher).square(), mask)
     least = torch.finfo(teacher.dtype).tiny ** 0.5  # a teacher of zeros leaves a number
-    return error / _mean(teacher.square(), mask).clamp(min=least)
+    return error / masked_mean(teacher.square(), mask).clamp(min=least)
 
 
 def kl(
@@ -41,7 +41,7 @@ def kl(
     log_student = F.log_softmax(_wide(student) / temperature, dim=-1)
     log_teacher = F.log_softmax(_wide(teacher) / temperature, dim=-1)
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * _mean(divergence, mask)
+    return temperature**2 * masked_mean(divergence, mask)
 
 
 def nkd(
@@ -73,7 +73,7 @@ def nkd(
     log_ns = F.log_softmax(others(student, target) / temperature, dim=-1)
     nt = F.softmax(others(teacher, target) / temperature, dim=-1)
     rest = -(nt * log_ns).sum(-1)
-    return _mean(-t * log_s + gamma * temperature**2 * rest, mask)
+    return masked_mean(-t * log_s + gamma * temperature**2 * rest, mask)
 
 
 def others(logits: Tensor, target: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def cross_entropy(
         logits, label.flatten(), label_smoothing=smoothing, ignore_index=ignored, reduction="none"
     ).view(label.shape)
     counts = label != ignored
-    return _mean(each, counts if mask is None else counts & (mask != 0))
+    return masked_mean(each, counts if mask is None else counts & (mask != 0))
 
 
 def ensemble_logits(teachers: Sequence[Tensor]) -> Tensor:
@@ -119,7 +119,7 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _mean(x: Tensor, mask: Tensor | None) -> Tensor:
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     """Returns the mean over the positions that count; 0 where none does."""
     if mask is None:
         return x.mean()

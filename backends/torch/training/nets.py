@@ -44,6 +44,7 @@ class NamedNet(nn.Module):
         generated = generate(self.part, is_flat=True)
         self.net = build(generated)
         self.plan: WeightPlan = generated.plan
+        self.critics = nn.ModuleDict()  # trained along, never stored
         self.module = module
         self._inputs = generated.inputs
         self._nest = generated.form.result

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from regraft.backends.torch.training import losses
+from regraft.backends.torch.training.critics import Critic
 from regraft.ir.errors import InputError, UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.passes.recovery.objective import (
     CrossEntropy,
+    Discriminator,
     Kl,
     Loss,
     Mse,
@@ -61,11 +63,16 @@ def teacher_entry(teacher: int, term: int) -> str:
 
 
 def objective_of(
-    terms: Sequence[Term], num_teachers: int
+    terms: Sequence[Term], num_teachers: int, critics: Mapping[str, Critic]
 ) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
     """Returns the sum of the terms as a function of the student's net and a batch.
 
     The batch holds the teachers' values (`teacher_entry`).
+
+    Args:
+        terms: The summands.
+        num_teachers: How many teachers there are.
+        critics: Discriminators by the terms' numbers; the student's net trains them as well.
     """
 
     def total(net: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -76,7 +83,7 @@ def objective_of(
             targets = [batch[teacher_entry(t, idx)] for t in range(num_teachers) if has_teacher]
             part = loss_of(
                 term.loss, student[str(idx)], targets, _entry(batch, term.label),
-                _entry(batch, term.mask),
+                _entry(batch, term.mask), critics.get(str(idx)),
             )  # fmt: skip
             parts.append(term.weight * part)
         return torch.stack(parts).sum()
@@ -90,6 +97,7 @@ def loss_of(
     teachers: Sequence[Tensor],
     label: Tensor | None = None,
     mask: Tensor | None = None,
+    critic: Critic | None = None,
 ) -> Tensor:
     """Returns one loss; several teachers are averaged, as features or as distributions."""
     match loss:
@@ -104,6 +112,11 @@ def loss_of(
             return losses.nkd(student, logits, _needed(label), gamma, temperature, mask)
         case CrossEntropy(smoothing, ignored):
             return losses.cross_entropy(student, _needed(label), smoothing, ignored, mask)
+        case Discriminator():
+            if critic is None:
+                raise AssertionError("terms with a discriminator come with one")
+            each = critic.loss(student, losses.ensemble_logits(teachers))
+            return losses.masked_mean(each, mask)
         case _:
             assert_never(loss)
 

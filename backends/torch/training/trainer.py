@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regraft.backends.torch.training.adapters import attach, fold
+from regraft.backends.torch.training.critics import critics_of
 from regraft.backends.torch.training.frozen import FrozenValues, Key, frozen_values
 from regraft.backends.torch.training.hidden_states import HiddenStates
 from regraft.backends.torch.training.loop import Loop, Objective, Place
@@ -90,6 +91,8 @@ class TorchTrainer:
         cut = frozen_values(module, values.values(), frozenset(names))
         inputs = {f"frozen {idx}": value for idx, value in enumerate(cut)}
         net = NamedNet(module, values, inputs)
+        critics = critics_of(task.terms, values, task.schedule.seed)
+        net.critics.update(critics)
         fixed = [NamedNet(module, inputs)] if inputs else []
         for number, teacher in enumerate(teachers):
             wanted = teacher_values(teacher, number, task.terms)
@@ -105,8 +108,9 @@ class TorchTrainer:
         try:
             return self._fit(
                 _Run(
-                    "distillation", net, objective_of(task.terms, len(teachers)), task.schedule,
-                    data, net.paths_of(names), task.adapter, self.folder, facts, held_out, frozen,
+                    "distillation", net, objective_of(task.terms, len(teachers), critics),
+                    task.schedule, data, net.paths_of(names), task.adapter, self.folder, facts,
+                    held_out, frozen,
                 )
             )  # fmt: skip
         finally:
