@@ -16,7 +16,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "pytorch_model.pt")
+_PICKLES = ("pytorch_model*.bin", "model*.bin", "pytorch_model*.pt", "*.bin.index.json")
 _MAX_NAMED = 12
 
 
@@ -73,10 +73,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if (folder / WEIGHTS).is_file():
         file = read_safetensors(folder / WEIGHTS)
         return Checkpoint(folder, (file.path,), file.tensors)
-    pickled = next((name for name in _PICKLES if (folder / name).exists()), None)
+    pickled = next((file for name in _PICKLES for file in sorted(folder.glob(name))), None)
     if pickled is not None:
         raise UnsupportedError(
-            f"`{folder / pickled}` is a pickled checkpoint: loading it can run any code",
+            f"`{pickled}` is a pickled checkpoint: loading it can run any code",
             hint="convert it where you trust it: `AutoModel.from_pretrained(folder)."
             "save_pretrained(new_folder)` with the class of `architectures` writes safetensors",
         )

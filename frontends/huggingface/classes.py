@@ -80,12 +80,17 @@ def architecture_of(
             hint="install the version that the folder was made with",
         )
     model_class: Any = cls
+    if "model_type" not in content:
+        raise InputError(
+            f"`{folder / CONFIG}` has no `model_type`, which transformers asks for",
+            hint=f'add `"model_type": "{model_class.config_class.model_type}"`',
+        )
     try:
         config = model_class.config_class.from_dict(dict(content))
     except Exception as error:  # the validators of configs raise their own types
-        first = str(error).strip().splitlines() or [repr(error)]
+        words = " ".join(str(error).split()) or repr(error)
         raise InputError(
-            f"`{folder / CONFIG}` is no config of `{name}`: {type(error).__name__}: {first[0]}"
+            f"`{folder / CONFIG}` is no config of `{name}`: {type(error).__name__}: {words}"
         ) from error
     return Architecture(cls, config, content)
 

@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from regraft.frontends.huggingface.checkpoint import read_json
+from regraft.frontends.huggingface.tokenizers import read_tokenizer
 from regraft.ir.errors import UnsupportedError, UsageError
 
 PREFILL = "prefill"
@@ -115,9 +116,7 @@ def _ids(config: Any, folder: Path) -> torch.Tensor:
     """Returns ids of two sentences: the tokenizer's where there is one, else numbers in range."""
     words, file = _words(config), folder / "tokenizer.json"
     if file.is_file():
-        from tokenizers import Tokenizer
-
-        found = [i for i in Tokenizer.from_file(str(file)).encode(_SENTENCE).ids if i < words]
+        found = [i for i in read_tokenizer(file).encode(_SENTENCE).ids if i < words]
         if len(found) >= _SEQ:
             row = torch.tensor(found[:_SEQ])
             return torch.stack([row, row.flip(0)])

@@ -92,6 +92,9 @@ def load_folder(
             f"{len(bound.unexpected)} tensors have no place in `{architecture.cls.__name__}` and "
             f"are left out: {listed(bound.unexpected)}"
         )
+    narrowed = _retyped(module, checkpoint, names)
+    if narrowed:
+        module.warnings.append(narrowed)
     module.meta[META] = {
         "folder": str(folder.resolve()),
         "config": dict(architecture.content),
@@ -117,6 +120,18 @@ def _state_lengths(module: Module) -> None:
         total = length + Dim.of(seq)
         if isinstance(total, Dim):
             restate(module, TOTAL, total)
+
+
+def _retyped(module: Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> str:
+    """Returns what the user should know of tensors that lose digits, nothing where none does."""
+    for name, given in names.items():
+        stored, used = checkpoint.tensors[given].dtype, module.weights[name].dtype
+        if stored.is_float and used.bits < stored.bits:
+            return (
+                f"tensors such as `{given}` are {stored} in the files and the config says {used}, "
+                "which they are rounded to, as transformers does it"
+            )
+    return ""
 
 
 def _map_weights(module: Module, bound: Bound, checkpoint: Checkpoint) -> dict[str, str]:

@@ -55,8 +55,12 @@ def source_folder(module: Module) -> Path | None:
     return folder if folder is not None and folder.is_dir() else None
 
 
-def hub_folder(name: str) -> Path:
+def hub_folder(name: str, *, with_code: bool = False) -> Path:
     """Returns the folder of `org/name` on the hub, downloaded where it is not yet.
+
+    Args:
+        name: Its name there.
+        with_code: Whether Python files are downloaded too; they are never run here.
 
     Raises:
         InputError: When the hub does not have it or cannot be reached.
@@ -73,6 +77,8 @@ def hub_folder(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+    if with_code:
+        wanted.append("*.py")
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

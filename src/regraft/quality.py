@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regraft.frontends.huggingface.tokenizers import TOKENIZER
 from regraft.huggingface_sources import source_folder
 from regraft.ir.errors import InputError, TargetError, UsageError
 from regraft.ir.module import Module
@@ -21,7 +22,6 @@ from regraft.passes.check.runners import Runner
 from regraft.passes.protocol import Target
 from regraft.passes.quality import accuracy, divergence, embedding_similarity, perplexity
 from regraft.quality_data import (
-    TOKENIZER,
     Arrays,
     Batch,
     Images,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from regraft.backends.huggingface.companions import POOLING
+from regraft.frontends.huggingface import tokenizers
 from regraft.frontends.huggingface.checkpoint import read_json
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.module import Module
@@ -25,7 +26,7 @@ from regraft.samples import read_samples
 Array = np.ndarray[Any, Any]
 Batch = Mapping[str, Array]
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER = tokenizers.TOKENIZER
 PROCESSOR = "preprocessor_config.json"
 _TYPES = "token_type_ids"
 _MAX_TOKENS = 128
@@ -224,15 +225,7 @@ def open_texts(
         InputError: When the tokenizer cannot be read.
         UnsupportedError: When the package `tokenizers` is missing.
     """
-    try:
-        from tokenizers import Tokenizer  # an extra
-    except ImportError as error:
-        message = "texts need the package `tokenizers`"
-        raise UnsupportedError(message, hint="`pip install 'regraft[hf]'`") from error
-    try:
-        made = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the package raises `Exception` itself
-        raise InputError(f"`{tokenizer}` is no tokenizer: {error}") from error
+    made = tokenizers.read_tokenizer(tokenizer)
     stated = (made.truncation or {}).get("max_length", _MAX_TOKENS)
     default = 2 * _MAX_TOKENS if windows else stated
     return Texts(

@@ -87,7 +87,8 @@ def _open_named(source: str, extensions: Extensions) -> Source | None:
         name = source.removeprefix("hf:")
         form = huggingface_sources.FORM.search(name)
         bare = name if form is None else name[: form.start()]
-        folder = huggingface_sources.hub_folder(bare)
+        trusted = extensions.trust_remote_code
+        folder = huggingface_sources.hub_folder(bare, with_code=trusted)
         opened = _open_folder(folder, "prefill" if form is None else form[1], extensions)
         opened.label = source
         return opened

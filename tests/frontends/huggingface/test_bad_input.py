@@ -111,8 +111,9 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_pickled_weights_are_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"cos\nsystem\n")
     with pytest.raises(UnsupportedError, match="pickled") as caught:
         open_checkpoint(tmp_path)
     assert "save_pretrained" in str(caught.value.hint)
@@ -176,6 +177,8 @@ CONFIG = {
         ({"architectures": None}, "names no class in `architectures`"),
         ({"architectures": ["Nonesuch"]}, "no model class `Nonesuch`"),
         ({"architectures": ["os"]}, "no model class `os`"),
+        ({"model_type": None}, "has no `model_type`"),
+        ({"num_hidden_layers": "two"}, "Field 'num_hidden_layers' expected int"),
         ({"num_attention_heads": 3}, "no config of `LlamaForCausalLM`"),
         ({"hidden_size": "x"}, "no config of `LlamaForCausalLM`"),
     ],
@@ -183,7 +186,8 @@ CONFIG = {
 def test_a_config_that_does_not_fit_is_refused(
     file: Path, change: dict[str, Any], message: str
 ) -> None:
-    (file.parent / "config.json").write_text(json.dumps({**CONFIG, **change}))
+    config = {key: value for key, value in {**CONFIG, **change}.items() if value is not None}
+    (file.parent / "config.json").write_text(json.dumps(config))
     with pytest.raises(RegraftError) as caught:
         load(file.parent)
     assert message in str(caught.value)
@@ -220,3 +224,26 @@ def test_a_class_that_cannot_be_imported_names_the_cause(
     with pytest.raises(UnsupportedError, match="RuntimeError: operator torchvision::nms") as caught:
         classes.read_architecture(file.parent)
     assert "for another PyTorch" in str(caught.value.hint)
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="needs the extra `hf`")
+    from regraft.frontends.huggingface.tokenizers import read_tokenizer
+
+    (tmp_path / "tokenizer.json").write_text("{broken")
+    with pytest.raises(InputError, match=r"`.*tokenizer\.json` is no tokenizer"):
+        read_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations between these packages
+def test_tensors_that_are_rounded_are_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="models are built with PyTorch")
+    pytest.importorskip("transformers", reason="needs the extra `hf`")
+    from benchmarks.fixtures import hf_families
+
+    hf_families.save("llama", tmp_path)
+    assert load(tmp_path).module.warnings == []
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    (warning,) = load(tmp_path).module.warnings
+    assert "are f32 in the files and the config says bf16" in warning
