@@ -14,12 +14,14 @@ WIDE_UNSIGNED = frozenset({DType.U16, DType.U32, DType.U64})
 
 
 def static_sizes(e: EmitContext, name: str) -> tuple[DimLike, ...] | None:
-    """Returns a static parameter whose symbols live values show, as a tuple; else None."""
+    """Returns a static parameter as a tuple; None where only its operand shows what it is."""
     static = e.node.static(name)
     if static is None:
         return None
     sizes = static if isinstance(static, tuple) else (static,)
-    return sizes if all(e.graph.sizes.can_read(dim) for dim in sizes) else None
+    # without an operand the sizes are written: a part asks for symbols that no value shows
+    is_written = e.node.operand(name) is None
+    return sizes if is_written or all(e.graph.sizes.can_read(dim) for dim in sizes) else None
 
 
 def static_ints(e: EmitContext, name: str) -> tuple[int, ...] | None:

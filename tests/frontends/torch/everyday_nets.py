@@ -269,6 +269,33 @@ class Rays(nn.Module):
         return {"colour": (weights[..., None] * colour).sum(-2), "weights": weights}
 
 
+class Shifted(nn.Module):
+    """Scores by distance, shifted into place: sizes that only a part of the sequence has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.far = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        batch, length, _ = x.shape
+        scores = F.pad(self.near(x) @ self.far(x).transpose(1, 2), (1, 0))
+        scores = scores.view(batch, length + 1, length)[:, 1:]
+        return x + scores.softmax(-1) @ x
+
+
+class Downsampled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Conv1d(4, 8, 3, stride=2)
+        self.layers = nn.ModuleList((Shifted(), Shifted()))
+
+    def forward(self, x: Any) -> Any:
+        x = self.into(x).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class InPlace(nn.Module):
     def forward(self, x: Any) -> Any:
         y = x.clone()
@@ -351,6 +378,8 @@ NETS: tuple[Everyday, ...] = (
     Everyday("generator", Generator, {"z": _floats(2, 10)}, {"z": BATCH}, BATCHES),
     Everyday("discriminator", Discriminator, {"x": _floats(2, 3, 16, 16)}, {"x": BATCH}, BATCHES),
     Everyday("tcn", Convolutions, {"x": _floats(2, 4, 16)}, {"x": {0: "batch", 2: "length"}},
+             LENGTHS),
+    Everyday("shifted", Downsampled, {"x": _floats(2, 4, 16)}, {"x": {0: "batch", 2: "length"}},
              LENGTHS),
     Everyday("denoiser", Denoiser, {"x": _floats(2, 3, 8, 8), "t": _ids(2, limit=1000)},
              {"x": IMAGE, "t": BATCH}, ({"batch": 3, "height": 6, "width": 10},)),
