@@ -90,13 +90,14 @@ class Coupling:
 
     def _collect(self) -> tuple[tuple[Group, ...], tuple[PinnedSpace, ...]]:
         values: dict[Space, list[tuple[Value, int]]] = {}
+        read: dict[Space, list[tuple[Value, int]]] = {}
         weights: dict[Space, list[tuple[str, int]]] = {}
         for value, spaces in self.builder.axes.items():
-            if value.producer is not None and value.producer.op is weight:
-                continue
+            is_weight = value.producer is not None and value.producer.op is weight
+            held = read if is_weight else values
             for axis, space in enumerate(spaces):
                 for leaf in dict.fromkeys(leaves_of(space)):
-                    values.setdefault(leaf, []).append((value, axis))
+                    held.setdefault(leaf, []).append((value, axis))
         for name, spaces in self.builder.weights.items():
             for axis, space in enumerate(spaces):
                 for leaf in dict.fromkeys(leaves_of(space)):
@@ -111,9 +112,11 @@ class Coupling:
                 pinned.append(PinnedSpace(leaf, leaf.size, leaf.pin, tuple(slots)))
                 continue
             others = values.get(leaf, [])
-            if not any(self._is_float(name) for name, _ in slots) or not others:
+            if not any(self._is_float(name) for name, _ in slots):
                 continue
-            kind, counted = kinds.of(leaf, others)
+            if not others and len(slots) < 2:  # nothing flows through it
+                continue
+            kind, counted = kinds.of(leaf, others or read.get(leaf, []))
             groups.append(
                 Group(
                     len(groups), leaf, leaf.size, _num_blocks(leaf), tuple(slots), tuple(others),
