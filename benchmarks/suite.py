@@ -132,11 +132,13 @@ def print_table(console: Console, results: Sequence[Result]) -> None:
 def write_json(path: Path, results: Sequence[Result], settings: Settings) -> None:
     """Writes hardware, versions and rows; measurements not run this time keep their last rows."""
     kept = json.loads(path.read_text())["measurements"] if path.exists() else {}
+    commit = _commit()
     fresh = {
         result.name: {
             "met": result.met,
             "error": result.error,
             "seconds": round(result.seconds, 1),
+            "commit": commit,
             "rows": [
                 {
                     "name": row.name,
@@ -159,6 +161,15 @@ def write_json(path: Path, results: Sequence[Result], settings: Settings) -> Non
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _commit() -> str | None:
+    """Returns the commit that was measured, marked where files differ from it; None without git."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=9"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return found.stdout.strip() or None if found.returncode == 0 else None
 
 
 def result_path(name: str) -> Path:
