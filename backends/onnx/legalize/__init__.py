@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from regraft.backends.onnx import ort_table_ops
 from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.legalize.attention import AttentionSite
 from regraft.backends.onnx.legalize.costs import CostTable, read_table, shipped_table
@@ -37,7 +38,7 @@ def legalizers(
     found: dict[str, OrtLegalizer | StandardLegalizer] = {PROFILE: StandardLegalizer(families)}
     for target in MEASURED:
         table = (tables or {}).get(target) or shipped_table(target) or CostTable(target, {}, ())
-        found[target] = OrtLegalizer(table, SITES, rules=RULES)
+        found[target] = OrtLegalizer(table, SITES, rules=(*RULES, *ort_table_ops.RULES))
     return found
 
 

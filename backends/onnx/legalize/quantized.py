@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from regraft.backends.onnx import ort_quant_ops
+from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of, is_constant
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, linalg, quant
@@ -41,25 +42,40 @@ def integer_to_float(node: Node, rw: Rewriter) -> bool | Reject:
         return Reject("the left operand is no u8 tensor with one scale")
     if not _rank0(scale) or zero is None or not _rank0(zero):
         return Reject("the left operand has no single scale and zero point")
-    if weight is None or weight.dtype is not DType.I8 or weight.rank != 2:
-        return Reject("the right operand is no i8 matrix")
+    if weight is None or weight.dtype not in (DType.I8, DType.U8) or weight.rank != 2:
+        return Reject("the right operand is no matrix of 8-bit integers")
     if not is_constant(weight) or right.attrs["block_size"]:
         return Reject("the right operand is no constant with a scale per output")
-    if right.attrs["axis"] not in (None, 1, -1) or weight_zero is not None:
-        return Reject("the right operand's scales lie along the sum, or it has zero points")
+    if right.attrs["axis"] not in (None, 1, -1):
+        return Reject("the right operand's scales lie along the sum")
+    if weight_zero is not None and not is_constant(weight_zero):
+        return Reject("the right operand's zero points are not constant")
     bias, last = _bias(node)
     b = rw.builder(last)
+    if weight.dtype is DType.U8:
+        weight, weight_zero = _signed(b, weight, weight_zero)
     result = b.op(
-        ort_quant_ops.matmul_integer_to_float, codes, weight, scale, weight_scale, zero, None, bias
-    )
+        ort_quant_ops.matmul_integer_to_float,
+        codes, weight, scale, weight_scale, zero, weight_zero, bias,
+    )  # fmt: skip
     rw.replace(last, result)
     return True
+
+
+def _signed(b: Builder, codes: Value, zero: Value | None) -> tuple[Value, Value]:
+    """Returns u8 codes and zero points less 128: products of u8 by u8 have no fast kernel."""
+    array, points = constant_of(codes, _ANY_SIZE), constant_of(zero, _ANY_SIZE)
+    if array is None:
+        raise AssertionError("the codes are constant")
+    points = np.zeros((), np.uint8) if points is None else points
+    moved, middle = ((x.astype(np.int16) - 128).astype(np.int8) for x in (array, points))
+    return b.constant(moved, name=codes.name), b.constant(middle)
 
 
 def _bias(node: Node) -> tuple[Value | None, Node]:
     """Returns the constant vector that is added to a product, and the last node of both."""
     users = node.output.users
-    if node.output.num_uses != 1 or users[0].op is not arithmetic.add:
+    if node.output.num_uses != 1 or not users or users[0].op is not arithmetic.add:
         return None, node
     total = users[0]
     other = total.inputs[1] if total.inputs[0] is node.output else total.inputs[0]

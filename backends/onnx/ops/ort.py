@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from regraft.backends.onnx import ort_ops as ops
 from regraft.backends.onnx import ort_quant_ops as quantized
+from regraft.backends.onnx import ort_table_ops as tables
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.backends.onnx.ops.attention import emit_native
 from regraft.ir.graph import Node
@@ -91,6 +92,14 @@ def _nbits(e: EmitContext) -> None:
     )  # fmt: skip
 
 
+def _gather_blocks(e: EmitContext) -> None:
+    attrs = e.node.attrs
+    e.emit(
+        "GatherBlockQuantized", e.inputs, domain=_MICROSOFT,
+        bits=attrs["bits"], block_size=attrs["block_size"], gather_axis=0, quantize_axis=1,
+    )  # fmt: skip
+
+
 EMITS: tuple[Emit, ...] = (
     Emit(ops.native_attention, {_NATIVE_SINCE: emit_native}),
     Emit(ops.flat_attention, {_NATIVE_SINCE: _flat_attention}),
@@ -99,6 +108,7 @@ EMITS: tuple[Emit, ...] = (
     Emit(ops.flat_rotary, {13: _flat_rotary}, _rotary_min_opset),
     Emit(quantized.matmul_integer_to_float, {13: _integer_to_float}),
     Emit(quantized.matmul_nbits, {13: _nbits}),
+    Emit(tables.gather_block_quantized, {13: _gather_blocks}),
     Emit(ops.bias_gelu, {13: _bias_gelu}),
     Emit(ops.skip_layer_norm, {13: lambda e: _skip_norm(e, "SkipLayerNormalization")}),
     Emit(ops.skip_rms_norm, {13: lambda e: _skip_norm(e, "SkipSimplifiedLayerNormalization")}),

@@ -19,7 +19,8 @@ def _pool(op_type: str, *, dilated: int = 13, ceil: int = 13, **renamed: str) ->
     def run(e: EmitContext) -> None:
         attrs = e.node.attrs
         values: dict[str, Any] = {"kernel_shape": attrs["kernel"], **window_attrs(e)}
-        if e.opset < dilated:
+        # ONNX Runtime copies them to QLinearAveragePool, which has no such attribute
+        if e.opset < dilated or (dilated > 13 and not _is_dilated(e.node)):
             del values["dilations"]
         if e.opset >= ceil:
             values["ceil_mode"] = attrs["ceil_mode"]
