@@ -45,7 +45,7 @@ def restored(generated: Any, state: State) -> nn.Module:
 
 def copied(net: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Returns a deep copy of a module; it is of the same class."""
-    made = type(net).__new__(type(net))
+    made: nn.Module = object.__new__(type(net))
     memo[id(net)] = made
     made.__dict__.update(deepcopy(net.__dict__, memo))
     return made
