@@ -66,13 +66,20 @@ def parse_goal(text: str, *, rounded: bool) -> Goal:
 
 
 def what_stops(pinned: tuple[PinnedSpace, ...]) -> str:
-    """Names the reason that pins the most axes of weights, with the row that has most of them."""
+    """Names the reason that pins the most positions of weights, with the row that has most.
+
+    Positions, not axes: every convolution pins the few taps of its kernel.
+    """
     if not pinned:
         return "no weight has an axis that may shrink"
     counts: Counter[str] = Counter()
     for item in pinned:
-        counts[item.why.reason] += len(item.weights)
+        counts[item.why.reason] += _num_positions(item)
     reason = counts.most_common(1)[0][0]
     alike = [item for item in pinned if item.why.reason == reason]
-    example = max(alike, key=lambda item: len(item.weights))
+    example = max(alike, key=_num_positions)
     return f"{example.why}; `regraft inspect --couplings` lists all"
+
+
+def _num_positions(item: PinnedSpace) -> int:
+    return item.size * len(item.weights)
