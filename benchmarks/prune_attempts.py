@@ -14,7 +14,7 @@ STARTS = (0.3, 0.5)
 """Ratios of channels, tried until one gives a model that runs: 0.3 is about half of the FLOPs of
 products between pruned widths, 0.5 divides widths where it does not."""
 
-MAX_RATIOS = 4
+MAX_RATIOS = 8
 """Further ratios, each nearer to half of the FLOPs."""
 
 CLOSE = 0.01

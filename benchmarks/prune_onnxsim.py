@@ -52,7 +52,7 @@ def _onnxsim(row: dict[str, Any], name: str) -> None:
     ratio, known, best = STARTS[0], dict[float, float](), None
     dense = _products(simplified)
     with limited(LIMIT_S):
-        for _ in range(2 * MAX_RATIOS):  # each takes little time
+        for _ in range(MAX_RATIOS):
             pruned = onnxsim.apply_structured_pruning_cpp(simplified, ratio)
             pruned = onnxsim.apply_attention_head_pruning_cpp(pruned, ratio)
             outputs = run(pruned)
