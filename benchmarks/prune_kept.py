@@ -12,14 +12,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from benchmarks.measure import RESULTS, ROOT
-from benchmarks.torch_worker import measured
+from benchmarks.torch_worker import Worker
 
 PATH = RESULTS / "prune-coverage.jsonl"
 WHOLE_LIMIT_S = 400.0
 """Seconds of a model with everything, by the clock: a process that still runs then is ended."""
+
+LANES = 2
 
 CODE = (
     "ir", "passes", "frontends/torch", "backends/torch", "benchmarks/prune_once.py",
@@ -65,17 +69,49 @@ def rows(
         end: `time.monotonic()` after which no further model is begun; None for no end.
     """
     known = read()
-    missing = [name for name in names if known.get((tool, name), {}).get("of") != question]
-    while missing and (end is None or time.monotonic() < end):
-        some, missing = missing[:8], missing[8:]
-        for name, answer in measured(some, measure, limit_s=limit_s):
-            row = answer if isinstance(answer, dict) else {
-                "name": name, "stage": "limit", "reason": answer,
-            }  # fmt: skip
-            lines = read()  # other tools may have been measured meanwhile
-            lines[tool, name] = {"tool": tool, "of": question, "row": row}
-            _write(lines)
-            yield row
+    left: SimpleQueue[str] = SimpleQueue()
+    for name in names:
+        if known.get((tool, name), {}).get("of") != question:
+            left.put(name)
+    for name, answer in _answers(left, measure, limit_s, end):
+        row = answer if isinstance(answer, dict) else {
+            "name": name, "stage": "limit", "reason": answer,
+        }  # fmt: skip
+        lines = read()  # other tools may have been measured meanwhile
+        lines[tool, name] = {"tool": tool, "of": question, "row": row}
+        _write(lines)
+        yield row
+
+
+def _answers(
+    left: SimpleQueue[str], measure: Measure, limit_s: float, end: float | None
+) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Iterates over answers as they come, of processes that stay for one model after another."""
+    done: SimpleQueue[tuple[str, dict[str, Any] | str] | None] = SimpleQueue()
+
+    def lane() -> None:
+        worker = Worker(measure)
+        try:
+            while end is None or time.monotonic() < end:
+                name = left.get_nowait()
+                done.put((name, worker.ask(name, limit_s)))
+        except Empty:
+            return
+        finally:
+            worker.stop()
+            done.put(None)
+
+    with ThreadPoolExecutor(LANES) as pool:
+        lanes = [pool.submit(lane) for _ in range(LANES)]
+        running = len(lanes)
+        while running:
+            found = done.get()
+            if found is None:
+                running -= 1
+            else:
+                yield found
+        for each in lanes:
+            each.result()
 
 
 def code() -> str:
