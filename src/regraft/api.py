@@ -10,7 +10,7 @@ from regraft.backends.onnx import PROFILES, save_onnx
 from regraft.backends.onnx.activations import OrtActivations
 from regraft.backends.onnx.legalize import legalizers
 from regraft.calibration import gradient_source
-from regraft.comparison import check_interfaces, compare_sources, make_runner
+from regraft.comparison import check_inputs, compare_sources, make_runner
 from regraft.conversion import ConvertOptions, ConvertResult
 from regraft.conversion import convert as _convert
 from regraft.ir.errors import UsageError
@@ -257,7 +257,7 @@ def measure(
 
     Args:
         a: The reference: a path, `ModelProto` or module.
-        b: The other model, with the same inputs and outputs.
+        b: The other model, with the same inputs and the output that is measured.
         metric: `embedding`, `kl`, `perplexity` or `accuracy`, with options in braces.
         data: A text, `.npz` files or a folder of images; or batches, arrays by name, that can be
             iterated over more than once.
@@ -269,7 +269,7 @@ def measure(
     """
     extensions = combine(plugins)
     first, second = open_source(a, extensions), open_source(b, extensions)
-    check_interfaces(first.module, second.module)
+    check_inputs(first.module, second.module)
     asked = parse_metric(metric) if isinstance(metric, str) else metric
     runners = make_runner(first), make_runner(second)
     if isinstance(data, str | Path):

@@ -125,18 +125,27 @@ def check_interfaces(a: Module, b: Module) -> None:
     Raises:
         InputError: Naming what differs.
     """
+    check_inputs(a, b)
+    missing = [name for name in a.graph.output_names if name not in b.graph.output_names]
+    if missing:
+        raise InputError(
+            f"the second model has no output `{missing[0]}`",
+            hint=f"it has {', '.join(map(str, b.graph.output_names))}",
+        )
+
+
+def check_inputs(a: Module, b: Module) -> None:
+    """Checks that two models take the same inputs.
+
+    Raises:
+        InputError: Naming what differs.
+    """
     inputs_a, inputs_b = ({str(v.name) for v in m.graph.inputs} for m in (a, b))
     if inputs_a != inputs_b:
         raise InputError(
             f"the models take different inputs: {', '.join(sorted(inputs_a))} and "
             f"{', '.join(sorted(inputs_b))}",
             hint="models are compared on the same samples: rename the inputs of one",
-        )
-    missing = [name for name in a.graph.output_names if name not in b.graph.output_names]
-    if missing:
-        raise InputError(
-            f"the second model has no output `{missing[0]}`",
-            hint=f"it has {', '.join(map(str, b.graph.output_names))}",
         )
 
 

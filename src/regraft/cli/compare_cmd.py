@@ -96,12 +96,12 @@ def command(
 def _measure(
     a: Source, b: Source, asked: Asked, max_memory: int | None, *, as_json: bool, quiet: bool
 ) -> None:
-    from regraft.comparison import check_interfaces, make_runner
+    from regraft.comparison import check_inputs, make_runner
     from regraft.quality import check_drop, describe, drop_target, measure_sources
 
     with progress(enabled=not quiet and not as_json) as say:
         say("running")
-        check_interfaces(a.module, b.module)
+        check_inputs(a.module, b.module)
         runners = make_runner(a, max_memory), make_runner(b, max_memory)
         found = measure_sources(asked.metric, asked.data, a, b, runners)
     warn([*a.module.warnings, *b.module.warnings], quiet=quiet)
