@@ -185,10 +185,11 @@ class _Slicer:
         indices = node.inputs[1]
         if indices is None or node.graph is None or not touched(source, self.sizes):
             return
-        if made is not None:
-            positions = positions[kept_positions(made, self.kept)]
+        if made:
+            positions = positions[np.ix_(*(kept_positions(space, self.kept) for space in made))]
         moved = np.searchsorted(kept_positions(source, self.kept), positions)
-        shape = [-1 if size != 1 else 1 for size in indices.shape or ()]
+        # gather_nd has an axis of one number per index
+        shape = (*moved.shape, *(1,) * ((indices.rank or 0) - moved.ndim))
         old = constant_of(indices)
         if old is None:
             raise self._refusal(node, [], "its indices are no constant any more")

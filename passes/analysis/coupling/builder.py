@@ -32,8 +32,8 @@ class Builder:
         axes: One space per axis of every value of known shape.
         weights: The same for every weight by name; tied names share one entry.
         stated: Per node, for every attribute that states sizes of its own: their spaces.
-        picks: Per node that gathers by constant indices: the source axis, the indices, and the axis
-            that they make (None for a single position).
+        picks: Per node that gathers by constant indices: the source axis, the indices, and the axes
+            that they make (none for a single position).
         parts: Per node that takes parts of an axis (slice): what lies before, within, and the axis.
         sums: Per node that sums over a label: (operand, axis, the label's space) of every place.
     """
@@ -43,7 +43,7 @@ class Builder:
         self.axes: dict[Value, tuple[Space, ...]] = {}
         self.weights: dict[str, tuple[Space, ...]] = {}
         self.stated: dict[Node, dict[str, tuple[Space, ...]]] = {}
-        self.picks: dict[Node, tuple[Space, Array, Space | None]] = {}
+        self.picks: dict[Node, tuple[Space, Array, tuple[Space, ...]]] = {}
         self.parts: dict[Node, list[tuple[int, Space, Space]]] = {}
         self.sums: dict[Node, list[tuple[int, int, Space]]] = {}
 

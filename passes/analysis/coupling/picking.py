@@ -1,12 +1,13 @@
 """Ties of operators that copy positions by constant index: gather, gather_nd, tile, pad.
 
-An index map falls into runs of consecutive positions; each run ties a part of the source axis with
-a part of the result's. The indices are written anew when the source shrinks.
+An index map counts through the source in nested loops (see `index_maps`), or falls into runs of
+consecutive positions, each of which ties a part of the source axis with a part of the result's.
+The indices are written anew when the source shrinks.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from regraft.ir.constants import constant_of
 from regraft.ir.graph import Node
 from regraft.ir.ops.gathering import gather
 from regraft.ir.ops.shapes import normalize_axis
+from regraft.passes.analysis.coupling.index_maps import Loop, loops_of
 from regraft.passes.analysis.coupling.spaces import (
     Pin,
     Space,
@@ -27,32 +29,29 @@ from regraft.passes.analysis.coupling.spaces import (
 if TYPE_CHECKING:
     from regraft.passes.analysis.coupling.builder import Builder
 
+Array = np.ndarray[Any, Any]
+
 _MAX_RUNS = 64
 """An index map of more runs than this is taken for data, and pins the axis."""
 
 
 def tie_gather(builder: Builder, node: Node) -> bool:
-    """Ties a gather by constant indices of at most one axis; False where the rule must do."""
+    """Ties a gather by constant indices; False where the rule must do."""
+    picked = _picked(node)
+    if picked is None:
+        return False
+    axis, grid = picked
     x, indices = node.inputs[:2]
-    if x is None or indices is None or x.shape is None or node.output.shape is None:
-        return False
-    found = constant_of(indices, max_bytes=1 << 16)
-    if found is None or found.size == 0:
-        return False
-    axis, depth = 0, indices.rank or 0
-    if node.op is gather:
-        axis = normalize_axis(node, node.attrs["axis"], len(x.shape))
-    else:
-        if node.attrs["batch_dims"] or found.ndim == 0 or found.shape[-1] != 1:
-            return False
-        found, depth = found[..., 0], depth - 1
-    if depth > 1 or not isinstance(x.shape[axis], int):
-        return False
+    assert x is not None, "something is picked from it"
+    assert indices is not None, "they are constant"
     source, result = builder.spaces_of(x), builder.spaces_of(node.output)
     whole = source[axis]
-    positions = np.where(found < 0, found + x.shape[axis], found).reshape(-1)
-    runs = _runs(positions)
-    if len(runs) > _MAX_RUNS or positions.min() < 0 or positions.max() >= x.shape[axis]:
+    loops = loops_of(grid, int(str(whole.size))) if grid.ndim else None
+    if loops is not None:
+        _tie_loops(builder, node, (whole, axis, grid), loops)
+        return True
+    runs = _runs(grid.reshape(-1))
+    if grid.ndim > 1 or len(runs) > _MAX_RUNS:
         return False
     why = Pin(node.op.name, _name(node), f"x axis {axis}", "its indices cut through blocks")
     pieces = []
@@ -64,13 +63,65 @@ def tie_gather(builder: Builder, node: Node) -> bool:
         pieces.append(piece)
     others = [space for i, space in enumerate(source) if i != axis]
     rest = list(result)
-    if depth:
+    if grid.ndim:
         unify(rest.pop(axis), sum_of(pieces), why)
     for a, b in zip(others, rest, strict=True):
         unify(a, b, why)
     builder.spaces_of(indices)
-    builder.picks[node] = (whole, positions, sum_of(pieces) if depth else None)
+    builder.picks[node] = (whole, grid, (sum_of(pieces),) if grid.ndim else ())
     return True
+
+
+def _picked(node: Node) -> tuple[int, Array] | None:
+    """Returns the axis that constant indices pick from, and the positions, i64[result axes…]."""
+    x, indices = node.inputs[:2]
+    if x is None or x.shape is None or node.output.shape is None:
+        return None
+    found = constant_of(indices, max_bytes=1 << 16)
+    if found is None or found.size == 0:
+        return None
+    axis = 0
+    if node.op is gather:
+        axis = normalize_axis(node, node.attrs["axis"], len(x.shape))
+    elif node.attrs["batch_dims"] or found.ndim == 0 or found.shape[-1] != 1:
+        return None
+    else:
+        found = found[..., 0]
+    size = x.shape[axis]
+    if not isinstance(size, int):
+        return None
+    grid = np.where(found < 0, found + size, found).astype(np.int64)
+    return None if grid.min() < 0 or grid.max() >= size else (axis, grid)
+
+
+def _tie_loops(
+    builder: Builder, node: Node, picked: tuple[Space, int, Array], loops: list[Loop]
+) -> None:
+    """Ties the source axis, and the result axes of the indices, by the loops of an index map."""
+    whole, axis, grid = picked
+    x, indices = node.inputs[:2]
+    assert x is not None, "the caller saw it"
+    assert indices is not None, "the caller saw it"
+    why = Pin(node.op.name, _name(node), f"x axis {axis}", "its blocks do not nest with others")
+    copies = Pin(node.op.name, _name(node), "indices", "copies")
+    spaces = {
+        loop: Space(loop.count, None if loop.stride else copies) for loop in dict.fromkeys(loops)
+    }
+    inner_last = sorted((loop for loop in loops if loop.stride), key=lambda loop: -loop.stride)
+    unify(whole, product_of([spaces[loop] for loop in inner_last]), why)
+    made = tuple(
+        product_of([spaces[loop] for loop in loops if loop.axis == place])
+        for place in range(grid.ndim)
+    )
+    source, result = builder.spaces_of(x), builder.spaces_of(node.output)
+    for space, own in zip(result[axis : axis + grid.ndim], made, strict=True):
+        unify(space, own, why)
+    others = [*source[:axis], *source[axis + 1 :]]
+    rest = [*result[:axis], *result[axis + grid.ndim :]]
+    for a, b in zip(others, rest, strict=True):
+        unify(a, b, why)
+    builder.spaces_of(indices)
+    builder.picks[node] = (whole, grid, made)
 
 
 def _name(node: Node) -> str:

@@ -256,12 +256,29 @@ class Maker:
             split = self.op("reshape", x, shape=(self.B, self.S, blocks, c // blocks))
             one = self.b.constant(np.array(self.rng.randrange(-blocks, blocks)))
             return self.op("gather", split, one, axis=2)
-        if self.rng.random() < 0.5:
+        kind = self.rng.random()
+        if kind > 0.75:
+            return self.pick_in_loops(x)
+        if kind < 0.5:
             first = self.rng.randrange(c)
             where = list(range(first - c, 0)) + list(range(first))
         else:
             where = [self.rng.randrange(c) for _ in range(self.rng.randrange(1, c + 1))]
         return self.op("gather", x, self.b.constant(np.array(where)), axis=2)
+
+    def pick_in_loops(self, x: Value) -> Value:
+        """Shuffles blocks, or repeats them, by indices; flat, or in the shape of the blocks."""
+        c = self.channels(x)
+        blocks = self.rng.choice([d for d in range(1, c + 1) if c % d == 0])
+        index = np.arange(c).reshape(blocks, c // blocks)
+        if self.rng.random() < 0.5:
+            index = index.T
+        if self.rng.random() < 0.4:
+            index = np.repeat(index, 2, self.rng.choice((0, 1)))
+        if self.rng.random() < 0.5:
+            return self.op("gather", x, self.b.constant(index.reshape(-1)), axis=2)
+        wide = self.op("gather", x, self.b.constant(index), axis=2)
+        return self.op("reshape", wide, shape=(self.B, self.S, index.size))
 
     def pad(self) -> Value:
         x = self.token()
