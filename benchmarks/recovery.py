@@ -1,4 +1,4 @@
-"""Measures what recovery promises on a real sentence encoder and exits 1 when a bar is missed.
+"""Measures what recovery and folders of transformers promise; exits 1 when a bar is missed.
 
 `python -m benchmarks.recovery [--only NAME] [--list]` prints a table and writes
 `benchmarks/results/recovery-<cpu>.json`. It needs the extras `torch` and `hf`, and the packages
@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from benchmarks import recovery_hf, recovery_losses
 from benchmarks.measure import ROOT, Measurement, Row, Settings, at_least, at_most, held, shown
 from benchmarks.suite import run
 
 _BEFORE = "before "  # as the worker names weights before training
 
-STEPS = 1200
+STEPS = 2400
 _SHORT = 8
+_STOPPED_AT = 5
 _THREADS = 2
 _MINUTE = 60.0
 
@@ -63,7 +65,7 @@ def _recovered(settings: Settings) -> Iterator[Row]:
     regained = 100 * (found["after"] - found["before"]) / lost
     yield at_least(
         "regained on texts not trained on", regained, 60.0, "%",
-        f"{found['steps']} steps, {found['texts']} texts",
+        f"{found['steps']} steps on {found['tokens']} tokens, {found['texts']} texts",
     )  # fmt: skip
     # other programs on the cores do not count: 15 minutes of two quiet ones are 30 of CPU time
     yield at_most(
@@ -76,13 +78,13 @@ def _resumed(settings: Settings) -> Iterator[Row]:
     steps = ("--steps", str(_SHORT))
     whole = _worker(settings, *steps)
     with tempfile.TemporaryDirectory() as folder:
-        _worker(settings, *steps, "--folder", folder, "--stop-at", "5")
-        names = [path.name for path in Path(folder).iterdir()]
-        yield held("an interrupted run leaves its checkpoint", names == ["checkpoint.pt"])
+        _worker(settings, *steps, "--folder", folder, "--stop-at", str(_STOPPED_AT))
+        files = [path.name for path in Path(folder).rglob("*") if path.is_file()]
+        yield held("an interrupted run leaves its checkpoint", files == ["checkpoint.pt"])
         again = _worker(settings, *steps, "--folder", folder)
     yield held(
         "resumed weights are bit-identical", again["digest"] == whole["digest"],
-        f"interrupted in step 6 of {_SHORT}",
+        f"interrupted in step {_STOPPED_AT + 1} of {_SHORT}",
     )  # fmt: skip
 
 
@@ -91,8 +93,8 @@ def _shared(settings: Settings) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         for processes in (1, 2):
             path = Path(folder) / f"{processes}.safetensors"
-            steps = ("--steps", str(_SHORT), "--weights", str(path))
-            _worker(settings, *steps, processes=processes)
+            options = ("--steps", str(_SHORT), "--batches", "2", "--precision", "fp32")
+            _worker(settings, *options, "--weights", str(path), processes=processes)
             weights.append(load_file(path))
     one, two = weights
     names = [name for name in one if not name.startswith(_BEFORE)]
@@ -109,6 +111,8 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     Measurement("recovered", "layer 2 of 6 dropped, recovered by distillation", _recovered),
     Measurement("resumed", "an interrupted run ends at the same bits", _resumed),
     Measurement("shared", "two processes train like one", _shared),
+    *recovery_losses.MEASUREMENTS,
+    *recovery_hf.MEASUREMENTS,
 )
 
 if __name__ == "__main__":
