@@ -1,4 +1,4 @@
-"""Writes the pages that are made from the code: operators.md, passes.md, errors.md, coverage.md.
+"""Writes the pages that are made from code and data: all of `PAGES`.
 
 The latency table of the README is made from committed results in the same way.
 `python -m docs.generate` writes all of them; a test fails when one is not current.
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.fuse_page import coverage_page
 from docs.latency import latency_table
+from docs.methods import methods_page
 from regraft.cli.passes_cmd import options_of_class
 from regraft.ir import errors
 from regraft.ir.errors import RegraftError
@@ -145,6 +146,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "passes.md": passes_page,
     "errors.md": errors_page,
     "coverage.md": lambda: coverage_page(_NOTE),
+    "methods.md": lambda: methods_page(_NOTE),
 }
 """File -> what makes it."""
 
