@@ -233,6 +233,13 @@ def _invoke(importer: GraphImporter, node: torch.fx.Node) -> Any:
     return _inline(importer, region, args)
 
 
+def _written_out(importer: GraphImporter, node: torch.fx.Node) -> Any:
+    """Attention with a score of the user's own, in the calls that compute it on any device."""
+    if not importer.import_decomposed(node):
+        raise UnsupportedCallError("sizes have to be equal: give them one name in dynamic_shapes")
+    return importer.env[node]
+
+
 HIGHER_ORDER: dict[str, HigherOrder] = {
     "wrap_with_set_grad_enabled": _set_grad,
     "wrap_with_autocast": _autocast,
@@ -241,5 +248,6 @@ HIGHER_ORDER: dict[str, HigherOrder] = {
     "scan": _scan,
     "map_impl": _map,
     "invoke_subgraph": _invoke,
+    "flex_attention": _written_out,
 }
 """By name of the operator."""

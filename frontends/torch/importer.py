@@ -11,6 +11,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from regraft.frontends.torch.aliases import Handle
 from regraft.frontends.torch.call import CallImport, UnsupportedCallError
+from regraft.frontends.torch.decompose import traced_inputs
 from regraft.frontends.torch.known_calls import CASTS, DROPPED, NO_WRITES, SCALAR_READS
 from regraft.frontends.torch.nodes import placeholders, plain, storage_of, written_arguments
 from regraft.frontends.torch.opaque import import_opaque, is_kept
@@ -156,7 +157,7 @@ class GraphImporter:
             self._bind_sizes(val, values)
         except UnsupportedCallError as error:
             kept = self._opaque(node, schema, converted)
-            if kept is None and self._decomposed(node):
+            if kept is None and self.import_decomposed(node):
                 return
             if kept is None and is_kept(schema, converted, self._results(val), self.session.sizes):
                 kept = import_opaque(self.b, schema, converted, self._results(val))
@@ -357,13 +358,13 @@ class GraphImporter:
             return None
         return import_opaque(self.b, schema, args, self._results(node.meta.get("val")))
 
-    def _decomposed(self, node: torch.fx.Node) -> bool:
+    def import_decomposed(self, node: torch.fx.Node) -> bool:
         """Imports PyTorch's decomposition of a call; returns whether there is one."""
         inner = self.session.decompose(node)
         if inner is None:
             return False
         nested = GraphImporter(self.session, self.graph, inner, self.b.loc)
-        for placeholder, arg in zip(placeholders(inner.graph), node.all_input_nodes, strict=True):
+        for placeholder, arg in zip(placeholders(inner.graph), traced_inputs(node), strict=True):
             nested.env[placeholder] = self.convert(arg)
         self.env[node] = nested.run(inner.graph)
         return True

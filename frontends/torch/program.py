@@ -92,7 +92,7 @@ def import_program(
             program = program.run_decompositions({})  # resolves `vmap`, decomposes nothing else
     module = Module(Graph(), name)
     sizes = Sizes(module.graph.scope, program.range_constraints, dim_names)
-    session = Session(table, sizes, module.warnings, Decomposer().trace, frozenset(opaque))
+    session = Session(table, sizes, module.warnings, Decomposer(sizes).trace, frozenset(opaque))
     importer = GraphImporter(session, module.graph, program.graph_module)
     with collector_paused():
         interface = _Interface(program, importer)

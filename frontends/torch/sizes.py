@@ -21,6 +21,7 @@ from regraft.ir.dims import (
     dim_min,
     exactdiv,
     floordiv,
+    known_equal,
     mod,
 )
 from regraft.ir.errors import UnsupportedError
@@ -64,6 +65,12 @@ class Sizes:
     def knows(self, symbol: sympy.Symbol) -> bool:
         """Returns whether a symbol stands for a dim already."""
         return symbol in self._dims
+
+    def are_equal(self, a: sympy.Expr, b: sympy.Expr) -> bool:
+        """Returns whether two expressions over known symbols are one size."""
+        if not all(map(self.knows, a.free_symbols | b.free_symbols)):
+            return False
+        return known_equal(self.expression(a), self.expression(b))
 
     def expect(self, symbol: sympy.Symbol) -> None:
         """Lets types speak of a symbol that the results of the next call define."""
