@@ -75,7 +75,7 @@ def functional_name(target: OpOverload) -> str | None:
     overload = target._overloadname
     if overload == "out":
         known = getattr(getattr(torch.ops, namespace), name).overloads()
-        return f"{namespace}.{name}.{'default' if 'default' in known else 'Tensor'}"
+        return f"{namespace}.{name}.{'Tensor' if 'Tensor' in known else 'default'}"
     if overload.endswith("_out"):
         return f"{namespace}.{name}.{overload.removesuffix('_out')}"
     if name.startswith("__i") and name.endswith("__"):  # `__ior__` -> `__or__`
