@@ -25,7 +25,8 @@ def next_ratio(known: Mapping[float, float]) -> float:
     """Returns a ratio of channels that may leave half of the FLOPs.
 
     FLOPs of products between pruned widths fall with the square of what is kept, so that their root
-    is taken to be linear between the nearest ratios known.
+    is taken to be linear between the nearest ratios known; what outputs pin does not fall, so that
+    beyond the largest ratio known the middle is taken.
 
     Args:
         known: The part of the FLOPs that is left, by ratio.
@@ -36,6 +37,8 @@ def next_ratio(known: Mapping[float, float]) -> float:
     wanted = math.sqrt(TARGET)
     for (low, above), (high, below) in itertools.pairwise(roots):
         if below <= wanted <= above and above > below:
+            if high == 1.0 and len(known) > 1:  # where nothing is left is only assumed
+                return (low + high) / 2
             return low + (high - low) * (above - wanted) / (above - below)
     return STARTS[0]
 

@@ -23,6 +23,8 @@ def kept_along_axes(dense: Array, pruned: Array) -> list[Array] | None:
     """
     if dense.ndim != pruned.ndim or not pruned.size:
         return None
+    if dense.ndim == 1:
+        return _kept_of_row(dense, pruned)
     flat = dense.reshape(-1)
     order = np.argsort(flat, kind="stable")
     places = order[np.minimum(np.searchsorted(flat[order], pruned.reshape(-1)), len(flat) - 1)]
@@ -32,6 +34,18 @@ def kept_along_axes(dense: Array, pruned: Array) -> list[Array] | None:
         rows = np.moveaxis(index.reshape(pruned.shape), axis, 0).reshape(pruned.shape[axis], -1)
         kept.append(np.array([np.bincount(row).argmax() for row in rows]))
     return kept if np.array_equal(dense[np.ix_(*kept)], pruned) else None
+
+
+def _kept_of_row(dense: Array, pruned: Array) -> list[Array] | None:
+    """Returns the kept positions of a vector: in order, for two elements may be equal."""
+    kept: list[int] = []
+    for value in pruned:
+        start = kept[-1] + 1 if kept else 0
+        found = np.flatnonzero(dense[start:] == value)
+        if not len(found):
+            return None
+        kept.append(start + int(found[0]))
+    return [np.array(kept)]
 
 
 def masked(dense: Any, pruned: Any) -> Any | None:
