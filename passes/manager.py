@@ -23,7 +23,16 @@ from regraft.passes.check.runners import EvalRunner, Runner
 from regraft.passes.check.samples import Sample
 from regraft.passes.check.second_look import second_look
 from regraft.passes.pipeline import format_pass, format_pipeline
-from regraft.passes.protocol import Context, Lossy, Pass, PassResult, Rounded, Skip, Target
+from regraft.passes.protocol import (
+    Context,
+    LayerError,
+    Lossy,
+    Pass,
+    PassResult,
+    Rounded,
+    Skip,
+    Target,
+)
 from regraft.passes.reproducer import write_reproducer
 
 
@@ -57,6 +66,7 @@ class PassRecord:
         nodes_before: Compute nodes before.
         nodes_after: Compute nodes after.
         targets: Figures that were asked for.
+        layers: What rounding costs each layer, the worst first.
     """
 
     name: str
@@ -72,6 +82,7 @@ class PassRecord:
     nodes_after: int = 0
     unproved: tuple[Skip, ...] = ()
     targets: tuple[Target, ...] = ()
+    layers: tuple[LayerError, ...] = ()
 
 
 @dataclass(slots=True)
@@ -150,7 +161,7 @@ class PassManager:
         return PassRecord(
             item.name, format_pass(item), result.changed, seconds, str(item.contract), verified,
             stats, result.skipped, result.decisions, before, count_nodes(module.graph),
-            (*result.unproved, *unchecked), result.targets,
+            (*result.unproved, *unchecked), result.targets, result.layers,
         )  # fmt: skip
 
     def _recover(

@@ -116,6 +116,33 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerError:
+    """What a rewrite that rounds costs one layer.
+
+    Args:
+        name: Of its weight.
+        format: What the weight became.
+        error: Root mean square of the difference of its results on the samples, relative to that
+            of the results; of the weight itself where `of_results` is false.
+        of_results: Whether the layer was run on samples.
+        num_bytes: Size of what the weight became.
+        float_bytes: Size of the weight before.
+    """
+
+    name: str
+    format: str
+    error: float
+    of_results: bool
+    num_bytes: int
+    float_bytes: int
+
+    @property
+    def bytes_to_keep(self) -> int:
+        """What keeping it as it was costs."""
+        return self.float_bytes - self.num_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PassResult:
     """What a pass did.
 
@@ -128,6 +155,7 @@ class PassResult:
         unproved: Places rewritten though they could not be evaluated by themselves, with the
             reason; the check of the whole module covers them.
         targets: Figures that were asked for.
+        layers: What rounding costs each layer, the worst first.
     """
 
     changed: bool
@@ -137,6 +165,7 @@ class PassResult:
     interface: InterfaceMap | None = None
     unproved: tuple[Skip, ...] = ()
     targets: tuple[Target, ...] = ()
+    layers: tuple[LayerError, ...] = ()
 
 
 class Executor(Protocol):

@@ -55,6 +55,13 @@ class Encoded:
     grid: Grid
     codes: Array
 
+    @property
+    def num_bytes(self) -> int:
+        """Packed size of codes, scales and zero points."""
+        fmt, scale = self.grid.format, self.grid.scale
+        zeros = 0 if self.grid.zero_point is None else fmt.dtype.nbytes(scale.size)
+        return fmt.dtype.nbytes(self.codes.size) + 4 * scale.size + zeros
+
     def decode(self) -> Array:
         """Returns f32[K, N]."""
         size = self.codes.shape[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,26 +15,12 @@ from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.passes.cleanup.canonicalize import Canonicalize
-from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip
-from regraft.passes.quantization.encoding import Encoded, grid_of, round_to
+from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
+from regraft.passes.quantization.encoding import grid_of, round_to
 from regraft.passes.quantization.formats import INT8, Format, format_of
-from regraft.passes.quantization.methods import Method, encode
-from regraft.passes.quantization.ranges import (
-    Range,
-    rounded,
-    searched_range,
-    smoothing,
-    tail_channels,
-)
-from regraft.passes.quantization.rewrite import (
-    Input,
-    dequantized,
-    dynamic_input,
-    static_input,
-    token_input,
-    write_linear,
-    write_table,
-)
+from regraft.passes.quantization.layers import Plan, rewrite_readers
+from regraft.passes.quantization.methods import Method
+from regraft.passes.quantization.rewrite import write_table
 from regraft.passes.quantization.sites import Linear, linears, tables
 from regraft.passes.quantization.statistics import Statistics, gather_statistics
 
@@ -43,10 +29,11 @@ Array = np.ndarray[Any, Any]
 _GROUP_BELOW_8_BITS = 32
 
 _TAIL = 8
-"""Channels in float beside ranges per row: on a sentence encoder the error falls by half with 8."""
+"""Channels in float beside ranges per row: on a sentence encoder the worst cosine of 118 sentences
+is 0.9954 without, 0.9990 with 8, 0.9992 with 16, and each 8 take 5 % of the speed."""
 
 _SMOOTH = 0.65
-"""On a sentence encoder the best of 0.3 to 0.8 in steps of a twentieth without a tail."""
+"""On the same encoder, static ranges: mean cosine 0.9935 without, 0.9985 with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,30 +108,60 @@ class Quantize:
         fmt = format_of(self.weights, "weights")
         mode = self._mode(fmt)
         method = self._method(fmt, ctx)
-        sites = [site for site in linears(module.graph) if not self._kept(site.name)]
-        inputs = list(dict.fromkeys(site.x for site in sites))
-        found: Mapping[Value, Statistics] = {}
-        if inputs and (mode == "static" or method == "gptq" or (ctx.samples and ctx.activations)):
-            found = gather_statistics(module, inputs, ctx, inputs if method == "gptq" else ())
-        skipped = [Skip(site.name, "kept by option") for site in linears(module.graph)
-                   if self._kept(site.name)]  # fmt: skip
-        run = _Run(self, fmt, mode, method, found, errors={})
+        ctx = self._with_samples(module, ctx)
+        every = list(linears(module.graph))
+        sites = [site for site in every if not self._kept(site.name)]
+        skipped = [Skip(site.name, "kept by option") for site in every if self._kept(site.name)]
         by_input: dict[Value, list[Linear]] = {}
         for site in sites:
             by_input.setdefault(site.x, []).append(site)
+        found: Mapping[Value, Statistics] = {}
+        inputs = list(by_input)
+        if inputs and (mode == "static" or method == "gptq" or (ctx.samples and ctx.activations)):
+            found = gather_statistics(module, inputs, ctx, inputs if method == "gptq" else ())
+        plan = Plan(fmt, mode, method, self._group(fmt), self._num_tail(mode), self._strength(mode))
+        layers: list[LayerError] = []
         for x, readers in by_input.items():
-            run.rewrite(module, x, readers)
+            layers += rewrite_readers(module, readers, plan, found.get(x))
         num_tables = self._tables(module)
         changed = bool(sites or num_tables)
         if changed:
             Canonicalize().run(module, ctx)
+        layers.sort(key=lambda layer: (-layer.error, layer.name))
         stats: dict[str, int | float] = {
             "linear-layers": len(sites), "tables": num_tables, "bits": fmt.bits,
+            "samples": len(ctx.samples),
         }  # fmt: skip
-        if run.errors:
-            stats["worst-error"] = round(max(run.errors.values()), 6)
-        decisions = {"errors": {name: round(e, 6) for name, e in sorted(run.errors.items())}}
-        return PassResult(changed, stats, tuple(skipped), decisions if run.errors else {})
+        if layers:
+            stats["worst-error"] = round(layers[0].error, 6)
+        return PassResult(changed, stats, tuple(skipped), layers=tuple(layers))
+
+    def _with_samples(self, module: Module, ctx: Context) -> Context:
+        """Returns a context with generated samples where ranges need some and none were given."""
+        if ctx.samples or not ctx.probes or ctx.activations is None:
+            return ctx
+        module.warnings.append(
+            f"quantize: ranges were found on {len(ctx.probes)} synthetic samples; "
+            "`--calibrate DATA` gives real ones"
+        )
+        return replace(ctx, samples=ctx.probes)
+
+    def _group(self, fmt: Format) -> int:
+        """Returns how many inputs share a scale, 0 for all."""
+        if fmt.bits == INT8.bits:
+            return self.group
+        return self.group or _GROUP_BELOW_8_BITS
+
+    def _num_tail(self, mode: str) -> int:
+        if mode not in ("static", "token"):
+            return 0
+        default = _TAIL if mode == "token" else 0
+        return default if self.tail is None else self.tail
+
+    def _strength(self, mode: str) -> float:
+        if mode != "static":
+            return 0.0
+        return _SMOOTH if self.smooth is None else self.smooth
 
     def _mode(self, fmt: Format) -> str:
         if self.smooth is not None and not 0 <= self.smooth <= 1:
@@ -182,86 +199,3 @@ class Quantize:
             write_table(b, site, np.ascontiguousarray(encoded.codes.T), encoded.grid.scale[0])
             count += 1
         return count
-
-
-@dataclass(slots=True)
-class _Run:
-    """One run of the pass."""
-
-    options: Quantize
-    fmt: Format
-    mode: str
-    method: Method
-    found: Mapping[Value, Statistics]
-    errors: dict[str, float]
-
-    def rewrite(self, module: Module, x: Value, readers: Sequence[Linear]) -> None:
-        """Rewrites all layers that read one value."""
-        size = readers[0].sizes[0]
-        stats = self.found.get(x)
-        matrices = [site.matrix() for site in readers]
-        factor, tail = np.ones(size, np.float32), np.zeros(0, np.int64)
-        weight = np.zeros(size)
-        for matrix in matrices:
-            weight += np.einsum("kn,kn->k", matrix, matrix, dtype=np.float64)
-        smooth, num_tail = self.options.smooth, self.options.tail
-        if stats is not None and self.mode == "static":
-            factor = smoothing(stats, _SMOOTH if smooth is None else smooth)
-        if num_tail is None:
-            num_tail = _TAIL if self.mode == "token" else 0
-        if stats is not None and self.mode in ("static", "token"):
-            tail = tail_channels(stats, min(num_tail, size), factor)
-        body = np.ones(size, bool)
-        body[tail] = False
-        b = Builder(module.graph, readers[0].node, readers[0].node.loc)
-        span: Range | None = None
-        if self.mode == "static" and stats is not None:
-            span = searched_range(stats, body, factor, weight / np.square(factor))
-        source = self._input(b, x, span, factor, tail)
-        for site, matrix in zip(readers, matrices, strict=True):
-            self._layer(module, site, matrix, source, stats, span, factor, tail, body)
-
-    def _input(self, b: Builder, x: Value, span: Range | None, factor: Array, tail: Array) -> Input:
-        if span is not None:
-            return static_input(b, x, span, None if (factor == 1).all() else factor, tail)
-        if self.mode == "token":
-            return token_input(b, x, factor.size, tail)
-        return dynamic_input(b, x) if self.mode == "dynamic" else Input(x)
-
-    def _layer(
-        self, module: Module, site: Linear, matrix: Array, source: Input,
-        stats: Statistics | None, span: Range | None, factor: Array, tail: Array, body: Array,
-    ) -> None:  # fmt: skip
-        size = matrix.shape[0]
-        scaled = matrix / factor[:, None]
-        main = np.where(body[:, None], scaled, np.float32(0))
-        per_channel = self.options.group == 0 and self.fmt.bits == INT8.bits
-        group = size if per_channel else self.options.group or _GROUP_BELOW_8_BITS
-        encoded = encode(main, self.fmt, group, self.method, stats)
-        shift = None
-        if stats is not None and stats.rows:
-            rows = stats.sample()
-            exact = rows @ matrix
-            got = self._seen(rows * factor, span, encoded, tail, scaled)
-            shift = (exact - got).mean(0).astype(np.float32)
-            scale = float(np.sqrt(np.square(exact).mean())) or 1.0
-            self.errors[site.name] = float(np.sqrt(np.square(exact - got - shift).mean())) / scale
-        b = Builder(module.graph, site.node, site.node.loc)
-        value = dequantized(b, site.name, encoded, per_channel=per_channel)
-        write_linear(b, site, source, value, scaled[tail] if tail.size else None, shift)
-
-    def _seen(
-        self, rows: Array, span: Range | None, encoded: Encoded, tail: Array, scaled: Array
-    ) -> Array:
-        """Returns what the quantized layer makes of rows that were seen, f32[R, N]."""
-        weight = encoded.decode()
-        if span is not None:
-            result = rounded(rows, span) @ weight
-        elif self.mode == "token":
-            inner = rows.copy()
-            inner[:, tail] = 0
-            top = np.maximum(np.abs(inner).max(1, keepdims=True), np.finfo(np.float32).tiny)
-            result = np.rint(inner / top * 127) / 127 * top @ weight
-        else:
-            result = rows @ weight
-        return result + rows[:, tail] @ scaled[tail]  # type: ignore[no-any-return]

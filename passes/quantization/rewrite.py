@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.builder import Builder
+from regraft.ir.constants import constant_of
 from regraft.ir.graph import Value
+from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, cast, gathering, linalg, quant, reduce
 from regraft.ir.types import DType
 from regraft.ir.weights import ArrayWeight
@@ -20,6 +22,9 @@ from regraft.passes.quantization.ranges import Range
 from regraft.passes.quantization.sites import Linear, Table
 
 Array = np.ndarray[Any, Any]
+
+_MAX_BIAS = 1 << 20
+"""Outputs of a layer whose bias is computed here."""
 
 _TOKEN_LEVELS = 127
 _TOKEN_ZERO = 128
@@ -119,30 +124,43 @@ def dequantized(b: Builder, name: str, encoded: Encoded, *, per_channel: bool) -
 
 
 def write_linear(
-    b: Builder, site: Linear, source: Input, weight: Value, tail: Array | None, shift: Array | None
-) -> Value:
-    """Replaces a linear layer and returns its new result.
+    module: Module,
+    site: Linear,
+    source: Input,
+    encoded: Encoded,
+    tail: Array | None,
+    shift: Array | None,
+    *,
+    per_channel: bool,
+) -> None:
+    """Replaces a linear layer, its bias included.
 
     Args:
-        b: Builds before the layer.
+        module: The module.
         site: The layer.
         source: Its input.
-        weight: f32[K, N], dequantized.
+        encoded: Its weight [K, N].
         tail: f32[T, N], weights of the channels in float.
         shift: f32[N], what is added to the result; None for nothing.
+        per_channel: Whether one group spans all of K.
     """
+    last, bias = site.with_bias()
+    b = Builder(module.graph, last, site.node.loc)
+    weight = dequantized(b, site.name, encoded, per_channel=per_channel)
     result = b.op(linalg.matmul, source.value, weight)
     if source.factor is not None:
         result = b.op(arithmetic.mul, result, source.factor)
     if source.tail is not None and tail is not None:
         rows = b.weight(f"{site.name}.tail", ArrayWeight(tail, made_from=(site.name,)))
         result = b.op(arithmetic.add, result, b.op(linalg.matmul, source.tail, rows))
-    if site.bias is not None:
-        result = b.op(arithmetic.add, result, site.bias)
+    known = None if bias is None or shift is None else constant_of(bias, _MAX_BIAS)
+    if known is not None:  # one addition, which the product's kernel takes in
+        bias, shift = b.constant(known + shift, name=f"{site.name}.shifted_bias"), None
+    if bias is not None:
+        result = b.op(arithmetic.add, result, bias)
     if shift is not None:
         result = b.op(arithmetic.add, result, b.constant(shift))
-    b.graph.replace(site.node, [result])
-    return result
+    module.graph.replace(last, [result])
 
 
 def write_table(b: Builder, site: Table, codes: Array, scale: Array) -> Value:

@@ -10,7 +10,7 @@ import numpy as np
 
 from regraft.ir.constants import constant_of, is_constant, weight
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import gathering, linalg
+from regraft.ir.ops import arithmetic, gathering, linalg
 from regraft.ir.types import DType
 
 Array = np.ndarray[Any, Any]
@@ -35,6 +35,19 @@ class Linear:
     weight: Value
     bias: Value | None
     transposed: bool
+
+    def with_bias(self) -> tuple[Node, Value | None]:
+        """Returns the last node and the bias, an addition of a constant vector taken as one."""
+        users = self.node.output.users
+        if self.bias is not None or len(users) != 1 or self.node.output.num_uses != 1:
+            return self.node, self.bias
+        total = users[0]
+        if total.op is not arithmetic.add:
+            return self.node, None
+        other = total.inputs[1] if total.inputs[0] is self.node.output else total.inputs[0]
+        if other is None or other.shape != (self.sizes[1],) or not is_constant(other):
+            return self.node, None
+        return total, other
 
     @property
     def name(self) -> str:

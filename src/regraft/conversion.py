@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -14,7 +16,7 @@ from regraft.backends.onnx import PROFILES
 from regraft.backends.onnx.activations import OrtActivations
 from regraft.backends.onnx.legalize import legalizers
 from regraft.benching import OrtLatency, bench
-from regraft.calibration import gradient_source
+from regraft.calibration import gradient_source, read_calibration
 from regraft.checking import Checker
 from regraft.comparison import make_runner
 from regraft.emission import (
@@ -25,7 +27,6 @@ from regraft.emission import (
     model_file,
     written_runner,
 )
-from regraft.huggingface_sources import folder_of
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.growth import Growth
@@ -49,7 +50,7 @@ from regraft.pipelines import (
 )
 from regraft.plugin_places import fingerprint
 from regraft.plugins import Extensions, combine
-from regraft.quality import check_drop, drop_target, measure_sources
+from regraft.quality import check_drop, drop_target, folders_of, measure_sources
 from regraft.report import build_report, operator_counts, versions
 from regraft.report_html import GraphView, can_render, report_page, view_of
 from regraft.report_html.pages import MISSING
@@ -72,7 +73,8 @@ class ConvertOptions:
         freeze: Symbols to fix by name.
         dims: Sizes of generated samples; never freezes.
         samples: Samples to check with, and to calibrate with where `calibrate` is empty.
-        calibrate: Samples that passes measure on.
+        calibrate: Samples that passes measure on, or a path: `.npz`, a text, a folder of images.
+        tokenizer: A `tokenizer.json` for texts, or its folder; default: the one beside the source.
         train: Data that passes train on: a path (`.npz`, text, a folder of either) or batches;
             default: the samples that they measure on.
         checkpoints: Folder for checkpoints of training, from which an interrupted run resumes.
@@ -99,7 +101,8 @@ class ConvertOptions:
     freeze: Mapping[str, int] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
-    calibrate: Sequence[Mapping[str, Any]] = ()
+    calibrate: Path | Sequence[Mapping[str, Any]] = ()
+    tokenizer: Path | None = None
     train: Path | Data | None = None
     checkpoints: Path | None = None
     check: CheckMode = CheckMode.MODULE
@@ -221,8 +224,11 @@ class _Conversion:
         self.passes = with_legalization(self.passes, options.target, options.opset)
         check_dims(module, options.dims)
         given = bind_samples(module, options.samples)
-        bind_samples(module, options.calibrate)
-        training = self._training(module)
+        calibration = options.calibrate
+        if isinstance(calibration, Path):
+            calibration = read_calibration(calibration, source, options.tokenizer)
+        bind_samples(module, calibration)
+        training = self._training(source)
         before = operator_counts(module.graph)
         self.before = self._view(module)
         if options.bench or options.quality is not None:
@@ -234,7 +240,7 @@ class _Conversion:
             freeze(module, options.freeze)
         ctx = Context(
             seed=options.seed, target=options.target,
-            samples=options.calibrate or options.samples,
+            samples=calibration or options.samples,
             activations=OrtActivations(), gradients=gradient_source(),
             latency=OrtLatency(
                 options.target, {**options.dims, **options.freeze}, options.seed
@@ -258,16 +264,12 @@ class _Conversion:
         out = None if options.dry_run else self.out
         return ConvertResult(out, module, tuple(records), check, report, tuple(ctx.explanations))
 
-    def _training(self, module: Module) -> Data | None:
+    def _training(self, source: Source) -> Data | None:
         """Returns what passes train on, as batches."""
         given = self.options.train
         if not isinstance(given, Path):
             return given
-        place = self.raw_source if isinstance(self.raw_source, str | Path) else None
-        named = None if place is None else folder_of(place)
-        folders = [] if place is None else [Path(place), Path(place).parent]
-        folders = folders if named is None else [named[0]]
-        return read_training(given, module, folders, self.options.seed)
+        return read_training(given, source.module, folders_of(source), self.options.seed)
 
     def _make_checker(self, source: Source, given: Sequence[Sample]) -> Checker:
         options = self.options
@@ -289,8 +291,6 @@ class _Conversion:
         make_report: Callable[[CheckReport, int], dict[str, Any]],
     ) -> tuple[CheckReport, dict[str, Any]]:
         options = self.options
-        import tempfile
-
         target = self.out
         if options.dry_run or target is None:
             folder = Path(tempfile.mkdtemp(prefix="regraft-"))
@@ -337,8 +337,6 @@ class _Conversion:
                 (temp / "report.json").write_text(json.dumps(report, indent=2) + "\n")
                 (temp / "recipe.yaml").write_text(self._recipe(source, records))
         if options.dry_run or self.out is None:
-            import shutil
-
             shutil.rmtree(target.parent, ignore_errors=True)
         return check, report
 

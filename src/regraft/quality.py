@@ -137,7 +137,12 @@ def measure_sources(
 
 
 def open_data(
-    metric: Metric, path: Path, module: Module, folders: Sequence[Path]
+    metric: Metric,
+    path: Path,
+    module: Module,
+    folders: Sequence[Path],
+    *,
+    tokenizer_hint: str | None = None,
 ) -> tuple[Data, Path | None]:
     """Returns the data of a path, and the tokenizer that it needs.
 
@@ -146,6 +151,7 @@ def open_data(
         path: The data.
         module: The model that it is for.
         folders: Where tokenizer and processor may lie.
+        tokenizer_hint: How to name a tokenizer; default: by an option of the metric.
 
     Raises:
         InputError: When there is no such path, or no tokenizer for a text.
@@ -157,22 +163,22 @@ def open_data(
         return Arrays(files[: metric.limit], module), None
     if path.is_dir():
         return open_images(path, module, folders, metric), None
-    tokenizer = _tokenizer(metric, path, folders)
+    hint = tokenizer_hint or (
+        f"name one, `--metric {metric.name}{{tokenizer=FOLDER}}`, or give `.npz` files"
+    )
+    tokenizer = _tokenizer(metric, path, folders, hint)
     windows = not isinstance(metric, EmbeddingMetric)
     return open_texts(path, module, tokenizer, metric, windows=windows), tokenizer
 
 
-def _tokenizer(metric: Metric, path: Path, folders: Sequence[Path]) -> Path:
+def _tokenizer(metric: Metric, path: Path, folders: Sequence[Path], hint: str) -> Path:
     named = None if metric.tokenizer is None else Path(metric.tokenizer)
     places = folders if named is None else [named]
     files = [place / TOKENIZER if place.is_dir() else place for place in places]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         place = "beside the model" if named is None else f"at `{named}`"
-        raise InputError(
-            f"`{path}` is text, and there is no `{TOKENIZER}` {place}",
-            hint=f"name one, `--metric {metric.name}{{tokenizer=FOLDER}}`, or give `.npz` files",
-        )
+        raise InputError(f"`{path}` is text, and there is no `{TOKENIZER}` {place}", hint=hint)
     return found
 
 

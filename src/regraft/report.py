@@ -16,6 +16,7 @@ from regraft.ir.module import Module
 from regraft.ir.opspec import Trait
 from regraft.passes.check.module_check import CheckReport
 from regraft.passes.manager import PassRecord
+from regraft.passes.protocol import LayerError
 from regraft.sources import Source
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime")
@@ -61,8 +62,18 @@ def pass_entry(record: PassRecord, check: CheckReport | None = None) -> dict[str
         "stats": dict(record.stats),
         "skipped": [asdict(skip) for skip in record.skipped],
         "unproved": [asdict(place) for place in record.unproved],
+        **({"layers": [layer_entry(layer) for layer in record.layers]} if record.layers else {}),
         "nodes": [record.nodes_before, record.nodes_after],
     }
+
+
+def layer_entry(layer: LayerError) -> dict[str, Any]:
+    """Returns what rounding costs a layer as JSON."""
+    return {
+        "name": layer.name, "format": layer.format, "error": float(f"{layer.error:.4g}"),
+        "of": "results" if layer.of_results else "weight", "bytes": layer.num_bytes,
+        "bytes_to_keep": layer.bytes_to_keep,
+    }  # fmt: skip
 
 
 def check_entry(report: CheckReport) -> dict[str, Any]:

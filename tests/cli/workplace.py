@@ -40,6 +40,32 @@ graph(%x : f32[B, 4]) {
 }
 """
 
+ENCODER = """\
+module "encoder"
+
+symbol B
+symbol S
+
+weight @table : f32[8, 32] role=param = random(1)
+weight @up : f32[32, 48] role=param = random(2)
+weight @down : f32[48, 32] role=param = random(3)
+
+graph(%input_ids : i64[B, S], %attention_mask : i64[B, S]) {
+  %table = weight @table
+  %x = gather(%table, %input_ids) {axis = 0}
+  %w1 = weight @up
+  %h = matmul(%x, %w1)
+  %a = relu(%h)
+  %w2 = weight @down
+  %y = matmul(%a, %w2)
+  %m = cast(%attention_mask) {to = f32}
+  %n = unsqueeze(%m) {axes = [-1]}
+  %k = mul(%y, %n)
+  %embedding = reduce_mean(%k) {axes = [1]}
+  return %embedding
+}
+"""
+
 SHAPES = {"up": (4, 8), "down": (8, 3)}
 CUT = {"up": (4, 4), "down": (4, 3)}
 """The weights of `wide.rg` before and after half of its parameters."""
@@ -160,6 +186,7 @@ def populate(folder: Path) -> None:
     (folder / "broken.onnx").write_bytes((folder / "model.onnx").read_bytes()[:100])
     (folder / "model.rg").write_text(TEXT)
     (folder / "wide.rg").write_text(WIDE)
+    (folder / "encoder.rg").write_text(ENCODER)
     whole = {name: ArrayWeight(np.ones(shape, np.float32)) for name, shape in SHAPES.items()}
     write_safetensors(folder / "whole.safetensors", whole)
     cut = {name: ArrayWeight(np.zeros(shape, np.float32)) for name, shape in CUT.items()}
@@ -179,6 +206,10 @@ def populate(folder: Path) -> None:
         np.savez(
             folder / "samples" / f"{i}.npz", x=rng.standard_normal((batch, 4)).astype(np.float32)
         )
+    (folder / "tokens").mkdir()
+    for i in range(4):
+        ids = rng.integers(0, 8, (2, 6))
+        np.savez(folder / "tokens" / f"{i}.npz", input_ids=ids, attention_mask=np.ones_like(ids))
     labelled = np.random.default_rng(1).standard_normal((40, 4)).astype(np.float32)
     np.savez(folder / "labelled.npz", x=labelled, labels=np.arange(40) % 3)
     (folder / "text.txt").write_text("one\ntwo\n")

@@ -9,7 +9,6 @@ import click
 
 from regraft.cli.options import (
     Assignments,
-    load_calibration,
     load_extensions,
     load_metric,
     load_samples,
@@ -33,6 +32,9 @@ from regraft.cli.show import (
 from regraft.cli.verb import Verb, check_option, planned
 from regraft.units import human_bytes
 
+_WORST = 5
+"""Layers that are shown without -v; all are in the report."""
+
 
 @click.command(
     "convert", cls=Verb, epilog="Example: regraft convert model.onnx -o out --target ort-cpu"
@@ -50,7 +52,12 @@ from regraft.units import human_bytes
 @click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
-    help="Samples that passes measure on; default: those of --inputs.",
+    help="Samples that passes measure on, .npz files, texts or images; default: --inputs.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="Of texts of --calibrate; default: tokenizer.json beside SOURCE.",
 )
 @click.option(
     "--train",
@@ -85,6 +92,7 @@ def command(
     max_drop: str | None,
     check: str,
     calibrate: Path | None,
+    tokenizer: Path | None,
     train: Path | None,
     checkpoints: Path | None,
     inputs: Path | None,
@@ -123,7 +131,8 @@ def command(
     }  # fmt: skip
     settings |= {name: value for name, value in given.items() if value is not None}
     options = ConvertOptions(
-        passes=chosen, samples=load_samples(inputs), calibrate=load_calibration(calibrate),
+        passes=chosen, samples=load_samples(inputs), calibrate=calibrate or (),
+        tokenizer=tokenizer,
         train=train, checkpoints=checkpoints,
         check=CheckMode(check), rtol=rtol, atol=atol,
         max_memory_bytes=max_memory, quality=asked, force=force, dry_run=dry_run,
@@ -172,6 +181,7 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
                 console.print(f"{entry['name']}: left alone {skip['node']}: {skip['reason']}")
             for place in entry["unproved"]:
                 console.print(f"{entry['name']}: not proved {place['node']}: {place['reason']}")
+    _print_layers(console, report, verbose)
     console.print(f"checked: {check['verified']}{_check_detail(check)}")
     if "note" in check:
         console.print(f"the check {check['note']}")
@@ -186,6 +196,21 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
     if report.get("page", "").startswith("no"):
         console.print(f"report.html: {report['page']}")
     console.print(f"written: {out}" if out is not None else "written: nothing (dry run)")
+
+
+def _print_layers(console: Any, report: Any, verbose: int) -> None:
+    """Prints what rounding costs the worst layers, and what keeping them costs."""
+    layers = [layer for entry in report["passes"] for layer in entry.get("layers", ())]
+    if not layers:
+        return
+    shown = layers if verbose else layers[:_WORST]
+    rows = [
+        (layer["name"], layer["format"], f"{layer['error']:.3g} of its {layer['of']}",
+         f"+{human_bytes(layer['bytes_to_keep'])}")
+        for layer in shown
+    ]  # fmt: skip
+    title = f"rounded layers, worst {len(shown)} of {len(layers)}"
+    print_table(console, title, ("weight", "format:", "error:", "to keep it"), rows)
 
 
 def _figures(quality: Any) -> str:

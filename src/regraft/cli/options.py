@@ -153,15 +153,6 @@ def load_samples(inputs: Path | None) -> list[dict[str, Any]]:
     return read_samples(inputs)
 
 
-def load_calibration(data: Path | None) -> list[dict[str, Any]]:
-    """Returns the samples of `--calibrate`, none when it is absent."""
-    if data is None:
-        return []
-    from regraft.calibration import read_calibration
-
-    return read_calibration(data)
-
-
 def load_metric(metric: str | None, data: Path | None, max_drop: str | None) -> Asked | None:
     """Returns what `--metric`, `--data` and `--max-drop` ask for, None when nothing.
 

@@ -44,6 +44,7 @@ def report_page(report: Mapping[str, Any], before: GraphView, after: GraphView) 
         "report.html.j2", title=Path(report["source"]["path"]).name, report=report,
         operators=_operator_rows(report["operators"]["before"], report["operators"]["after"]),
         outputs=_output_rows(report["check"]["outputs"]),
+        layers=[layer for p in report["passes"] for layer in p.get("layers", ())],
         skipped=_places(report, "skipped"), unproved=_places(report, "unproved"), graphs=graphs,
         **_plots(report.get("bench")),
     )  # fmt: skip
