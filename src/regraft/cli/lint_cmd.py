@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,12 +20,20 @@ _SHOWN = 5
 @click.command("lint", cls=Verb, epilog="Example: regraft lint model.onnx --target ort-cpu")
 @click.argument("source")
 @click.option("--target", default="ort-cpu", show_default=True, help="onnx, ort-cpu or ort-cuda.")
+@click.option(
+    "--fix",
+    "fixed",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Write a model without what passes can mend, and list what is left.",
+)
 @click.option("--strict", is_flag=True, help="Exit with 3 when something is found.")
 @source_options
 @output_options
 def command(
     source: str,
     target: str,
+    fixed: Path | None,
     strict: bool,
     plugins: tuple[str, ...],
     trust_remote_code: bool,
@@ -32,17 +41,30 @@ def command(
     quiet: bool,
     verbose: int,
 ) -> None:
-    """List known traps of SOURCE for a target, each with the fix."""
+    """List known traps of SOURCE for a target, each with the fix.
+
+    With --fix OUT the model is converted with the pass `mend-quantized` before the usual ones.
+    """
     from regraft.backends.onnx import PROFILES
     from regraft.ir.errors import UsageError
     from regraft.lint import RULES, lint, lint_entry
+    from regraft.lint.fixing import write_fixed
     from regraft.passes.pipeline import suggest
     from regraft.sources import open_source
 
     if target not in PROFILES:
         raise UsageError(f"unknown target `{target}`", hint=suggest(target, PROFILES))
-    module = open_source(source, load_extensions(plugins, trust_remote_code)).module
-    findings = lint(module, target)
+    extensions = load_extensions(plugins, trust_remote_code)
+    opened = open_source(source, extensions)
+    module = opened.module
+    findings = lint(module, target, file=opened.file)
+    if fixed is not None:
+        if not as_json:
+            _print(findings, target, verbose)
+        file = write_fixed(source, fixed, target, extensions)
+        findings = lint(open_source(file).module, target, file=file)
+        if not (as_json or quiet):
+            out_console().print(f"written: {fixed}; left in it:", soft_wrap=True)
     warn(module.warnings, quiet=quiet)
     if as_json:
         entries = [lint_entry(finding) for finding in findings]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
+from regraft.backends.onnx.runtime import RUNTIME_ERRORS
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
+from regraft.lint.kernels import Kernel, run_kernels, written_kernels
 
 MAX_PLACES = 20
 """Places that a finding names; their number is always stated."""
@@ -22,17 +26,45 @@ class Severity(enum.Enum):
     """The model runs, slower or less exactly than it could."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what is read of the file is kept
 class Subject:
     """What rules look at.
 
     Args:
         module: The module.
         target: Where it is to run.
+        file: The ONNX file that it came from, if there is one that matters: a quantized model's.
     """
 
     module: Module
     target: str
+    file: Path | None = None
+
+    @cached_property
+    def written(self) -> Sequence[Kernel]:
+        """The nodes of the file as it is; none without one."""
+        return () if self.file is None else written_kernels(self.file)
+
+    @cached_property
+    def kernels(self) -> Sequence[Kernel]:
+        """The nodes that ONNX Runtime makes of the file; none without one, or if it refuses it."""
+        found = self._loaded
+        return () if isinstance(found, str) else found
+
+    @property
+    def refusal(self) -> str:
+        """What ONNX Runtime says of a file that it does not load, else empty."""
+        found = self._loaded
+        return found if isinstance(found, str) else ""
+
+    @cached_property
+    def _loaded(self) -> Sequence[Kernel] | str:
+        if self.file is None:
+            return ()
+        try:
+            return run_kernels(self.file)
+        except RUNTIME_ERRORS as error:
+            return str(error).splitlines()[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from regraft.frontends.onnx import load_onnx
 from regraft.ir.module import Module
 from regraft.ir.text import parse_module
-from regraft.lint import RULES, Severity, lint
+from regraft.lint import RULES, Severity, fused, lint, quantized
 
 CLEAN = "symbol B\ngraph(%x : f32[B, 4]) {\n%y = tanh(%x)\nreturn %y\n}\n"
 
@@ -129,7 +129,8 @@ def test_rule_of_a_target_is_silent_for_others() -> None:
 
 def test_every_rule_is_tested_and_says_what_to_do() -> None:
     versions = {"opset-too-new", "ir-version-too-new"}
-    assert {rule.name for rule in RULES} == {*TRAPS, *versions}
+    of_quantized = {rule.name for rule in (*quantized.RULES, *fused.RULES)}
+    assert {rule.name for rule in RULES} == {*TRAPS, *versions, *of_quantized}
     assert len({rule.id for rule in RULES}) == len(RULES)
     assert all(rule.why.endswith(".") and rule.fix for rule in RULES)
 
