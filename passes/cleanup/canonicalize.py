@@ -39,7 +39,9 @@ class Canonicalize:
     ## When it applies
     To every module. Parameters are folded only through data movement, casts and arithmetic recorded
     as derived weights, or where another operator of parameters alone computes a tensor of at most
-    the same bytes; two parameters are never merged, nor is one renamed.
+    the same bytes; two parameters are never merged, nor is one renamed. In a module captured from
+    PyTorch, until it is legalized, only rearrangements of whole parameters are folded: what is
+    computed from a parameter trains with it.
 
     ## Example
     ```
