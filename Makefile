@@ -25,12 +25,13 @@ TORCH_BENCH_STAMP := $(VENV)/.torch-bench-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup torch torch-models torch-bench prune-bench prune-models prune-rivals demo demo-torch test check lint layout types imports full models recovery-models recovery-bench small-models peers bench docs fixtures fixtures-venv format clean
+.PHONY: help setup torch torch-models torch-bench prune-bench prune-models prune-rivals quant-bench openvino demo demo-torch test check lint layout types imports full models recovery-models recovery-bench small-models peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
 	@echo "make demo-torch  captures a trained sentence encoder, against torch.onnx.export"
 	@echo "make torch-bench every figure of PyTorch in and out"
+	@echo "make quant-bench  int8 and int4 of a real encoder, beside other tools (ten minutes)"
 	@echo "make prune-bench  how many families prune, beside other tools (half an hour from nothing)"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make torch   installs the extras torch and hf, which make test needs (TORCH_INDEX=URL)"
@@ -105,6 +106,14 @@ small-models: $(TORCH_STAMP)
 
 recovery-bench: $(TORCH_STAMP) recovery-models
 	$(PY) -m benchmarks.recovery
+
+quant-bench: $(TORCH_STAMP) recovery-models
+	$(PY) -m benchmarks.quant_cpu
+
+# Rows of other tools of `make quant-bench`; without it they are skipped.
+openvino:
+	@test -x .venv-openvino/bin/python || $(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python $(PIP) install openvino==2026.4.1 nncf==3.4.0 onnx==1.23.2
 
 peers: $(PEERS_STAMP)
 

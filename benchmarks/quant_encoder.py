@@ -45,12 +45,16 @@ _INVARIANT = 0.99999
 _MIN_TURN_S = 0.1
 
 
-def quantized(source: Encoder, options: Quantize, name: str) -> tuple[Path, float]:
+def quantized(
+    source: Encoder, options: Quantize, name: str, count: int = 128
+) -> tuple[Path, float]:
     """Returns the encoder quantized and saved, and the CPU seconds that it took."""
     start = time.process_time()
     module = regraft.load(source.path)
     regraft.apply(module, "canonicalize,fuse", check="off")
-    options.run(module, Context(samples=source.calibration_feeds(), activations=OrtActivations()))
+    options.run(
+        module, Context(samples=source.calibration_feeds(count), activations=OrtActivations())
+    )
     path = FOLDER / f"{name}.onnx"
     path.unlink(missing_ok=True)
     regraft.apply(module, "legalize{target=ort-cpu}", check="off")

@@ -20,6 +20,7 @@ ROUNDING = Quantize(weights="uint4", method="round")
 CALIBRATED = Quantize(weights="uint4")
 _COSINE = (0.992, 0.982)
 _RECOVERED = 70.0
+_SENTENCES = 512
 _MINUTES = 5.0
 _CORES = 2
 _K, _N = 1024, 4096
@@ -31,7 +32,7 @@ def _int4(settings: Settings) -> Iterator[Row]:
     int8, _ = quantized(source, Quantize(), "accurate")
     found = {}
     for name, options in {"rounded": ROUNDING, "calibrated": CALIBRATED}.items():
-        path, seconds = quantized(source, options, f"int4-{name}")
+        path, seconds = quantized(source, options, f"int4-{name}", _SENTENCES)
         found[name] = cosines(source.reference, embeddings(path, source.test))
     mean, worst = float(found["calibrated"].mean()), float(found["calibrated"].min())
     plain = float(found["rounded"].mean())
@@ -46,7 +47,7 @@ def _int4(settings: Settings) -> Iterator[Row]:
     # other programs on the cores do not count: 5 minutes of two cores are 10 of CPU time
     yield at_most(
         "CPU time of calibration and saving", seconds / 60, _MINUTES * _CORES, "min",
-        f"{len(source.calibration_feeds())} sentences",
+        f"{_SENTENCES} sentences",
     )  # fmt: skip
     size = path.stat().st_size / MB
     yield at_most("4 bits: file", size, int8.stat().st_size / MB, "MB", "bar: the int8 file")

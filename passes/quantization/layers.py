@@ -72,7 +72,11 @@ class _Rounding:
 
 
 def rewrite_readers(
-    module: Module, readers: Sequence[Linear], plan: Plan, stats: Statistics | None
+    module: Module,
+    readers: Sequence[Linear],
+    plan: Plan,
+    stats: Statistics | None,
+    before: Statistics | None,
 ) -> list[LayerError]:
     """Rewrites all layers that read one value, and returns what that costs each.
 
@@ -81,6 +85,8 @@ def rewrite_readers(
         readers: The layers.
         plan: How.
         stats: Of the value, None where nothing was run.
+        before: Of the value while all was in float: what earlier layers shift on average is taken
+            back here.
     """
     x = readers[0].node.inputs[0]  # not `.x`: the layer that made it may be rewritten already
     if x is None:
@@ -88,7 +94,8 @@ def rewrite_readers(
     rounding = _rounding(readers, plan, stats)
     b = Builder(module.graph, readers[0].node, readers[0].node.loc)
     source = _input(b, x, plan.mode, rounding)
-    return [_layer(module, site, source, plan, rounding, stats) for site in readers]
+    drift = None if stats is None or before is None else before.mean - stats.mean
+    return [_layer(module, site, source, plan, rounding, stats, drift) for site in readers]
 
 
 def _rounding(readers: Sequence[Linear], plan: Plan, stats: Statistics | None) -> _Rounding:
@@ -122,7 +129,7 @@ def _input(b: Builder, x: Value, mode: str, rounding: _Rounding) -> Input:
 
 def _layer(
     module: Module, site: Linear, source: Input, plan: Plan, rounding: _Rounding,
-    stats: Statistics | None,
+    stats: Statistics | None, drift: Array | None,
 ) -> LayerError:  # fmt: skip
     matrix = site.matrix()
     size, width = matrix.shape
@@ -138,8 +145,10 @@ def _layer(
         rows = stats.sample()
         exact = rows @ matrix
         off = exact - _seen(rows * rounding.factor, plan.mode, rounding, encoded, scaled)
-        shift = off.mean(0).astype(np.float32)
+        shift = off.mean(0)
         error = _relative(off - shift, exact)
+        if drift is not None:
+            shift = (shift + drift @ matrix).astype(np.float32)
     else:
         error = _relative(encoded.decode() - main, main)
     write_linear(

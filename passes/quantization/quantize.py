@@ -36,6 +36,10 @@ _SMOOTH = 0.65
 """On the same encoder, static ranges: mean cosine 0.9935 without, 0.9985 with it."""
 
 
+_MAX_RUNS = 48
+"""Times that samples are run: layers of deeper models are taken several at a time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Quantize:
     """Stores weights as small integers, and rounds the inputs of linear layers to 8 bits.
@@ -117,12 +121,19 @@ class Quantize:
             by_input.setdefault(site.x, []).append(site)
         found: Mapping[Value, Statistics] = {}
         inputs = list(by_input)
-        if inputs and (mode == "static" or method == "gptq" or (ctx.samples and ctx.activations)):
-            found = gather_statistics(module, inputs, ctx, inputs if method == "gptq" else ())
+        needed = mode == "static" or method == "gptq"
+        if inputs and (needed or (ctx.samples and ctx.activations)):
+            found = gather_statistics(module, inputs, ctx)
         plan = Plan(fmt, mode, method, self._group(fmt), self._num_tail(mode), self._strength(mode))
         layers: list[LayerError] = []
-        for x, readers in by_input.items():
-            layers += rewrite_readers(module, readers, plan, found.get(x))
+        stride = -(-len(inputs) // _MAX_RUNS)
+        for first in range(0, len(inputs), stride or 1):
+            chunk = inputs[first : first + stride]
+            seen = {x: found[x] for x in chunk if x in found}
+            if method == "gptq":
+                seen = _as_rounded(module, {x: by_input[x][0] for x in chunk}, ctx)
+            for x in chunk:
+                layers += rewrite_readers(module, by_input[x], plan, seen.get(x), found.get(x))
         num_tables = self._tables(module)
         changed = bool(sites or num_tables)
         if changed:
@@ -199,3 +210,19 @@ class Quantize:
             write_table(b, site, np.ascontiguousarray(encoded.codes.T), encoded.grid.scale[0])
             count += 1
         return count
+
+
+def _as_rounded(
+    module: Module, readers: Mapping[Value, Linear], ctx: Context
+) -> dict[Value, Statistics]:
+    """Returns statistics of values as they are now, after earlier layers were rewritten.
+
+    Args:
+        module: The module.
+        readers: A layer that reads each value; the value itself may have been replaced.
+        ctx: Gives samples.
+    """
+    now = {x: site.node.inputs[0] for x, site in readers.items()}
+    values = [value for value in now.values() if value is not None]
+    found = gather_statistics(module, values, ctx, values)
+    return {x: found[value] for x, value in now.items() if value is not None}

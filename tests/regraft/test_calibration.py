@@ -1,8 +1,7 @@
-"""Data of `--calibrate`: texts by the model's own tokenizer, arrays, and what is said without any."""
+"""Data of `--calibrate`: texts by the model's own tokenizer, and what is said without any."""
 
 import json
 
-import numpy as np
 import pytest
 
 from regraft.calibration import read_calibration
@@ -52,7 +51,7 @@ def test_each_line_is_a_sample_without_filling(model, tmp_path):
 
 
 def test_a_text_without_a_tokenizer_says_how_to_name_one(model, tmp_path):
-    with pytest.raises(InputError, match="there is no `tokenizer.json`") as caught:
+    with pytest.raises(InputError, match=r"there is no `tokenizer\.json`") as caught:
         read_calibration(tmp_path / "texts.txt", open_source(model))
     assert "--tokenizer" in str(caught.value.hint)
 

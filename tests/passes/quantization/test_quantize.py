@@ -171,3 +171,77 @@ def test_the_size_falls():
     regraft.apply(module, [Quantize(weights="uint4", method="round")], check="off")
     after = sum(module.weights[name].nbytes for name in module.weights)
     assert after < 0.35 * before
+
+
+CHAIN = """
+module "chain"
+symbol B
+weight @first : f32[32, 32] = random(1)
+weight @second : f32[32, 32] = random(2)
+weight @bias : f32[32] = random(3)
+
+graph(%x : f32[B, 32]) {
+  %first = weight @first
+  %second = weight @second
+  %bias = weight @bias
+  %h = matmul(%x, %first)
+  %y = matmul(%h, %second)
+  %z = add(%y, %bias)
+  return %z
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "options", [{"activations": "static"}, {"activations": "token"}, {"weights": "uint4"}], ids=str
+)
+def test_a_layer_that_reads_a_rewritten_one_reads_the_new_result(options):
+    module, reference = parse_module(CHAIN), parse_module(CHAIN)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(16, 32)).astype(np.float32)} for _ in range(8)]
+    ctx = Context(samples=feeds, activations=OrtActivations())
+    Quantize(**options).run(module, ctx)
+    assert "first" not in module.weights
+    want, got = (evaluate(each, feeds[0])["z"] for each in (reference, module))
+    assert 1e-4 < np.abs(got - want).max() / np.abs(want).max() < 0.2
+
+
+def test_a_bias_and_the_correction_are_one_addition():
+    module = parse_module(CHAIN)
+    feeds = [{"x": np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)}]
+    Quantize(activations="static").run(module, Context(samples=feeds, activations=OrtActivations()))
+    # one for the layer without a bias, one for the layer with one
+    assert ops(module).count("add") == 2
+
+
+def test_what_earlier_layers_shift_is_taken_back():
+    """Outputs are right on average over the samples, though two layers round on the way."""
+    module, reference = network(), network()
+    Quantize(weights="uint2", embeddings="none").run(module, context())
+    pairs = [
+        [next(iter(evaluate(each, sample).values())) for each in (module, reference)]
+        for sample in samples()
+    ]
+    got, want = (np.concatenate(part).mean(0) for part in zip(*pairs, strict=True))
+    spread = np.concatenate([pair[1] for pair in pairs]).std(0)
+    # sums of f32 in another order: far below the hundredth of a deviation
+    assert (np.abs(got - want) < 1e-2 * spread).all()
+
+
+def test_layers_are_reported_the_worst_first():
+    result = Quantize(weights="uint4").run(network(), context())
+    assert {layer.name for layer in result.layers} == {"up", "down"}
+    assert result.layers[0].error >= result.layers[1].error > 0
+    up = next(layer for layer in result.layers if layer.name == "up")
+    groups = -(-WIDTH // 32)
+    # half a byte per code, a scale of four bytes and half a byte of zero point per group
+    assert up.num_bytes == WIDTH * HIDDEN // 2 + groups * HIDDEN * 4 + groups * HIDDEN // 2
+    assert up.bytes_to_keep == 4 * WIDTH * HIDDEN - up.num_bytes
+
+
+def test_generated_samples_are_said_aloud():
+    module = network()
+    Quantize(activations="static").run(
+        module, Context(probes=samples(3), activations=OrtActivations())
+    )
+    assert any("3 synthetic samples" in text for text in module.warnings)
