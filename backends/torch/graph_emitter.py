@@ -69,6 +69,7 @@ class GraphEmitter:
         self._temps: list[str] = []
         self._on_device: str | None = None
         self._section: tuple[str, str] | None = None  # path of a part, its variable
+        self._is_section_read = False  # by the node under emission
 
     # -- what emitters ask for --------------------------------------------------------------
 
@@ -321,6 +322,7 @@ class GraphEmitter:
             if self.variables.is_variable(name):
                 self.variables.release(name)
         self._temps.clear()
+        self._is_section_read = False
 
     def _free(self, value: Value) -> None:
         name = self.names.get(value)
@@ -341,6 +343,8 @@ class GraphEmitter:
         if not expression.startswith(whole):
             return expression
         if self._section is None or self._section[0] != whole:
+            if self._is_section_read:  # by the expression that this one becomes a part of
+                return expression
             if self.lines.depth or not self.weights.is_large(f"{match[1]}{match[2]}.{match[3]}"):
                 return expression
             hint = identifier(match[2]).lower()
@@ -351,6 +355,7 @@ class GraphEmitter:
             if self.lines.is_begun:
                 self.lines.add("")
             self.lines.add(f"{name} = {whole}", name)
+        self._is_section_read = True
         return self._section[1] + expression.removeprefix(whole)
 
     @staticmethod

@@ -115,7 +115,8 @@ class WeightPlan:
 
     def _is_taken(self, path: str) -> bool:
         return (
-            path in self.slots
+            path in _OWN_ATTRIBUTES
+            or path in self.slots
             or path in self.ties
             or path in self._containers
             or any(prefix in self.slots or prefix in self.ties for prefix in containers(path))

@@ -151,3 +151,10 @@ def test_constants_move_with_the_module_and_are_no_state(size: int) -> None:
     assert_same_outputs(module, TorchRunner(net, module)(inputs), inputs)
     wide = net.double()
     assert wide(torch.zeros(2, size, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_name_that_modules_have_themselves_is_numbered() -> None:
+    plan = WeightPlan()
+    assert [plan.reserve(name) for name in ("to", "encoder.to", "table")] == [
+        "to_1", "encoder_to", "table",
+    ]  # fmt: skip
