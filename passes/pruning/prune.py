@@ -80,8 +80,8 @@ class Prune:
 
     ## References
     Fang et al., DepGraph, 2023; Wang et al., Structurally Prune Anything, 2024; Fang et al.,
-    Isomorphic Pruning, 2024; Lee et al., LAMP, 2021; Liu et al., Network Slimming, 2017; Chen et
-    al., Net2Net, 2016.
+    Isomorphic Pruning, 2024; Hu et al., FARMS, 2025; Xu et al., Joint Layer-Adaptive Pruning, 2023;
+    Lee et al., LAMP, 2021; Liu et al., Network Slimming, 2017; Chen et al., Net2Net, 2016.
 
     Args:
         target: What to reach: `flops:0.5`, `macs:…`, `params:…`, `bytes:…`, or `latency:…` as
@@ -100,7 +100,8 @@ class Prune:
             energy as they are and divides others by their mean.
         allocation: `uniform` keeps the same fraction everywhere, `global` the best scores of all
             groups (of `energy` per cost), `isomorphic` ranks only among groups of the same
-            structure, `measured` runs copies in which each group is cut alone and solves for
+            structure, `spectral` keeps more where spectra of weights have heavier tails,
+            `measured` runs copies in which each group is cut alone and solves for
             the least error of the outputs. `auto` is `global` for `energy`, else `uniform`.
         round_to: Sizes of innermost axes become multiples of it. `auto` takes what the target's
             kernels run best at; `[channels:16,widths:64,heads:2,head-size:8]` states it by axis.

@@ -22,6 +22,7 @@ from regraft.passes.pruning.limits import limits_of
 from regraft.passes.pruning.measured import samples_of
 from regraft.passes.pruning.plan import Choice
 from regraft.passes.pruning.sensitivity import PrunedLoss, Sensitivity
+from regraft.passes.pruning.spectra import spectral_sizes
 from regraft.passes.solver import CurveStore
 
 Array = np.ndarray[Any, Any]
@@ -115,6 +116,8 @@ class Search:
     def _sizes(self, budget: float, classes: Classes) -> Array:
         if self.allocation == "measured":
             return self._measured(budget, classes)
+        if self.allocation == "spectral":
+            return spectral_sizes(self.coupling, self.cost, budget, classes)
         return allocate(
             self.coupling, self.cost, budget, classes, self.allocation, self.scores,
             priced=self.priced,

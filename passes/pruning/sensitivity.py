@@ -228,7 +228,7 @@ class Sensitivity:
         """
         options, units = [], []
         for idx in range(len(classes.limits.high)):
-            sizes = _options(classes, idx)
+            sizes = class_options(classes, idx)
             options.append(sizes)
             curve = self.curves.get(f"c{idx}")
             levels = sizes / classes.limits.high[idx]
@@ -247,7 +247,8 @@ def _levels(size: int) -> tuple[float, ...]:
     return tuple(sorted({max(round(level * size), 1) / size for level in LEVELS}))
 
 
-def _options(classes: Classes, idx: int) -> Array:
+def class_options(classes: Classes, idx: int) -> Array:
+    """Returns the sizes that a class may take, thinned out where there are many."""
     limits = classes.limits
     low, high, step = (int(each[idx]) for each in (limits.low, limits.high, limits.step))
     sizes = np.unique(np.append(np.arange(-(-low // step) * step, high + 1, step), [low, high]))

@@ -69,6 +69,21 @@ def test_other_weights_are_measured_again(tmp_path: Path) -> None:
     assert measured(stack()) == measured(_uneven()) > 0
 
 
+def test_layers_of_heavier_tails_keep_more() -> None:
+    module = stack()
+    rng = np.random.default_rng(0)
+    for name in ("up1", "down1"):  # a few directions carry nearly all
+        shape = module.weights[name].shape
+        left, _, right = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+        values = np.arange(1, 33) ** -1.5 * 50
+        module.weights.set(name, ArrayWeight(((left * values) @ right).astype(np.float32)))
+    item = Prune("params:0.7", allocation="spectral", keep=("first", "last"), min_keep=0.1)
+    result = item.run(module, Context())
+    assert result.stats["achieved"] == pytest.approx(0.7, rel=0.01)
+    widths = [module.weights[f"up{i}"].shape[1] for i in range(3)]
+    assert widths[1] > 1.2 * max(widths[0], widths[2])
+
+
 def test_it_says_what_it_lacks() -> None:
     with pytest.raises(UsageError, match="nothing here runs"):
         Prune("params:0.7", allocation="measured").run(stack(width=WIDTH), Context())
