@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.measure import Measurement, Row, Settings, at_least, at_most, held, shown
 
 _CLASSES, _ROWS = 10, 64
-_STEPS = 30
+_STEPS = 20
 _PRUNED = 0.5
 _TEXTS = 16
 _DIGITS_STEPS, _DIGITS_BATCHES = 200, 6
@@ -63,22 +63,18 @@ def _adapted(settings: Settings) -> Iterator[Row]:
     from regraft.passes.recovery.task import Adapter, Lora, Schedule, Spp, Task
 
     teacher = encoder()
-    data = training_batches(512)
+    data = training_batches(256)
     name = str(teacher.graph.output_names[0])
     term = Term(NormalizedMse(), name, name)
     adapters: tuple[tuple[str, Adapter], ...] = (("SPP", Spp()), ("LoRA", Lora()))
     for kind, adapter in adapters:
         module = teacher.clone()
-        names = [
-            each for each in module.weights
-            if each.endswith("weight") and ".layer." in each and "Norm" not in each
-            and len(module.weights[each].shape) == 2
-        ]  # fmt: skip
-        pruned = {each: _pruned(module.weights[each].numpy()) for each in names}
+        names, arrays = _matrices(module)
+        pruned = {each: _pruned(array) for each, array in arrays.items()}
         read_back(module, {n: tensor_from(a) for n, a in pruned.items()}, partial=True)
-        task = Task((term,), Schedule(_STEPS, 1e-3, 3, precision="fp32"), tuple(names), adapter)
+        task = Task((term,), Schedule(_STEPS, 1e-3, 3, precision="fp32"), names, adapter)
         report = TorchTrainer().distill(module, [teacher], task, data)
-        after = {each: module.weights[each].numpy() for each in names}
+        after = _matrices(module)[1]
         new = sum(int(((pruned[n] == 0) & (after[n] != 0)).sum()) for n in names)
         total = sum(int((pruned[n] == 0).sum()) for n in names)
         lost = sum(report.losses[:5]) / 5, sum(report.losses[-5:]) / 5
@@ -89,6 +85,16 @@ def _adapted(settings: Settings) -> Iterator[Row]:
             yield shown("LoRA folded: zeros that became nonzero", new, "weights", f"of {total}")
         yield at_most(f"{kind}: loss after {_STEPS} steps, of that before", lost[1] / lost[0],
                       0.98, "", f"{lost[0]:.3g} to {lost[1]:.3g}")  # fmt: skip
+
+
+def _matrices(module: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Returns the matrices of products, by the names of the checkpoint."""
+    from regraft.backends.torch.training.nets import NamedNet
+
+    net = NamedNet(module, {"embedding": module.graph.outputs[0]})
+    paths = {net.plan.names.get(path, path): path for path in net.matrices()}
+    arrays = {n: net.net.get_parameter(path).detach().numpy() for n, path in paths.items()}
+    return tuple(paths), arrays
 
 
 def _pruned(array: Any) -> Any:
