@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from benchmarks import recovery_hf, recovery_losses
+from benchmarks import recovery_decode, recovery_hf, recovery_losses
 from benchmarks.measure import ROOT, Measurement, Row, Settings, at_least, at_most, held, shown
 from benchmarks.suite import run
 
@@ -116,6 +116,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     Measurement("shared", "two processes train like one", _shared),
     *recovery_losses.MEASUREMENTS,
     *recovery_hf.MEASUREMENTS,
+    *recovery_decode.MEASUREMENTS,
 )
 
 if __name__ == "__main__":
