@@ -155,8 +155,25 @@ def _tile(e: EmitContext) -> None:
     e.emit("Tile", [e.name(e.node.inputs[0]), e.param("repeats")])
 
 
+def _full_pads(node: Node) -> tuple[DimLike, ...] | None:
+    """Returns the pads of all axes where they are static, None where they are given as they are.
+
+    ONNX Runtime moves transpositions past a Pad as if it had no axes of its own.
+    """
+    pads, axes, x = node.attrs["pads"], node.attrs["axes"], node.inputs[0]
+    if pads is None or axes is None or x is None or x.rank is None:
+        return None
+    full: list[DimLike] = [0] * (2 * x.rank)
+    for i, axis in enumerate(axes):
+        full[axis % x.rank] = pads[i]
+        full[axis % x.rank + x.rank] = pads[i + len(axes)]
+    return tuple(full)
+
+
 def _pad(e: EmitContext) -> None:
-    names = [e.param("pads"), e.name(e.node.operand("value")), e.param("axes")]
+    full = _full_pads(e.node)
+    value = e.name(e.node.operand("value"))
+    names = [e.param("pads"), value, e.param("axes")] if full is None else [e.ints(full), value]
     while not names[-1]:
         names.pop()
     e.emit("Pad", [e.name(e.node.inputs[0]), *names], mode=e.node.attrs["mode"])
@@ -165,7 +182,8 @@ def _pad(e: EmitContext) -> None:
 def _pad_opset(node: Node) -> int:
     if node.attrs["mode"] == "wrap":
         return 19
-    return 18 if node.attrs["axes"] is not None or node.operand("axes") is not None else 13
+    has_axes = node.attrs["axes"] is not None or node.operand("axes") is not None
+    return 18 if has_axes and _full_pads(node) is None else 13
 
 
 # -- blocks -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tests.backends.torch.models import assert_same_outputs, torch
 
 from regraft.backends.torch import read_back, source_of, to_torch  # isort: skip  # needs torch
 from regraft.backends.torch.executor import TorchRunner  # isort: skip
+from regraft.backends.torch.weight_plan import WeightPlan  # isort: skip
 
 
 def _array(*shape: int, seed: int = 0) -> np.ndarray:

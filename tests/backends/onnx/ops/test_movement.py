@@ -180,3 +180,16 @@ def test_operators_raise_the_opset_only_where_they_must() -> None:
         assert check(module, (2, 3)).opset_import[0].version == version
     module = module_of(blocks.center_crop_pad, (2, 3), shape=(2,), axes=(1,))
     assert check(module, (2, 3)).opset_import[0].version == 18
+
+
+def test_pads_of_some_axes_survive_the_runtime_moving_transpositions() -> None:
+    graph = Graph()
+    x = graph.add_input("x", TensorType(DType.F32, (B, 4, 5, 3)))
+    b = Builder(graph)
+    moved = b.op(reshaping.transpose, x, perm=(0, 3, 1, 2))
+    padded = b.op(repeating.pad, moved, pads=(1, 0, 2, 1), axes=(2, -1))
+    graph.add_output("out", b.op(reshaping.transpose, padded, perm=(0, 2, 3, 1)))
+    module = Module(graph)
+    array = np.arange(120, dtype=np.float32).reshape(2, 4, 5, 3)
+    expected = np.pad(array, ((0, 0), (1, 2), (0, 1), (0, 0)))
+    assert np.array_equal(run_ort(to_proto(module), [array])[0], expected)
