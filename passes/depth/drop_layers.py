@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
+
+import numpy as np
 
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.graph import Node, Value
@@ -12,6 +15,9 @@ from regraft.ir.module import Module
 from regraft.passes.analysis.layers import Layer, repeated_layers
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult
+
+_LOOKED = 8
+"""Samples that layers are chosen on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +27,9 @@ class DropLayers:
     ## What it does
     Finds repeated layers along the residual stream by their structure, numbers them from 0 in
     order (over all stacks, the encoder's before the decoder's), and replaces the result of each
-    named layer by its input. Weights that nothing reads any more are removed.
+    named layer by its input. Weights that nothing reads any more are removed. With `count`, the
+    layers that turn the stream least are removed: those of the smallest mean of 1 - cos(what
+    enters, what leaves) on the samples.
 
     ## When it applies
     To layers whose input and result have the same type, and which hand nothing but the stream to
@@ -40,7 +48,7 @@ class DropLayers:
     ```
 
     ## Exactness
-    Lossy. Recovery is a matter of training (`Trainer`).
+    Lossy. The pass `recover` regains a part.
 
     ## References
     Fan et al., Reducing Transformer Depth on Demand with Structured Dropout, 2020; Zhang et al.,
@@ -48,12 +56,14 @@ class DropLayers:
 
     Args:
         layers: Numbers of the layers to remove, from 0.
+        count: How many to remove, in place of their numbers.
     """
 
     name: ClassVar[str] = "drop-layers"
     contract: ClassVar[Contract] = Lossy("output")
 
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] = ()
+    count: int = 0
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Removes the layers.
@@ -63,7 +73,22 @@ class DropLayers:
             UnsupportedError: When a layer hands more than the stream to the rest of the model.
         """
         found = [layer for group in repeated_layers(module.graph) for layer in group.layers]
-        chosen = sorted(set(self.layers), reverse=True)
+        numbers = set(self.layers)
+        stats: dict[str, int | float] = {}
+        if self.count:
+            if self.layers:
+                raise UsageError("pass `drop-layers`: give `layers` or `count`, not both")
+            recorded = ctx.replay.get(self.name, {}).get("layers")
+            scores = {} if recorded else _influences(module, found, ctx)
+            stats = {f"influence-{number}": score for number, score in scores.items()}
+            least = sorted(scores, key=lambda number: (scores[number], number))
+            numbers = set(recorded or least[: self.count])
+            if len(numbers) != self.count:
+                raise UsageError(
+                    f"pass `drop-layers`, option `count`: {self.count} of {len(scores)} layers "
+                    "that can be removed"
+                )
+        chosen = sorted(numbers, reverse=True)
         unknown = [number for number in chosen if not 0 <= number < len(found)]
         if unknown or not chosen:
             raise UsageError(
@@ -82,9 +107,45 @@ class DropLayers:
         removed = drop_dead_code(module)
         return PassResult(
             True,
-            {"layers-before": len(found), "layers": len(found) - len(chosen), "removed": removed},
+            {
+                "layers-before": len(found),
+                "layers": len(found) - len(chosen),
+                "removed": removed,
+                **stats,
+            },
             decisions={"layers": sorted(chosen)},
         )
+
+
+def _influences(module: Module, found: list[Layer], ctx: Context) -> dict[int, float]:
+    """Returns how much each layer that can be removed turns the stream, by its number.
+
+    Source: Men et al., ShortGPT, 2024, eq. 1 (block influence).
+
+    Raises:
+        UsageError: Without samples, or a runtime to run them.
+    """
+    data = ctx.samples or (() if ctx.training is None else islice(ctx.training.batches(), _LOOKED))
+    samples = list(data or ctx.probes)[:_LOOKED]
+    if ctx.activations is None or not samples:
+        raise UsageError(
+            "pass `drop-layers`, option `count`: layers are chosen on samples, and there are none",
+            hint="give `--calibrate DATA`, or name the `layers`",
+        )
+    removable = {
+        number: layer
+        for number, layer in enumerate(found)
+        if layer.input.type == layer.output.type and next(_given(layer), None) is None
+    }
+    values = dict.fromkeys(v for each in removable.values() for v in (each.input, each.output))
+    sums = dict.fromkeys(removable, 0.0)
+    for states in ctx.activations.activations(module, list(values), samples):
+        for number, layer in removable.items():
+            a, b = (states[v].astype(np.float64) for v in (layer.input, layer.output))
+            norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+            cosines = (a * b).sum(-1) / np.maximum(norms, np.finfo(np.float64).tiny)
+            sums[number] += float(1 - cosines.mean()) / len(samples)
+    return sums
 
 
 def _check(layer: Layer, number: int) -> None:

@@ -11,6 +11,7 @@ from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.ir.text import parse_module
 from regraft.ir.verify import verify
+from regraft.ir.weights import ArrayWeight
 
 NUM_LAYERS = 4
 
@@ -76,3 +77,31 @@ def test_layers_that_give_more_than_the_stream_are_refused() -> None:
     assert str(module) == before
     regraft.apply(module, "drop-layers{layers=[1]}", check="off")
     assert module.graph.output_names == ["out", "r2"]
+
+
+def test_count_removes_the_layers_that_turn_the_stream_least() -> None:
+    module = _stack()
+    small = module.weights["2.down"].numpy() * np.float32(0.01)
+    module.weights.set("2.down", ArrayWeight(small))
+    rng = np.random.default_rng(0)
+    samples = [{"h0": rng.standard_normal((5, 8)).astype(np.float32)} for _ in range(2)]
+    again = module.clone()
+    (record,) = regraft.apply(module, "drop-layers{count=1}", check="off", samples=samples)
+    assert record.decisions["layers"] == [2]
+    assert record.stats["influence-2"] < min(
+        record.stats[f"influence-{i}"] for i in range(NUM_LAYERS) if i != 2
+    )
+    regraft.apply(again, "drop-layers{layers=[2]}", check="off")
+    assert str(module) == str(again)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("count=1", "layers are chosen on samples"),
+        ("count=1, layers=[0]", "not both"),
+    ],
+)
+def test_count_says_what_it_needs(options: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        regraft.apply(_stack(), f"drop-layers{{{options}}}", check="off")
