@@ -29,7 +29,7 @@ CODE = (
 )  # fmt: skip
 """Folders and files that what becomes of a model depends on."""
 
-TURNS = 6
+TURNS = 2
 """Models that passed under other code and are measured again in every run."""
 
 
