@@ -86,7 +86,7 @@ def subject(name: str) -> Subject:
 def _timm(family: str) -> Subject:
     import torch
 
-    from benchmarks.torch_timm import _runnable as runnable
+    from benchmarks.torch_timm import runnable
 
     torch.manual_seed(0)
     net, side = runnable(TIMM[family])

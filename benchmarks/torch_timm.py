@@ -51,7 +51,7 @@ def measure_architecture(name: str) -> dict[str, Any]:
     torch.manual_seed(0)
     about: dict[str, Any] = {"sizes": len(BATCHES)}
     try:
-        net, side = _runnable(name)
+        net, side = runnable(name)
     except Exception as error:  # an architecture that the library cannot build is a line too
         return {
             **about, "kind": "", "ok": False, "stage": "build", "reason": first_line(error),
@@ -65,7 +65,7 @@ def measure_architecture(name: str) -> dict[str, Any]:
     return {**about, **compared(net, example, {pixels: {0: "batch"}}, samples)}
 
 
-def _runnable(name: str) -> tuple[torch.nn.Module, int]:
+def runnable(name: str) -> tuple[torch.nn.Module, int]:
     """Returns a model with random weights, and the smallest side of images that it takes."""
     import timm
     import torch
