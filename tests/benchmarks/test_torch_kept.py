@@ -26,7 +26,7 @@ def test_missing_changed_and_failed_models_are_due() -> None:
 
 def test_models_that_passed_under_other_code_take_turns() -> None:
     lines = {name: _kept(name) for name in QUESTIONS}
-    turns = [due(QUESTIONS, lines, f"code {i}", again=False) for i in range(40)]
+    turns = [due(QUESTIONS, lines, f"code {i}", again=False) for i in range(200)]
     assert all(len(names) == TURNS for names in turns)
     assert {name for names in turns for name in names} == set(QUESTIONS)
     assert due(QUESTIONS, lines, "code", again=True) == []
