@@ -15,7 +15,7 @@ class Growth:
     As a context it ends the growth: who still waits then gets an error.
     """
 
-    __slots__ = ("_changed", "_end_offset", "_ended")
+    __slots__ = ("__weakref__", "_changed", "_end_offset", "_ended")
 
     def __init__(self) -> None:
         self._changed = Condition()

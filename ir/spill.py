@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +12,10 @@ import numpy as np
 
 from regraft.ir.growth import Growth
 from regraft.ir.types import dtype_of
-from regraft.ir.weights import MappedWeight, pack
+from regraft.ir.weights import ArrayWeight, MappedWeight, Weight, pack
+
+IN_MEMORY_BYTES = 1 << 20
+"""Smaller tensors are no reason for a file."""
 
 _ALIGN = 64  # what memory-mapped readers and vector loads want
 
@@ -68,3 +72,31 @@ class SpillFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def stored(
+    array: np.ndarray[Any, Any], folder: Path | None = None, made_from: tuple[str, ...] = ()
+) -> Weight:
+    """Returns a weight with the array as its content, on disk where it is large.
+
+    The file has this tensor alone and is deleted with the last reference to the weight, at the end
+    of the program at the latest.
+
+    Args:
+        array: The content; the caller does not write to it afterwards.
+        folder: Where; default: the system's temporary folder.
+        made_from: As of an `ArrayWeight`.
+    """
+    dtype = dtype_of(array)
+    if array.nbytes < IN_MEMORY_BYTES:  # of 4-bit types a byte each, here
+        return ArrayWeight(array, made_from)
+    with tempfile.NamedTemporaryFile(
+        prefix="regraft-", suffix=".spill", dir=folder, delete=False
+    ) as file:
+        path = Path(file.name)
+        growth = Growth()
+        # every weight of the file holds the growth, and nothing else does
+        weakref.finalize(growth, path.unlink, missing_ok=True)
+        file.write(pack(array, dtype))
+    growth.advance(dtype.nbytes(array.size))
+    return MappedWeight(path, 0, dtype, array.shape, growth=growth, made_from=made_from)

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from regraft.passes.quantization.formats import Format
+from regraft.passes.quantization.formats import INT8, Format
 
 Array = np.ndarray[Any, Any]
 
 _TINY = np.finfo(np.float32).tiny
+
+_ROWS = 4096
+"""Rows of a table that are rounded at a time: tables of words are the largest weights."""
 
 _SHRINKS = np.linspace(1.0, 0.5, 26)
 """Fractions of a range that the search tries: below a half no weight distribution gains."""
@@ -144,3 +147,15 @@ def searched_grid(matrix: Array, fmt: Format, group: int, importance: Array | No
         better = loss < best
         best[better], shrink[better] = loss[better], each
     return grid_of(matrix, fmt, group, shrink)
+
+
+def rounded_rows(table: Array) -> tuple[Array, Array]:
+    """Returns i8[V, D] and f32[V]: every row in its own symmetric range, some rows at a time."""
+    codes = np.empty(table.shape, np.int8)
+    scale = np.empty(table.shape[0], np.float32)
+    for first in range(0, len(table), _ROWS):
+        part = np.asarray(table[first : first + _ROWS], np.float32).T
+        encoded = round_to(part, grid_of(part, INT8, part.shape[0]))
+        codes[first : first + _ROWS] = encoded.codes.T
+        scale[first : first + _ROWS] = encoded.grid.scale[0]
+    return codes, scale

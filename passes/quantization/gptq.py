@@ -7,6 +7,7 @@ order of falling diagonal ("act-order").
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,36 @@ _BLOCK = 128
 
 _DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Fractions of the mean diagonal that are added to it, tried until the matrix is definite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """What inputs say of how rounding errors count; one for all layers that read the same value.
+
+    Args:
+        order: i64[K], positions in the order in which they are rounded.
+        factor: f32[K, K], upper Cholesky factor of the inverse of the second moments, so ordered.
+        importance: f64[K], what an error of a position costs once the others have made up for it
+            as well as they can: 1 / diag of the inverse. Ranges are searched by it.
+    """
+
+    order: Array
+    factor: Array
+    importance: Array
+
+
+def curvature(moments: Array) -> Curvature:
+    """Returns what second moments f64[K, K], the sum of x xᵀ over rows x, say.
+
+    Raises:
+        numpy.linalg.LinAlgError: When no damping makes them definite, or they hold NaN or Inf.
+    """
+    order = np.argsort(-np.einsum("kk->k", moments), kind="stable")
+    factor, _ = inverse_factor(moments[np.ix_(order, order)])
+    importance = np.empty(len(order))
+    # H⁻¹ = Uᵀ U of the upper factor U: its diagonal is the sum of squares of a column
+    importance[order] = 1 / np.einsum("kn,kn->n", factor, factor)
+    return Curvature(order, factor.astype(np.float32), importance)
 
 
 def inverse_factor(moments: Array) -> tuple[Array, float]:
@@ -52,18 +83,16 @@ def inverse_factor(moments: Array) -> tuple[Array, float]:
     raise np.linalg.LinAlgError("no damping makes the second moments definite")
 
 
-def gptq(matrix: Array, grid: Grid, moments: Array) -> Encoded:
+def gptq(matrix: Array, grid: Grid, found: Curvature) -> Encoded:
     """Returns the codes that keep the product with the seen rows closest, greedily.
 
     Args:
         matrix: f32[K, N].
         grid: Scales and zero points, which stay.
-        moments: f64[K, K], the sum of x xᵀ over the rows x that were seen.
+        found: Of the rows that were seen.
     """
     size = matrix.shape[0]
-    order = np.argsort(-np.einsum("kk->k", moments), kind="stable")
-    factor, _ = inverse_factor(moments[np.ix_(order, order)])
-    factor = factor.astype(np.float32)
+    order, factor = found.order, found.factor
     rest = matrix[order].astype(np.float32)
     codes = np.empty(matrix.shape, np.uint8 if grid.format.low == 0 else np.int8)
     fmt = grid.format

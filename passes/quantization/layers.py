@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from regraft.ir.module import Module
 from regraft.passes.protocol import LayerError
 from regraft.passes.quantization.encoding import Encoded
 from regraft.passes.quantization.formats import Format
+from regraft.passes.quantization.gptq import Curvature, curvature
 from regraft.passes.quantization.methods import Method, encode
 from regraft.passes.quantization.ranges import (
     Range,
@@ -46,6 +48,7 @@ class Plan:
         group: Inputs that share a scale, 0 for all of a layer.
         num_tail: Channels that stay in float.
         strength: How far large channels are scaled down, 0 to 1.
+        folder: For large codes; default: the system's temporary folder.
     """
 
     format: Format
@@ -54,6 +57,7 @@ class Plan:
     group: int
     num_tail: int
     strength: float
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +99,8 @@ def rewrite_readers(
     b = Builder(module.graph, readers[0].node, readers[0].node.loc)
     source = _input(b, x, plan.mode, rounding)
     drift = None if stats is None or before is None else before.mean - stats.mean
-    return [_layer(module, site, source, plan, rounding, stats, drift) for site in readers]
+    curved = None if stats is None or stats.moments is None else curvature(stats.moments)
+    return [_layer(module, site, source, plan, rounding, stats, curved, drift) for site in readers]
 
 
 def _rounding(readers: Sequence[Linear], plan: Plan, stats: Statistics | None) -> _Rounding:
@@ -129,7 +134,7 @@ def _input(b: Builder, x: Value, mode: str, rounding: _Rounding) -> Input:
 
 def _layer(
     module: Module, site: Linear, source: Input, plan: Plan, rounding: _Rounding,
-    stats: Statistics | None, drift: Array | None,
+    stats: Statistics | None, curved: Curvature | None, drift: Array | None,
 ) -> LayerError:  # fmt: skip
     matrix = site.matrix()
     size, width = matrix.shape
@@ -139,7 +144,7 @@ def _layer(
     if tail.size:
         main = scaled.copy()
         main[tail] = 0
-    encoded = encode(main, plan.format, plan.group or size, plan.method, stats)
+    encoded = encode(main, plan.format, plan.group or size, plan.method, stats, curved)
     shift, ran = None, stats is not None and stats.rows > 0
     if stats is not None and ran:
         rows = stats.sample()
@@ -153,7 +158,7 @@ def _layer(
         error = _relative(encoded.decode() - main, main)
     write_linear(
         module, site, source, encoded, scaled[tail] if tail.size else None, shift,
-        per_channel=plan.group == 0,
+        plan.folder, per_channel=plan.group == 0,
     )  # fmt: skip
     num_bytes = encoded.num_bytes + 4 * tail.size * width
     return LayerError(site.name, plan.format.name, error, ran, num_bytes, 4 * matrix.size)

@@ -8,7 +8,7 @@ import numpy as np
 
 from regraft.passes.quantization.encoding import Encoded, grid_of, round_to, searched_grid
 from regraft.passes.quantization.formats import Format
-from regraft.passes.quantization.gptq import gptq
+from regraft.passes.quantization.gptq import Curvature, gptq
 from regraft.passes.quantization.statistics import Statistics
 
 Array = np.ndarray[Any, Any]
@@ -17,7 +17,12 @@ Method = Literal["round", "search", "gptq"]
 
 
 def encode(
-    matrix: Array, fmt: Format, group: int, method: Method, stats: Statistics | None
+    matrix: Array,
+    fmt: Format,
+    group: int,
+    method: Method,
+    stats: Statistics | None,
+    curved: Curvature | None = None,
 ) -> Encoded:
     """Returns the codes of a matrix.
 
@@ -27,14 +32,15 @@ def encode(
         group: Positions of K that share a scale.
         method: `round` to nearest in full ranges, `search` of ranges weighted by what the inputs
             are, or `gptq` in searched ranges.
-        stats: Of the inputs, where there are any; `gptq` needs their second moments.
+        stats: Of the inputs, where there are any.
+        curved: What `gptq` needs of them.
     """
     if method == "round":
         return round_to(matrix, grid_of(matrix, fmt, group))
-    importance = None if stats is None else stats.mean_square
-    grid = searched_grid(matrix, fmt, group, importance)
     if method == "search":
-        return round_to(matrix, grid)
-    if stats is None or stats.moments is None:
+        importance = None if stats is None else stats.mean_square
+        return round_to(matrix, searched_grid(matrix, fmt, group, importance))
+    if curved is None:
         raise AssertionError("gptq needs second moments")
-    return gptq(matrix, grid, stats.moments)
+    # by the mean square alone, the error that remains on a sentence encoder is a tenth larger
+    return gptq(matrix, searched_grid(matrix, fmt, group, curved.importance), curved)

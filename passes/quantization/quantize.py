@@ -5,9 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
-
-import numpy as np
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of
@@ -16,15 +15,13 @@ from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.passes.cleanup.canonicalize import Canonicalize
 from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
-from regraft.passes.quantization.encoding import grid_of, round_to
+from regraft.passes.quantization.encoding import rounded_rows
 from regraft.passes.quantization.formats import INT8, Format, format_of
 from regraft.passes.quantization.layers import Plan, rewrite_readers
 from regraft.passes.quantization.methods import Method
 from regraft.passes.quantization.rewrite import write_table
 from regraft.passes.quantization.sites import Linear, linears, tables
 from regraft.passes.quantization.statistics import Statistics, gather_statistics
-
-Array = np.ndarray[Any, Any]
 
 _GROUP_BELOW_8_BITS = 32
 
@@ -124,7 +121,15 @@ class Quantize:
         needed = mode == "static" or method == "gptq"
         if inputs and (needed or (ctx.samples and ctx.activations)):
             found = gather_statistics(module, inputs, ctx)
-        plan = Plan(fmt, mode, method, self._group(fmt), self._num_tail(mode), self._strength(mode))
+        plan = Plan(
+            fmt,
+            mode,
+            method,
+            self._group(fmt),
+            self._num_tail(mode),
+            self._strength(mode),
+            ctx.work_dir,
+        )
         layers: list[LayerError] = []
         stride = -(-len(inputs) // _MAX_RUNS)
         for first in range(0, len(inputs), stride or 1):
@@ -134,7 +139,7 @@ class Quantize:
                 seen = _as_rounded(module, {x: by_input[x][0] for x in chunk}, ctx)
             for x in chunk:
                 layers += rewrite_readers(module, by_input[x], plan, seen.get(x), found.get(x))
-        num_tables = self._tables(module)
+        num_tables = self._tables(module, ctx.work_dir)
         changed = bool(sites or num_tables)
         if changed:
             Canonicalize().run(module, ctx)
@@ -197,7 +202,7 @@ class Quantize:
     def _kept(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep)
 
-    def _tables(self, module: Module) -> int:
+    def _tables(self, module: Module, folder: Path | None) -> int:
         if self.embeddings == "none":
             return 0
         count = 0
@@ -205,9 +210,9 @@ class Quantize:
             array = constant_of(site.table, 1 << 62)
             if array is None or self._kept(site.name):
                 continue
-            encoded = round_to(array.T, grid_of(array.T, INT8, array.shape[1]))
+            codes, scale = rounded_rows(array)
             b = Builder(module.graph, site.node, site.node.loc)
-            write_table(b, site, np.ascontiguousarray(encoded.codes.T), encoded.grid.scale[0])
+            write_table(b, site, codes, scale, folder)
             count += 1
         return count
 

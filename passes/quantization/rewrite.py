@@ -6,6 +6,7 @@ Everything is standard operators in canonical form; `legalize` finds the target'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from regraft.ir.constants import constant_of
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, cast, gathering, linalg, quant, reduce
+from regraft.ir.spill import stored
 from regraft.ir.types import DType
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.quantization.encoding import Encoded
@@ -101,18 +103,21 @@ def _tail(b: Builder, x: Value, channels: Array) -> Value | None:
     return b.op(gathering.gather, x, b.constant(channels.astype(np.int64)), axis=-1)
 
 
-def dequantized(b: Builder, name: str, encoded: Encoded, *, per_channel: bool) -> Value:
+def dequantized(
+    b: Builder, name: str, encoded: Encoded, folder: Path | None, *, per_channel: bool
+) -> Value:
     """Returns f32[K, N] as dequantized codes.
 
     Args:
         b: Where to build.
         name: Of the weight that it was.
         encoded: Codes, scales and zero points.
+        folder: For large codes; default: the system's temporary folder.
         per_channel: Whether one group spans all of K, so that scales are per output.
     """
     fmt, grid = encoded.grid.format, encoded.grid
     codes = b.weight(
-        f"{name}.codes", ArrayWeight(encoded.codes.astype(fmt.dtype.numpy), made_from=(name,))
+        f"{name}.codes", stored(encoded.codes.astype(fmt.dtype.numpy), folder, (name,))
     )
     scale = grid.scale[0] if per_channel else grid.scale
     zero = None
@@ -130,6 +135,7 @@ def write_linear(
     encoded: Encoded,
     tail: Array | None,
     shift: Array | None,
+    folder: Path | None,
     *,
     per_channel: bool,
 ) -> None:
@@ -142,11 +148,12 @@ def write_linear(
         encoded: Its weight [K, N].
         tail: f32[T, N], weights of the channels in float.
         shift: f32[N], what is added to the result; None for nothing.
+        folder: For large codes; default: the system's temporary folder.
         per_channel: Whether one group spans all of K.
     """
     last, bias = site.with_bias()
     b = Builder(module.graph, last, site.node.loc)
-    weight = dequantized(b, site.name, encoded, per_channel=per_channel)
+    weight = dequantized(b, site.name, encoded, folder, per_channel=per_channel)
     result = b.op(linalg.matmul, source.value, weight)
     if source.factor is not None:
         result = b.op(arithmetic.mul, result, source.factor)
@@ -163,7 +170,7 @@ def write_linear(
     module.graph.replace(last, [result])
 
 
-def write_table(b: Builder, site: Table, codes: Array, scale: Array) -> Value:
+def write_table(b: Builder, site: Table, codes: Array, scale: Array, folder: Path | None) -> Value:
     """Replaces a read of a table by a read of its codes, one scale per row.
 
     Args:
@@ -171,10 +178,11 @@ def write_table(b: Builder, site: Table, codes: Array, scale: Array) -> Value:
         site: The read.
         codes: i8[V, D].
         scale: f32[V].
+        folder: For large codes; default: the system's temporary folder.
     """
-    stored = b.weight(f"{site.name}.codes", ArrayWeight(codes, made_from=(site.name,)))
+    table = b.weight(f"{site.name}.codes", stored(codes, folder, (site.name,)))
     scales = b.weight(f"{site.name}.scales", ArrayWeight(scale[:, None]))
-    rows = b.op(cast.cast, b.op(gathering.gather, stored, site.indices, axis=0), to=DType.F32)
+    rows = b.op(cast.cast, b.op(gathering.gather, table, site.indices, axis=0), to=DType.F32)
     factor = b.op(gathering.gather, scales, site.indices, axis=0)
     result = b.op(arithmetic.mul, rows, factor)
     b.graph.replace(site.node, [result])

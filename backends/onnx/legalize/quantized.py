@@ -16,6 +16,7 @@ from regraft.ir.constants import constant_of, is_constant
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, linalg, quant
 from regraft.ir.rewrite import LocalRule, Reject, Rewriter
+from regraft.ir.spill import stored
 from regraft.ir.types import DType
 
 _ANY_SIZE = 1 << 62
@@ -101,15 +102,17 @@ def nbits(node: Node, rw: Rewriter) -> bool | Reject:
         return Reject("it is no f32 product with a constant matrix")
     if right.attrs["axis"] not in (0, -2) or group < _MIN_BLOCK or group & (group - 1):
         return Reject("the matrix is not in blocks of a power of two along the sum")
-    stored = right.inputs[0]
-    bits = 8 if stored is None or stored.dtype is None else stored.dtype.bits
+    held = right.inputs[0]
+    bits = 8 if held is None or held.dtype is None else held.dtype.bits
     if zero is None and right.inputs[2] is not None:
         return Reject("the zero points are not constant")
     data, scales, points = ort_quant_ops.nbits_operands(codes, scale, zero, bits, group)
     b = rw.builder(node)
     k, n = codes.shape
+    place = None if held is None else held.producer
+    name = "codes" if place is None else str(place.attrs.get("name", "codes"))
     result = b.op(
-        ort_quant_ops.matmul_nbits, x, b.constant(data), b.constant(scales),
+        ort_quant_ops.matmul_nbits, x, b.weight(f"{name}.packed", stored(data)), b.constant(scales),
         None if points is None else b.constant(np.asarray(points)),
         k=k, n=n, bits=bits, block_size=group,
     )  # fmt: skip

@@ -5,9 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regraft.passes.quantization.encoding import grid_of, round_to, searched_grid
+from regraft.passes.quantization.encoding import (
+    grid_of,
+    round_to,
+    rounded_rows,
+    searched_grid,
+)
 from regraft.passes.quantization.formats import FORMATS, INT8, UINT4
-from regraft.passes.quantization.gptq import gptq, inverse_factor
+from regraft.passes.quantization.gptq import curvature, gptq, inverse_factor
 
 
 def heavy_tailed(size: int, width: int, seed: int = 0) -> np.ndarray:
@@ -76,13 +81,13 @@ def test_gptq_keeps_products_closer_than_rounding():
     def loss(encoded):
         return float(np.square(rows @ (encoded.decode() - matrix)).sum())
 
-    assert loss(gptq(matrix, grid, rows.T @ rows)) < 0.6 * loss(round_to(matrix, grid))
+    assert loss(gptq(matrix, grid, curvature(rows.T @ rows))) < 0.6 * loss(round_to(matrix, grid))
 
 
 def test_gptq_of_independent_inputs_is_rounding():
     matrix = heavy_tailed(40, 4)
     grid = grid_of(matrix, UINT4, 16)
-    codes = gptq(matrix, grid, np.eye(40) * 7).codes
+    codes = gptq(matrix, grid, curvature(np.eye(40) * 7)).codes
     assert (codes == round_to(matrix, grid).codes).all()
 
 
@@ -103,17 +108,39 @@ def test_gptq_equals_the_update_by_a_fresh_inverse_at_every_step():
         error = (rest[position] - (code - zero) * scale) / inverse[0, 0]
         rest[left] -= np.outer(inverse[:, 0], error)
         left = left[1:]
-    assert (gptq(matrix.astype(np.float32), grid, moments).codes == want).all()
+    assert (gptq(matrix.astype(np.float32), grid, curvature(moments)).codes == want).all()
 
 
 def test_inputs_that_are_always_zero_are_rounded():
     matrix, rows = heavy_tailed(20, 3), correlated_rows(20)
     rows[:, 4] = 0
     grid = grid_of(matrix, UINT4, 20)
-    codes = gptq(matrix, grid, rows.T @ rows).codes
+    codes = gptq(matrix, grid, curvature(rows.T @ rows)).codes
     assert (codes[4] == round_to(matrix, grid).codes[4]).all()
 
 
 def test_moments_that_are_not_finite_are_an_error():
     with pytest.raises(np.linalg.LinAlgError):
         inverse_factor(np.full((3, 3), np.nan))
+
+
+def test_importance_is_what_an_error_costs_after_the_others_made_up_for_it():
+    rows = correlated_rows(12)
+    moments = rows.T @ rows
+    found = curvature(moments).importance
+    damped = moments + 0.01 * np.diag(moments).mean() * np.eye(12)
+    for position in range(12):
+        others = [idx for idx in range(12) if idx != position]
+        # minimum over the others of eᵀ H e with e = 1 at the position: the Schur complement
+        across = damped[position, others]
+        inner = np.linalg.solve(damped[np.ix_(others, others)], across)
+        np.testing.assert_allclose(found[position], damped[position, position] - across @ inner)
+
+
+def test_tables_are_rounded_row_by_row():
+    table = heavy_tailed(5000, 7)
+    codes, scale = rounded_rows(table)
+    assert codes.shape == table.shape
+    step = scale[:, None]
+    assert (np.abs(codes * step - table) <= step * 0.5 * (1 + 1e-5)).all()
+    assert (np.abs(codes).max(1) == 127).all()
