@@ -170,7 +170,9 @@ def write_linear(
     module.graph.replace(last, [result])
 
 
-def write_table(b: Builder, site: Table, codes: Array, scale: Array, folder: Path | None) -> Value:
+def write_table(
+    b: Builder, site: Table, codes: Array, scale: Array, folder: Path | None = None
+) -> Value:
     """Replaces a read of a table by a read of its codes, one scale per row.
 
     Args:
