@@ -78,6 +78,7 @@ class Settings:
         rounds: interleaved rounds of a comparison whose round exceeds a second.
         work: folder for generated models and outputs.
         again: whether what is kept of other commits is measured again.
+        kept: whether nothing is measured of coverages: what is kept is shown.
     """
 
     python: str
@@ -86,6 +87,7 @@ class Settings:
     rounds: int
     work: Path = field(default=CACHE)
     again: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

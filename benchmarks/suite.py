@@ -192,7 +192,9 @@ def _parse(name: str, about: str, measurements: Sequence[Measurement]) -> argpar
     parser.add_argument("--peers-python", default=str(ROOT / ".venv-peers" / "bin" / "python"))
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds of one subprocess")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--again", action="store_true", help="keep no row of another commit")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--again", action="store_true", help="keep no row of another commit")
+    how.add_argument("--kept", action="store_true", help="show coverages as they were measured")
     parser.add_argument("--no-write", action="store_true", help="leave the results file alone")
     options = parser.parse_args()
     known = by_name(measurements)
@@ -220,8 +222,9 @@ def run(name: str, about: str, measurements: Sequence[Measurement]) -> int:
             console.print(f"{measurement.name:22} {measurement.about}", highlight=False)
         return 0
     settings = Settings(
-        sys.executable, options.peers_python, options.timeout, options.rounds, again=options.again
-    )
+        sys.executable, options.peers_python, options.timeout, options.rounds,
+        again=options.again, kept=options.kept,
+    )  # fmt: skip
     settings.work.mkdir(parents=True, exist_ok=True)
     results = []
     for each, measurement in by_name(measurements).items():

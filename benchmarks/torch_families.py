@@ -69,7 +69,7 @@ def _questions() -> dict[str, str]:
 def families(settings: Settings) -> Iterable[Row]:
     """Every family of `transformers` in the tables."""
     lines, num_measured = covered(
-        "transformers", questions(), measure_family, told, limit_s=LIMIT_S, again=settings.again
+        "transformers", questions(), measure_family, told, limit_s=LIMIT_S, settings=settings
     )  # fmt: skip
     yield from rows_of("transformers", lines, num_measured, MIN_FAMILIES)
 

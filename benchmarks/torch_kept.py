@@ -4,7 +4,7 @@ A coverage of hundreds of models takes an hour, so its table is committed, and e
 at which commit it was measured. A run takes a line as it is when the model, its inputs and the
 versions of the packages are those of the line and the model passed; what is missing, what failed
 under other code, and a few others by turns are measured again. `--again` measures every line that
-was measured under other code; one that was stopped goes on where it was.
+was measured under other code; one that was stopped goes on where it was. `--kept` shows the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import RESULTS, ROOT
+from benchmarks.measure import RESULTS, ROOT, Settings
 from benchmarks.torch_worker import Measure, measured
 
 CODE = (
@@ -31,6 +31,12 @@ CODE = (
 
 TURNS = 2
 """Models that passed under other code and are measured again in every run."""
+
+
+_UNKNOWN: Mapping[str, Any] = {
+    "ok": False, "stage": "not measured", "reason": "nothing is kept of it", "refused": None,
+    "overloads": {},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ def covered(
     shown: Callable[[str, Mapping[str, Any]], str],
     *,
     limit_s: float,
-    again: bool,
+    settings: Settings,
 ) -> tuple[dict[str, Kept], int]:
     """Returns the line of every model, and how many were measured now.
 
@@ -145,11 +151,11 @@ def covered(
         measure: Function of a module that measures one model.
         shown: Returns the line that is told as soon as a model is measured.
         limit_s: Seconds of one model.
-        again: Whether all models are wanted that other code was measured with.
+        settings: Say whether all models are wanted that other code was measured with, or none.
     """
     path, now, at = kept_path(coverage), code(), commit()
     lines = read(path)
-    missing = due(questions, lines, now, again=again)
+    missing = [] if settings.kept else due(questions, lines, now, again=settings.again)
     for name, answer in measured(missing, measure, limit_s=limit_s):
         report = answer if isinstance(answer, dict) else {
             "ok": False, "stage": "limit", "reason": answer, "refused": None, "overloads": {},
@@ -158,7 +164,10 @@ def covered(
         lines = {**read(path), name: line}  # other runs write to it too
         write(path, lines)
         print(shown(name, report), file=sys.stderr, flush=True)
-    return {name: lines[name] for name in questions}, len(missing)
+    return {
+        name: lines.get(name, Kept(name, question, "", "no commit", _UNKNOWN))
+        for name, question in questions.items()
+    }, len(missing)
 
 
 def _short(content: bytes) -> str:

@@ -117,7 +117,7 @@ def architectures(settings: Settings) -> Iterator[Row]:
         name: asked(repr((name, OPTIONS.get(name), SIDES, BATCHES)), PACKAGES) for name in NAMES
     }
     lines, num_measured = covered(
-        "timm", questions, measure_architecture, told, limit_s=LIMIT_S, again=settings.again
+        "timm", questions, measure_architecture, told, limit_s=LIMIT_S, settings=settings
     )  # fmt: skip
     families: Mapping[str, bool] = {
         family: any(lines[name].report["ok"] for name in names)
