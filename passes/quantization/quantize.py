@@ -16,7 +16,7 @@ from regraft.ir.module import Module
 from regraft.passes.cleanup.canonicalize import Canonicalize
 from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
 from regraft.passes.quantization.encoding import rounded_rows
-from regraft.passes.quantization.formats import INT8, Format, format_of
+from regraft.passes.quantization.formats import INT8, UINT8, Format, format_of
 from regraft.passes.quantization.layers import Plan, rewrite_readers
 from regraft.passes.quantization.methods import Method
 from regraft.passes.quantization.rewrite import write_table
@@ -73,8 +73,8 @@ class Quantize:
     Frantar et al., GPTQ, 2022; Xiao et al., SmoothQuant, 2023.
 
     Args:
-        weights: Format of weights: `int8`, `int7` (8 bits for CPUs without VNNI), `int4`, `uint4`,
-            `int2`, `uint2`.
+        weights: Format of weights: `int8`, `int7` (8 bits for CPUs without VNNI), `uint8` in
+            groups, `int4`, `uint4`, `int2`, `uint2`.
         activations: How inputs are rounded; `auto` is `token` for 8-bit weights, which is
             accurate, else `none`. `static` is faster, and what samples did not show saturates.
         method: How codes are found: `round`, `search` of ranges, `gptq`; `auto` is `gptq`
@@ -184,6 +184,11 @@ class Quantize:
             raise UsageError(f"pass `quantize`, option `smooth`: {self.smooth:g} is not in 0 to 1")
         if (self.tail or 0) < 0 or self.group < 0:
             raise UsageError("pass `quantize`: `tail` and `group` are not negative")
+        if fmt is UINT8 and not self.group:
+            raise UsageError(
+                "pass `quantize`: weights=uint8 with a scale per output has no kernel",
+                hint="use weights=int8, or give `group` (128) for one row at a time",
+            )
         if self.activations == "auto":
             return "token" if fmt.bits == INT8.bits and not self.group else "none"
         if self.activations != "none" and (fmt.bits != INT8.bits or self.group):

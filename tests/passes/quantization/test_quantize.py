@@ -155,6 +155,7 @@ def test_without_samples_rows_have_their_own_range():
     [
         ({"weights": "int9"}, "there is no format `int9`"),
         ({"weights": "uint4", "activations": "static"}, "needs 8-bit weights"),
+        ({"weights": "uint8"}, "has no kernel"),
         ({"smooth": 2.0}, "not in 0 to 1"),
         ({"activations": "static"}, "needs samples"),
         ({"weights": "uint4", "method": "gptq"}, "needs samples"),
