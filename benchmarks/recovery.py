@@ -23,7 +23,7 @@ from benchmarks.suite import run
 
 _BEFORE = "before "  # as the worker names weights before training
 
-STEPS = 3600
+STEPS = 3200
 _SHORT = 8
 _STOPPED_AT = 5
 _THREADS = 2
