@@ -17,9 +17,10 @@ from regraft.ir.constants import constant_of, is_constant
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
-from regraft.ir.ops import activation, arithmetic, conv, pool, quant, slicing
+from regraft.ir.ops import activation, arithmetic, conv, norm, pool, quant, slicing
 from regraft.ir.types import DType
 from regraft.ir.weights import ArrayWeight
+from regraft.passes.cleanup.fold_norms import FoldNorms
 from regraft.passes.protocol import Context, Skip
 from regraft.passes.quantization.convolution_costs import Piece, Shape, choose
 from regraft.passes.quantization.encoding import round_to, searched_grid
@@ -72,6 +73,8 @@ def quantize_convolutions(
         UsageError: When a value holds NaN or Inf on a sample.
     """
     report = Convolved()
+    if any(node.op is norm.batch_norm for node in module.graph):
+        FoldNorms().run(module, ctx)  # a norm between them would keep results in float
     pieces = _pieces(module, kept, report)
     if all(piece.shape is None for piece in pieces):
         return report
