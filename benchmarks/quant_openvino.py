@@ -31,7 +31,8 @@ def _openvino(settings: Settings) -> Iterator[Row]:
     yield shown("OpenVINO int8: cosine, worst", float(close.min()), "")
     for threads, ratios in found["speeds"].items():
         for (batch, length), value in zip(SHAPES, ratios, strict=True):
-            label = f"OpenVINO int8 against its fp32 at {batch}x{length}, CPU time, threads: {threads}"
+            where = f"{batch}x{length}, CPU time, threads: {threads}"
+            label = f"OpenVINO int8 against its fp32 at {where}"
             yield shown(label, value, "x")
 
 

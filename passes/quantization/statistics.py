@@ -19,6 +19,10 @@ _MAX_ROWS = 4096
 """Rows that are kept for judging ranges; 4096 of 384 channels are 6 MB."""
 
 
+_ROWS_AT_ONCE = 512
+"""Rows of one product: adding K x K numbers for every sample takes longer than all the rest."""
+
+
 @dataclass(slots=True)
 class Statistics:
     """Of one value f32[..., K], over all rows of all samples.
@@ -42,6 +46,7 @@ class Statistics:
     kept: list[Array] = field(default_factory=list)
     _stride: int = 1
     _num_kept: int = 0
+    _pending: list[Array] = field(default_factory=list)
 
     @staticmethod
     def empty(size: int, *, with_moments: bool) -> Statistics:
@@ -71,6 +76,13 @@ class Statistics:
         """Returns rows that were seen, f32[R, K]."""
         return np.concatenate(self.kept) if self.kept else np.zeros((0, self.low.size), np.float32)
 
+    def flush(self) -> None:
+        """Takes the rows that still wait into the moments."""
+        if self.moments is not None and self._pending:
+            rows = np.concatenate(self._pending)
+            self.moments += rows.T @ rows
+        self._pending = []
+
     def update(self, x: Array) -> None:
         """Takes in rows f32[R, K]."""
         np.minimum(self.low, x.min(0, initial=np.inf), out=self.low)
@@ -78,7 +90,9 @@ class Statistics:
         self.square += np.einsum("rk,rk->k", x, x, dtype=np.float64)
         self.total += x.sum(0, dtype=np.float64)
         if self.moments is not None:
-            self.moments += x.T @ x
+            self._pending.append(x.copy())
+            if sum(map(len, self._pending)) >= _ROWS_AT_ONCE:
+                self.flush()
         offset = -self.rows % self._stride
         self.rows += x.shape[0]
         picked = x[offset :: self._stride].copy()
@@ -124,4 +138,6 @@ def gather_statistics(
             if value not in found:
                 found[value] = Statistics.empty(rows.shape[1], with_moments=value in want_moments)
             found[value].update(rows)
+    for stats in found.values():
+        stats.flush()
     return found
