@@ -32,11 +32,13 @@ class Curvature:
         factor: f32[K, K], upper Cholesky factor of the inverse of the second moments, so ordered.
         importance: f64[K], what an error of a position costs once the others have made up for it
             as well as they can: 1 / diag of the inverse. Ranges are searched by it.
+        damped: f32[K, K], the second moments with what was added to their diagonal.
     """
 
     order: Array
     factor: Array
     importance: Array
+    damped: Array
 
 
 def curvature(moments: Array) -> Curvature:
@@ -46,11 +48,15 @@ def curvature(moments: Array) -> Curvature:
         numpy.linalg.LinAlgError: When no damping makes them definite, or they hold NaN or Inf.
     """
     order = np.argsort(-np.einsum("kk->k", moments), kind="stable")
-    factor, _ = inverse_factor(moments[np.ix_(order, order)])
+    factor, fraction = inverse_factor(moments[np.ix_(order, order)])
+    damped = moments.astype(np.float32)
+    diagonal = np.einsum("kk->k", damped)
+    diagonal[diagonal == 0] = 1.0
+    diagonal += np.float32(fraction * diagonal.mean())
     importance = np.empty(len(order))
     # H⁻¹ = Uᵀ U of the upper factor U: its diagonal is the sum of squares of a column
     importance[order] = 1 / np.einsum("kn,kn->n", factor, factor)
-    return Curvature(order, factor.astype(np.float32), importance)
+    return Curvature(order, factor.astype(np.float32), importance, damped)
 
 
 def inverse_factor(moments: Array) -> tuple[Array, float]:

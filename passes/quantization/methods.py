@@ -6,12 +6,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from regraft.passes.quantization.descent import descended
 from regraft.passes.quantization.encoding import Encoded, grid_of, round_to, searched_grid
 from regraft.passes.quantization.formats import Format
 from regraft.passes.quantization.gptq import Curvature, gptq
 from regraft.passes.quantization.statistics import Statistics
 
 Array = np.ndarray[Any, Any]
+
+_SWEEPS = 3
 
 Method = Literal["round", "search", "gptq"]
 
@@ -43,4 +46,5 @@ def encode(
     if curved is None:
         raise AssertionError("gptq needs second moments")
     # by the mean square alone, the error that remains on a sentence encoder is a tenth larger
-    return gptq(matrix, searched_grid(matrix, fmt, group, curved.importance), curved)
+    greedy = gptq(matrix, searched_grid(matrix, fmt, group, curved.importance), curved)
+    return descended(matrix, greedy, curved.damped, _SWEEPS)

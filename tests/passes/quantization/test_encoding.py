@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regraft.passes.quantization.descent import descended
 from regraft.passes.quantization.encoding import (
+    Encoded,
     grid_of,
     round_to,
     rounded_rows,
@@ -144,3 +146,21 @@ def test_tables_are_rounded_row_by_row():
     step = scale[:, None]
     assert (np.abs(codes * step - table) <= step * 0.5 * (1 + 1e-5)).all()
     assert (np.abs(codes).max(1) == 127).all()
+
+
+def test_descent_brings_products_closer_and_ends_where_no_single_code_helps():
+    matrix, rows = heavy_tailed(70, 6), correlated_rows(70)
+    found = curvature(rows.T @ rows)
+    greedy = gptq(matrix, grid_of(matrix, UINT4, 16), found)
+    best = descended(matrix, greedy, found.damped, 30)
+
+    def loss(codes):
+        off = Encoded(best.grid, codes).decode().astype(np.float64) - matrix
+        return np.einsum("kn,kl,ln->n", off, found.damped.astype(np.float64), off)
+
+    assert loss(best.codes).sum() < 0.97 * loss(greedy.codes).sum()
+    for position in range(0, 70, 7):
+        for step in (-1, 1):
+            codes = best.codes.astype(np.int16)
+            codes[position] = np.clip(codes[position] + step, 0, 15)
+            assert (loss(codes) >= loss(best.codes) * (1 - 1e-4)).all()
