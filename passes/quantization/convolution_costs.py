@@ -16,9 +16,11 @@ from regraft.ir.graph import Node, Value
 
 _DENSE_MAC_NS = 1 / 80
 _DEPTHWISE_MAC_NS = 1 / 20
-_CROSSING_NS = 0.25
-_NODE_NS = 2000.0
+_CROSSING_NS = 0.6
+_NODE_NS = 5000.0
 """What running one more node costs, however small."""
+_LEAST_GAIN = 0.1
+"""Below it the costs are not sure enough: small networks came out slower."""
 _JOIN_NS = 0.1
 _FEW_CHANNELS = 8
 _SHORT, _LONG = 64, 256
@@ -96,54 +98,67 @@ def choose(pieces: Sequence[Piece], sizes: Mapping[Value, int]) -> tuple[set[int
         pieces: What there is to choose.
         sizes: Numbers of every value that a piece reads or makes.
     """
-    makers = {piece.result: idx for idx, piece in enumerate(pieces)}
-    readers: dict[Value, list[int]] = {}
-    for idx, piece in enumerate(pieces):
-        for value in piece.inputs:
-            readers.setdefault(value, []).append(idx)
-    inside = set(range(len(pieces)))
-    values = list(dict.fromkeys(v for p in pieces for v in (*p.inputs, p.result)))
-    by_piece: dict[int, list[Value]] = {
-        idx: list(dict.fromkeys((*piece.inputs, piece.result))) for idx, piece in enumerate(pieces)
-    }
-    known = set(values)
-
-    def crossing(value: Value) -> float:
-        """What it costs to bring one value from one side to the other."""
-        made = makers.get(value)
-        is_int = made is not None and made in inside
-        reads = readers.get(value, [])
-        others = value.num_uses > len(reads)  # by something that is no piece, or returned
-        wants_int = any(idx in inside for idx in reads)
-        wants_float = others or any(idx not in inside for idx in reads)
-        cost = 0.0
-        if wants_int and not is_int:
-            cost += _CROSSING_NS * sizes[value] + _NODE_NS
-        if is_int and wants_float:
-            cost += _CROSSING_NS * sizes[value] + _NODE_NS
-        return cost
-
-    def own(idx: int) -> float:
-        shape = pieces[idx].shape
-        if shape is None:
-            return _JOIN_NS * sizes[pieces[idx].result] * (1 if idx in inside else 2)
-        time = float_ns(shape)
-        return time / speedup(shape) if idx in inside else time
-
-    def local(idx: int) -> float:
-        return own(idx) + sum(crossing(value) for value in by_piece[idx] if value in known)
-
+    cut = _Cut(pieces, sizes, set(range(len(pieces))))
     changed = True
     while changed:
-        changed = False
-        for idx in range(len(pieces)):
-            before = local(idx)
-            inside ^= {idx}
-            if local(idx) < before * (1 - 1e-9):
-                changed = True
-            else:
-                inside ^= {idx}
-    return inside, dict(_reasons(pieces, inside))
+        changed = sum(map(cut.turn, range(len(pieces)))) > 0
+    alone = _Cut(pieces, sizes, set()).total()
+    if cut.total() < (1 - _LEAST_GAIN) * alone:
+        return cut.inside, dict(_reasons(pieces, cut.inside))
+    reason = "8 bits gain less than a tenth of the time of all convolutions"
+    return set(), {idx: reason for idx, piece in enumerate(pieces) if piece.shape is not None}
+
+
+class _Cut:
+    """Pieces in 8 bits, and what they and their borders cost."""
+
+    def __init__(
+        self, pieces: Sequence[Piece], sizes: Mapping[Value, int], inside: set[int]
+    ) -> None:
+        self.pieces = pieces
+        self.sizes = sizes
+        self.inside = inside
+        self.values = [list(dict.fromkeys((*p.inputs, p.result))) for p in pieces]
+        self._maker = {piece.result: idx for idx, piece in enumerate(pieces)}
+        self._readers: dict[Value, list[int]] = {}
+        for idx, piece in enumerate(pieces):
+            for value in piece.inputs:
+                self._readers.setdefault(value, []).append(idx)
+
+    def turn(self, idx: int) -> bool:
+        """Takes a piece to the other side if that is faster; returns whether it is."""
+        before = self._local(idx)
+        self.inside ^= {idx}
+        if self._local(idx) < before * (1 - 1e-9):
+            return True
+        self.inside ^= {idx}
+        return False
+
+    def total(self) -> float:
+        """Returns the time of all, in ns."""
+        every = dict.fromkeys(value for values in self.values for value in values)
+        return sum(map(self._own, range(len(self.pieces)))) + sum(map(self._crossing, every))
+
+    def _local(self, idx: int) -> float:
+        return self._own(idx) + sum(map(self._crossing, self.values[idx]))
+
+    def _own(self, idx: int) -> float:
+        shape = self.pieces[idx].shape
+        if shape is None:
+            return _JOIN_NS * self.sizes[self.pieces[idx].result] * (1 if idx in self.inside else 2)
+        time = float_ns(shape)
+        return time / speedup(shape) if idx in self.inside else time
+
+    def _crossing(self, value: Value) -> float:
+        """What it costs to bring one value from one side to the other."""
+        made = self._maker.get(value) in self.inside
+        reads = self._readers.get(value, [])
+        others = value.num_uses > len(reads)  # by something that is no piece, or returned
+        if made:
+            crosses = others or any(idx not in self.inside for idx in reads)
+        else:
+            crosses = any(idx in self.inside for idx in reads)
+        return _CROSSING_NS * self.sizes[value] + _NODE_NS if crosses else 0.0
 
 
 def _reasons(pieces: Sequence[Piece], inside: set[int]) -> Iterator[tuple[int, str]]:
