@@ -8,13 +8,14 @@ encoder. `make openvino` adds rows of OpenVINO and NNCF.
 
 import sys
 
-from benchmarks import quant_encoder, quant_openvino, quant_weights
+from benchmarks import quant_encoder, quant_lint, quant_openvino, quant_weights
 from benchmarks.suite import run
 
 MEASUREMENTS = (
     *quant_encoder.MEASUREMENTS,
     *quant_weights.MEASUREMENTS,
     *quant_openvino.MEASUREMENTS,
+    *quant_lint.MEASUREMENTS,
 )
 
 if __name__ == "__main__":
