@@ -4,7 +4,9 @@ Some models lose most digits on their way (sums of large terms that cancel): a r
 then moves outputs further than the runtime's own optimizations do. Two questions tell noise from
 error, both answered by the numpy evaluator, so that they are asked only of outputs that failed:
 
-- How far is the source in its element type from the source in f64? That is its noise.
+- How far is the source in its element type from the source in f64, and how far does f64 move when
+  every value is disturbed by half a step of its type? The largest is its noise: a single run in the
+  type is one draw of it, and another order of the same sums is another.
 - Do source and result agree in f64, by the usual tolerance? An exact rewrite is exact there,
   whatever the noise, so that a floor of many digits excuses no error.
 
@@ -100,11 +102,28 @@ class SecondLook:
             right = _agreeing(exact, new, failed, folding)
         if not right:
             return Seen()
-        rounded = evaluate(self.source, inputs, seed=self.seed)
+        noise = self._of_rounding(inputs, exact)
         return Seen(
-            {name: distance(rounded[name], exact[name]) + folding[name] for name in right},
+            {name: noise[name] + folding[name] for name in right},
             {name: _restored(expected[name], actual[name], exact[name]) for name in right},
         )
+
+    def _of_rounding(self, inputs: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, float]:
+        """Returns how far rounding moves outputs: in the source's types, and drawn at random."""
+        rounded = evaluate(self.source, inputs, seed=self.seed)
+        worst = {name: distance(rounded[name], array) for name, array in exact.items()}
+        for draw in range(_NUM_DRAWS):
+            rng = np.random.default_rng([self.seed, draw])
+
+            def disturb(value: Value, array: Any, rng: np.random.Generator = rng) -> Any:
+                if value.dtype is not DType.F32:
+                    return None
+                return array * (1 + rng.uniform(-_HALF_STEP, _HALF_STEP, np.shape(array)))
+
+            moved = evaluate(self.source, inputs, oracle=True, seed=self.seed, observe=disturb)
+            for name, array in moved.items():
+                worst[name] = max(worst[name], distance(array, exact[name]))
+        return worst
 
     def _of_folding(self, inputs: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, float]:
         """Returns how far outputs move in f64 when the folded weights move by half a step."""
