@@ -233,3 +233,15 @@ def test_overflow_that_only_the_result_has_is_an_error() -> None:
     report = verdict(source, result, LARGE)
     assert not report.ok
     assert report.outputs[0].reason == "NaN or Inf at other places"
+
+
+def test_noise_is_not_judged_by_one_lucky_run() -> None:
+    """Inputs that the type holds exactly on the whole way round nothing; others would."""
+    source = module(ILL, THERE_AND_BACK, EXACTLY)
+    inputs = {"x": np.full((2, 8), 0.25, np.float32)}  # 30000.25 is a number of the type
+    look = second_look(source, module(ILL, IN_STEPS, EXACTLY))
+    assert look is not None
+    outputs = {"out": inputs["x"]}
+    seen = look.look(inputs, outputs, outputs, ["out"])
+    half_a_step = 30000 * np.finfo(np.float32).eps / 2
+    assert half_a_step / 4 < seen.noise["out"] < 4 * half_a_step
