@@ -87,6 +87,7 @@ def _peer_once(settings: Settings, source: Path) -> _Once:
 def _copy_once(settings: Settings, source: Path) -> _Once:
     """Runs the physical limit: the weights are read once and written once."""
     data, copy = source.with_name("model.onnx.data"), settings.work / "out" / "copy.data"
+    copy.parent.mkdir(parents=True, exist_ok=True)
     code = "import shutil, sys; shutil.copyfile(sys.argv[1], sys.argv[2])"
     done = timing.run([sys.executable, "-c", code, str(data), str(copy)], settings.timeout_s)
     done.require_success("copy of the weights")
