@@ -65,6 +65,7 @@ CASES = {
     "convert-freeze": "convert model.onnx --dry-run --freeze batch=2",
     "convert-freeze-unknown": "convert model.onnx --dry-run --freeze bach=2",
     "convert-freeze-syntax": "convert model.onnx --dry-run --freeze batch",
+    "convert-train-missing": "convert model.onnx -o out.onnx --train no.txt --checkpoints runs",
     "convert-max-drop": "convert model.onnx --dry-run --max-drop 1%",
     "convert-metric": "convert model.onnx -o out --metric accuracy --data labelled.npz --max-drop 1%",
     "convert-metric-dropped": "convert model.onnx -o out --metric accuracy --data labelled.npz --max-drop 1% --plugin plugin.py:PLUGIN --passes drop-relu --no-check",
@@ -226,6 +227,7 @@ CASES = {
     "lint-strict": "lint traps.rg --strict -v",
     "lint-strict-clean": "lint model.onnx --strict -q",
     "lint-target-unknown": "lint model.onnx --target ort-cpo",
+    "lint-fix": "lint model.onnx --fix fixed.onnx",
     "lint-plugin": "lint twice.rg --plugin plugin.py:PLUGIN --trust-remote-code",
     # -- bisect
     "bisect-help": "bisect -h",
