@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from regraft.ir.collector import collector_paused
 from regraft.ir.dims import Symbol
 from regraft.ir.graph import Assumption, Graph, Key, Scope, Value
 from regraft.ir.types import Type
@@ -83,10 +84,11 @@ class Module:
         scope.weights = self.weights.copy()
         scope.symbols = dict(self.symbols)
         scope.assumptions = dict(self.graph.scope.assumptions)
+        with collector_paused():
+            graph = clone_graph(self.graph, scope)
         return Module(
-            clone_graph(self.graph, scope), self.name, self.states,
-            dict(self.meta), self.level, list(self.warnings),
-        )  # fmt: skip
+            graph, self.name, self.states, dict(self.meta), self.level, list(self.warnings)
+        )
 
     def restore(self, snapshot: Module) -> None:
         """Makes the module what an earlier clone of it is, which stays usable; cost O(nodes)."""
