@@ -164,12 +164,17 @@ def write_json(path: Path, results: Sequence[Result], settings: Settings) -> Non
 
 
 def _commit() -> str | None:
-    """Returns the commit that was measured, marked where files differ from it; None without git."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=9"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    """Returns the measured commit, `-dirty` where code differs from it; None without git."""
+    commit = _git("describe", "--always", "--abbrev=9")
+    if commit is None:
+        return None
+    changed = _git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*words: str) -> str | None:
+    found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def result_path(name: str) -> Path:
