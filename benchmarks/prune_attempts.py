@@ -6,9 +6,11 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.prune_once import TARGET, PastLimitError
+from benchmarks.prune_subjects import Subject
 
 STARTS = (0.3, 0.5)
 """Ratios of channels, tried until one gives a model that runs: 0.3 is about half of the FLOPs of
@@ -62,6 +64,21 @@ def leaves(tree: Any) -> list[Any]:
     import torch
 
     return [leaf for leaf in torch.utils._pytree.tree_leaves(tree) if torch.is_tensor(leaf)]
+
+
+def positional(it: Subject) -> Any:
+    """Returns the model as a module of its sample's tensors, one by one, that returns a tuple."""
+    from torch import nn
+
+    class Positional(nn.Module):  # type: ignore[misc]  # torch is untyped where it is not installed
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = it.net
+
+        def forward(self, *tensors: Any) -> Any:
+            return tuple(leaves(replace(it, sample=tensors).call(self.net)))
+
+    return Positional()
 
 
 def shapes(tree: Any) -> list[tuple[int, ...]]:

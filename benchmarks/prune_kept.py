@@ -6,7 +6,6 @@ answers something else is measured again, so that a run that was stopped goes on
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from benchmarks.measure import RESULTS, ROOT
+from benchmarks import torch_kept
+from benchmarks.measure import RESULTS
 from benchmarks.torch_worker import Worker
 
 PATH = RESULTS / "prune-coverage.jsonl"
@@ -116,11 +116,6 @@ def _answers(
 
 def code() -> str:
     """Returns what our rows answer: the code that made them, and the versions of the libraries."""
-    seen = hashlib.sha256()
-    for place in CODE:
-        path = ROOT / place
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            seen.update(file.read_bytes())
     packages = ("torch", "timm", "transformers")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return f"code {seen.hexdigest()[:12]}, {versions}"
+    return f"code {torch_kept.code(CODE)}, {versions}"

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import io
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.prune_attempts import CLOSE, MAX_RATIOS, STARTS, guarded, leaves, next_ratio
+from benchmarks.prune_attempts import CLOSE, MAX_RATIOS, STARTS, guarded, next_ratio, positional
 from benchmarks.prune_once import LIMIT_S, TARGET, limited
 from benchmarks.prune_subjects import Subject, subject
 from regraft.frontends.onnx.load import import_model
@@ -74,19 +73,10 @@ def _exported(it: Subject) -> Any:
     """Returns the model as PyTorch's exporter by tracing writes it."""
     import onnx
     import torch
-    from torch import nn
-
-    class Positional(nn.Module):  # type: ignore[misc]  # torch is untyped where it is not installed
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = it.net
-
-        def forward(self, *tensors: Any) -> Any:
-            return tuple(leaves(replace(it, sample=tensors).call(self.net)))
 
     file = io.BytesIO()
     with torch.no_grad():
-        torch.onnx.export(Positional().eval(), it.sample, file, opset_version=17, dynamo=False)
+        torch.onnx.export(positional(it).eval(), it.sample, file, opset_version=17, dynamo=False)
     return onnx.load_from_string(file.getvalue())
 
 

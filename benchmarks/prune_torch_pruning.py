@@ -14,7 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from benchmarks.prune_attempts import CLOSE, MAX_RATIOS, STARTS, guarded, leaves, next_ratio, shapes
+from benchmarks.prune_attempts import (
+    CLOSE,
+    MAX_RATIOS,
+    STARTS,
+    guarded,
+    next_ratio,
+    positional,
+    shapes,
+)
 from benchmarks.prune_kept import read
 from benchmarks.prune_masking import largest_difference, masked
 from benchmarks.prune_once import LIMIT_S, TARGET, PastLimitError, count_flops, limited
@@ -148,15 +156,6 @@ def _miss(attempt: Attempt) -> float:
 def _pruner(it: Subject, ratio: float, outputs: Any, *, hints: bool) -> Any:
     """Returns the tool's pruner, which has searched for groups by then."""
     import torch_pruning as tp
-    from torch import nn
-
-    class Positional(nn.Module):  # type: ignore[misc]  # torch is untyped where it is not installed
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = it.net
-
-        def forward(self, *tensors: Any) -> Any:
-            return tuple(leaves(replace(it, sample=tensors).call(self.net)))
 
     widths = {shape[-1] for shape in shapes(outputs)} | {
         shape[1] for shape in shapes(outputs) if len(shape) == 4
@@ -173,7 +172,7 @@ def _pruner(it: Subject, ratio: float, outputs: Any, *, hints: bool) -> Any:
         options |= {"prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": ratio}
     it.net.requires_grad_(requires_grad=True)  # the graph is traced through autograd
     return tp.pruner.BasePruner(
-        Positional(), it.sample, importance=tp.importance.GroupMagnitudeImportance(p=2),
+        positional(it), it.sample, importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio, ignored_layers=ignored, **options,
     )  # fmt: skip
 

@@ -89,10 +89,10 @@ def asked(model: str, packages: Sequence[str]) -> str:
     return _short(repr((model, versions)).encode())
 
 
-def code() -> str:
-    """Returns the digest of the code."""
+def code(places: Sequence[str] = CODE) -> str:
+    """Returns the digest of folders and files of code."""
     seen = hashlib.sha256()
-    for place in CODE:
+    for place in places:
         path = ROOT / place
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             seen.update(file.read_bytes())

@@ -199,6 +199,23 @@ def pack(array: np.ndarray[Any, Any], dtype: DType) -> bytes:
     return data
 
 
+_UNSIGNED = {2: DType.U2, 4: DType.U4, 8: DType.U8}
+
+
+def pack_rows(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
+    """Returns u8[N, ceil(K * bits / 8)] of codes u8[N, K]; every row begins at a byte."""
+    missing = -codes.shape[1] % (8 // bits)
+    filled = np.pad(codes.astype(np.uint8), ((0, 0), (0, missing)))
+    return np.frombuffer(pack(filled, _UNSIGNED[bits]), np.uint8).reshape(codes.shape[0], -1)
+
+
+def unpack_rows(packed: np.ndarray[Any, Any], bits: int, size: int) -> np.ndarray[Any, Any]:
+    """Returns u8[N, size] of rows that `pack_rows` made, whatever their trailing axes."""
+    rows = np.ascontiguousarray(packed).reshape(packed.shape[0], -1)
+    codes = unpack(rows.reshape(-1), _UNSIGNED[bits], (len(rows), rows.shape[1] * (8 // bits)))
+    return codes[:, :size].astype(np.uint8)
+
+
 class WeightStore:
     """Weights by name, with roles and aliases (tied names).
 

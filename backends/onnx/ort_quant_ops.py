@@ -13,6 +13,7 @@ from regraft.ir.ops.quant import compute_dtype
 from regraft.ir.ops.shapes import operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import DType, TensorType, Type
+from regraft.ir.weights import pack_rows, unpack_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -56,25 +57,6 @@ matmul_integer_to_float = OpSpec(
 )
 
 
-def unpacked(packed: Array, bits: int, size: int) -> Array:
-    """Returns u8[N, size] of rows whose codes lie packed, the first in the lowest bits."""
-    per_byte = 8 // bits
-    flat = packed.reshape(packed.shape[0], -1)
-    shifts = np.arange(per_byte, dtype=np.uint8) * bits
-    codes = (flat[:, :, None] >> shifts) & ((1 << bits) - 1)
-    return codes.reshape(packed.shape[0], -1)[:, :size]
-
-
-def packed(codes: Array, bits: int) -> Array:
-    """Returns u8[N, ceil(size * bits / 8)] of codes u8[N, size], the first in the lowest bits."""
-    per_byte = 8 // bits
-    missing = -codes.shape[1] % per_byte
-    filled = np.pad(codes.astype(np.uint8), ((0, 0), (0, missing)))
-    shifts = np.arange(per_byte, dtype=np.uint8) * bits
-    parts = filled.reshape(codes.shape[0], -1, per_byte) << shifts
-    return parts.sum(axis=2, dtype=np.uint8)  # type: ignore[no-any-return]  # of an array
-
-
 def _infer_nbits(node: Node) -> Type:
     (a,) = operands_of(node, 1)
     shape = None if a.shape is None else (*a.shape[:-1], node.attrs["n"])
@@ -84,11 +66,11 @@ def _infer_nbits(node: Node) -> Type:
 def _eval_nbits(c: Any, a: Array, b: Array, scales: Array, zeros: Array | None) -> Array:
     k, n, bits, group = (c.attrs[name] for name in ("k", "n", "bits", "block_size"))
     blocks = -(-k // group)
-    codes = unpacked(b.reshape(n, -1), bits, blocks * group).astype(np.float32)
+    codes = unpack_rows(b.reshape(n, -1), bits, blocks * group).astype(np.float32)
     if zeros is None:
         points = np.full((n, blocks), 1 << (bits - 1), np.float32)
     elif zeros.dtype == np.uint8:
-        points = unpacked(zeros.reshape(n, -1), bits, blocks).astype(np.float32)
+        points = unpack_rows(zeros.reshape(n, -1), bits, blocks).astype(np.float32)
     else:
         points = zeros.reshape(n, blocks)
     spread = np.repeat(points, group, 1), np.repeat(scales.reshape(n, blocks), group, 1)
@@ -151,6 +133,6 @@ def nbits_operands(
     else:
         points = np.zeros((blocks, n), np.int16) if zero is None else zero.astype(np.int16)
     rows = np.pad(wide.T, ((0, 0), (0, blocks * group - k))).astype(np.uint8)
-    data = packed(rows, bits).reshape(n, blocks, group * bits // 8)
-    found = None if points is None else packed(np.ascontiguousarray(points.T), bits).reshape(-1)
+    data = pack_rows(rows, bits).reshape(n, blocks, group * bits // 8)
+    found = None if points is None else pack_rows(np.ascontiguousarray(points.T), bits).reshape(-1)
     return data, np.ascontiguousarray(scale.T), found

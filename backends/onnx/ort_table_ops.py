@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from regraft.backends.onnx.ort_quant_ops import packed, unpacked
 from regraft.ir.constants import constant_of, is_constant
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import gathering, quant
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.rewrite import LocalRule, Reject, Rewriter
 from regraft.ir.types import TensorType, Type
+from regraft.ir.weights import pack_rows, unpack_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -30,13 +30,13 @@ def _infer(node: Node) -> Type:
 def _eval(c: Any, data: Array, indices: Array, scales: Array, zeros: Array | None) -> Array:
     bits, group, width = (c.attrs[name] for name in ("bits", "block_size", "width"))
     picked = indices.astype(np.int64)
-    codes = unpacked(data[picked].reshape(-1, data.shape[1]), bits, width).astype(np.float32)
+    codes = unpack_rows(data[picked].reshape(-1, data.shape[1]), bits, width).astype(np.float32)
     scale = scales[picked].reshape(-1, scales.shape[1])
     if zeros is None:
         points = np.full(scale.shape, 1 << (bits - 1), np.float32)
     else:
         rows = zeros[picked].reshape(-1, zeros.shape[1])
-        points = unpacked(rows, bits, scale.shape[1]).astype(np.float32)
+        points = unpack_rows(rows, bits, scale.shape[1]).astype(np.float32)
     steps, middle = (np.repeat(each, group, 1)[:, :width] for each in (scale, points))
     return ((codes - middle) * steps).reshape(*indices.shape, width)  # type: ignore[no-any-return]
 
@@ -95,10 +95,10 @@ def gather_blocks(node: Node, rw: Rewriter) -> bool | Reject:
     middle = 1 << (dtype.bits - 1) if signed else 0
     if points is None and not signed:  # the kernel's default is the middle, ours is 0
         points = np.zeros(steps.shape, np.int16)
-    data = packed((table.astype(np.int16) + middle).astype(np.uint8), dtype.bits)
+    data = pack_rows((table.astype(np.int16) + middle).astype(np.uint8), dtype.bits)
     b = rw.builder(node)
     if points is not None:
-        points = packed((points.astype(np.int16) + middle).astype(np.uint8), dtype.bits)
+        points = pack_rows((points.astype(np.int16) + middle).astype(np.uint8), dtype.bits)
     result = b.op(
         gather_block_quantized, b.constant(data), codes[1], scales[0],
         None if points is None else b.constant(points),

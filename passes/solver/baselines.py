@@ -79,17 +79,22 @@ def by_sparsity(problem: Problem, weights: Array) -> Choice | None:
 
 def by_rate(problem: Problem) -> Choice | None:
     """Returns what is left when steps that lose least per cost go first, of all units alike."""
-    point = problem.dearest
+    return lowered(problem, problem.dearest)
+
+
+def lowered(problem: Problem, choice: Choice) -> Choice | None:
+    """Moves single units down until the cost fits, what loses least per cost first."""
+    point = choice.copy()
     while not problem.fits(point):
-        total = problem.costs.total(point)
         tables = problem.costs.marginal(point)
+        total = problem.costs.total(point)
         best, rate = None, np.inf
         for idx, unit in enumerate(problem.units):
-            for option in range(int(point[idx])):
-                saved = total - float(tables[idx][option])
-                lost = float(unit.losses[option] - unit.losses[point[idx]])
-                if saved > 0 and lost / saved < rate:
-                    best, rate = (idx, option), lost / saved
+            saved = total - tables[idx][: point[idx]]
+            lost = unit.losses[: point[idx]] - unit.losses[point[idx]]
+            for option, (s, extra) in enumerate(zip(saved, lost, strict=True)):
+                if s > 0 and extra / s < rate:
+                    best, rate = (idx, option), extra / s
         if best is None:
             return None
         point[best[0]] = best[1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from regraft.passes.solver.baselines import at_level, by_rate
+from regraft.passes.solver.baselines import at_level, by_rate, lowered
 from regraft.passes.solver.problem import Choice, Problem, SeparateCosts
 
 Array = np.ndarray[Any, Any]
@@ -51,7 +51,7 @@ def dynamic_programme(problem: Problem) -> Choice | None:
             point = best
             continue
         found = problem.costs.total(choice)
-        fitting = choice if problem.fits(choice) else _repaired(problem, choice)
+        fitting = choice if problem.fits(choice) else lowered(problem, choice)
         if fitting is not None and problem.loss(fitting) < problem.loss(best):
             best = fitting
         # what the plane misjudged is asked for less, or more, next time
@@ -127,25 +127,6 @@ def _bin_width(tables: list[Array], budget: float, bins: int) -> float:
         if divisor > 0 and budget / divisor <= 4 * bins:
             return divisor
     return budget / bins if budget > 0 else 1.0
-
-
-def _repaired(problem: Problem, choice: Choice) -> Choice | None:
-    """Moves single units down until the cost fits, what loses least per cost first."""
-    point = choice.copy()
-    while not problem.fits(point):
-        tables = problem.costs.marginal(point)
-        total = problem.costs.total(point)
-        best, rate = None, np.inf
-        for idx, unit in enumerate(problem.units):
-            saved = total - tables[idx][: point[idx]]
-            lost = unit.losses[: point[idx]] - unit.losses[point[idx]]
-            for option, (s, extra) in enumerate(zip(saved, lost, strict=True)):
-                if s > 0 and extra / s < rate:
-                    best, rate = (idx, option), extra / s
-        if best is None:
-            return None
-        point[best[0]] = best[1]
-    return point
 
 
 def polish(problem: Problem, choice: Choice) -> Choice:

@@ -6,10 +6,11 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from regraft.frontends.huggingface.tokenizers import read_tokenizer
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.module import Module
 from regraft.passes.protocol import Trainer
@@ -141,15 +142,7 @@ class _Tokenize:
     """Texts as ids by input name, by a `tokenizer.json`."""
 
     def __init__(self, file: Path) -> None:
-        try:
-            from tokenizers import Tokenizer  # an extra
-        except ImportError as error:
-            message = "texts need the package `tokenizers`"
-            raise UnsupportedError(message, hint="`pip install 'regraft[hf]'`") from error
-        try:
-            self._tokenizer: Any = Tokenizer.from_file(str(file))
-        except Exception as error:  # the package raises `Exception` itself
-            raise InputError(f"`{file}` is no tokenizer: {error}") from error
+        self._tokenizer = read_tokenizer(file)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 

@@ -18,6 +18,7 @@ from regraft.ir.graph import Value
 from regraft.ir.ops import activation, arithmetic, gathering, linalg, quant, slicing, softmax
 from regraft.ir.ops import pool as pools
 from regraft.ir.types import DType
+from regraft.ir.weights import unpack_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -82,16 +83,6 @@ def _dynamic_matmul(item: NodeImport) -> Sequence[Value]:
     return _product(item, left, right, item.input(4))
 
 
-def _unpacked(packed: Array, bits: int, size: int) -> Array:
-    """Returns u8[N, size] of rows of bytes that hold the first code in their lowest bits."""
-    rows = packed.reshape(packed.shape[0], -1)
-    if bits == 8:
-        return rows[:, :size]
-    shifts = np.arange(8 // bits, dtype=np.uint8) * bits
-    codes = (rows[:, :, None] >> shifts) & ((1 << bits) - 1)
-    return codes.reshape(packed.shape[0], -1)[:, :size]
-
-
 def _name_of(value: Value | None, default: str) -> str:
     """Returns the name of the weight that a value is."""
     maker = None if value is None else value.producer
@@ -122,8 +113,8 @@ def _nbits(item: NodeImport) -> Sequence[Value]:
     if odd or bits not in _SIGNED or stored is None or scale is None:
         return item.opaque()
     blocks = -(-k // group)
-    codes = np.ascontiguousarray(_unpacked(stored.reshape(n, -1), bits, k).T)
-    points = None if zeros is None else _unpacked(zeros.reshape(n, -1), bits, blocks).T
+    codes = np.ascontiguousarray(unpack_rows(stored.reshape(n, -1), bits, k).T)
+    points = None if zeros is None else unpack_rows(zeros.reshape(n, -1), bits, blocks).T
     value, zero = _blocked(item, codes, points, bits)
     scales = np.ascontiguousarray(scale.reshape(n, blocks).T)
     right = item.b.op(
@@ -147,8 +138,8 @@ def _table(item: NodeImport) -> Sequence[Value]:
         width = codes.shape[1] * 8 // bits
         if bits not in _SIGNED or (zero is not None and points is None):
             return item.opaque()
-        found = None if points is None else _unpacked(points, bits, -(-width // group))
-        data, zero = _blocked(item, _unpacked(codes, bits, width), found, bits)
+        found = None if points is None else unpack_rows(points, bits, -(-width // group))
+        data, zero = _blocked(item, unpack_rows(codes, bits, width), found, bits)
     elif data.dtype not in (DType.I4, DType.U4):
         return item.opaque()
     rows = [

@@ -13,21 +13,12 @@ pytest.importorskip("transformers", reason="needs the extra `hf`")
 
 import regraft  # noqa: E402
 from benchmarks.fixtures import hf_families  # noqa: E402
+from benchmarks.recovery_decode import NEW, generate  # noqa: E402
 from regraft.backends.onnx.runtime import OrtRunner  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # deprecations between these packages
 
-NEW = 12
 SLOW = ("mistral", "qwen2", "qwen3", "gemma")
-
-
-def greedy(net: Any, ids: Any) -> Any:
-    net.generation_config.eos_token_id = None  # random models say it early
-    found = net.generate(
-        torch.from_numpy(ids), attention_mask=torch.ones(ids.shape, dtype=torch.int64),
-        max_new_tokens=NEW, do_sample=False, pad_token_id=0,
-    )  # fmt: skip
-    return found.numpy()
 
 
 def generated(run: OrtRunner, module: Any, ids: Any, heads: tuple[int, int]) -> Any:
@@ -60,7 +51,7 @@ def test_tokens_through_a_cache_are_those_of_generate(family: str, tmp_path: Pat
     ids = np.arange(3, 13).reshape(2, 5)
     run = OrtRunner(tmp_path / "out" / "model.onnx")
     found = generated(run, made.module, ids, (heads, size))
-    np.testing.assert_array_equal(found, greedy(net, ids))
+    np.testing.assert_array_equal(found, generate(net, ids))
 
 
 def test_the_mask_covers_the_cache_and_the_new_tokens(tmp_path: Path) -> None:
