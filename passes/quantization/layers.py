@@ -12,10 +12,11 @@ import numpy as np
 from regraft.ir.builder import Builder
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
+from regraft.passes.calibration.curvature import Curvature, curvature
+from regraft.passes.calibration.statistics import Statistics
 from regraft.passes.protocol import LayerError
 from regraft.passes.quantization.encoding import Encoded
 from regraft.passes.quantization.formats import Format
-from regraft.passes.quantization.gptq import Curvature, curvature
 from regraft.passes.quantization.methods import Method, encode
 from regraft.passes.quantization.ranges import (
     Range,
@@ -32,7 +33,6 @@ from regraft.passes.quantization.rewrite import (
     write_linear,
 )
 from regraft.passes.quantization.sites import Linear
-from regraft.passes.quantization.statistics import Statistics
 
 Array = np.ndarray[Any, Any]
 

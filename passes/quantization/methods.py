@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from regraft.passes.calibration.curvature import Curvature
+from regraft.passes.calibration.statistics import Statistics
 from regraft.passes.quantization.descent import descended
 from regraft.passes.quantization.encoding import Encoded, grid_of, round_to, searched_grid
 from regraft.passes.quantization.formats import Format
-from regraft.passes.quantization.gptq import Curvature, gptq
-from regraft.passes.quantization.statistics import Statistics
+from regraft.passes.quantization.gptq import gptq
 
 Array = np.ndarray[Any, Any]
 

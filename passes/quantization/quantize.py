@@ -13,6 +13,7 @@ from regraft.ir.constants import constant_of
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
+from regraft.passes.calibration.statistics import Statistics, gather_statistics
 from regraft.passes.cleanup.canonicalize import Canonicalize
 from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
 from regraft.passes.quantization.convolutions import Convolved, quantize_convolutions
@@ -23,7 +24,6 @@ from regraft.passes.quantization.layers import Plan, rewrite_readers
 from regraft.passes.quantization.methods import Method
 from regraft.passes.quantization.rewrite import write_table
 from regraft.passes.quantization.sites import Linear, linears, tables
-from regraft.passes.quantization.statistics import Statistics, gather_statistics
 
 _GROUP_BELOW_8_BITS = 32
 

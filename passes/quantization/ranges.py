@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from regraft.passes.calibration.statistics import Statistics
 from regraft.passes.quantization.formats import UINT8
-from regraft.passes.quantization.statistics import Statistics
 
 Array = np.ndarray[Any, Any]
 

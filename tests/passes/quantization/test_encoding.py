@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regraft.passes.calibration.curvature import curvature, inverse_factor
 from regraft.passes.quantization.descent import descended
 from regraft.passes.quantization.encoding import (
     Encoded,
@@ -14,7 +15,7 @@ from regraft.passes.quantization.encoding import (
     searched_grid,
 )
 from regraft.passes.quantization.formats import FORMATS, INT8, UINT4
-from regraft.passes.quantization.gptq import curvature, gptq, inverse_factor
+from regraft.passes.quantization.gptq import gptq
 
 
 def heavy_tailed(size: int, width: int, seed: int = 0) -> np.ndarray:

@@ -104,7 +104,11 @@ class Statistics:
 
 
 def gather_statistics(
-    module: Module, values: Sequence[Value], ctx: Context, moments: Sequence[Value] = ()
+    module: Module,
+    values: Sequence[Value],
+    ctx: Context,
+    moments: Sequence[Value] = (),
+    who: str = "pass `quantize`",
 ) -> dict[Value, Statistics]:
     """Runs the samples and returns the statistics of each value.
 
@@ -113,17 +117,18 @@ def gather_statistics(
         values: Values of its main graph, f32[..., K].
         ctx: Gives samples and a source of activations.
         moments: Those of `values` whose second moments are wanted.
+        who: What asks, for errors.
 
     Raises:
         UsageError: Without samples or a source, or when a value holds NaN or Inf.
     """
     if not ctx.samples:
         raise UsageError(
-            "pass `quantize` needs samples to find ranges, and there are none",
-            hint="give inputs with --calibrate, or use activations=token or activations=none",
+            f"{who} needs samples, and there are none",
+            hint="give inputs with --calibrate, or choose a method that needs none",
         )
     if ctx.activations is None:
-        raise UsageError("pass `quantize` needs values inside the module, and there is no source")
+        raise UsageError(f"{who} needs values inside the module, and there is no source")
     wanted = list(dict.fromkeys(values))
     want_moments = set(moments)
     found: dict[Value, Statistics] = {}
