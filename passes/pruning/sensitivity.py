@@ -13,12 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.errors import UsageError
-from regraft.ir.graph import Value
 from regraft.ir.module import Module
-from regraft.ir.ops.activation import sigmoid
-from regraft.ir.ops.softmax import log_softmax, softmax
 from regraft.passes.analysis.coupling import Coupling
+from regraft.passes.calibration.output_error import OutputError
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.protocol import ActivationSource, Samples
 from regraft.passes.pruning.alike import Classes
@@ -40,8 +37,6 @@ _STEPS = 24
 _JOINT = 6
 _LEAST_JOINT = 0.75
 """Joint choices on which it is measured whether losses add up, and the least level in them."""
-
-_WORST = 100.0
 
 
 class PrunedLoss:
@@ -68,9 +63,7 @@ class PrunedLoss:
         self.coupling = coupling
         self.classes = classes
         self.scores = scores
-        self.source = source
-        self.samples = samples
-        self.dense = self._outputs(coupling.module)
+        self.outputs = OutputError(coupling.module, source, samples, "pass `prune`")
         self.fingerprint = self._hash()
 
     def loss(self, levels: Mapping[str, float]) -> float:
@@ -80,13 +73,7 @@ class PrunedLoss:
         for name, level in levels.items():
             wanted[int(name.removeprefix("c"))] *= level
         sizes = self.classes.sizes(np.rint(wanted).astype(np.int64))
-        found = self._outputs(self._pruned(choose(self.coupling, sizes, self.scores)))
-        errors = [
-            float(np.square(a - b).sum() / max(float(np.square(a).sum()), 1e-30))
-            for a, b in zip(self.dense, found, strict=True)
-        ]
-        # an output that blew up, or is no number, is as bad as any other that did
-        return float(np.mean(np.minimum(np.nan_to_num(errors, nan=_WORST), _WORST)))
+        return self.outputs.error(self._pruned(choose(self.coupling, sizes, self.scores)))
 
     def _pruned(self, choice: Choice) -> Module:
         copy = self.coupling.module.clone()
@@ -95,51 +82,13 @@ class PrunedLoss:
         drop_dead_code(copy)
         return copy
 
-    def _outputs(self, module: Module) -> list[Array]:
-        """Returns every float output of every sample."""
-        values = _float_outputs(module)
-        return [
-            found[value].astype(np.float64)
-            for found in self.source.activations(module, values, self.samples)
-            for value in values
-        ]
-
     def _hash(self) -> str:
         """Returns a hash of the module's outputs, scores and classes: what losses depend on."""
         digest = hashlib.sha256(str(self.coupling.module.graph).encode())
-        for array in (*self.dense, *(self.scores[group] for group in self.coupling.groups)):
+        for array in (*self.outputs.dense, *(self.scores[group] for group in self.coupling.groups)):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(self.classes.of.tobytes() + self.classes.scale.tobytes())
         return digest.hexdigest()
-
-
-_SATURATED = (softmax, log_softmax, sigmoid)
-
-
-def _float_outputs(module: Module) -> list[Value]:
-    """Returns the float outputs, those of a final softmax or sigmoid before it.
-
-    Behind it, certain answers do not change until they are wrong.
-    """
-    values = [
-        value
-        for value in dict.fromkeys(map(_before_saturation, module.graph.outputs))
-        if value.dtype is not None and value.dtype.is_float
-    ]
-    if not values:
-        raise UsageError(
-            "pass `prune`, option `allocation`: `measured` compares outputs, and none is a float",
-            hint="use allocation=global",
-        )
-    return values
-
-
-def _before_saturation(value: Value) -> Value:
-    node = value.producer
-    while node is not None and node.op in _SATURATED and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer
-    return value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
