@@ -15,7 +15,7 @@ import numpy as np
 from regraft.ir.dims import DimLike, exactdiv, product
 from regraft.ir.graph import Node
 from regraft.ir.ops import activation, attention, norm, rotary
-from regraft.ir.ops.attention import masked_softmax
+from regraft.ir.ops.attention_weights import masked_softmax
 from regraft.ir.ops.shapes import infer_same, operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType, Type

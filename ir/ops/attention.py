@@ -5,6 +5,7 @@ score[b, h, s, t] = scale * sum_d q[b, h, s, d] * k[b, h // kv_groups, t, d]
 score             = softcap * tanh(score / softcap)                     where softcap > 0
 score             = score + mask                                        float mask
 probability       = softmax over the visible t                          (sinks join the sum)
+                    or another modifier and normalizer: `attention_weights`
 out[b, h, s, e]   = sum_t probability[b, h, s, t] * v[b, h // kv_groups, t, e]
 ```
 
@@ -28,6 +29,15 @@ import numpy as np
 from regraft.ir.dims import DimLike, known_equal, product
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.attention_body import attention_body
+from regraft.ir.ops.attention_weights import (
+    MODIFIERS,
+    NORMALIZERS,
+    hides_by_number,
+    is_softmax,
+    masked_softmax,
+    modified,
+    weights_of,
+)
 from regraft.ir.ops.shapes import operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.types import TensorType, Type
@@ -44,9 +54,11 @@ def is_windowed(node: Node) -> bool:
 
 
 def _axes(node: Node) -> str | None:
-    q, _, v, mask, lengths, sinks, offset = node.inputs
+    q, _, v, mask, lengths, sinks, offset, alpha, gates = node.inputs
     if q is None or v is None or q.shape is None or v.shape is None:
         return None
+    if node.attrs["modifier"] == "selective":
+        return None  # the scores of the first head are every head's
     # dropping a query moves those after it, which matters when positions do
     labels = ["b", _HEADS, "s!" if is_windowed(node) else "s", "t!"]
     mask_term = "." if mask is None else _mask_term(mask, q.shape, v.shape[2], labels)
@@ -56,7 +68,8 @@ def _axes(node: Node) -> str | None:
     offset_term = "." if offset is None else {0: "", 1: b}.get(offset.rank or 0, ".")
     return (
         f"{b} {_HEADS} {s} ~d, {b} h t! ~d, {b} h t! e, {mask_term}, "
-        f"{'.' if lengths is None else b}, {'.' if sinks is None else _HEADS}, {offset_term} "
+        f"{'.' if lengths is None else b}, {'.' if sinks is None else _HEADS}, {offset_term}, "
+        f"{'.' if alpha is None else _HEADS}, {'.' if gates is None else f'{b} {_HEADS} {s}'} "
         f"-> {b} {_HEADS} {s} e"
     )
 
@@ -98,10 +111,39 @@ def _infer(node: Node) -> Type:
         same_size(node, q.shape[3], k.shape[3], "the head sizes of queries and keys")
         heads = node.attrs["kv_groups"] * k.shape[1]
         same_size(node, q.shape[1], heads, "query heads and kv_groups x key heads")
+    _check_weights(node)
     if q.shape is None:
         return TensorType(q.dtype, None)
     size = node.fresh_dim(0, 3) if v.shape is None else v.shape[3]
     return TensorType(q.dtype, (*q.shape[:3], size))
+
+
+def _check_weights(node: Node) -> None:
+    attrs = node.attrs
+    normalizer = NORMALIZERS.get(attrs["normalizer"])
+    if normalizer is None:
+        known = ", ".join(NORMALIZERS)
+        raise node.error(f"`normalizer` is `{attrs['normalizer']}`", hint=f"one of {known}")
+    modifier = MODIFIERS.get(attrs["modifier"])
+    if modifier is None:
+        known = ", ".join(MODIFIERS)
+        raise node.error(f"`modifier` is `{attrs['modifier']}`", hint=f"one of {known}")
+    for name, wanted in (("normalizer", normalizer.parameters), ("modifier", modifier)):
+        given = attrs[f"{name}_parameters"]
+        if len(given) > len(wanted):
+            raise node.error(
+                f"{name} `{attrs[name]}` has {len(given)} parameters",
+                hint=f"it takes {', '.join(wanted) or 'none'}",
+            )
+    if node.operand("sinks") is not None and not normalizer.takes_sinks:
+        raise node.error(f"normalizer `{normalizer.name}` takes no `sinks`")
+    if node.operand("alpha") is not None and normalizer.name != "entmax":
+        raise node.error(f"normalizer `{normalizer.name}` takes no `alpha`")
+    if (node.operand("gates") is None) != (attrs["modifier"] != "threshold"):
+        raise node.error("`gates` belong to the modifier `threshold`, which needs them")
+    is_placed = attrs["causal_offset"] is not None or node.operand("causal_offset") is not None
+    if attrs["modifier"] == "selective" and not is_placed:
+        raise node.error("modifier `selective` needs `causal_offset`: it counts earlier queries")
 
 
 def visible_keys(
@@ -125,26 +167,6 @@ def visible_keys(
     return visible
 
 
-def masked_softmax(scores: Array, sinks: Array | None = None) -> Array:
-    """Returns the softmax over the last axis; hidden scores are -inf, an empty row gives zeros.
-
-    Args:
-        scores: [B, H, S, T].
-        sinks: [H], a further score per head that takes weight but has no value.
-    """
-    top = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
-    sink = None if sinks is None else sinks.reshape(1, -1, 1, 1)
-    if sink is not None:
-        top = np.maximum(top, sink)
-    top = np.where(np.isneginf(top), 0, top)
-    weights = np.exp(scores - top)
-    total = np.sum(weights, axis=-1, keepdims=True)
-    if sink is not None:
-        total = total + np.exp(sink - top)
-    result: Array = weights / np.where(total == 0, 1, total)
-    return result
-
-
 def _eval(
     c: Any,
     q: Array,
@@ -154,6 +176,8 @@ def _eval(
     lengths: Array | None,
     sinks: Array | None,
     offset: Array | None,
+    alpha: Array | None,
+    gates: Array | None,
 ) -> Array:
     attrs = c.attrs
     B, H, S, D = q.shape
@@ -174,10 +198,22 @@ def _eval(
         scores = scores + additive
     elif mask is not None:
         scores = np.where(mask, scores, -np.inf)
-    visible = visible_keys(attrs, S, T, lengths, c.param("causal_offset", offset))
+    start = c.param("causal_offset", offset)
+    visible = visible_keys(attrs, S, T, lengths, start)
     if visible is not None:
         scores = np.where(visible, scores, -np.inf)
-    weights = masked_softmax(scores.astype(q.dtype, copy=False), sinks)
+    scores = scores.astype(q.dtype, copy=False)
+    if is_softmax(attrs):
+        weights = masked_softmax(scores, sinks)
+    else:
+        shown = np.broadcast_to(~np.isneginf(scores), scores.shape)
+        if additive is not None:
+            shown = shown & ~hides_by_number(additive)
+        positions = np.arange(S)[:, None] + (
+            0 if start is None else np.reshape(start, (-1, 1, 1, 1))
+        )
+        finite, shown = modified(attrs, np.where(shown, scores, 0), shown, gates, positions)
+        weights = weights_of(attrs, finite, shown, sinks, alpha)
     out = np.matmul(weights.reshape(B, H // G, G * S, T), v.astype(q.dtype, copy=False))
     return np.reshape(out, (B, H, S, v.shape[3]))
 
@@ -202,6 +238,8 @@ attention = OpSpec(
         Operand("sinks", optional=True),  # [H]
         # one size, or one per batch as i64[B]
         Operand("causal_offset", optional=True, either=AttrKind.DIM),
+        Operand("alpha", optional=True),  # [H], of the normalizer entmax
+        Operand("gates", optional=True),  # [B, H, S], of the modifier threshold
     ),
     attrs=(
         Attr("scale", AttrKind.FLOAT),
@@ -211,6 +249,11 @@ attention = OpSpec(
         # a float mask is added before the soft cap instead of after it; keys stay hidden either way
         Attr("mask_before_softcap", AttrKind.BOOL, False),
         Attr("softmax_dtype", AttrKind.DTYPE, None),  # None: that of q
+        # how scores become weights, and its parameters in the order of `attention_weights`
+        Attr("normalizer", AttrKind.STR, "softmax"),
+        Attr("normalizer_parameters", AttrKind.FLOATS, ()),
+        Attr("modifier", AttrKind.STR, "none"),
+        Attr("modifier_parameters", AttrKind.FLOATS, ()),
     ),
     axes=_axes,
     counts={"kv_groups": "g"},

@@ -25,6 +25,8 @@ from regraft.ir.ops import (
     slicing,
     softmax,
 )
+from regraft.ir.ops.attention_weights import is_softmax
+from regraft.ir.ops.attention_weights_body import modify, normalize, scored
 from regraft.ir.ops.content import at_least
 from regraft.ir.ops.finite import may_be_infinite
 from regraft.ir.types import DType
@@ -54,12 +56,14 @@ def attention_body(node: Node, b: Builder) -> Value:
 
     Masks are added numbers, the cheapest form: a small tensor that all layers share.
     """
-    attrs, (_, _, v, mask, lengths, sinks, offset) = node.attrs, node.inputs
+    attrs, (_, _, v, mask, lengths, sinks, offset, _, _) = node.attrs, node.inputs
     if v is None:
         raise AssertionError("attention without values")
     scores = _Scores.of(node.inputs, attrs, b)
     capped = _capped(scores, mask, attrs, b)
     visible = visible_mask(b, attrs, (scores.S, scores.T), lengths, offset)
+    if not is_softmax(attrs):
+        return _weighted(b, _weights(node, scores, capped, visible, b), v, scores, attrs)
     may_empty = may_hide_all(attrs, lengths, offset)
     if mask is not None and mask.dtype is DType.BOOL:
         may_empty = True
@@ -94,6 +98,26 @@ def attention_body(node: Node, b: Builder) -> Value:
     else:
         weights = _softmax(b, capped, sinks, scores, attrs)
     return _weighted(b, weights, v, scores, attrs)
+
+
+def _weights(
+    node: Node, scores: _Scores, capped: Value, visible: Value | None, b: Builder
+) -> Value:
+    """Returns the weights of a modifier or normalizer that is not a plain softmax."""
+    attrs, (_, _, _, mask, _, sinks, offset, alpha, gates) = node.attrs, node.inputs
+    if mask is not None and mask.dtype is DType.BOOL:
+        visible = mask if visible is None else b.op(logical.logical_and, visible, mask)
+        mask = None
+    elif mask is not None and not attrs["mask_before_softcap"]:
+        capped = b.op(arithmetic.add, capped, mask)
+    wide = attrs["softmax_dtype"] or scores.dtype
+    x = capped if wide is scores.dtype else b.op(cast.cast, capped, to=wide)
+    found = scored(b, x, mask, visible, (scores.B, scores.H, scores.S, scores.T))
+    positions = None
+    if attrs["modifier"] == "selective":
+        positions = query_positions(b, attrs, scores.S, offset)
+    weights = normalize(modify(found, attrs, gates, positions), attrs, sinks, alpha)
+    return weights if wide is scores.dtype else b.op(cast.cast, weights, to=scores.dtype)
 
 
 def expand_attention(operands: Any, attrs: Mapping[str, Any], b: Builder) -> AttentionParts:
@@ -237,11 +261,7 @@ def visible_mask(
     keys = b.op(fill.range_, start=0, limit=T, delta=1, dtype=DType.I64)
     conditions: list[Value] = []
     if is_windowed:
-        start: DimLike = 0 if attrs["causal_offset"] is None else attrs["causal_offset"]
-        rows = b.op(fill.range_, start=start, limit=start + S, delta=1, dtype=DType.I64)
-        rows = b.op(reshaping.unsqueeze, rows, axes=(1,))
-        if offset is not None:
-            rows = b.op(arithmetic.add, rows, _per_batch(b, offset))
+        rows = query_positions(b, attrs, S, offset)
         if right >= 0:
             conditions.append(b.op(logical.less_or_equal, keys, _shifted(b, rows, right)))
         if left >= 0:
@@ -252,6 +272,16 @@ def visible_mask(
     for condition in conditions[1:]:
         visible = b.op(logical.logical_and, visible, condition)
     return visible
+
+
+def query_positions(
+    b: Builder, attrs: Mapping[str, Any], S: DimLike, offset: Value | None
+) -> Value:
+    """Returns the key position of every query, i64 [S, 1] or [B, 1, S, 1]."""
+    start: DimLike = 0 if attrs["causal_offset"] is None else attrs["causal_offset"]
+    rows = b.op(fill.range_, start=start, limit=start + S, delta=1, dtype=DType.I64)
+    rows = b.op(reshaping.unsqueeze, rows, axes=(1,))
+    return rows if offset is None else b.op(arithmetic.add, rows, _per_batch(b, offset))
 
 
 def _per_batch(b: Builder, value: Value) -> Value:

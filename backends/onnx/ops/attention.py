@@ -22,6 +22,7 @@ from regraft.ir.ops import (
     rotary,
 )
 from regraft.ir.ops.attention_body import binding_window, visible_mask
+from regraft.ir.ops.attention_weights import is_softmax
 from regraft.ir.ops.finite import holds_lowest
 from regraft.ir.types import DType
 
@@ -34,7 +35,7 @@ def emit_native(e: EmitContext) -> None:
     attrs = node.attrs
     q, k, mask, lengths, sinks = (node.inputs[i] for i in (0, 1, 3, 4, 5))
     is_low = mask is not None and holds_lowest(mask)  # ONNX Runtime takes it for -inf
-    if sinks is not None or attrs["mask_before_softcap"] or is_low:
+    if sinks is not None or attrs["mask_before_softcap"] or is_low or not is_softmax(attrs):
         e.inline()
         return
     if q is None or k is None or q.shape is None or k.shape is None:
@@ -93,7 +94,7 @@ def _is_aligned_to_lengths(node: Node) -> bool:
 
 def _with_full_mask(node: Node, b: Builder) -> Value:
     """Writes window and lengths as a mask, whose last axes runtimes want in full size."""
-    q, k, v, mask, lengths, _, offset = node.inputs
+    q, k, v, mask, lengths, _, offset, _, _ = node.inputs
     if q is None or k is None or q.shape is None or k.shape is None or q.dtype is None:
         raise AssertionError("attention without a shape")
     sizes = (q.shape[2], k.shape[2])

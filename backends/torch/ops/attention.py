@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from regraft.backends.torch.emitter import Emit, EmitContext, Emitted
-from regraft.backends.torch.library import attending, recurrence, rotating
+from regraft.backends.torch.library import attending, recurrence, rotating, weighing
 from regraft.backends.torch.ops.params import call_text, float_text, operand, static_sizes
 from regraft.ir.graph import Value
 from regraft.ir.ops import attention as ops
 from regraft.ir.ops import linear_attention, rotary
 from regraft.ir.ops.attention_body import binding_window
+from regraft.ir.ops.attention_weights import NORMALIZERS, is_softmax
 from regraft.ir.types import DType
 
 
@@ -24,9 +25,11 @@ def _emit_attention(e: EmitContext) -> str:
     softcap, wide = attrs["softcap"], attrs["softmax_dtype"]
     operands = [e.input(0), _in_type_of(e, 1, q), _in_type_of(e, 2, q)]
     sinks = e.node.operand("sinks")
-    is_plain = softcap <= 0 and sinks is None and (wide in (None, q.dtype) or _is_half(q.dtype))
+    if not is_softmax(attrs):
+        return _emit_weighed(e, operands)
+    is_native = softcap <= 0 and sinks is None and (wide in (None, q.dtype) or _is_half(q.dtype))
     visible = _visible(e)
-    if is_plain:
+    if is_native:
         mask = e.node.operand("mask")
         text = None if mask is None else _mask(e, mask, q)
         where: dict[str, str | None]
@@ -55,6 +58,36 @@ def _emit_attention(e: EmitContext) -> str:
     }
     call = e.helper(attending.attend)
     return call_text(call, *operands, added, float_text(attrs["scale"]), **settings)
+
+
+def _emit_weighed(e: EmitContext, operands: list[str]) -> str:
+    """Returns the call for a modifier or normalizer that is not a plain softmax."""
+    attrs = e.node.attrs
+    visible = _visible(e)
+    placed = {name: e.node.operand(name) for name in ("sinks", "alpha", "gates")}
+    parameters = NORMALIZERS[attrs["normalizer"]].read(attrs["normalizer_parameters"]).values()
+    modifier, (budget, *_) = attrs["modifier"], (*attrs["modifier_parameters"], 0.0)
+    softcap, wide = attrs["softcap"], attrs["softmax_dtype"]
+    settings = {
+        "modifier": None if modifier == "none" else f'"{modifier}"',
+        "budget": float_text(budget) if budget else None,
+        "visible": _window_text(e) if visible == "causal" else visible,
+        **{name: None if value is None else e.name(value) for name, value in placed.items()},
+        "offset": _offset_text(e) if modifier == "selective" else None,
+        "softcap": repr(softcap) if softcap > 0 else None,
+        "mask_first": "True" if attrs["mask_before_softcap"] else None,
+        "softmax_dtype": None if wide is None else e.dtype(wide),
+    }
+    numbers = ", ".join(map(float_text, parameters))
+    return call_text(
+        e.helper(weighing.attend_with),
+        *operands,
+        e.optional(3) or "None",
+        float_text(attrs["scale"]),
+        f'"{attrs["normalizer"]}"',
+        f"({numbers},)" if numbers else "()",
+        **settings,
+    )
 
 
 def _is_half(dtype: DType | None) -> bool:
@@ -94,8 +127,15 @@ def _visible(e: EmitContext) -> str | None:
 
 
 def _window_text(e: EmitContext, window: tuple[int, int] = (-1, 0)) -> str:
-    attrs = e.node.attrs
-    offset, lengths = e.node.operand("causal_offset"), e.node.operand("kv_lengths")
+    lengths = e.node.operand("kv_lengths")
+    call, start = e.helper(attending.visible_keys), _offset_text(e)
+    tail = "" if lengths is None else f", {e.name(lengths)}"
+    return f"{call}({e.input(0)}, {e.input(1)}, {start}, {window[0]}, {window[1]}{tail})"
+
+
+def _offset_text(e: EmitContext) -> str:
+    """Returns the key position of the first query."""
+    attrs, offset = e.node.attrs, e.node.operand("causal_offset")
     start = "0"
     if attrs["causal_offset"] is not None:
         known = static_sizes(e, "causal_offset")
@@ -107,9 +147,7 @@ def _window_text(e: EmitContext, window: tuple[int, int] = (-1, 0)) -> str:
             start = e.size(known[0])
     elif offset is not None:
         start = e.name(offset)
-    call = e.helper(attending.visible_keys)
-    tail = "" if lengths is None else f", {e.name(lengths)}"
-    return f"{call}({e.input(0)}, {e.input(1)}, {start}, {window[0]}, {window[1]}{tail})"
+    return start
 
 
 def _is_bottom_aligned(e: EmitContext) -> bool:

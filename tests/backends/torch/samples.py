@@ -240,6 +240,48 @@ SAMPLES: Mapping[str, Samples] = {
         *_each((*_HEADS, floats(5)), {**_GROUPED, "causal_offset": 0}),
         *_each((*_HEADS, None, None, floats(4)), _GROUPED, {**_GROUPED, "causal_offset": -2}),
         *_each((*_HEADS, None, None, None, fixed(np.array([0, 2]))), _GROUPED),
+        *_each(
+            (*_HEADS, _EMPTY_ROW),
+            *(
+                {**_GROUPED, "normalizer": name, "normalizer_parameters": parameters}
+                for name, parameters in (
+                    ("two_pass", ()),
+                    ("clipped", (-0.03, 1.01, 0.2)),
+                    ("stablemax", ()),
+                    ("softplus", ()),
+                    ("softplus", (3.0,)),
+                    ("entmax", (1.5,)),
+                    ("entmax", (2.0,)),
+                    ("entmax", (1.2,)),
+                    ("top_k", (2.0,)),
+                )
+            ),
+            {**_GROUPED, "causal_offset": 1, "modifier": "selective"},
+            {
+                **_GROUPED,
+                "causal_offset": 0,
+                "modifier": "selective",
+                "modifier_parameters": (0.5,),
+                "normalizer": "stablemax",
+            },
+        ),
+        *_each(
+            (*_HEADS, _HIDDEN_ROW),
+            {**_GROUPED, "softcap": 1.5, "mask_before_softcap": True, "normalizer": "stablemax"},
+            {**_GROUPED, "softcap": 1.5, "normalizer": "softplus", "softmax_dtype": DType.F64},
+        ),
+        *_each(
+            (*_HEADS, None, None, None, None, fixed(np.array([1.1, 1.4, 1.6, 1.9], np.float32))),
+            {**_GROUPED, "causal_offset": 2, "normalizer": "entmax"},
+        ),
+        *_each(
+            (*_HEADS, None, None, None, None, None, floats(2, 4, 3)),
+            {**_GROUPED, "causal_offset": 2, "modifier": "threshold"},
+        ),
+        *_each(
+            (*_HEADS, None, None, floats(4)),
+            {**_GROUPED, "normalizer": "clipped", "normalizer_parameters": (-0.1,)},
+        ),
     ),
     "moe": (
         *_each(
