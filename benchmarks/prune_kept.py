@@ -1,12 +1,11 @@
-"""What became of every model of the coverage of pruning, by tool, in a committed file.
+"""What other tools made of every model of the coverage of pruning, in a committed file.
 
-One line per tool and model, with what it answers (versions, or the state of the code): a line that
-answers something else is measured again, so that a run that was stopped goes on where it was.
+One line per tool and model, with what it answers (versions and recipe): a line that answers
+something else is measured again, so that a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import time
@@ -15,21 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from benchmarks import torch_kept
 from benchmarks.measure import RESULTS
 from benchmarks.torch_worker import Worker
 
-PATH = RESULTS / "prune-coverage.jsonl"
+PATH = RESULTS / "prune_coverage-rivals.jsonl"
 WHOLE_LIMIT_S = 400.0
 """Seconds of a model with everything, by the clock: a process that still runs then is ended."""
 
 LANES = 2
-
-CODE = (
-    "ir", "passes", "frontends/torch", "backends/torch", "benchmarks/prune_once.py",
-    "benchmarks/prune_subjects.py", "tests/passes/pruning/masked.py",
-)  # fmt: skip
-"""What our rows depend on."""
 
 Key = tuple[str, str]  # tool, model
 Measure = Callable[[str], dict[str, Any]]
@@ -112,10 +104,3 @@ def _answers(
                 yield found
         for each in lanes:
             each.result()
-
-
-def code() -> str:
-    """Returns what our rows answer: the code that made them, and the versions of the libraries."""
-    packages = ("torch", "timm", "transformers")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return f"code {torch_kept.code(CODE)}, {versions}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.measure import Measurement, Row, Settings
 from benchmarks.torch_coverage import rows_of, told
-from benchmarks.torch_kept import asked, covered
+from benchmarks.torch_kept import asked, covered, kept_path
 from benchmarks.torch_worker import measured
 
 LIMIT_S = 600.0
@@ -69,7 +69,8 @@ def _questions() -> dict[str, str]:
 def families(settings: Settings) -> Iterable[Row]:
     """Every family of `transformers` in the tables."""
     lines, num_measured = covered(
-        "transformers", questions(), measure_family, told, limit_s=LIMIT_S, settings=settings
+        kept_path("transformers"), questions(), measure_family, told,
+        limit_s=LIMIT_S, settings=settings,
     )  # fmt: skip
     yield from rows_of("transformers", lines, num_measured, MIN_FAMILIES)
 

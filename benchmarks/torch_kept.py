@@ -90,16 +90,16 @@ def asked(model: str, packages: Sequence[str]) -> str:
 
 
 def code(places: Sequence[str] = CODE) -> str:
-    """Returns the digest of folders and files of code."""
+    """Returns the digest of code: of folders, and of files by name or glob."""
     seen = hashlib.sha256()
     for place in places:
         path = ROOT / place
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("*.py") if path.is_dir() else ROOT.glob(place)):
             seen.update(file.read_bytes())
     return seen.hexdigest()[:12]
 
 
-def commit() -> str:
+def commit(places: Sequence[str] = CODE) -> str:
     """Returns the commit of the code, with a `+` where files of it were changed since."""
 
     def git(*argv: str) -> str:
@@ -107,7 +107,9 @@ def commit() -> str:
         return done.stdout.strip()
 
     head = git("rev-parse", "--short=9", "HEAD")
-    return (head or "no commit") + ("+" if git("status", "--porcelain", "--", *CODE) else "")
+    return (head or "no commit") + (
+        "+" if git("status", "--porcelain", "--", *(f":(glob){place}" for place in places)) else ""
+    )
 
 
 def due(
@@ -135,25 +137,27 @@ def due(
 
 
 def covered(
-    coverage: str,
+    path: Path,
     questions: Mapping[str, str],
     measure: Measure,
     shown: Callable[[str, Mapping[str, Any]], str],
     *,
     limit_s: float,
     settings: Settings,
+    places: Sequence[str] = CODE,
 ) -> tuple[dict[str, Kept], int]:
     """Returns the line of every model, and how many were measured now.
 
     Args:
-        coverage: Name of the coverage, in the name of its file.
+        path: The file of the coverage.
         questions: Digest of what is asked, by model.
         measure: Function of a module that measures one model.
         shown: Returns the line that is told as soon as a model is measured.
         limit_s: Seconds of one model.
         settings: Say whether all models are wanted that other code was measured with, or none.
+        places: Folders and files of code that what becomes of a model depends on.
     """
-    path, now, at = kept_path(coverage), code(), commit()
+    now, at = code(places), commit(places)
     lines = read(path)
     missing = [] if settings.kept else due(questions, lines, now, again=settings.again)
     for name, answer in measured(missing, measure, limit_s=limit_s):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.measure import Measurement, Row, Settings, at_least
 from benchmarks.torch_coverage import rows_of, told
-from benchmarks.torch_kept import asked, covered
+from benchmarks.torch_kept import asked, covered, kept_path
 from benchmarks.torch_timm_names import ARCHITECTURES, NAMES, OPTIONS
 from benchmarks.torch_worker import measured
 
@@ -117,7 +117,7 @@ def architectures(settings: Settings) -> Iterator[Row]:
         name: asked(repr((name, OPTIONS.get(name), SIDES, BATCHES)), PACKAGES) for name in NAMES
     }
     lines, num_measured = covered(
-        "timm", questions, measure_architecture, told, limit_s=LIMIT_S, settings=settings
+        kept_path("timm"), questions, measure_architecture, told, limit_s=LIMIT_S, settings=settings
     )  # fmt: skip
     families: Mapping[str, bool] = {
         family: any(lines[name].report["ok"] for name in names)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.prune_attempts import next_ratio
-from benchmarks.prune_coverage import outcome, verdict
+from benchmarks.prune_coverage import _compared
+from benchmarks.prune_judged import outcome, verdict
 from benchmarks.prune_masking import kept_along_axes
 from benchmarks.prune_subjects import HF, NAMES, TIMM
 
@@ -74,6 +75,16 @@ def test_our_models_are_judged_by_every_condition(changed: dict[str, Any], expec
 def test_models_of_other_tools_are_judged_alike(changed: dict[str, Any], expected: str) -> None:
     assert verdict({**THEIRS, **changed}) == expected
     assert verdict(None) == "none"
+
+
+def test_no_tool_loses_by_what_is_not_measured() -> None:
+    ours = dict.fromkeys(NAMES, OURS)
+    rows = {("tool", name): {"row": {**THEIRS, "runs": False}} for name in NAMES}
+    assert all(row.met is not False for row in _compared("tool", ours, rows))
+    del rows["tool", "hf/llama"]
+    missed = [row for row in _compared("tool", ours, rows) if row.met is False]
+    assert [row.name for row in missed] == ["hf: more with regraft"]
+    assert "1 unmeasured" in missed[0].note
 
 
 @pytest.mark.parametrize("pinned", [0.0, 0.2, 0.4])
