@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regraft.ir.errors import InputError, UnsupportedError
+from regraft.ir.errors import InputError
 from regraft.ir.safetensors import read_safetensors
 from regraft.ir.weights import MappedWeight
 
@@ -65,8 +65,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """Reads the headers of a folder's safetensors files; no tensor is read.
 
     Raises:
-        InputError: When files or tensors are missing, damaged or truncated; names all of them.
-        UnsupportedError: When the folder has pickled weights alone.
+        InputError: When files or tensors are missing, damaged or truncated, all of which it names,
+            or when the folder has pickled weights alone.
     """
     if (folder / INDEX).is_file():
         return _open_shards(folder)
@@ -75,7 +75,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         return Checkpoint(folder, (file.path,), file.tensors)
     pickled = next((file for name in _PICKLES for file in sorted(folder.glob(name))), None)
     if pickled is not None:
-        raise UnsupportedError(
+        raise InputError(
             f"`{pickled}` is a pickled checkpoint: loading it can run any code",
             hint="convert it where you trust it: `AutoModel.from_pretrained(folder)."
             "save_pretrained(new_folder)` with the class of `architectures` writes safetensors",

@@ -99,7 +99,7 @@ def _class_of_transformers(name: str) -> Any:
     """Returns what `transformers` calls so, None for nothing.
 
     Raises:
-        UnsupportedError: When it has the class and cannot import it: another package is broken.
+        InputError: When it has the class and cannot import it: another package is broken.
     """
     try:
         return getattr(transformers, name, None)
@@ -107,7 +107,7 @@ def _class_of_transformers(name: str) -> Any:
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__
-        raise UnsupportedError(
+        raise InputError(
             f"transformers cannot import `{name}`: {type(first).__name__}: {first}",
             hint="a package beside it is broken, such as a torchvision for another PyTorch: "
             f"`python -c 'from transformers import {name}'` shows which; reinstall or remove it",

@@ -70,8 +70,8 @@ def load_folder(
         importers: Importers of overloads that regraft has none for.
 
     Raises:
-        InputError: When files or tensors are missing, damaged or do not fit the config.
-        UnsupportedError: For pickled weights, untrusted code, or calls without an IR form.
+        InputError: When files or tensors are missing, damaged, pickled or do not fit the config.
+        UnsupportedError: For untrusted code, or calls without an IR form.
         UsageError: When the model has no such form.
 
     Cost: that of the export; no weight is read.

@@ -13,6 +13,7 @@ from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.passes.analysis.layers import Layer, repeated_layers
+from regraft.passes.analysis.position_mask import mask_of
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult
 
@@ -29,7 +30,7 @@ class DropLayers:
     order (over all stacks, the encoder's before the decoder's), and replaces the result of each
     named layer by its input. Weights that nothing reads any more are removed. With `count`, the
     layers that turn the stream least are removed: those of the smallest mean of 1 - cos(what
-    enters, what leaves) on the samples.
+    enters, what leaves) over the positions of the samples that count.
 
     ## When it applies
     To layers whose input and result have the same type, and which hand nothing but the stream to
@@ -57,6 +58,7 @@ class DropLayers:
     Args:
         layers: Numbers of the layers to remove, from 0.
         count: How many to remove, in place of their numbers.
+        mask: Input that is nonzero where positions count, where the module has it.
     """
 
     name: ClassVar[str] = "drop-layers"
@@ -64,6 +66,7 @@ class DropLayers:
 
     layers: tuple[int, ...] = ()
     count: int = 0
+    mask: str = "attention_mask"
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Removes the layers.
@@ -79,7 +82,7 @@ class DropLayers:
             if self.layers:
                 raise UsageError("pass `drop-layers`: give `layers` or `count`, not both")
             recorded = ctx.replay.get(self.name, {}).get("layers")
-            scores = {} if recorded else _influences(module, found, ctx)
+            scores = {} if recorded else _influences(module, found, self.mask, ctx)
             stats = {f"influence-{number}": score for number, score in scores.items()}
             least = sorted(scores, key=lambda number: (scores[number], number))
             numbers = set(recorded or least[: self.count])
@@ -117,13 +120,13 @@ class DropLayers:
         )
 
 
-def _influences(module: Module, found: list[Layer], ctx: Context) -> dict[int, float]:
+def _influences(module: Module, found: list[Layer], mask: str, ctx: Context) -> dict[int, float]:
     """Returns how much each layer that can be removed turns the stream, by its number.
 
     Source: Men et al., ShortGPT, 2024, eq. 1 (block influence).
 
     Raises:
-        UsageError: Without samples, or a runtime to run them.
+        UsageError: Without samples that have positions which count, or a runtime to run them.
     """
     data = ctx.samples or (() if ctx.training is None else islice(ctx.training.batches(), _LOOKED))
     samples = list(data or ctx.probes)[:_LOOKED]
@@ -138,14 +141,28 @@ def _influences(module: Module, found: list[Layer], ctx: Context) -> dict[int, f
         if layer.input.type == layer.output.type and next(_given(layer), None) is None
     }
     values = dict.fromkeys(v for each in removable.values() for v in (each.input, each.output))
-    sums = dict.fromkeys(removable, 0.0)
-    for states in ctx.activations.activations(module, list(values), samples):
+    masks = {n: mask_of(module, layer.output, mask) for n, layer in removable.items()}
+    turns: dict[int, list[np.ndarray]] = {number: [] for number in removable}
+    given = ctx.activations.activations(module, list(values), samples)
+    for sample, states in zip(samples, given, strict=True):
         for number, layer in removable.items():
-            a, b = (states[v].astype(np.float64) for v in (layer.input, layer.output))
-            norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-            cosines = (a * b).sum(-1) / np.maximum(norms, np.finfo(np.float64).tiny)
-            sums[number] += float(1 - cosines.mean()) / len(samples)
-    return sums
+            turned = _turned(states[layer.input], states[layer.output])
+            own = masks[number]
+            counts = slice(None) if own is None else np.asarray(sample[own]) != 0
+            turns[number].append(turned[counts].ravel())
+    if not all(sum(map(len, each)) for each in turns.values()):
+        raise UsageError(
+            f"pass `drop-layers`, option `mask`: no position of the samples counts in `{mask}`"
+        )
+    return {number: float(np.concatenate(each).mean()) for number, each in turns.items()}
+
+
+def _turned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns 1 - cos of the vectors along the last axis, f64[...]."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    turned: np.ndarray = 1 - (a * b).sum(-1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return turned
 
 
 def _check(layer: Layer, number: int) -> None:

@@ -14,10 +14,10 @@ from regraft.ir.extract import nodes_between
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import Module
 from regraft.ir.opspec import Trait
-from regraft.ir.types import TensorType
 from regraft.ir.weights import Role
 from regraft.passes.analysis.layers import Layer, repeated_layers
 from regraft.passes.analysis.linear_layers import Linear, linear_layers
+from regraft.passes.analysis.position_mask import mask_of
 from regraft.passes.recovery.task import Block, Refit
 
 
@@ -234,14 +234,3 @@ def _content(module: Module, nodes: Iterable[Node]) -> list[int]:
         for made in operands
         if made is not None and made.op is weight
     ]
-
-
-def mask_of(module: Module, value: Value, mask: str | None) -> str | None:
-    """Returns the mask where the module takes it and its axes are leading ones of a value."""
-    found = next((item for item in module.graph.inputs if item.name == mask), None)
-    if found is None or not isinstance(found.type, TensorType):
-        return None
-    axes, shape = found.shape, value.shape
-    if axes is None or shape is None or len(axes) >= len(shape):
-        return None
-    return mask if tuple(shape[: len(axes)]) == tuple(axes) else None

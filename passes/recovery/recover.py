@@ -11,6 +11,7 @@ from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.types import TensorType
+from regraft.passes.analysis.position_mask import mask_of
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Trainer
 from regraft.passes.recovery.data import Batch, Data
 from regraft.passes.recovery.fixed import FixedBatches
@@ -20,7 +21,6 @@ from regraft.passes.recovery.places import (
     blocks,
     compare,
     hidden_pairs,
-    mask_of,
     matrices,
     refits,
     trained_weights,

@@ -19,6 +19,7 @@ from regraft.benching import OrtLatency, bench
 from regraft.calibration import gradient_source, read_calibration
 from regraft.checking import Checker
 from regraft.comparison import make_runner
+from regraft.conversion_records import recipe_of
 from regraft.emission import (
     BUILT,
     check_source,
@@ -40,7 +41,6 @@ from regraft.passes.check.samples import Sample
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Pass
-from regraft.passes.recipe import Recipe, format_recipe
 from regraft.passes.recovery.data import Data
 from regraft.pipelines import (
     check_rule_name,
@@ -48,10 +48,9 @@ from regraft.pipelines import (
     with_dtype,
     with_legalization,
 )
-from regraft.plugin_places import fingerprint
 from regraft.plugins import Extensions, combine
 from regraft.quality import check_drop, drop_target, folders_of, measure_sources
-from regraft.report import build_report, operator_counts, versions
+from regraft.report import build_report, operator_counts
 from regraft.report_html import GraphView, can_render, report_page, view_of
 from regraft.report_html.pages import MISSING
 from regraft.samples import bind_samples, check_dims
@@ -335,7 +334,7 @@ class _Conversion:
                 report["page"] = f"no ({MISSING})"
             if not is_file:
                 (temp / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-                (temp / "recipe.yaml").write_text(self._recipe(source, records))
+                (temp / "recipe.yaml").write_text(recipe_of(options, self.passes, source, records))
         if options.dry_run or self.out is None:
             shutil.rmtree(target.parent, ignore_errors=True)
         return check, report
@@ -382,19 +381,3 @@ class _Conversion:
             return None
         view: GraphView = self._stage("page", lambda: view_of(module))
         return view
-
-    def _recipe(self, source: Source, records: Sequence[PassRecord]) -> str:
-        options = self.options
-        settings: dict[str, Any] = {"target": options.target, "seed": options.seed}
-        if options.opset is not None:
-            settings["opset"] = options.opset
-        if options.freeze:
-            settings["freeze"] = dict(options.freeze)
-        provenance: dict[str, Any] = {
-            "source_sha256": source.sha256,
-            "versions": versions(),
-            "decisions": {r.name: dict(r.decisions) for r in records if r.decisions},
-        }
-        if options.plugins:
-            provenance["plugins"] = {place: fingerprint(place) for place in options.plugins}
-        return format_recipe(Recipe(tuple(self.passes), settings, provenance))

@@ -12,9 +12,12 @@ from typing import Any
 import yaml
 
 from regraft.conversion import ConvertOptions, convert
+from regraft.conversion_records import find_data
+from regraft.frontends.huggingface.checkpoint import open_checkpoint
+from regraft.huggingface_sources import folder_of
 from regraft.ir.errors import InputError, RegraftError, UsageError
 from regraft.passes.manager import CheckMode
-from regraft.passes.recipe import read_recipe
+from regraft.passes.recipe import Recipe, read_recipe
 from regraft.plugin_places import fingerprint
 from regraft.plugins import Extensions
 from regraft.report import versions
@@ -33,6 +36,7 @@ class Recorded:
         source: Path of the source as it was given.
         sha256: Hash of the source's file.
         plugins: Plugin places with the hash of each file, or the version of each package.
+        data: Place and hash of data, by the option of `convert`.
         decisions: Decisions by name of the pass.
         versions: Versions that made it.
     """
@@ -41,6 +45,7 @@ class Recorded:
     source: str
     sha256: str
     plugins: Mapping[str, str]
+    data: Mapping[str, Mapping[str, str]]
     decisions: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, str]
 
@@ -85,7 +90,7 @@ def read_output(out: Path) -> Recorded:
         source = report["source"]
         recorded = Recorded(
             out, str(source["path"]), str(source["sha256"]), provenance.get("plugins") or {},
-            provenance.get("decisions") or {}, report["versions"],
+            provenance.get("data") or {}, provenance.get("decisions") or {}, report["versions"],
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise InputError(f"`{out}`: its records cannot be read: {error}") from error
@@ -93,7 +98,7 @@ def read_output(out: Path) -> Recorded:
 
 
 def find_source(recorded: Recorded, given: Path | None) -> Path:
-    """Returns the source's file, with the recorded content.
+    """Returns the source's file or Hugging Face folder, with the recorded content.
 
     Raises:
         InputError: When it is not there, or is another file than the recorded one.
@@ -104,16 +109,20 @@ def find_source(recorded: Recorded, given: Path | None) -> Path:
             hint="convert it again: code and objects in memory have no hash to be known by",
         )
     places = [Path(recorded.source), recorded.out.parent / recorded.source]
-    path = given or next((place for place in places if place.exists()), places[0])
-    if path.is_dir():
+    exists = (place for place in places if place.exists() or folder_of(place) is not None)
+    path = given or next(exists, places[0])
+    named = None if any(path.glob("*.onnx")) else folder_of(path)
+    if named is None and path.is_dir():
         path = path / "model.onnx"
-    if not path.is_file():
+    if named is None and not path.is_file():
         raise InputError(
             f"the source `{path}` does not exist", hint="give its place with --source FILE"
         )
-    if sha256_of(path) != recorded.sha256:
+    files = (path,) if named is None else open_checkpoint(named[0]).files
+    if sha256_of(*files) != recorded.sha256:
+        kind = "file" if named is None else "folder"
         raise InputError(
-            f"`{path}` is not the file that the output was made from: its hash differs",
+            f"`{path}` is not the {kind} that the output was made from: its hash differs",
             hint="give the right one with --source FILE",
         )
     return path
@@ -141,18 +150,34 @@ def rerun(
     source: Path,
     extensions: Extensions,
     *,
+    data: Mapping[str, Path | None] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Converts the source again with the recorded recipe and decisions, and compares files.
 
     Nothing of the output is changed.
+
+    Args:
+        recorded: What the output says about how it was made.
+        source: The source, as `find_source` returned it.
+        extensions: Passes and operators.
+        data: Where recorded data is now, by the option of `convert`, where it was moved.
+        say: Called with what is done.
+
+    Raises:
+        InputError: When the data of a pass that trains is not there.
+        UsageError: When such a pass was given data that no recipe can name.
     """
     recipe = read_recipe(recorded.out / "recipe.yaml", extensions.passes)
+    needed = _training_of(recorded, recipe)
+    found = find_data(recorded.data, data or {}, recorded.out.parent, needed)
     with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
         again = Path(folder) / "out"
         options = ConvertOptions(
             passes=recipe.passes, check=CheckMode.OFF, extensions=extensions,
-            replay=recorded.decisions, **recipe.settings,
+            replay=recorded.decisions, train=found.get("train"),
+            calibrate=found.get("calibrate", ()), tokenizer=found.get("tokenizer"),
+            **recipe.settings,
         )  # fmt: skip
         convert(source, again, options, progress=say)
         say("comparing")
@@ -165,6 +190,24 @@ def rerun(
         if installed.get(name, "absent") != old
     }
     return Outcome(files, difference, changed)
+
+
+def _training_of(recorded: Recorded, recipe: Recipe) -> str | None:
+    """Returns which data a pass trained on; None where none trains.
+
+    Raises:
+        UsageError: When it was given as arrays, or by `--inputs`.
+    """
+    trains = next((item for item in recipe.passes if getattr(item, "needs_teacher", False)), None)
+    if trains is None:
+        return None
+    for kind in ("train", "calibrate"):
+        if kind in recorded.data:
+            return kind
+    raise UsageError(
+        f"`{recorded.out}`: the pass `{trains.name}` trained on data of which no file is recorded",
+        hint="convert with `--train DATA` (in Python a path), which is recorded with its hash",
+    )
 
 
 def _same_files(old: Path, new: Path) -> dict[str, bool | None]:

@@ -183,9 +183,9 @@ def refuse_pickle(path: Path) -> None:
     """Refuses a pickled checkpoint.
 
     Raises:
-        UnsupportedError: Always, saying how to give the model instead.
+        InputError: Always, saying how to give the model instead.
     """
-    raise UnsupportedError(
+    raise InputError(
         f"`{path}` is a pickled checkpoint: loading it can run any code, and it holds no graph",
         hint="load it in your own code and give the module (`regraft.capture(module, args)` or "
         "`module.py:factory`), or export it: `torch.export.save(torch.export.export(…), 'm.pt2')`",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import regraft
 from tests.cli.snapshot import run
 from tests.cli.workplace import populate
 
@@ -98,3 +99,101 @@ def test_folder_without_records_is_refused(capsys: pytest.CaptureFixture[str]) -
     code, _, err = run(["rerun", "exists"], capsys)
     assert code == 2
     assert "is no output folder" in err
+
+
+RECOVER = "canonicalize,drop-layers{layers=[2]},recover{steps=4,warmup=0.25,ridge=1}"
+
+
+def _train(folder: Path, name: str = "train.npz", seed: int = 0) -> None:
+    x = np.random.default_rng(seed).standard_normal((16, 6, 8)).astype(np.float32)
+    np.savez(folder / name, x=x, attention_mask=np.ones((16, 6), np.float32))
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="recovery trains with PyTorch")
+    from tests.backends.torch.training.test_recover import stack as made_stack
+
+    regraft.save(made_stack(), tmp_path / "model.onnx", force=True)
+
+
+@pytest.mark.usefixtures("stack")
+def test_training_is_replayed_on_the_recorded_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _train(tmp_path)
+    made(capsys, "--passes", RECOVER, "--train", "train.npz")
+    code, out, err = run(["rerun", "out", "--json"], capsys)
+    assert code == 0, err
+    assert json.loads(out)["files"]["model.onnx"] is True
+    (tmp_path / "train.npz").rename(tmp_path / "moved.npz")
+    code, _, err = run(["rerun", "out"], capsys)
+    assert code == 2
+    assert "`train.npz` does not exist" in err
+    assert "give its place with --train" in err
+    assert run(["rerun", "out", "--train", "moved.npz"], capsys)[0] == 0
+    _train(tmp_path, seed=1)
+    code, _, err = run(["rerun", "out"], capsys)
+    assert code == 2
+    assert "`train.npz` is other data: its hash differs" in err
+
+
+@pytest.mark.usefixtures("stack")
+def test_training_on_calibration_data_is_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows").mkdir()
+    for seed in range(2):
+        _train(tmp_path / "rows", f"{seed}.npz", seed)
+    made(capsys, "--passes", RECOVER, "--calibrate", "rows")
+    assert run(["rerun", "out"], capsys)[0] == 0
+    _train(tmp_path / "rows", "2.npz", seed=2)
+    code, _, err = run(["rerun", "out"], capsys)
+    assert code == 2
+    assert "`rows` is other data" in err
+
+
+@pytest.mark.usefixtures("stack")
+def test_training_on_data_without_a_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _train(tmp_path)
+    made(capsys, "--passes", RECOVER, "--inputs", "train.npz")
+    code, _, err = run(["rerun", "out"], capsys)
+    assert code == 2
+    assert "the pass `recover` trained on data of which no file is recorded" in err
+    code, _, err = run(["rerun", "out", "--train", "train.npz"], capsys)
+    assert code == 2
+
+
+def test_data_that_decisions_stand_for_may_be_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "large.npz", x=np.full((1, 4), 6e4, np.float32))
+    made(capsys, "--dtype", "fp16", "--calibrate", "large.npz")
+    (tmp_path / "large.npz").unlink()
+    assert run(["rerun", "out"], capsys)[0] == 0
+    code, _, err = run(["rerun", "out", "--train", "samples"], capsys)
+    assert code == 2
+    assert "`--train`: the output was made without" in err
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations between these packages
+def test_a_folder_of_transformers_comes_out_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch", reason="models are built with PyTorch")
+    pytest.importorskip("transformers", reason="needs the extra `hf`")
+    from benchmarks.fixtures import hf_families
+
+    hf_families.save("llama", tmp_path / "llama")
+    for source, flags in (("llama", ["--target", "hf"]), ("llama#decode", [])):
+        code, _, err = run(["convert", source, "-o", "out", "-q", "--force", *flags], capsys)
+        assert code == 0, err
+        code, out, err = run(["rerun", "out", "--json"], capsys)
+        assert code == 0, err
+        assert json.loads(out)["identical"]
+    hf_families.save("mistral", tmp_path / "llama")
+    code, _, err = run(["rerun", "out"], capsys)
+    assert code == 2
+    assert "is not the folder that the output was made from" in err

@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 import regraft  # noqa: E402
 from regraft.backends.onnx.runtime import OrtRunner  # noqa: E402
 from regraft.cli import main  # noqa: E402
-from regraft.ir.errors import InputError, UnsupportedError, UsageError  # noqa: E402
+from regraft.ir.errors import InputError, UsageError  # noqa: E402
 from regraft.torch_sources import open_factory  # noqa: E402
 
 FACTORY = """
@@ -122,7 +122,7 @@ def test_pickles_are_refused_with_the_way_out(tmp_path: Path) -> None:
     for name in ("net.pt", "net.pth", "pytorch_model.bin", "net.ckpt"):
         path = tmp_path / name
         torch.save(net().state_dict(), path)
-        with pytest.raises(UnsupportedError, match="pickled checkpoint") as caught:
+        with pytest.raises(InputError, match="pickled checkpoint") as caught:
             regraft.load(path)
         assert "torch.export.save" in str(caught.value.hint)
 

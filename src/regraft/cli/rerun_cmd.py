@@ -19,6 +19,10 @@ DIFFERENT = 3
 @click.command("rerun", cls=Verb, epilog="Example: regraft rerun out --source model.onnx")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--source", type=click.Path(path_type=Path), help="The source, when it was moved.")
+@click.option("--train", type=click.Path(path_type=Path), help="Its --train, when it was moved.")
+@click.option(
+    "--calibrate", type=click.Path(path_type=Path), help="Its --calibrate, when it was moved."
+)
 @click.option(
     "--plugin", "plugins", multiple=True, metavar="FILE.py:NAME|NAME",
     help="Load this instead of the recorded plugins (runs it).",
@@ -28,6 +32,8 @@ DIFFERENT = 3
 def command(
     out: Path,
     source: Path | None,
+    train: Path | None,
+    calibrate: Path | None,
     plugins: tuple[str, ...],
     allow_plugins: bool,
     as_json: bool,
@@ -42,7 +48,10 @@ def command(
     if recorded.plugins and not plugins:
         plugins = _allowed(recorded, asked=allow_plugins)
     with progress(enabled=not quiet and not as_json) as say:
-        outcome = rerun(recorded, path, load_extensions(plugins), say=say)
+        outcome = rerun(
+            recorded, path, load_extensions(plugins),
+            data={"train": train, "calibrate": calibrate}, say=say,
+        )  # fmt: skip
     changed = {name: list(pair) for name, pair in outcome.changed_versions.items()}
     if as_json:
         print_json({

@@ -114,9 +114,10 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
 def test_pickled_weights_are_refused_with_the_way_out(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"cos\nsystem\n")
-    with pytest.raises(UnsupportedError, match="pickled") as caught:
+    with pytest.raises(InputError, match="pickled") as caught:
         open_checkpoint(tmp_path)
     assert "save_pretrained" in str(caught.value.hint)
+    assert caught.value.exit_code == 2
 
 
 def shards(folder: Path) -> Path:
@@ -221,8 +222,9 @@ def test_a_class_that_cannot_be_imported_names_the_cause(
                 raise ModuleNotFoundError(message) from error
 
     monkeypatch.setattr(classes, "transformers", Broken())
-    with pytest.raises(UnsupportedError, match="RuntimeError: operator torchvision::nms") as caught:
+    with pytest.raises(InputError, match="RuntimeError: operator torchvision::nms") as caught:
         classes.read_architecture(file.parent)
+    assert caught.value.exit_code == 2
     assert "for another PyTorch" in str(caught.value.hint)
 
 

@@ -16,15 +16,15 @@ from regraft.ir.weights import ArrayWeight
 NUM_LAYERS = 4
 
 
-def _stack(extra_output: str = "") -> Module:
+def _stack(extra_output: str = "", axes: str = "B", mask: str = "") -> Module:
     """Returns layers `h + relu(h @ up) @ down`; each is one matrix product and its bias apart."""
-    lines = ['module "stack"', "symbol B"]
+    lines = ['module "stack"', *(f"symbol {each}" for each in axes.split(", "))]
     for i in range(NUM_LAYERS):
         lines += [
             f'weight @"{i}.up" : f32[8, 16] role=param = random({2 * i})',
             f'weight @"{i}.down" : f32[16, 8] role=param = random({2 * i + 1})',
         ]
-    lines.append("graph(%h0 : f32[B, 8]) {")
+    lines.append(f"graph(%h0 : f32[{axes}, 8]{mask}) {{")
     for i in range(NUM_LAYERS):
         lines += [
             f'  %u{i} = weight @"{i}.up"',
@@ -93,6 +93,33 @@ def test_count_removes_the_layers_that_turn_the_stream_least() -> None:
     )
     regraft.apply(again, "drop-layers{layers=[2]}", check="off")
     assert str(module) == str(again)
+
+
+def test_positions_that_are_filled_up_have_no_say() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal((1, size, 8)).astype(np.float32) for size in (3, 5)]
+    padded = np.full((2, 64, 8), 7, np.float32)
+    counts = np.zeros((2, 64), np.int64)
+    for idx, row in enumerate(rows):
+        padded[idx, : row.shape[1]], counts[idx, : row.shape[1]] = row, 1
+    samples = {
+        "": [{"h0": row} for row in rows],
+        ", %attention_mask : i64[B, S]": [{"h0": padded, "attention_mask": counts}],
+    }
+    found = []
+    for mask, data in samples.items():
+        module = _stack(axes="B, S", mask=mask)
+        (record,) = regraft.apply(module, "drop-layers{count=1}", check="off", samples=data)
+        found.append([record.stats[f"influence-{i}"] for i in range(NUM_LAYERS)])
+    eps = float(np.finfo(np.float32).eps)  # sums of 16 products of f32, in another order
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=64 * eps)
+
+
+def test_samples_in_which_nothing_counts_are_refused() -> None:
+    module = _stack(axes="B, S", mask=", %attention_mask : i64[B, S]")
+    sample = {"h0": np.ones((1, 2, 8), np.float32), "attention_mask": np.zeros((1, 2), np.int64)}
+    with pytest.raises(UsageError, match="no position of the samples counts"):
+        regraft.apply(module, "drop-layers{count=1}", check="off", samples=[sample])
 
 
 @pytest.mark.parametrize(
