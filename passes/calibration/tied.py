@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.builder import Builder
 from regraft.ir.constants import weight
 from regraft.ir.derive import DerivedWeight, source_names
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.origins import Relation, origins_of
 from regraft.ir.overwrite import overwrite
+from regraft.ir.weights import WeightStore
 from regraft.passes.calibration.moments import Key, Moments, key_of
 from regraft.passes.calibration.products import ConstantProduct, constant_products
 from regraft.passes.protocol import Skip
@@ -29,7 +29,7 @@ class Matrices:
     """A constant and all products by it.
 
     Args:
-        name: Of the weight, or of the first result.
+        name: Of the weight.
         products: At least one; all see the constant as the same stack.
     """
 
@@ -39,6 +39,12 @@ class Matrices:
     def stack(self) -> Array:
         """Returns f32[E, K, N]."""
         return self.products[0].stack()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """E, K and N."""
+        count, size, width = self.products[0].layout.stack(_placeholder(self.products[0])).shape
+        return count, size, width
 
     @property
     def size(self) -> int:
@@ -57,17 +63,21 @@ class Matrices:
             )
         return total
 
-    def overwrite(self, module: Module, stack: Array, folder: Path | None) -> tuple[str, ...]:
-        """Gives the constant new content; returns the checkpoint tensors that hold it."""
-        product = self.products[0]
-        array = product.layout.unstack(stack)
-        made = product.weight.producer
-        if made is not None and made.op is weight:
-            return overwrite(module.weights, made.attrs["name"], array, folder)
-        old = product.weight
-        literal = Builder(module.graph, made).constant(array, old.dtype, name=old.name)
-        old.replace_all_uses_with(literal)
-        return ()
+    def overwrite(
+        self, store: WeightStore, stack: Array, folder: Path | None = None
+    ) -> tuple[str, ...]:
+        """Gives the constant new content f[E, K, N] in the store of its module, or of a copy.
+
+        Returns:
+            The checkpoint tensors that hold it.
+        """
+        return overwrite(store, self.name, self.products[0].layout.unstack(stack), folder)
+
+
+def _placeholder(product: ConstantProduct) -> Array:
+    """Returns an array of the constant's shape that takes no memory."""
+    shape = tuple(size for size in product.weight.shape or () if isinstance(size, int))
+    return np.broadcast_to(np.zeros((), np.int8), shape)
 
 
 def matrices_of(module: Module, keep: Sequence[str] = ()) -> tuple[list[Matrices], list[Skip]]:
@@ -77,20 +87,21 @@ def matrices_of(module: Module, keep: Sequence[str] = ()) -> tuple[list[Matrices
         module: The module.
         keep: Names, or globs, of weights to leave alone.
     """
-    by_constant: dict[object, list[ConstantProduct]] = {}
+    by_constant: dict[str, list[ConstantProduct]] = {}
     skipped: list[Skip] = []
     for each in constant_products(module.graph):
         if isinstance(each, Skip):
             skipped.append(each)
             continue
         made = each.weight.producer
-        is_named = made is not None and made.op is weight
-        key = module.weights.resolve(each.name) if is_named else each.weight
-        by_constant.setdefault(key, []).append(each)
+        if made is None or made.op is not weight:
+            skipped.append(Skip(each.name, "a constant of a few numbers"))
+            continue
+        by_constant.setdefault(module.weights.resolve(each.name), []).append(each)
     readers = _readers(module)
     found: list[Matrices] = []
-    for products in by_constant.values():
-        item = Matrices(products[0].name, tuple(products))
+    for name, products in by_constant.items():
+        item = Matrices(name, tuple(products))
         if any(fnmatch.fnmatchcase(item.name, pattern) for pattern in keep):
             skipped.append(Skip(item.name, "kept by option"))
             continue
@@ -124,12 +135,9 @@ def _other_use(
     for value in dict.fromkeys(each.weight for each in item.products):
         for user, _ in value.uses:
             if user not in own:
-                what = f"`{user.op.name}`" if isinstance(user, Node) else "the graph's outputs"
-                return f"{what} read it too"
-    made = item.products[0].weight.producer
-    if made is None or made.op is not weight:
-        return None
-    name = module.weights.resolve(made.attrs["name"])
+                what = f"`{user.op.name}`" if isinstance(user, Node) else "an output of the graph"
+                return f"{what} reads it too"
+    name = item.name
     for source in source_names(name, module.weights[name]):
         for other, value in readers.get(source, ()):
             if other == name and value in {each.weight for each in item.products}:
