@@ -6,7 +6,7 @@ if __name__ != "regraft.passes":
         "hint: import it as `regraft.passes`; `src/regraft/passes` is a link to this folder"
     )
 
-from regraft.passes import cleanup, depth, fusion, precision, pruning, quantization, sparsity
+from regraft.passes import cleanup, equivalence, depth, fusion, precision, pruning, quantization, sparsity
 from regraft.passes.legalize import Legalize
 from regraft.passes.protocol import Pass
 from regraft.passes.recovery.recover import Recover
@@ -16,6 +16,7 @@ PASSES: tuple[type[Pass], ...] = (
     *fusion.PASSES,
     *precision.PASSES,
     *pruning.PASSES,
+    *equivalence.PASSES,
     *quantization.PASSES,
     *depth.PASSES,
     *sparsity.PASSES,
