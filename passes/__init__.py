@@ -6,7 +6,17 @@ if __name__ != "regraft.passes":
         "hint: import it as `regraft.passes`; `src/regraft/passes` is a link to this folder"
     )
 
-from regraft.passes import cleanup, equivalence, depth, fusion, precision, pruning, quantization, sparsity
+from regraft.passes import (
+    attention,
+    cleanup,
+    depth,
+    equivalence,
+    fusion,
+    precision,
+    pruning,
+    quantization,
+    sparsity,
+)
 from regraft.passes.legalize import Legalize
 from regraft.passes.protocol import Pass
 from regraft.passes.recovery.recover import Recover
@@ -19,6 +29,7 @@ PASSES: tuple[type[Pass], ...] = (
     *equivalence.PASSES,
     *quantization.PASSES,
     *depth.PASSES,
+    *attention.PASSES,
     *sparsity.PASSES,
     Recover,
     Legalize,

@@ -127,7 +127,7 @@ def modified(
         return scores - passed, visible
     if attrs["modifier"] == "threshold" and gates is not None:
         visible = visible & (scores > 0)
-        after = np.flip(np.cumsum(np.flip(visible, 3), axis=3), 3) - visible
+        after: Array = np.flip(np.cumsum(np.flip(visible, 3), axis=3), 3) - visible
         return scores + gates[..., None] * after.astype(scores.dtype), visible
     return scores, visible
 

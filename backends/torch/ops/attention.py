@@ -66,7 +66,7 @@ def _emit_weighed(e: EmitContext, operands: list[str]) -> str:
     visible = _visible(e)
     placed = {name: e.node.operand(name) for name in ("sinks", "alpha", "gates")}
     parameters = NORMALIZERS[attrs["normalizer"]].read(attrs["normalizer_parameters"]).values()
-    modifier, (budget, *_) = attrs["modifier"], (*attrs["modifier_parameters"], 0.0)
+    modifier, budget = attrs["modifier"], sum(attrs["modifier_parameters"])
     softcap, wide = attrs["softcap"], attrs["softmax_dtype"]
     settings = {
         "modifier": None if modifier == "none" else f'"{modifier}"',

@@ -1,0 +1,192 @@
+"""`replace-softmax`: which variants change nothing, what each computes, what is not rewritable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import regraft
+from benchmarks.fixtures import store
+from regraft.backends.onnx import to_proto
+from regraft.ir.errors import UsageError
+from regraft.ir.evaluate import evaluate
+from regraft.ir.module import Module
+from regraft.ir.ops.attention import attention
+from regraft.ir.text import parse_module
+from regraft.ir.verify import verify
+from regraft.ir.weights import Role
+from regraft.passes.attention import ReplaceSoftmax
+from regraft.passes.attention.variants import VARIANTS
+from regraft.passes.protocol import Exact, Lossy
+from tests.conformance.cases import run_ort
+
+Array = np.ndarray[Any, Any]
+
+IDENTITIES = (
+    "variant=clipped",
+    "variant=gated",
+    "variant=gated,share=0.25",
+    "variant=entmax,alpha=1",
+    "variant=sinks,sink=-10000",
+    "variant=softcap,cap=0",
+    "variant=scalable",
+    "variant=temperature",
+    "variant=principled,beta=10",
+    "variant=two-pass",
+)
+
+BLOCK = """module "block"
+symbol B
+weight @"q.weight" : f32[12, 12] role=param = random(0)
+weight @"q.bias" : f32[12] role=param = random(1)
+weight @"kv.weight" : f32[12, 12] role=param = random(2)
+graph(%x : f32[B, 5, 12], %mask : f32[B, 1, 1, 5]) {
+  %wq = weight @"q.weight"
+  %bq = weight @"q.bias"
+  %wk = weight @"kv.weight"
+  %q0 = matmul(%x, %wq)
+  %q1 = add(%q0, %bq)
+  %k0 = matmul(%x, %wk)
+  %q2 = reshape(%q1) {shape = [B, 5, 3, 4]}
+  %k2 = reshape(%k0) {shape = [B, 5, 3, 4]}
+  %q = transpose(%q2) {perm = [0, 2, 1, 3]}
+  %k = transpose(%k2) {perm = [0, 2, 1, 3]}
+  %kt = transpose(%k) {perm = [0, 1, 3, 2]}
+  %s0 = matmul(%q, %kt)
+  %half = literal f32[] 0.5
+  %s1 = mul(%s0, %half)
+  %s2 = add(%s1, %mask)
+  %p = softmax(%s2) {axis = -1}
+  %y = matmul(%p, %k)
+  return %y
+}
+"""
+
+
+def _inputs(module: Module, batch: int = 2) -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    mask = np.zeros((batch, 1, 1, 5), np.float32)
+    mask[0, ..., 3:] = np.finfo(np.float32).min
+    return {"x": rng.standard_normal((batch, 5, 12)).astype(np.float32), "mask": mask}
+
+
+def _replaced(options: str, text: str = BLOCK) -> Module:
+    module = parse_module(text)
+    (record,) = regraft.apply(module, f"replace-softmax{{{options}}}", check="off")
+    assert record.stats["replaced"] == 1
+    verify(module)
+    return module
+
+
+def _both(module: Module) -> Array:
+    """Returns the output after asserting that the evaluator and ONNX Runtime agree."""
+    feeds = _inputs(module)
+    (own,) = evaluate(module, feeds).values()
+    (emitted,) = run_ort(to_proto(module), list(feeds.values()))
+    # sums of 12 products, then of 5
+    np.testing.assert_allclose(emitted, own, rtol=0, atol=256 * np.finfo(np.float32).eps)
+    return own
+
+
+@pytest.mark.parametrize("options", IDENTITIES)
+def test_identity_parameters_change_nothing(options: str) -> None:
+    plain = _both(parse_module(BLOCK))
+    made = _both(_replaced(options))
+    assert np.abs(plain).max() > 0.1
+    np.testing.assert_allclose(made, plain, rtol=0, atol=64 * np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_runs_everywhere_and_keeps_masks(variant: str) -> None:
+    if variant == "selective":
+        pytest.skip("needs a causal mask")
+    module = _replaced(f"variant={variant}")
+    made = _both(module)
+    assert np.isfinite(made).all()
+    feeds = _inputs(module)
+    feeds["x"][0, 3:] = 7.0  # hidden by the mask
+    (moved,) = evaluate(module, feeds).values()
+    np.testing.assert_allclose(moved[0, :, :3], made[0, :, :3], rtol=0, atol=1e-6)
+
+
+def test_contracts_follow_the_options() -> None:
+    assert isinstance(ReplaceSoftmax.contract, Lossy)
+    assert isinstance(ReplaceSoftmax("clipped").contract, Exact)
+    assert isinstance(ReplaceSoftmax("clipped", gamma=-0.1).contract, Lossy)
+    assert isinstance(ReplaceSoftmax("entmax").contract, Lossy)
+    assert isinstance(ReplaceSoftmax("two-pass").contract, Exact)
+
+
+def test_a_folded_temperature_is_the_explicit_one() -> None:
+    explicit = _both(_replaced("variant=temperature,tau=0.7"))
+    folded = _replaced("variant=temperature,tau=0.7,fold=true")
+    regraft.apply(folded, "canonicalize", check="off")
+    (node,) = [n for n in folded.graph if n.op is attention]
+    assert node.attrs["scale"] == 0.5
+    bound = 1e-6 * np.abs(explicit).max()
+    np.testing.assert_allclose(_both(folded), explicit, rtol=0, atol=bound)
+    assert np.abs(explicit - _both(parse_module(BLOCK))).max() > 1e-2
+
+
+def test_what_is_learned_are_parameters_of_the_layer() -> None:
+    for variant, names in {
+        "gated": {"attention.0.gate", "attention.0.gate_bias"},
+        "entmax,learned=true": {"attention.0.alpha"},
+        "sinks": {"attention.0.sinks"},
+        "scalable": {"attention.0.slope"},
+        "qk-norm": {"attention.0.q_norm", "attention.0.k_norm"},
+        "threshold": {"attention.0.forget"},
+    }.items():
+        weights = _replaced(f"variant={variant}").weights
+        added = {name for name in weights if name.startswith("attention.")}
+        assert added == names
+        assert all(weights.role(name) is Role.PARAM for name in added)
+
+
+def test_parameters_of_the_context_control_are_few() -> None:
+    # at the head size of a model, beside projections of 4 x width^2
+    module = _replaced("variant=principled")
+    added = sum(
+        int(np.prod(module.weights[name].numpy().shape))
+        for name in module.weights
+        if name.startswith("attention.")
+    )
+    heads, size = 12, 64
+    assert 2 * (size * 4 + 4) + heads < 0.005 * 4 * (heads * size) ** 2
+    assert added == 2 * (4 * 4 + 4) + 3
+
+
+def test_layers_are_chosen_by_number_and_unknown_ones_refused() -> None:
+    module = regraft.load(store.load("bert.ts17"))
+    total = len([n for n in module.graph if n.op is attention])
+    assert total == 0
+    regraft.apply(module, "replace-softmax{variant=stablemax,layers=[1]}", check="off")
+    kinds = [n.attrs["normalizer"] for n in module.graph if n.op is attention]
+    assert kinds == ["softmax", "stablemax", *["softmax"] * (len(kinds) - 2)]
+    with pytest.raises(UsageError, match="no layer 99"):
+        regraft.apply(module, "replace-softmax{variant=stablemax,layers=[99]}", check="off")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("variant=stabelmax", "did you mean `stablemax`"),
+        ("variant=stablemax,gamma=0.1", "has none"),
+        ("variant=temperature,tau=0", "more than 0"),
+        ("variant=entmax,alpha=0.5", "1 or more"),
+        ("variant=clipped,fold=true", "only `temperature` folds"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        regraft.apply(parse_module(BLOCK), f"replace-softmax{{{options}}}", check="off")
+
+
+def test_what_is_not_rewritable_says_why() -> None:
+    module = parse_module(BLOCK)
+    (record,) = regraft.apply(module, "replace-softmax{variant=selective}", check="off")
+    assert [skip.reason for skip in record.skipped if "attention" in skip.reason] == [
+        "attention: it is not causal: later queries would decide what earlier ones see"
+    ]
