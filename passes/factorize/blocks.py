@@ -89,8 +89,8 @@ class BlockSpectrum:
     def num_weights(self, rank: int) -> int:
         """Returns `r (m K + b N)`, the numbers that factors of a rank take."""
         b, m, p, _ = self.u.shape
-        q: int = self.v.shape[3]
-        return rank * (m * b * p + b * m * q)
+        q = self.v.shape[3]
+        return int(rank * (m * b * p + b * m * q))
 
     def lost(self, rank: int) -> float:
         """Returns the root of the sum of squares that a rank leaves out: the bound of its error."""

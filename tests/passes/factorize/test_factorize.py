@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_a_train_of_full_bond_is_exact_and_others_are_within_their_bound(count: 
     inputs, outputs = factors_of(24, count), factors_of(36, count)
     assert inputs is not None
     assert outputs is not None
-    assert (np.prod(inputs), np.prod(outputs)) == (24, 36)
+    assert (prod(inputs), prod(outputs)) == (24, 36)
     top = full_bond(inputs, outputs)
     whole = train_of(matrix, inputs, outputs, top)
     assert np.abs(whole.merged() - matrix).max() <= 1e-6
