@@ -169,9 +169,21 @@ def _emit_rotary(e: EmitContext) -> str:
 
 
 def _emit_linear_attention(e: EmitContext) -> Emitted:
-    arguments = ", ".join(e.inputs + ["None"] * (6 - len(e.inputs)))
-    scale, groups = float_text(e.attr("scale")), e.attr("kv_groups")
-    return f"{e.helper(recurrence.linear_attention)}({arguments}, {scale}, {groups})"
+    arguments = e.inputs + ["None"] * (6 - len(e.inputs))
+    kinds = {
+        name: None if e.attr(name) == "none" else f'"{e.attr(name)}"'
+        for name in ("feature_map", "normalizer")
+    }
+    return call_text(
+        e.helper(recurrence.linear_attention),
+        *(text or "None" for text in arguments),
+        float_text(e.attr("scale")),
+        str(e.attr("kv_groups")),
+        **kinds,
+        causal=None if e.attr("causal") else "False",
+        epsilon=float_text(e.attr("epsilon")) if e.attr("epsilon") else None,
+        chunk_size=str(e.attr("chunk_size")) if e.attr("chunk_size") else None,
+    )
 
 
 EMITS = (

@@ -40,6 +40,7 @@ def _recurrent(gates: int, usual: tuple[str, ...], other: tuple[str, ...]) -> Sa
 
 _HEADS = (floats(2, 4, 3, 8), floats(2, 2, 5, 8), floats(2, 2, 5, 6))
 _GROUPED = {"scale": 0.3, "kv_groups": 2}
+_LINEAR = (floats(2, 4, 5, 8), floats(2, 2, 5, 8), floats(2, 2, 5, 6))
 _EMPTY_ROW = fixed(np.array([[True, True, False, True, True], [False] * 5, [True] * 5]))
 _HIDDEN_ROW = fixed(np.where([[True] * 5, [False] * 5, [True, False] * 2 + [True]], 0.5, -np.inf))
 _POOL = {"kernel": (3, 2), "strides": (2, 1), "dilations": (1, 1)}
@@ -281,6 +282,40 @@ SAMPLES: Mapping[str, Samples] = {
         *_each(
             (*_HEADS, None, None, floats(4)),
             {**_GROUPED, "normalizer": "clipped", "normalizer_parameters": (-0.1,)},
+        ),
+    ),
+    "linear_attention": (
+        *_each(
+            _LINEAR,
+            *(
+                {**_GROUPED, "rule": "linear", "feature_map": feature, "normalizer": "sum"}
+                for feature in ("elu", "exp", "softmax", "hedgehog", "taylor")
+            ),
+            {**_GROUPED, "rule": "linear", "chunk_size": 2},
+            {**_GROUPED, "rule": "linear", "causal": False},
+            {**_GROUPED, "rule": "linear", "causal": False, "normalizer": "mean"},
+            {
+                **_GROUPED,
+                "rule": "linear",
+                "causal": False,
+                "feature_map": "elu",
+                "normalizer": "sum",
+                "epsilon": 0.5,
+            },
+        ),
+        *(
+            Sample(
+                (*_LINEAR, floats(2, 2, 8, 6), floats(*decay), *rates),
+                {**_GROUPED, "rule": "gated_delta" if rates else "gated", "chunk_size": size},
+            )
+            for decay in ((2, 2, 5, 8), (2, 2, 5, 1), (1, 2, 1, 1))
+            for rates in ((), (floats(2, 2, 5, 1),))
+            for size in (0, 1, 2)
+        ),
+        *_each(
+            (*_LINEAR, None, None, floats(2, 1, 5, 1)),
+            {**_GROUPED, "rule": "delta"},
+            {**_GROUPED, "rule": "delta", "chunk_size": 3},
         ),
     ),
     "moe": (
