@@ -32,8 +32,10 @@ from regraft.passes.pruning.limits import RoundTo, limits_of, multiples_of
 from regraft.passes.pruning.plan import Choice, Plan, choice_of, make_plan
 from regraft.passes.pruning.plan_files import read_plan
 from regraft.passes.pruning.redundancy import Redundant, find_redundant, kept_of, merge_twins
+from regraft.passes.pruning.repair import Outcome, Repair, method_of, repair
 from regraft.passes.pruning.search import Search
 from regraft.passes.pruning.slicing import slice_module
+from regraft.passes.reconstruction.counterpart import Counterpart
 
 Array = np.ndarray[Any, Any]
 
@@ -112,6 +114,11 @@ class Prune:
             target can be met so, and less where it cannot.
         curves: A file that keeps what `allocation=measured` measured: an interrupted run goes on
             from there, and other targets measure nothing again.
+        repair: What makes up for it without training: `reconstruct` solves every layer that reads
+            pruned axes for its weight and bias by least squares, one after the other, and measures
+            batch normalizations again; `bias` moves biases only (both make biases where there are
+            none). They look at the samples, else at generated inputs. `auto` is `reconstruct` where
+            samples are given, else `none`. What makes outputs worse is undone.
     """
 
     name: ClassVar[str] = "prune"
@@ -128,6 +135,7 @@ class Prune:
     min_keep: float | None = None
     plan: str | None = None
     curves: str | None = None
+    repair: Repair = "auto"
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Couples, scores, allocates, slices.
@@ -155,10 +163,15 @@ class Prune:
         picked = self._pick(coupling, cost, goal, ctx)
         merge_twins(coupling, picked.merged)
         plan = make_plan(coupling, picked.choice)
+        method = method_of(self.repair, ctx) if goal is not None and plan.groups else None
+        before = None if method is None else Counterpart.before(coupling, picked.choice)
         full = np.array([group.size for group in coupling.groups])
         dense, pruned = cost.total(full), cost.total(_sizes_after(coupling, picked.choice))
         num_weights = slice_module(coupling, picked.choice)
         drop_dead_code(module)
+        repaired = Outcome(changed=False)
+        if method is not None and before is not None:
+            repaired = repair(module, before, ctx, method)
         achieved = pruned / dense if dense else 1.0
         stats: dict[str, int | float] = {
             "groups": len(coupling.groups),
@@ -172,6 +185,7 @@ class Prune:
             ),
             "achieved": round(achieved, 6),
             **picked.stats,
+            **repaired.stats,
         }
         decisions: dict[str, Any] = {"plan": plan.to_json()}
         if picked.merged:

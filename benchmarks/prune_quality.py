@@ -1,0 +1,32 @@
+"""Measures how good pruned models are and exits 1 when a bar is missed.
+
+`python -m benchmarks.prune_quality [--only NAME] [--list]` prints a table and writes
+`benchmarks/results/prune_quality-<cpu>.json`. Each family of methods is a file of its own,
+`benchmarks/prune_quality_<family>.py`, whose measurements are merged here. The small models
+(`make small-models`) and the real ones (`make models prune-models recovery-models`) have to be
+there.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+from benchmarks.measure import Measurement
+from benchmarks.suite import run
+
+FAMILIES: tuple[str, ...] = tuple(
+    sorted(path.stem for path in Path(__file__).parent.glob("prune_quality_*.py"))
+)
+
+
+def measurements() -> tuple[Measurement, ...]:
+    """Returns the measurements of every family, in order of their names."""
+    return tuple(
+        measurement
+        for family in FAMILIES
+        for measurement in importlib.import_module(f"benchmarks.{family}").MEASUREMENTS
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run("prune_quality", __doc__, measurements()))
