@@ -1,10 +1,15 @@
 """How near a budget is met, and how long planning and rewriting takes."""
 
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
+import onnx
+
 from benchmarks.measure import Measurement, Row, Settings, at_most, held, shown
 from benchmarks.prune_models import encoder, residual_network, vision_transformer
+from regraft.backends.onnx import to_proto
 from regraft.ir.errors import TargetError
 from regraft.ir.module import Module
 from regraft.passes.protocol import Context
@@ -20,6 +25,12 @@ LIMIT_S = 5.0
 SHALLOW, DEEP = 12, 96
 MAX_GROWTH = 1.5
 """Time per layer of the deep stack over that of the shallow one: linear, but for caches."""
+
+OUT_OF_REACH = (
+    "target=flops:0.001", "target=params:0.3,min-keep=0.8", "target=flops:0.98,round-to=128",
+    "target=latency:0.01",
+)  # fmt: skip
+OUT_OF_REACH_CODE = 4
 
 
 def budget(settings: Settings) -> Iterator[Row]:
@@ -61,7 +72,29 @@ def _seconds(module: Module) -> float:
     return time.perf_counter() - start
 
 
+def refusals(settings: Settings) -> Iterator[Row]:
+    """Yields that targets out of reach end the command with exit code 4 and nothing written."""
+    path, out = settings.work / "prune-refused.onnx", settings.work / "prune-refused"
+    onnx.save(to_proto(encoder(2, 128, 100), profile="ort-cpu"), path)
+    for options in OUT_OF_REACH:
+        shutil.rmtree(out, ignore_errors=True)
+        done = subprocess.run(
+            [
+                settings.python, "-m", "regraft", "convert", str(path), "-o", str(out),
+                "--passes", f"prune{{{options}}}",
+            ],
+            capture_output=True, text=True, check=False, timeout=settings.timeout_s,
+        )  # fmt: skip
+        said = next((line for line in done.stderr.splitlines() if "is nearest" in line), "")
+        yield held(
+            f"prune{{{options}}}: exit code {OUT_OF_REACH_CODE}, the nearest is named",
+            done.returncode == OUT_OF_REACH_CODE and bool(said) and not out.exists(),
+            f"exit code {done.returncode}; {said[:120]}",
+        )
+
+
 MEASUREMENTS: tuple[Measurement, ...] = (
     Measurement("prune-budget", "how near FLOPs and parameters come to the target", budget),
+    Measurement("prune-refusals", "what targets out of reach end with", refusals),
     Measurement("prune-planning", "time of plan and rewrite, and how it grows", planning),
 )

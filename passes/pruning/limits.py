@@ -26,6 +26,22 @@ RoundTo = int | Literal["auto"] | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Multiples:
+    """Multiples by kind of axis.
+
+    Args:
+        by_kind: One for every kind.
+        is_advice: Whether small groups take smaller multiples: what runs best is no condition.
+    """
+
+    by_kind: Mapping[str, int]
+    is_advice: bool = False
+
+    def __getitem__(self, kind: str) -> int:
+        return self.by_kind[kind]
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What sizes groups may take, i64[groups] each: between two bounds, in steps."""
 
@@ -58,8 +74,11 @@ def kind_of(coupling: Coupling, group: Group) -> AxisKind:
     return "head-size" if inner else "widths"
 
 
-def multiples_of(round_to: RoundTo, target: str) -> Mapping[str, int]:
+def multiples_of(round_to: RoundTo, target: str) -> Multiples:
     """Returns the multiple for every kind of axis.
+
+    One for all is that of innermost axes: the number of heads is free, as long as the axis that
+    they are merged into is a multiple.
 
     Args:
         round_to: The option.
@@ -71,12 +90,11 @@ def multiples_of(round_to: RoundTo, target: str) -> Mapping[str, int]:
     if isinstance(round_to, str):
         file = resources.files("regraft.passes.pruning") / "multiples.toml"
         table = tomllib.loads(file.read_text(encoding="utf-8"))
-        found: Mapping[str, int] = table.get(target) or table["onnx"]
-        return found
+        return Multiples(table.get(target) or table["onnx"], is_advice=True)
     if isinstance(round_to, int):
         if round_to < 1:
             raise UsageError(f"pass `prune`, option `round-to`: {round_to} is below 1")
-        return dict.fromkeys(KINDS, round_to)
+        return Multiples({**dict.fromkeys(KINDS, round_to), "heads": 1})
     result = dict.fromkeys(KINDS, 1)
     for item in round_to:
         kind, _, number = item.partition(":")
@@ -88,29 +106,28 @@ def multiples_of(round_to: RoundTo, target: str) -> Mapping[str, int]:
                 else "write `8`, `auto`, or `[channels:8,heads:2]`",
             )
         result[kind] = int(number)
-    return result
+    return Multiples(result)
 
 
 def limits_of(
     coupling: Coupling,
-    multiples: Mapping[str, int] | int = 1,
+    multiples: Multiples | None = None,
     kept: frozenset[Group] = frozenset(),
     min_keep: float = 0.0,
 ) -> Limits:
     """Returns the sizes that groups may take.
 
     A group that is the innermost factor of its axes takes multiples of its kind; one of whole
-    blocks (heads) takes steps that make its axes multiples. Groups in `kept` keep all, others at
-    least the fraction `min_keep`, and one unit.
+    blocks (heads) takes steps that make its axes multiples; one that is smaller than its step stays
+    whole. Groups in `kept` keep all, others at least the fraction `min_keep`, and one unit.
 
     Args:
         coupling: The groups.
-        multiples: By kind of axis, or one for all.
+        multiples: By kind of axis; None for none.
         kept: Groups that keep all.
         min_keep: A fraction.
     """
-    if isinstance(multiples, int):
-        multiples = dict.fromkeys(KINDS, multiples)
+    multiples = multiples or Multiples(dict.fromkeys(KINDS, 1))
     low, high, step = [], [], []
     for group in coupling.groups:
         each = _step(coupling, group, multiples)
@@ -122,9 +139,9 @@ def limits_of(
     return Limits(np.array(low), np.array(high), np.array(step))
 
 
-def _step(coupling: Coupling, group: Group, multiples: Mapping[str, int]) -> int:
+def _step(coupling: Coupling, group: Group, multiples: Multiples) -> int:
     kind = kind_of(coupling, group)
-    wanted = multiples[kind]
+    step = multiples[kind]
     if kind == "heads":
         # the axis into which heads are merged is a width
         merged = multiples["widths"]
@@ -133,12 +150,10 @@ def _step(coupling: Coupling, group: Group, multiples: Mapping[str, int]) -> int
                 inner = 1
                 for factor in factors[position + 1 :]:
                     inner *= factor.size if isinstance(factor.size, int) else 1
-                wanted = max(wanted, _common(multiples[kind], merged // gcd(merged, inner)))
-    # where heads cannot make the merged axis a multiple, their own count still can be one
-    for each in (wanted, multiples[kind]):
-        if 2 * each <= group.size:
-            return each
-    return 1
+                step = _common(step, merged // gcd(merged, inner))
+    while multiples.is_advice and step > 1 and 2 * step > group.size:
+        step //= 2
+    return step
 
 
 def _common(a: int, b: int) -> int:

@@ -15,7 +15,7 @@ from regraft.passes.analysis.coupling import Coupling
 from regraft.passes.pipeline import format_pipeline, parse_pipeline
 from regraft.passes.protocol import Context
 from regraft.passes.pruning import PASSES, Prune
-from regraft.passes.pruning.limits import KINDS, kind_of, limits_of, multiples_of
+from regraft.passes.pruning.limits import KINDS, RoundTo, kind_of, limits_of, multiples_of
 from tests.passes.pruning.test_prune import stack
 
 
@@ -78,6 +78,32 @@ def test_a_multiple_leaves_other_kinds_free() -> None:
     coupling = Coupling(residual_network())
     assert set(limits_of(coupling, multiples_of(("widths:16",), "onnx")).step) == {1}
     assert set(limits_of(coupling, multiples_of(("channels:16",), "onnx")).step) == {16}
+
+
+@pytest.mark.parametrize("multiple", [8, 24, 64, 128, 512])
+def test_one_multiple_holds_for_every_innermost_axis(small_encoder: Module, multiple: int) -> None:
+    """Groups smaller than it stay whole; heads go where what they are merged into is a multiple."""
+    module = small_encoder.clone()
+    Prune("flops:0.8", round_to=multiple).run(module, Context())
+    sizes = sizes_of(module)
+    whole = {"widths": {384, 1536}, "head-size": {64}}
+    for kind, full in whole.items():
+        assert all(size % multiple == 0 for size in sizes[kind] - full), (kind, sizes)
+    merged = {module.weights[f"l{i}.q.w"].shape[1] for i in range(3)}
+    assert all(width % multiple == 0 for width in merged - {384})
+    assert sizes["widths"] != whole["widths"]
+
+
+def test_advice_halves_for_small_groups_and_a_demand_does_not() -> None:
+    module = encoder(1, 128, 100)  # two heads of 64
+    options: tuple[RoundTo, ...] = ("auto", ("widths:64", "head-size:8"))
+    for option in options:
+        limits = limits_of(Coupling(module), multiples_of(option, "torch"))
+        assert max(limits.step) == 64
+    small = encoder(1, 64, 100)
+    assert 64 in limits_of(Coupling(small), multiples_of(64, "torch")).step
+    advised = limits_of(Coupling(small), multiples_of("auto", "torch"))
+    assert (2 * advised.step <= np.maximum(advised.high, 2)).all()
 
 
 @pytest.mark.parametrize("option", [0, -8, ("widths",), ("width:8",), ("widths:0",), ("heads:x",)])

@@ -166,7 +166,7 @@ def test_planted_dead_units_are_found_and_their_removal_changes_nothing() -> Non
     wide = [group for group in coupling.groups if group.size == 400]
     model = cost_model(coupling, "params", {})
     sizes = np.array([250 if group in wide else group.size for group in coupling.groups])
-    fraction = model.total(sizes) / model.total(limits_of(coupling, 1).high)
+    fraction = model.total(sizes) / model.total(limits_of(coupling).high)
     result = Prune(f"params:{fraction}", allocation="global").run(module, Context())
     found = total = 0
     for group in result.decisions["plan"]["groups"]:
