@@ -135,8 +135,6 @@ def _check_weights(node: Node) -> None:
                 f"{name} `{attrs[name]}` has {len(given)} parameters",
                 hint=f"it takes {', '.join(wanted) or 'none'}",
             )
-    if node.operand("sinks") is not None and not normalizer.takes_sinks:
-        raise node.error(f"normalizer `{normalizer.name}` takes no `sinks`")
     if node.operand("alpha") is not None and normalizer.name != "entmax":
         raise node.error(f"normalizer `{normalizer.name}` takes no `alpha`")
     if (node.operand("gates") is None) != (attrs["modifier"] != "threshold"):

@@ -23,6 +23,9 @@ entmax      [(alpha - 1) score - tau]_+ ^ (1 / (alpha - 1)), tau such that the s
 top_k       softmax over the k largest scores, all of a tie
 ```
 
+Sinks are one more visible score per head, which n does not count and whose weight is cut off; the
+k largest scores are found without it.
+
 A float mask hides as well where it is at most `HIDDEN`, since exporters write the lowest number of
 a type for -inf: a normalizer that is no softmax would give such a key weight.
 
@@ -54,13 +57,11 @@ class Normalizer:
     Args:
         name: As the attribute `normalizer` has it.
         parameters: Defaults by name, in the order of the attribute `normalizer_parameters`.
-        takes_sinks: Whether sinks can join its sum.
         sums_to_one: Whether the weights of a row with keys do (sinks aside).
     """
 
     name: str
     parameters: Mapping[str, float] = field(default_factory=dict)
-    takes_sinks: bool = False
     sums_to_one: bool = True
 
     def read(self, given: tuple[float, ...]) -> dict[str, float]:
@@ -72,15 +73,18 @@ class Normalizer:
 NORMALIZERS: Mapping[str, Normalizer] = {
     each.name: each
     for each in (
-        Normalizer("softmax", takes_sinks=True),
+        Normalizer("softmax"),
         Normalizer("two_pass"),
-        Normalizer("clipped", {"gamma": 0.0, "zeta": 1.0, "alpha": 0.0}, True, sums_to_one=False),
+        Normalizer("clipped", {"gamma": 0.0, "zeta": 1.0, "alpha": 0.0}, sums_to_one=False),
         Normalizer("stablemax"),
         Normalizer("softplus", {"power": 0.0, "offset": 1.0}),
         Normalizer("entmax", {"alpha": 1.5}),
-        Normalizer("top_k", {"k": 1.0}, takes_sinks=True),
+        Normalizer("top_k", {"k": 1.0}),
     )
 }
+
+OF_SOFTMAX = frozenset({"softmax", "two_pass", "clipped", "top_k"})
+"""Normalizers that change the weights of a softmax, which has a place for sinks itself."""
 
 MODIFIERS: Mapping[str, Mapping[str, float]] = {
     "none": {},
@@ -145,13 +149,20 @@ def weights_of(
         attrs: Attributes of `attention`.
         scores: [B, H, S, T], finite.
         visible: bool [B, H, S, T].
-        sinks: [H], for normalizers that take them.
+        sinks: [H], a further score per head that takes weight but has no value.
         alpha: [H], in place of entmax's parameter.
     """
     normalizer = NORMALIZERS[attrs["normalizer"]]
     parameters = normalizer.read(attrs["normalizer_parameters"])
     keys = np.sum(visible, axis=-1, keepdims=True).astype(scores.dtype)
-    made = _MEANINGS[normalizer.name](scores, visible, keys, parameters, sinks, alpha)
+    shown = visible
+    if sinks is not None and normalizer.name not in OF_SOFTMAX:
+        column = (*scores.shape[:3], 1)
+        own = np.broadcast_to(sinks.reshape(1, -1, 1, 1), column)
+        scores = np.concatenate([scores, own.astype(scores.dtype)], axis=3)
+        shown = np.concatenate([visible, np.ones(column, bool)], axis=3)
+    made = _MEANINGS[normalizer.name](scores, shown, keys, parameters, sinks, alpha)
+    made = made[..., : visible.shape[3]]
     weights: Array = np.where(visible, made, 0).astype(scores.dtype)
     return weights
 

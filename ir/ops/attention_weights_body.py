@@ -47,12 +47,14 @@ class Scored:
         x: Scores [B, H, S, T], finite where keys are visible.
         shown: Visible keys, bool, broadcasts to the scores; its last axis has size T.
         sizes: B, H, S, T.
+        num_sinks: Scores at the end that are no keys.
     """
 
     b: Builder
     x: Value
     shown: Value
     sizes: tuple[DimLike, DimLike, DimLike, DimLike]
+    num_sinks: int = 0
 
     @property
     def dtype(self) -> DType:
@@ -86,7 +88,29 @@ class Scored:
 
     def keys(self) -> Value:
         """Returns the number of visible keys of each row."""
-        return self.total(self.b.op(cast.cast, self.shown, to=self.dtype))
+        count = self.total(self.b.op(cast.cast, self.shown, to=self.dtype))
+        if not self.num_sinks:
+            return count
+        return self.b.op(arithmetic.sub, count, self.number(self.num_sinks))
+
+    def with_sinks(self, sinks: Value) -> Scored:
+        """Returns the scores with one more per head."""
+        B, H, S, T = self.sizes
+        b = self.b
+        column = b.op(repeating.expand, self.per_head(sinks), shape=(B, H, S, 1))
+        lead = (self.shown.shape or ())[:-1]
+        more = b.op(fill.constant_of_shape, shape=(*lead, 1), value=np.ones(1, np.bool_))
+        return Scored(
+            b,
+            b.op(slicing.concat, self.x, column, axis=3),
+            b.op(slicing.concat, self.shown, more, axis=len(lead)),
+            (B, H, S, T + 1),
+            1,
+        )
+
+    def first(self, x: Value, count: DimLike) -> Value:
+        """Returns the first columns of scores or weights."""
+        return self.b.op(slicing.slice_, x, starts=(0,), ends=(count,), axes=(3,), steps=(1,))
 
     def per_head(self, x: Value) -> Value:
         """Returns [H] lined up with the scores."""
@@ -171,7 +195,11 @@ def normalize(
     """Returns the weights of modified scores, 0 where no key is visible."""
     normalizer = NORMALIZERS[attrs["normalizer"]]
     parameters = normalizer.read(attrs["normalizer_parameters"])
-    return s.zeroed(_BUILDS[normalizer.name](s, parameters, sinks, alpha))
+    build = _BUILDS[normalizer.name]
+    if sinks is None or normalizer.name in _WITH_SINKS:
+        return s.zeroed(build(s, parameters, sinks, alpha))
+    made = build(s.with_sinks(sinks), parameters, None, alpha)
+    return s.zeroed(s.first(made, s.sizes[3]))
 
 
 _Build = Callable[[Scored, dict[str, float], "Value | None", "Value | None"], Value]
@@ -186,7 +214,7 @@ def _softmax(s: Scored, p: dict[str, float], sinks: Value | None, alpha: Value |
     B, H, S, T = s.sizes
     column = b.op(repeating.expand, s.per_head(sinks), shape=(B, H, S, 1))
     joined = b.op(softmax.softmax, b.op(slicing.concat, logits, column, axis=3), axis=-1)
-    return b.op(slicing.slice_, joined, starts=(0,), ends=(T,), axes=(3,), steps=(1,))
+    return s.first(joined, T)
 
 
 def _two_pass(s: Scored, p: dict[str, float], sinks: Value | None, alpha: Value | None) -> Value:
@@ -326,11 +354,8 @@ def _root(s: Scored, z: Value, slope: Value) -> Value:
     power = op(functions.reciprocal, slope)
     first, second = (op(arithmetic.sub, power, s.number(i)) for i in (1, 2))
     low = op(arithmetic.mul, s.top(z), zero)
-    high = op(
-        arithmetic.sub,
-        low,
-        op(arithmetic.pow_, op(arithmetic.max_, s.keys(), s.number(1)), op(arithmetic.neg, slope)),
-    )
+    count = op(arithmetic.max_, s.total(op(cast.cast, s.shown, to=s.dtype)), s.number(1))
+    high = op(arithmetic.sub, low, op(arithmetic.pow_, count, op(arithmetic.neg, slope)))
     low = op(arithmetic.sub, low, s.number(1))
     tau = op(arithmetic.mul, op(arithmetic.add, low, high), s.number(0.5))
     for _ in range(_STEPS):
@@ -360,6 +385,10 @@ def _root(s: Scored, z: Value, slope: Value) -> Value:
         middle = op(arithmetic.mul, op(arithmetic.add, low, high), s.number(0.5))
         tau = op(logical.where, fits, next_, middle)
     return tau
+
+
+_WITH_SINKS = frozenset({"softmax", "clipped", "top_k"})
+"""Normalizers that build the softmax of all scores and sinks themselves."""
 
 
 def _lowest(dtype: DType) -> float:

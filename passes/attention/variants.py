@@ -49,11 +49,6 @@ class Variant:
     source: str = ""
 
 
-def _takes_no_sinks(node: Node) -> str:
-    has_sinks = node.operand("sinks") is not None
-    return "it has sinks, which this normalizer does not take" if has_sinks else ""
-
-
 def _needs_causal(node: Node) -> str:
     if node.attrs["causal_offset"] is None or node.attrs["window"][1] != 0:
         return "it is not causal: later queries would decide what earlier ones see"
@@ -174,7 +169,7 @@ def _table(*variants: Variant) -> Mapping[str, Variant]:
 VARIANTS: Mapping[str, Variant] = _table(
     Variant(
         "stablemax", "x + 1 or 1 / (1 - x), over its sum", lambda s, o: s.weigh("stablemax"),
-        misfit=_takes_no_sinks, source="Prieto et al., Grokking at the Edge of Numerical "
+        source="Prieto et al., Grokking at the Edge of Numerical "
         "Stability, 2025",
     ),
     Variant(
@@ -190,22 +185,22 @@ VARIANTS: Mapping[str, Variant] = _table(
     ),
     Variant(
         "softplus", "softplus of the cosine times log d log n, over its sum (LSSA)", _softplus,
-        {"power": 0.0, "offset": 1.0}, misfit=_takes_no_sinks,
+        {"power": 0.0, "offset": 1.0},
         source="Gao et al., Softplus Attention with Re-weighting, 2025",
     ),
     Variant(
         "softplus-sharp", "the same, relu(n A - offset)^power over its sum (LSSAR)", _softplus,
-        {"power": 3.0, "offset": 1.0}, misfit=_takes_no_sinks,
+        {"power": 3.0, "offset": 1.0},
         source="Gao et al., Softplus Attention with Re-weighting, 2025",
     ),
     Variant(
         "entmax", "alpha-entmax: sparse weights; alpha fixed, or learned per head", _entmax,
         {"alpha": 1.5, "learned": 0.0}, lambda o: o["alpha"] == 1 and not o["learned"],
-        _takes_no_sinks, source="Correia et al., Adaptively Sparse Transformers, 2019",
+        source="Correia et al., Adaptively Sparse Transformers, 2019",
     ),
     Variant(
         "sparsemax", "alpha-entmax with alpha 2", lambda s, o: s.weigh("entmax", 2.0),
-        misfit=_takes_no_sinks, source="Martins and Astudillo, From Softmax to Sparsemax, 2016",
+        source="Martins and Astudillo, From Softmax to Sparsemax, 2016",
     ),
     Variant(
         "off-by-one", "exp(x) / (1 + sum)", _off_by_one, misfit=_has_sinks,
@@ -255,7 +250,7 @@ VARIANTS: Mapping[str, Variant] = _table(
     ),
     Variant(
         "two-pass", "the softmax, mantissa and exponent apart", lambda s, o: s.weigh("two_pass"),
-        identity=lambda o: True, misfit=_takes_no_sinks,
+        identity=lambda o: True,
         source="Dukhan and Ablavatski, The Two-Pass Softmax Algorithm, 2020",
     ),
 )  # fmt: skip

@@ -104,8 +104,16 @@ def normalized(
     parameters: tuple[float, ...],
     sinks: Tensor | None = None,
     alpha: Tensor | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """Returns the weights of scores x where `shown`; what it gives elsewhere has no meaning."""
+    if sinks is not None and normalizer in ("stablemax", "softplus", "entmax"):
+        B, H, S, T = x.shape
+        column = sinks.to(x.dtype).reshape(1, H, 1, 1).expand(B, H, S, 1)
+        joined = torch.cat((x, column), -1)
+        more = torch.cat((shown, torch.ones_like(shown[..., :1])), -1)
+        count = shown.sum(-1, keepdim=True)
+        return normalized(joined, more, normalizer, parameters, None, alpha, count)[..., :T]
     if normalizer == "stablemax":
         # 1 / (1 - x) is computed for no positive x: its gradient would be NaN at 1
         return shared(torch.where(shown, x.relu() + 1 / (1 - x.clamp(max=0)), 0))
@@ -114,7 +122,7 @@ def normalized(
         weights = shared(torch.where(shown, torch.nn.functional.softplus(x), 0))
         if power <= 0:
             return weights
-        count = shown.sum(-1, keepdim=True).to(x.dtype)
+        count = (shown.sum(-1, keepdim=True) if count is None else count).to(x.dtype)
         sharp = torch.where(shown, count * weights - torch.where(count <= 3, 0.0, least), 0).relu()
         top = sharp.amax(-1, keepdim=True).detach()
         return shared((sharp / torch.where(top == 0, 1, top)) ** power)

@@ -282,6 +282,9 @@ SAMPLES: Mapping[str, Samples] = {
         *_each(
             (*_HEADS, None, None, floats(4)),
             {**_GROUPED, "normalizer": "clipped", "normalizer_parameters": (-0.1,)},
+            {**_GROUPED, "normalizer": "stablemax", "causal_offset": -1},
+            {**_GROUPED, "normalizer": "softplus", "normalizer_parameters": (2.0,)},
+            {**_GROUPED, "normalizer": "entmax"},
         ),
     ),
     "linear_attention": (

@@ -193,16 +193,28 @@ def test_threshold_measures_distance_in_keys_that_stay() -> None:
     assert hidden
 
 
-@pytest.mark.parametrize("name", ["clipped", "top_k"])
-def test_sinks_join_the_sum(name: str) -> None:
-    operands = [Q, K, V, KEEP, None, SINKS]
-    parameters = (9.0,) if name == "top_k" else ()
-    (out,) = computed(
-        attention, operands, scale=0.6, kv_groups=G, normalizer=name,
-        normalizer_parameters=parameters,
-    )  # fmt: skip
-    (plain,) = computed(attention, operands, scale=0.6, kv_groups=G)
-    np.testing.assert_allclose(out, plain, atol=1e-5)
+@pytest.mark.parametrize("case", NORMALIZED)
+def test_sinks_take_weight_as_one_more_key_of_no_value(case: str) -> None:
+    attrs = {"scale": 0.6, "normalizer": case.split(",")[0], **NORMALIZED[case]}
+    if attrs["normalizer"] == "top_k":
+        attrs["normalizer_parameters"] = (9.0,)
+    q, k, v = Q[:, :1], K[:, :1], V[:, :1]
+    (out,) = computed(attention, [q, k, v, KEEP[:, :1], None, SINKS[:1]], **attrs)
+    assert np.abs(out).max() > 0.1
+    if attrs["normalizer"] in ("clipped", "softplus") and attrs.get("normalizer_parameters"):
+        return  # they count the keys, and a sink is none
+    # one more key whose product with the queries is the sink
+    channel = np.ones((B, 1, S, 1), np.float32)
+    own = np.zeros((B, 1, 1, D + 1), np.float32)
+    own[..., -1] = SINKS[0] / 0.6
+    longer = np.concatenate([k, np.zeros((B, 1, T, 1), np.float32)], 3)
+    more = [
+        np.concatenate([q, channel], 3), np.concatenate([longer, own], 2),
+        np.concatenate([v, np.zeros((B, 1, 1, E), np.float32)], 2),
+        np.concatenate([KEEP[:, :1], np.ones((B, 1, S, 1), bool)], 3),
+    ]  # fmt: skip
+    (expected,) = computed(attention, more, **attrs)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
 
 
 def test_symbols_and_one_position() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_states_chain_at_any_cut_and_have_one_size(decay: str, beta: Array | Non
     whole, last = computed(linear_attention, [Q, K, V, STATE, gates, beta], **attrs)
     for cuts in ((0, 4, T), (0, 1, 2, 9, T), tuple(range(T + 1))):
         state, parts = STATE, []
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             own = [None if x is None else x[:, :, start:end] for x in (Q, K, V, gates, beta)]
             out, state = computed(linear_attention, [*own[:3], state, *own[3:]], **attrs)
             assert state.shape == STATE.shape
