@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from regraft.backends.onnx import ort_table_ops
+from regraft.backends.onnx import ort_recurrence_ops, ort_table_ops
 from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.legalize.attention import AttentionSite
 from regraft.backends.onnx.legalize.costs import CostTable, read_table, shipped_table
@@ -17,6 +17,9 @@ from regraft.backends.onnx.ops import FAMILIES
 
 SITES: tuple[Site, ...] = (AttentionSite(), ResidualNormSite(), GeluSite())
 """Where ONNX Runtime offers more than one form."""
+
+_RULES = (*RULES, *ort_table_ops.RULES, *ort_recurrence_ops.RULES)
+"""Forms that kernels need, where there is no choice."""
 
 MEASURED = ("ort-cpu",)
 """Targets with a cost table."""
@@ -38,7 +41,7 @@ def legalizers(
     found: dict[str, OrtLegalizer | StandardLegalizer] = {PROFILE: StandardLegalizer(families)}
     for target in MEASURED:
         table = (tables or {}).get(target) or shipped_table(target) or CostTable(target, {}, ())
-        found[target] = OrtLegalizer(table, SITES, rules=(*RULES, *ort_table_ops.RULES))
+        found[target] = OrtLegalizer(table, SITES, rules=_RULES)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from regraft.backends.onnx import ort_ops as ops
 from regraft.backends.onnx import ort_quant_ops as quantized
+from regraft.backends.onnx import ort_recurrence_ops as recurrences
 from regraft.backends.onnx import ort_table_ops as tables
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.backends.onnx.ops.attention import emit_native
@@ -100,6 +101,20 @@ def _gather_blocks(e: EmitContext) -> None:
     )  # fmt: skip
 
 
+def _linear_attention(e: EmitContext) -> None:
+    attrs = e.node.attrs
+    e.emit(
+        "LinearAttention", e.inputs, domain=_MICROSOFT,
+        q_num_heads=attrs["heads"], kv_num_heads=attrs["kv_heads"],
+        scale=attrs["scale"], update_rule=attrs["rule"],
+    )  # fmt: skip
+
+
+def _causal_conv(e: EmitContext) -> None:
+    kind = e.node.attrs["activation"]
+    e.emit("CausalConvWithState", e.inputs, domain=_MICROSOFT, activation=kind)
+
+
 EMITS: tuple[Emit, ...] = (
     Emit(ops.native_attention, {_NATIVE_SINCE: emit_native}),
     Emit(ops.flat_attention, {_NATIVE_SINCE: _flat_attention}),
@@ -108,6 +123,8 @@ EMITS: tuple[Emit, ...] = (
     Emit(ops.flat_rotary, {13: _flat_rotary}, _rotary_min_opset),
     Emit(quantized.matmul_integer_to_float, {13: _integer_to_float}),
     Emit(quantized.matmul_nbits, {13: _nbits}),
+    Emit(recurrences.flat_linear_attention, {13: _linear_attention}),
+    Emit(recurrences.channels_causal_conv, {13: _causal_conv}),
     Emit(tables.gather_block_quantized, {13: _gather_blocks}),
     Emit(ops.bias_gelu, {13: _bias_gelu}),
     Emit(ops.skip_layer_norm, {13: lambda e: _skip_norm(e, "SkipLayerNormalization")}),

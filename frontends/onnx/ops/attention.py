@@ -199,7 +199,7 @@ def _contrib_rotary(item: NodeImport) -> Value | Sequence[Value]:
     return merge_heads(b, turned) if is_flat else turned
 
 
-def _linear_attention(item: NodeImport) -> Sequence[Value]:
+def _linear_attention(item: NodeImport) -> Sequence[Value | None]:
     q, k, v, state, decay, beta = (item.input(i) for i in range(6))
     heads, kv_heads = item.attr("q_num_heads"), item.attr("kv_num_heads")
     if q is None or k is None or v is None or not heads or not kv_heads or heads % kv_heads:
@@ -226,9 +226,18 @@ def _linear_attention(item: NodeImport) -> Sequence[Value]:
     return merge_heads(b, out), new_state
 
 
+def _contrib_linear_attention(item: NodeImport) -> Sequence[Value | None]:
+    """Imports com.microsoft LinearAttention; what it has beyond the standard stays opaque."""
+    heads, kv_heads = item.attr("q_num_heads"), item.attr("kv_num_heads")
+    if item.attr("state_window", 0) or not heads or not kv_heads or heads % kv_heads:
+        return item.opaque()
+    return _linear_attention(item)
+
+
 IMPORTS: tuple[Import, ...] = (
     Import("Attention", {23: _attention}),
     Import("RotaryEmbedding", {23: _rotary}),
     Import("RotaryEmbedding", {1: _contrib_rotary}, "com.microsoft"),
     Import("LinearAttention", {27: _linear_attention}),
+    Import("LinearAttention", {1: _contrib_linear_attention}, "com.microsoft"),
 )

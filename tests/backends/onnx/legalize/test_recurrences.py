@@ -1,0 +1,124 @@
+"""ONNX Runtime's kernels of linear attention and causal convolution, prefill and decode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import regraft
+from regraft.backends.onnx import to_proto
+from regraft.ir.dims import Dim
+from regraft.ir.evaluate import evaluate
+from regraft.ir.graph import Graph
+from regraft.ir.module import Module
+from regraft.ir.ops.causal_conv import causal_conv
+from regraft.ir.ops.linear_attention import linear_attention
+from regraft.ir.opspec import OpSpec
+from regraft.ir.types import TensorType, dtype_of
+from tests.conformance.cases import run_ort
+
+Array = np.ndarray[Any, Any]
+
+B, H, G, T, D, E = 2, 4, 2, 11, 8, 6
+RNG = np.random.default_rng(1)
+
+
+def _floats(*shape: int) -> Array:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+Q, K, V = _floats(B, H, T, D), _floats(B, H // G, T, D) / 3, _floats(B, H // G, T, E)
+GATES = {
+    "none": None,
+    "per head": -np.abs(_floats(1, H // G, 1, 1)),
+    "per position": -np.abs(_floats(B, H // G, T, 1)),
+    "per channel": -np.abs(_floats(B, H // G, T, D)),
+}
+BETA = RNG.uniform(0, 1, (B, 1, T, 1)).astype(np.float32)
+
+
+def _module(
+    spec: OpSpec, operands: list[Array | None], lengths: int, **attrs: Any
+) -> tuple[Module, dict[str, Array]]:
+    """Returns the operator as a module; axes of size `lengths` are the symbol T."""
+    module = Module(Graph())
+    graph, values, feeds = module.graph, [], {}
+    for i, array in enumerate(operands):
+        if array is None:
+            values.append(None)
+            continue
+        symbol = Dim.of(graph.scope.symbol("T"))
+        shape = tuple(symbol if size == lengths else size for size in array.shape)
+        values.append(graph.add_input(f"x{i}", TensorType(dtype_of(array), shape)))
+        feeds[f"x{i}"] = array
+    for i, value in enumerate(graph.create(spec, values, attrs).outputs):
+        graph.add_output(f"y{i}", value)
+    return module, feeds
+
+
+def _lowered(module: Module) -> set[str]:
+    regraft.apply(module, "canonicalize,legalize{target=ort-cpu}", check="off")
+    return {node.op_type for node in to_proto(module, profile="ort-cpu").graph.node}
+
+
+@pytest.mark.parametrize("beta", [None, BETA], ids=["add", "delta"])
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("normalizer", ["none", "sum"])
+def test_the_kernel_is_taken_and_equal(gate: str, beta: Array | None, normalizer: str) -> None:
+    gates = GATES[gate]
+    names = ("" if gates is None else "gated", "" if beta is None else "delta")
+    attrs: dict[str, Any] = {
+        "rule": "_".join(filter(None, names)) or "linear", "scale": 0.4, "kv_groups": G,
+        "normalizer": normalizer,
+    }  # fmt: skip
+    if normalizer == "sum":
+        attrs["feature_map"] = "softmax"
+    module, feeds = _module(linear_attention, [Q, K, V, None, gates, beta], T, **attrs)
+    expected = list(evaluate(module, feeds).values())
+    assert "LinearAttention" in _lowered(module)
+    found = run_ort(to_proto(module, profile="ort-cpu"), list(feeds.values()))
+    for own, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, want, rtol=0, atol=1e-5 * max(1, np.abs(want).max()))
+    # the file is read back as what it was
+    loaded = regraft.load(to_proto(module, profile="ort-cpu"))
+    assert linear_attention in {node.op for node in loaded.graph}
+
+
+@pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
+def test_prefill_and_steps_with_states_are_one_function(target: str) -> None:
+    attrs = {"rule": "gated_delta", "scale": 0.4, "kv_groups": G, "normalizer": "sum",
+             "feature_map": "hedgehog"}  # fmt: skip
+    gates = GATES["per position"]
+    states = np.zeros((B, H // G, 2 * D, E + 1), np.float32)
+
+    def session(operands: list[Array | None], lengths: int) -> tuple[Any, dict[str, Array]]:
+        module, feeds = _module(linear_attention, operands, lengths, **attrs)
+        regraft.apply(module, f"canonicalize,legalize{{target={target}}}", check="off")
+        return to_proto(module, profile=target), feeds
+
+    prefill, feeds = session([Q, K, V, states, gates, BETA], T)
+    whole, last = run_ort(prefill, list(feeds.values()))
+    state, rows = states, []
+    for t in range(T):
+        own = [x[:, :, t : t + 1] for x in (Q, K, V, gates, BETA)]
+        step, feeds = session([*own[:3], state, *own[3:]], -1)
+        row, state = run_ort(step, list(feeds.values()))
+        assert state.nbytes == states.nbytes
+        rows.append(row)
+    bound = 1e-5 * max(1, float(np.abs(whole).max()))
+    np.testing.assert_allclose(np.concatenate(rows, 2), whole, rtol=0, atol=bound)
+    np.testing.assert_allclose(state, last, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("past", [False, True])
+@pytest.mark.parametrize("activation", ["none", "silu"])
+def test_a_causal_convolution_takes_its_kernel(activation: str, past: bool) -> None:
+    operands = [_floats(B, 5, T), _floats(5, 1, 4), _floats(5), _floats(B, 5, 3) if past else None]
+    module, feeds = _module(causal_conv, operands, T, activation=activation)
+    expected = list(evaluate(module, feeds).values())
+    assert _lowered(module) == {"CausalConvWithState"}
+    found = run_ort(to_proto(module, profile="ort-cpu"), list(feeds.values()))
+    for own, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, want, rtol=0, atol=1e-5)
