@@ -1,8 +1,23 @@
 """Equivalence folds: scales, shifts, orders and rotations moved between neighbours, exactly."""
 
 from regraft.passes.equivalence.equalize import Equalize
+from regraft.passes.equivalence.permute_outliers import PermuteOutliers
+from regraft.passes.equivalence.reparam_norms import ReparamNorms
+from regraft.passes.equivalence.rotate import Rotate
+from regraft.passes.equivalence.smooth import Smooth
+from regraft.passes.equivalence.split_weights import SplitWeights
 from regraft.passes.protocol import Pass
 
-__all__ = ["PASSES", "Equalize"]
+__all__ = [
+    "PASSES",
+    "Equalize",
+    "PermuteOutliers",
+    "ReparamNorms",
+    "Rotate",
+    "Smooth",
+    "SplitWeights",
+]
 
-PASSES: tuple[type[Pass], ...] = (Equalize,)
+PASSES: tuple[type[Pass], ...] = (
+    Equalize, Smooth, ReparamNorms, Rotate, PermuteOutliers, SplitWeights,
+)  # fmt: skip

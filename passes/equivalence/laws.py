@@ -296,5 +296,14 @@ LAWS: Mapping[OpSpec, Callable[[View], Answer]] = {
 }  # fmt: skip
 """Operators that a positive factor passes through; all others refuse it."""
 
+SIGNED: frozenset[OpSpec] = frozenset(
+    {linalg.matmul, linalg.gemm, conv.conv, conv.conv_transpose, einsum.einsum, arithmetic.mul,
+     arithmetic.add, arithmetic.sub, arithmetic.neg, attention.attention, norm.layer_norm,
+     norm.rms_norm, norm.batch_norm, cast.identity, cast.cast, reshaping.reshape,
+     reshaping.transpose, reshaping.squeeze, reshaping.unsqueeze, repeating.expand, slicing.concat,
+     slicing.slice_, slicing.split, gathering.gather}
+)  # fmt: skip
+"""Operators that negative factors pass through too."""
+
 NEEDS_REWRITE: frozenset[OpSpec] = frozenset({activation.clip})
 """Operators whose attributes hold numbers in the unit of their operand."""

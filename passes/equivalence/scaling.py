@@ -28,7 +28,15 @@ from regraft.passes.analysis.coupling import Coupling
 from regraft.passes.analysis.coupling.builder import name_of
 from regraft.passes.analysis.coupling.spaces import Space
 from regraft.passes.equivalence.factors import Factor, factors_along, placed, places_of, spread
-from regraft.passes.equivalence.laws import NEEDS_REWRITE, Choice, Power, Sides, View, answer
+from regraft.passes.equivalence.laws import (
+    NEEDS_REWRITE,
+    SIGNED,
+    Choice,
+    Power,
+    Sides,
+    View,
+    answer,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -86,14 +94,14 @@ def plan_factor(
         coupling: Of the module.
         value: The value, no constant.
         axis: Its axis.
-        numbers: f64[size], positive.
+        numbers: f64[size], not 0; negative ones pass through linear operators only.
     """
     where = value.name or "a value"
     spaces = coupling.axes(value)
     if not spaces:
         return Refused(where, "its shape is not known")
-    if not np.isfinite(numbers).all() or not (numbers > 0).all():
-        raise ValueError("a factor is positive and finite")
+    if not np.isfinite(numbers).all() or not numbers.all():
+        raise ValueError("a factor is finite and not 0")
     factors = factors_along(spaces[axis], numbers)
     if isinstance(factors, str):
         return Refused(where, factors)
@@ -102,6 +110,10 @@ def plan_factor(
         solved = _Solver(coupling, factor).start(value)
         if isinstance(solved, Refused):
             return solved
+        if (factor.numbers < 0).any():
+            for node in solved.seen:
+                if node.op not in SIGNED:
+                    return Refused(name_of(node), f"{node.op.name} does not commute with a sign")
         plans.append(ScalePlan(factor, solved.powers, solved.edits, tuple(solved.seen)))
     return plans
 

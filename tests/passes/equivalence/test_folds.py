@@ -1,0 +1,189 @@
+"""Folds of whole networks: equal results, the structure they are for, and refusals with reasons."""
+
+import numpy as np
+import pytest
+
+from regraft.backends.onnx.activations import OrtActivations
+from regraft.ir.errors import UsageError
+from regraft.ir.graph import Value
+from regraft.ir.weights import ArrayWeight
+from regraft.passes.equivalence import (
+    Equalize,
+    PermuteOutliers,
+    ReparamNorms,
+    Rotate,
+    Smooth,
+    SplitWeights,
+)
+from regraft.passes.equivalence.rotate import rotation
+from regraft.passes.equivalence.split_weights import clusters
+from regraft.passes.protocol import Context
+from regraft.passes.quantization.encoding import grid_of, round_to
+from regraft.passes.quantization.formats import UINT2
+from tests.passes.equivalence.modules import (
+    CNN,
+    DECODER,
+    ENCODER,
+    POST_NORM,
+    images,
+    module,
+    relative_error,
+    texts,
+)
+
+FOLDS = (
+    Equalize(), Smooth(), Smooth(powers_of_two=False), ReparamNorms(bits=4),
+    ReparamNorms(bits=4, clip="search", common="median"), Rotate(), PermuteOutliers(),
+    SplitWeights(),
+)  # fmt: skip
+NETS = {
+    "cnn": (CNN, images), "encoder": (ENCODER, texts), "post-norm": (POST_NORM, texts),
+    "decoder": (DECODER, texts),
+}  # fmt: skip
+
+
+def context(samples):
+    return Context(samples=samples, activations=OrtActivations())
+
+
+def values_of(net, names, samples):
+    """Returns what some values hold on all samples, by name."""
+    by_name = {v.name: v for node in net.graph for v in node.outputs if v.name}
+    wanted: list[Value] = [by_name[name] for name in names]
+    rows = {name: [] for name in names}
+    for item in OrtActivations().activations(net, wanted, samples):
+        for name, value in zip(names, wanted, strict=True):
+            rows[name].append(item[value].reshape(-1, item[value].shape[-1]))
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+@pytest.mark.parametrize("fold", FOLDS, ids=lambda fold: f"{fold.name}-{hash(fold) % 97}")
+@pytest.mark.parametrize("kind", NETS)
+def test_folds_keep_results(kind, fold):
+    text, inputs = NETS[kind]
+    net, before = module(text), module(text)
+    fold.run(net, context(inputs()))
+    # one rounding of every weight to f32, over a handful of layers
+    assert relative_error(before, net, inputs()) < 1e-5
+
+
+def test_smooth_evens_out_what_readers_see():
+    net = module(ENCODER)
+    result = Smooth(strength=1.0, powers_of_two=False).run(net, context(texts()))
+    assert result.stats["folded"] == 4  # two norms, the attention's output, the rectifier's
+    rows = values_of(net, ["n2.scaled"], texts())["n2.scaled"]
+    top = np.abs(rows).max(0)
+    np.testing.assert_allclose(top, top[0], rtol=1e-4)
+
+
+def test_smooth_refuses_the_residual_of_norms_after_layers():
+    result = Smooth().run(module(POST_NORM), context(texts()))
+    refused = {skip.node: skip.reason for skip in result.skipped}
+    assert "layer_norm normalizes by statistics" in refused["n2"]
+    assert "gelu does not commute" in refused["a"]
+    assert result.stats["folded"] == 1  # values of attention
+
+
+def test_smooth_scales_a_gated_product_through_its_linear_side():
+    net = module(DECODER)
+    Smooth(strength=1.0).run(net, context(texts()))
+    names = [value.name for node in net.graph for value in node.outputs if value.name]
+    assert "a.scaled" in names
+    assert "u.scaled" in names
+    assert "w.scaled" not in names  # swish would not pass it on
+
+
+def test_smooth_rejects_a_strength_out_of_range():
+    with pytest.raises(UsageError, match="not in 0 to 1"):
+        Smooth(strength=1.5).run(module(ENCODER), context(texts()))
+
+
+def test_reparam_norms_gives_all_channels_one_range():
+    net = module(ENCODER)
+    before = values_of(net, ["n1", "n2"], texts())
+    result = ReparamNorms(bits=4, clip="none").run(net, context(texts()))
+    assert result.stats["norms"] == 2
+    after = values_of(net, ["n2.scaled"], texts())["n2.scaled"]
+    spans = np.ptp(before["n2"], 0)
+    assert spans.max() / spans.min() > 1.5
+    np.testing.assert_allclose(np.ptp(after, 0), np.ptp(after, 0)[0], rtol=1e-4)
+    np.testing.assert_allclose(after.min(0), after.min(), rtol=1e-3, atol=1e-5)
+
+
+def test_reparam_norms_leaves_norms_after_layers_alone_and_says_why():
+    net = module(POST_NORM)
+    result = ReparamNorms().run(net, context(texts()))
+    assert not result.changed
+    assert any("normalizes" in skip.reason for skip in result.skipped)
+
+
+def test_rotate_spreads_an_outlier_of_the_stream():
+    def with_outlier():
+        net = module(DECODER)
+        for name in ("table", "o"):
+            array = net.weights[name].numpy().copy()
+            array[:, 3] *= 40
+            net.weights.set(name, ArrayWeight(array))
+        return net
+
+    net, before = with_outlier(), with_outlier()
+    result = Rotate(rows="stream").run(net, Context())
+    assert result.stats["rows"] == 1
+    assert relative_error(before, net, texts()) < 1e-5
+    old, new = (values_of(each, ["s1"], texts())["s1"] for each in (before, net))
+
+    def kurtosis(rows):
+        square = np.square(rows)
+        return float(np.square(square).mean() / square.mean() ** 2)
+
+    assert kurtosis(new) < 0.5 * kurtosis(old)
+
+
+def test_rotate_refuses_a_stream_with_norms_on_it():
+    net = module(POST_NORM)
+    result = Rotate(rows="stream").run(net, Context())
+    assert not result.changed
+    assert [skip for skip in result.skipped if "output of the graph" in skip.reason]
+
+
+def test_rotation_of_centred_channels_keeps_the_mean():
+    matrix = rotation(np.random.default_rng(0), 12, keeps_mean=True)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(12), atol=1e-12)
+    np.testing.assert_allclose(np.ones(12) @ matrix, np.ones(12), atol=1e-12)
+
+
+def test_permute_outliers_sorts_channels_by_range():
+    net = module(ENCODER)
+    PermuteOutliers().run(net, context(texts()))
+    rows = values_of(net, ["a"], texts())["a"]
+    top = np.abs(rows).max(0)
+    assert (np.diff(top) >= 0).all()
+
+
+def test_folds_say_when_samples_were_generated():
+    net = module(ENCODER)
+    Smooth().run(net, Context(probes=texts(), activations=OrtActivations()))
+    assert any("synthetic" in warning for warning in net.warnings)
+
+
+def _per_tensor(piece):
+    flat = piece.reshape(-1, 1)
+    return round_to(flat, grid_of(flat, UINT2, flat.size)).decode().reshape(piece.shape)
+
+
+def test_split_weights_gives_a_fifth_of_the_error_of_two_bits_with_outliers():
+    rng = np.random.default_rng(3)
+    matrix = rng.normal(size=(64, 64)).astype(np.float32)
+    outliers = rng.random(matrix.shape) < 0.01
+    matrix[outliers] = rng.normal(0, 100, int(outliers.sum()))
+    labels = clusters(matrix, 3)
+    parts = [np.where(labels == label, matrix, 0) for label in range(3)]
+    np.testing.assert_array_equal(sum(parts), matrix)
+
+    def error(pieces):
+        total = np.zeros_like(matrix)
+        for piece in pieces:
+            total += _per_tensor(piece)
+        return float(np.square(total - matrix).mean())
+
+    assert error(parts) < 0.2 * error([matrix])
