@@ -73,6 +73,10 @@ class Matrices:
         """
         return overwrite(store, self.name, self.products[0].layout.unstack(stack), folder)
 
+    def overwrite_array(self, store: WeightStore, array: Array) -> tuple[str, ...]:
+        """Gives the constant new content in its own shape."""
+        return overwrite(store, self.name, array)
+
 
 def _placeholder(product: ConstantProduct) -> Array:
     """Returns an array of the constant's shape that takes no memory."""

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import numpy as np
-
-from regraft.ir.errors import UnsupportedError, UsageError
-from regraft.ir.graph import Node, Value
+from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
-from regraft.passes.analysis.layers import Layer, repeated_layers
-from regraft.passes.analysis.position_mask import mask_of
+from regraft.passes.analysis.layers import Layer
 from regraft.passes.cleanup.dead import drop_dead_code
-from regraft.passes.protocol import Context, Contract, Lossy, PassResult
+from regraft.passes.depth.influence import RemovalLoss, influences, knapsack, removal_units
+from regraft.passes.depth.stack import (
+    bypass,
+    check_numbers,
+    check_removable,
+    judged_on,
+    layers_of,
+    removable,
+)
+from regraft.passes.protocol import (
+    ActivationSource,
+    Context,
+    Contract,
+    Lossy,
+    PassResult,
+    Samples,
+)
+from regraft.passes.solver import additivity
 
-_LOOKED = 8
-"""Samples that layers are chosen on."""
+_WHO = "pass `drop-layers`"
+_JOINT = 12
+"""Joint removals on which it is measured whether losses add up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +42,9 @@ class DropLayers:
     order (over all stacks, the encoder's before the decoder's), and replaces the result of each
     named layer by its input. Weights that nothing reads any more are removed. With `count`, the
     layers that turn the stream least are removed: those of the smallest mean of 1 - cos(what
-    enters, what leaves) over the positions of the samples that count.
+    enters, what leaves) over the positions of the samples that count. With `by=outputs`, or a
+    `rate`, the error of the outputs without each layer alone is measured, and a knapsack is solved
+    for the layers whose errors sum up to least; how well errors add up is in the report.
 
     ## When it applies
     To layers whose input and result have the same type, and which hand nothing but the stream to
@@ -58,6 +72,8 @@ class DropLayers:
     Args:
         layers: Numbers of the layers to remove, from 0.
         count: How many to remove, in place of their numbers.
+        rate: Least fraction of the layers' parameters to remove, in place of either.
+        by: What a `count` is chosen by: `influence` on the stream, or loss at the `outputs`.
         mask: Input that is nonzero where positions count, where the module has it.
     """
 
@@ -66,6 +82,8 @@ class DropLayers:
 
     layers: tuple[int, ...] = ()
     count: int = 0
+    rate: float = 0.0
+    by: Literal["influence", "outputs"] = "influence"
     mask: str = "attention_mask"
 
     def run(self, module: Module, ctx: Context) -> PassResult:
@@ -75,38 +93,13 @@ class DropLayers:
             UsageError: For numbers that no layer has.
             UnsupportedError: When a layer hands more than the stream to the rest of the model.
         """
-        found = [layer for group in repeated_layers(module.graph) for layer in group.layers]
-        numbers = set(self.layers)
-        stats: dict[str, int | float] = {}
-        if self.count:
-            if self.layers:
-                raise UsageError("pass `drop-layers`: give `layers` or `count`, not both")
-            recorded = ctx.replay.get(self.name, {}).get("layers")
-            scores = {} if recorded else _influences(module, found, self.mask, ctx)
-            stats = {f"influence-{number}": score for number, score in scores.items()}
-            least = sorted(scores, key=lambda number: (scores[number], number))
-            numbers = set(recorded or least[: self.count])
-            if len(numbers) != self.count:
-                raise UsageError(
-                    f"pass `drop-layers`, option `count`: {self.count} of {len(scores)} layers "
-                    "that can be removed"
-                )
+        found = layers_of(module)
+        numbers, stats = self._chosen(module, found, ctx)
         chosen = sorted(numbers, reverse=True)
-        unknown = [number for number in chosen if not 0 <= number < len(found)]
-        if unknown or not chosen:
-            raise UsageError(
-                f"pass `drop-layers`, option `layers`: no layer {', '.join(map(str, unknown))}"
-                if unknown
-                else "pass `drop-layers`, option `layers`: names no layer",
-                hint=f"the model has {len(found)} repeated layers"
-                + (f", 0 to {len(found) - 1}" if found else ""),
-            )
+        check_numbers(_WHO, chosen, found)
         for number in chosen:
-            _check(found[number], number)
-        # from the last: a layer that stays is then fed what entered those removed before it
-        for number in chosen:
-            layer = found[number]
-            layer.output.replace_all_uses_with(layer.input)
+            check_removable(_WHO, found[number], number)
+        bypass(found, chosen)
         removed = drop_dead_code(module)
         return PassResult(
             True,
@@ -119,78 +112,44 @@ class DropLayers:
             decisions={"layers": sorted(chosen)},
         )
 
+    def _chosen(
+        self, module: Module, found: list[Layer], ctx: Context
+    ) -> tuple[set[int], dict[str, int | float]]:
+        """Returns the numbers of the layers that go, with what they were judged by."""
+        given = [name for name in ("layers", "count", "rate") if getattr(self, name)]
+        if len(given) > 1:
+            raise UsageError(f"{_WHO}: give `{given[0]}` or `{given[1]}`, not both")
+        recorded = ctx.replay.get(self.name, {}).get("layers")
+        if self.layers or not given or recorded:
+            return set(recorded or self.layers), {}
+        if not 0 <= self.rate < 1:
+            raise UsageError(f"{_WHO}, option `rate`: {self.rate:g} is not from 0 to below 1")
+        can_go = removable(found)
+        if self.count > len(can_go):
+            raise UsageError(
+                f"{_WHO}, option `count`: {self.count} of {len(can_go)} layers that can be removed"
+            )
+        source, samples = judged_on(ctx, f"{_WHO}, option `{given[0]}`", "name the `layers`")
+        if self.by == "influence" and self.count:
+            scores = influences(module, can_go, self.mask, source, samples)
+            least = sorted(scores, key=lambda number: (scores[number], number))
+            stats: dict[str, int | float] = {f"influence-{n}": s for n, s in scores.items()}
+            return set(least[: self.count]), stats
+        return self._by_outputs(module, can_go, source, samples)
 
-def _influences(module: Module, found: list[Layer], mask: str, ctx: Context) -> dict[int, float]:
-    """Returns how much each layer that can be removed turns the stream, by its number.
-
-    Source: Men et al., ShortGPT, 2024, eq. 1 (block influence).
-
-    Raises:
-        UsageError: Without samples that have positions which count, or a runtime to run them.
-    """
-    data = ctx.samples or (() if ctx.training is None else islice(ctx.training.batches(), _LOOKED))
-    samples = list(data or ctx.probes)[:_LOOKED]
-    if ctx.activations is None or not samples:
-        raise UsageError(
-            "pass `drop-layers`, option `count`: layers are chosen on samples, and there are none",
-            hint="give `--calibrate DATA`, or name the `layers`",
-        )
-    removable = {
-        number: layer
-        for number, layer in enumerate(found)
-        if layer.input.type == layer.output.type and next(_given(layer), None) is None
-    }
-    values = dict.fromkeys(v for each in removable.values() for v in (each.input, each.output))
-    masks = {n: mask_of(module, layer.output, mask) for n, layer in removable.items()}
-    turns: dict[int, list[np.ndarray]] = {number: [] for number in removable}
-    given = ctx.activations.activations(module, list(values), samples)
-    for sample, states in zip(samples, given, strict=True):
-        for number, layer in removable.items():
-            turned = _turned(states[layer.input], states[layer.output])
-            own = masks[number]
-            counts = slice(None) if own is None else np.asarray(sample[own]) != 0
-            turns[number].append(turned[counts].ravel())
-    if not all(sum(map(len, each)) for each in turns.values()):
-        raise UsageError(
-            f"pass `drop-layers`, option `mask`: no position of the samples counts in `{mask}`"
-        )
-    return {number: float(np.concatenate(each).mean()) for number, each in turns.items()}
-
-
-def _turned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns 1 - cos of the vectors along the last axis, f64[...]."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    turned: np.ndarray = 1 - (a * b).sum(-1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return turned
-
-
-def _check(layer: Layer, number: int) -> None:
-    if layer.input.type != layer.output.type:
-        raise UnsupportedError(
-            f"pass `drop-layers`: layer {number} turns {layer.input.type} into {layer.output.type}",
-            hint="only a layer that keeps the type of the stream can be left out",
-        )
-    given = next(_given(layer), None)
-    if given is not None:
-        raise UnsupportedError(
-            f"pass `drop-layers`: layer {number} gives `{given.name}` to the rest of the model",
-            hint="layers with a cache of their own cannot be removed",
-        )
-
-
-def _given(layer: Layer) -> Iterator[Value]:
-    """Yields what a layer computes from the stream and others read, its result aside."""
-    inside = set(layer.nodes)
-    reached: set[Value] = {layer.input}
-    for node in sorted(inside, key=lambda node: node.order):
-        if reached.isdisjoint(v for v in node.inputs if v is not None):
-            continue
-        reached.update(node.outputs)
-        for value in node.outputs:
-            if value is not layer.output and _is_read_outside(value, inside):
-                yield value
-
-
-def _is_read_outside(value: Value, inside: set[Node]) -> bool:
-    return value.is_output or any(user not in inside for user in value.users)
+    def _by_outputs(
+        self, module: Module, can_go: dict[int, Layer], source: ActivationSource, samples: Samples
+    ) -> tuple[set[int], dict[str, int | float]]:
+        loss = RemovalLoss(module, source, samples)
+        units = removal_units(loss, list(can_go))
+        choice = knapsack(units, can_go, self.rate, self.count)
+        numbers = {int(u.name) for u, k in zip(units, choice.choice, strict=True) if k == 0}
+        joint = additivity(loss, units, count=_JOINT)
+        stats: dict[str, int | float] = {f"loss-{u.name}": float(u.losses[0]) for u in units}
+        stats |= {
+            "sum-of-losses": choice.loss,
+            "joint-loss": loss.loss({str(number): 0.0 for number in numbers}),
+            "additivity-r2": joint.r_squared,
+            "additivity-rank-correlation": joint.rank_correlation,
+        }
+        return numbers, stats

@@ -64,20 +64,11 @@ def write_factors(
         factors: Of the matrix `f[K, N]` that they see.
         blend: Part of the result that comes from the whole matrix, 0 for none.
     """
-    first = products[0]
-    b = Builder(module.graph, first.node, first.node.loc)
-    dtype = first.weight.dtype
-    assert dtype is not None, "a constant has a type"
-
-    def parameter(which: str, array: Array) -> Value:
-        content = np.ascontiguousarray(array.astype(dtype.numpy))
-        return b.weight(f"{name}.{which}", ArrayWeight(content), Role.PARAM)
-
-    values = [parameter(which, array) for which, array in _contents(first, factors)]
+    values = add_factors(module, products[0], name, factors)
     for product in products:
         node = product.node
         b = Builder(module.graph, node, node.loc)
-        result = _product(b, product, factors, values)
+        result = product_by_factors(b, product, factors, values)
         if blend:
             operands = product.x, product.weight
             whole = b.op(
@@ -88,6 +79,21 @@ def write_factors(
         if bias is not None:
             result = b.op(arithmetic.add, result, bias)
         module.graph.replace(node, [result])
+
+
+def add_factors(
+    module: Module, product: ConstantProduct, name: str, factors: Factors
+) -> list[Value]:
+    """Adds factors as parameters before a product, laid out as its operator takes them."""
+    b = Builder(module.graph, product.node, product.node.loc)
+    dtype = product.weight.dtype
+    assert dtype is not None, "a constant has a type"
+
+    def parameter(which: str, array: Array) -> Value:
+        content = np.ascontiguousarray(array.astype(dtype.numpy))
+        return b.weight(f"{name}.{which}", ArrayWeight(content), Role.PARAM)
+
+    return [parameter(which, array) for which, array in _contents(product, factors)]
 
 
 def _no_bias(node: Node) -> tuple[None, ...]:
@@ -128,9 +134,13 @@ def _contents(product: ConstantProduct, factors: Factors) -> list[tuple[str, Arr
     return [("left", left), ("right", right)]
 
 
-def _product(
+def product_by_factors(
     b: Builder, product: ConstantProduct, factors: Factors, values: Sequence[Value]
 ) -> Value:
+    """Returns what a product would give with factors in place of its constant, without a bias.
+
+    A convolution keeps its bias.
+    """
     node, x = product.node, product.x
     if isinstance(factors, Train):
         return _train(b, x, factors, values)

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 import regraft
+from regraft.backends.onnx.activations import OrtActivations
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.ir.text import parse_module
 from regraft.ir.verify import verify
 from regraft.ir.weights import ArrayWeight
+from regraft.passes.depth.drop_layers import DropLayers
+from regraft.passes.protocol import Context
 
 NUM_LAYERS = 4
 
@@ -122,13 +125,8 @@ def test_samples_in_which_nothing_counts_are_refused() -> None:
         regraft.apply(module, "drop-layers{count=1}", check="off", samples=[sample])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("count=1", "layers are chosen on samples"),
-        ("count=1, layers=[0]", "not both"),
-    ],
-)
-def test_count_says_what_it_needs(options: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        regraft.apply(_stack(), f"drop-layers{{{options}}}", check="off")
+def test_count_says_what_it_needs() -> None:
+    with pytest.raises(UsageError, match="layers are chosen on samples"):
+        DropLayers(count=1).run(_stack(), Context(activations=OrtActivations()))
+    with pytest.raises(UsageError, match="not both"):
+        DropLayers(layers=(0,), count=1).run(_stack(), Context())

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import regraft
 from regraft.backends.onnx.activations import OrtActivations
 from regraft.backends.onnx.legalize import legalizers
 from regraft.backends.onnx.runtime import OrtRunner
@@ -18,11 +17,13 @@ from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.ir.text import parse_module
 from regraft.ir.verify import verify
+from regraft.passes import PASSES
 from regraft.passes.calibration.moments import Moments
 from regraft.passes.factorize.blocks import block_spectrum
 from regraft.passes.factorize.factorize import Factorize
 from regraft.passes.factorize.mpo import factors_of, full_bond, num_weights, train_of
 from regraft.passes.legalize import Legalize
+from regraft.passes.pipeline import parse_pipeline
 from regraft.passes.protocol import Context
 
 Array = np.ndarray[Any, Any]
@@ -289,6 +290,7 @@ graph(%x : f32[B, 32]) {
 def test_what_cannot_be_met_is_refused(options: str, error: type[Exception], message: str) -> None:
     module = net()
     before = str(module)
+    (item,) = parse_pipeline(f"factorize{{{options}}}", PASSES)
     with pytest.raises(error, match=message):
-        regraft.apply(module, f"factorize{{{options}}}", check="off", samples=())
+        item.run(module, Context(activations=OrtActivations()))
     assert str(module) == before

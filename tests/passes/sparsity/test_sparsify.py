@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-import regraft
 from regraft.backends.onnx.activations import OrtActivations
 from regraft.ir.errors import UsageError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.ir.text import parse_module
 from regraft.ir.weights import ArrayWeight
+from regraft.passes import PASSES
 from regraft.passes.calibration.moments import Moments, gather_moments, key_of
 from regraft.passes.calibration.products import ConstantProduct, constant_products
 from regraft.passes.calibration.tied import matrices_of
+from regraft.passes.pipeline import parse_pipeline
 from regraft.passes.protocol import Context, Skip
 from regraft.passes.recovery.zeros import sparse_tensors
 from regraft.passes.sparsity.allocate import spectral_rates
@@ -279,6 +280,7 @@ def test_what_the_programme_chose_is_the_best_of_all_by_its_losses() -> None:
 def test_what_does_not_go_together_is_refused(options: str, message: str) -> None:
     module = net()
     before = str(module)
+    (item,) = parse_pipeline(f"sparsify{{{options}}}", PASSES)
     with pytest.raises(UsageError, match=message):
-        regraft.apply(module, f"sparsify{{{options}}}", check="off", samples=())
+        item.run(module, Context(activations=OrtActivations()))
     assert str(module) == before
