@@ -2,7 +2,7 @@
 
 `python -m benchmarks.recovery [--only NAME] [--list]` prints a table and writes
 `benchmarks/results/recovery-<cpu>.json`. It needs the extras `torch` and `hf`, and the packages
-that `make recovery-models` installs. The minutes are those of two quiet cores.
+that `make recovery-models` installs.
 """
 
 import json
@@ -23,7 +23,7 @@ from benchmarks.suite import run
 
 _BEFORE = "before "  # as the worker names weights before training
 
-STEPS = 3200
+STEPS = 2200
 _SHORT = 8
 _STOPPED_AT = 5
 _THREADS = 2
@@ -70,10 +70,10 @@ def _recovered(settings: Settings) -> Iterator[Row]:
         "regained on texts not trained on", regained, 60.0, "%",
         f"{found['steps']} steps on {found['tokens']} tokens, {found['texts']} texts",
     )  # fmt: skip
-    # other programs on the cores do not count: 15 minutes of two quiet ones are 30 of CPU time
+    # other programs on the cores do not count; what one core does in the time, two do sooner
     yield at_most(
-        "CPU time of it", found["cpu_seconds"] / _MINUTE, 15.0 * _THREADS, "min",
-        f"{found['seconds'] / _MINUTE:.1f} min in {found['threads']} threads",
+        "CPU time of it", found["cpu_seconds"] / _MINUTE, 15.0, "min",
+        f"{found['seconds'] / _MINUTE:.1f} min in {found['threads']} threads beside other programs",
     )  # fmt: skip
 
 
