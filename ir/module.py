@@ -78,14 +78,18 @@ class Module:
 
         return print_module(self)
 
-    def clone(self) -> Module:
-        """Returns a copy that shares only the weights' tensors; cost O(nodes)."""
+    def clone(self, values: dict[Value, Value] | None = None) -> Module:
+        """Returns a copy that shares only the weights' tensors; cost O(nodes).
+
+        Args:
+            values: Filled with the map from values of the main graph to those of the copy.
+        """
         scope = Scope()
         scope.weights = self.weights.copy()
         scope.symbols = dict(self.symbols)
         scope.assumptions = dict(self.graph.scope.assumptions)
         with collector_paused():
-            graph = clone_graph(self.graph, scope)
+            graph = clone_graph(self.graph, scope, values)
         return Module(
             graph, self.name, self.states, dict(self.meta), self.level, list(self.warnings)
         )

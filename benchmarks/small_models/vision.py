@@ -1,4 +1,4 @@
-"""Two models of handwritten digits: a residual CNN, and a ViT of `transformers`."""
+"""Models of handwritten digits: two CNNs, and a ViT of `transformers`."""
 
 import json
 from collections.abc import Iterator
@@ -55,6 +55,26 @@ class DigitCnn(nn.Module):  # type: ignore[misc]  # types of PyTorch are not rea
         return {"logits": self.classifier(x.mean((2, 3)))}
 
 
+class DenseCnn(nn.Module):  # type: ignore[misc]  # types of PyTorch are not read here
+    """`pixel_values` f32[B, 1, 28, 28] to `logits` f32[B, 10]; wide enough to gain from 8 bits.
+
+    0.3 M parameters, 22 M MACs, 1 % of them in the stem.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels, strides = (1, 32, 64, 64, 128, 128), (1, 2, 1, 2, 1)
+        for into, out, stride in zip(channels, channels[1:], strides, strict=False):
+            layers.append(nn.Conv2d(into, out, 3, stride, 1, bias=False))
+            layers += [nn.BatchNorm2d(out), nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.classifier = nn.Linear(128, digits.NUM_CLASSES)
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.classifier(self.layers(pixel_values).mean((2, 3)))}
+
+
 def make_vit() -> nn.Module:
     """Returns the untrained model: 49 patches of 4 x 4, 4 layers of 64, 4 heads of 16.
 
@@ -83,9 +103,9 @@ def save_cnn(net: Any, folder: Path) -> None:
     save_file(net.state_dict(), folder / _WEIGHTS)
 
 
-def load_cnn(folder: Path) -> nn.Module:
-    """Returns the CNN with the tensors of a folder."""
-    net = DigitCnn()
+def load_cnn(folder: Path, make: type[nn.Module] = DigitCnn) -> nn.Module:
+    """Returns a CNN with the tensors of a folder."""
+    net = make()
     net.load_state_dict(load_file(folder / _WEIGHTS))
     return net.eval()
 

@@ -89,7 +89,9 @@ class Piece:
     shape: Shape | None
 
 
-def choose(pieces: Sequence[Piece], sizes: Mapping[Value, int]) -> tuple[set[int], dict[int, str]]:
+def choose(
+    pieces: Sequence[Piece], sizes: Mapping[Value, int], price_ns: Mapping[int, float] | None = None
+) -> tuple[set[int], dict[int, str]]:
     """Returns the pieces that run in 8 bits, by index, and why the others do not.
 
     Starts with all, and turns over one piece at a time while the whole gets faster.
@@ -97,13 +99,14 @@ def choose(pieces: Sequence[Piece], sizes: Mapping[Value, int]) -> tuple[set[int
     Args:
         pieces: What there is to choose.
         sizes: Numbers of every value that a piece reads or makes.
+        price_ns: What 8 bits of a piece have to gain beside, 0 for those not given.
     """
-    cut = _Cut(pieces, sizes, set(range(len(pieces))))
+    cut = _Cut(pieces, sizes, set(range(len(pieces))), price_ns or {})
     changed = True
     while changed:
         changed = sum(map(cut.turn, range(len(pieces)))) > 0
     alone = _Cut(pieces, sizes, set()).total()
-    if cut.total() < (1 - _LEAST_GAIN) * alone:
+    if _Cut(pieces, sizes, cut.inside).total() < (1 - _LEAST_GAIN) * alone:
         return cut.inside, dict(_reasons(pieces, cut.inside))
     reason = "8 bits gain less than a tenth of the time of all convolutions"
     return set(), {idx: reason for idx, piece in enumerate(pieces) if piece.shape is not None}
@@ -113,8 +116,10 @@ class _Cut:
     """Pieces in 8 bits, and what they and their borders cost."""
 
     def __init__(
-        self, pieces: Sequence[Piece], sizes: Mapping[Value, int], inside: set[int]
-    ) -> None:
+        self, pieces: Sequence[Piece], sizes: Mapping[Value, int], inside: set[int],
+        price_ns: Mapping[int, float] | None = None,
+    ) -> None:  # fmt: skip
+        self.price_ns = price_ns or {}
         self.pieces = pieces
         self.sizes = sizes
         self.inside = inside
@@ -144,10 +149,12 @@ class _Cut:
 
     def _own(self, idx: int) -> float:
         shape = self.pieces[idx].shape
+        beside = self.price_ns.get(idx, 0.0) if idx in self.inside else 0.0
         if shape is None:
-            return _JOIN_NS * self.sizes[self.pieces[idx].result] * (1 if idx in self.inside else 2)
+            join = _JOIN_NS * self.sizes[self.pieces[idx].result]
+            return beside + join * (1 if idx in self.inside else 2)
         time = float_ns(shape)
-        return time / speedup(shape) if idx in self.inside else time
+        return beside + time / speedup(shape) if idx in self.inside else time
 
     def _crossing(self, value: Value) -> float:
         """What it costs to bring one value from one side to the other."""

@@ -91,6 +91,9 @@ class Quantize:
             samples, 8-bit weights and rounded inputs; or `none`.
         ranges: How the ranges of convolutions are found: `minmax`, `percentile` (0.01 % of the
             numbers on either side are cut off), `mse`, `entropy`.
+        budget: What convolutions in 8 bits may change, as measured on the samples: the share of
+            items whose decision changes (the largest score, a probability beyond one half), and of
+            other outputs four times that, relative. The worst stay in float; 1 keeps none.
         keep: Weights that stay in float, as names or globs.
     """
 
@@ -106,6 +109,7 @@ class Quantize:
     embeddings: Literal["int8", "none"] = "int8"
     convolutions: Literal["int8", "none"] = "int8"
     ranges: Criterion = "percentile"
+    budget: float = 0.005
     keep: tuple[str, ...] = ()
 
     def run(self, module: Module, ctx: Context) -> PassResult:
@@ -120,7 +124,9 @@ class Quantize:
         ctx = self._with_samples(module, ctx)
         convolved = Convolved()
         if self.convolutions == "int8" and fmt.bits == INT8.bits and mode != "none":
-            convolved = quantize_convolutions(module, ctx, fmt, self.ranges, self._kept)
+            convolved = quantize_convolutions(
+                module, ctx, fmt, self.ranges, self._kept, self.budget if self.budget < 1 else None
+            )
         every = list(linears(module.graph))
         sites = [site for site in every if not self._kept(site.name)]
         skipped = [Skip(site.name, "kept by option") for site in every if self._kept(site.name)]
@@ -141,7 +147,7 @@ class Quantize:
             self._strength(mode),
             ctx.work_dir,
         )
-        layers: list[LayerError] = []
+        layers: list[LayerError] = list(convolved.layers)
         stride = -(-len(inputs) // _MAX_RUNS)
         for first in range(0, len(inputs), stride or 1):
             chunk = inputs[first : first + stride]
@@ -163,6 +169,8 @@ class Quantize:
             stats["convolutions"] = convolved.num_int8
             stats["convolutions-in-float"] = convolved.num_float
             stats["share-of-convolutions"] = round(convolved.share, 3)
+            stats["share-of-1x1-convolutions"] = round(convolved.pointwise_share, 3)
+            stats["budget-used"] = round(convolved.damage, 3)
         if layers:
             stats["worst-error"] = round(layers[0].error, 6)
         skipped += convolved.skipped
@@ -198,6 +206,8 @@ class Quantize:
     def _mode(self, fmt: Format) -> str:
         if self.smooth is not None and not 0 <= self.smooth <= 1:
             raise UsageError(f"pass `quantize`, option `smooth`: {self.smooth:g} is not in 0 to 1")
+        if self.budget <= 0:
+            raise UsageError(f"pass `quantize`, option `budget`: {self.budget:g} is not above 0")
         if (self.tail or 0) < 0 or self.group < 0:
             raise UsageError("pass `quantize`: `tail` and `group` are not negative")
         if fmt is UINT8 and not self.group:
