@@ -57,10 +57,13 @@ class CrossEntropy:
     Args:
         smoothing: Probability that is spread over all classes.
         ignored: Label of positions that do not count.
+        stable: Probabilities are those of StableMax instead of softmax: large logits keep a
+            gradient. Source: Prieto et al., Grokking at the Edge of Numerical Stability, 2025.
     """
 
     smoothing: float = 0.0
     ignored: int = -100
+    stable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

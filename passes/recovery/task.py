@@ -35,6 +35,9 @@ class Schedule:
         patience: Looks without a better loss after which training stops, with the best weights;
             None for all steps.
         checkpoint_every: Steps between checkpoints; 0 for one at the end alone.
+        orthogonal: Each weight's gradient loses its part along the weight, and keeps its length:
+            no step only scales logits. Source: Prieto et al., Grokking at the Edge of Numerical
+            Stability, 2025 (⊥Grad).
     """
 
     steps: int
@@ -50,6 +53,7 @@ class Schedule:
     evaluate_every: int = 50
     patience: int | None = None
     checkpoint_every: int = 0
+    orthogonal: bool = False
 
     def __post_init__(self) -> None:
         problems = [

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from regraft.backends.onnx import ort_ops
+from regraft.backends.onnx import ort_ops, ort_recurrence_ops
 from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.ops import FAMILIES as ONNX_EMITTERS
 from regraft.frontends.onnx.importer import Import
@@ -34,6 +34,8 @@ from regraft.passes.rule_pass import pass_of_rules
 
 if TYPE_CHECKING:  # importing it imports torch
     from regraft.backends.torch.emitter import Emit as TorchEmit
+
+_TARGET_OPS = (*ort_ops.OPS, *ort_recurrence_ops.OPS)
 
 API_VERSION = 1
 """What `Plugin.api_version` must be; raised when a plugin would have to change."""
@@ -100,7 +102,7 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
         UsageError: When a plugin was written for another version, or a name is taken.
     """
     passes: list[type[Pass]] = list(PASSES)
-    operators = dict(OPS) | {spec.name: spec for spec in ort_ops.OPS}
+    operators = dict(OPS) | {spec.name: spec for spec in _TARGET_OPS}
     importers, emitters = [*ONNX_IMPORTERS], [*ONNX_EMITTERS]
     overloads: list[TorchImport] = []
     torch_emitters: list[TorchEmit] = []

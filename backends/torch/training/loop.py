@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.training.checkpoint import Facts, read_checkpoint, write_checkpoint
 from regraft.backends.torch.training.frozen import Key
+from regraft.backends.torch.training.orthogonal import turn_gradients
 from regraft.backends.torch.training.processes import Group
 from regraft.backends.torch.training.progress import shown_progress
 from regraft.ir.errors import TargetError
@@ -176,6 +177,8 @@ class Loop:
                 f"{self._label}: the loss is {mean} at step {self.history.step + 1}",
                 hint="lower the learning rate, or use `precision=fp32`",
             )
+        if self.schedule.orthogonal:
+            turn_gradients(self._trained.values())
         if self.schedule.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(list(self._trained.values()), self.schedule.max_grad_norm)
         self._optimizer.step()

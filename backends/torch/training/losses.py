@@ -89,14 +89,34 @@ def cross_entropy(
     smoothing: float = 0.0,
     ignored: int = -100,
     mask: Tensor | None = None,
+    stable: bool = False,
 ) -> Tensor:
     """Returns the mean cross-entropy of logits `[..., C]` with labels i64 `[...]`."""
-    logits = _wide(student).flatten(0, -2)
-    each = F.cross_entropy(
-        logits, label.flatten(), label_smoothing=smoothing, ignore_index=ignored, reduction="none"
-    ).view(label.shape)
     counts = label != ignored
+    if stable:
+        each = stablemax_cross_entropy(student, label.where(counts, 0), smoothing)
+    else:
+        logits = _wide(student).flatten(0, -2)
+        each = F.cross_entropy(
+            logits, label.flatten(), label_smoothing=smoothing, ignore_index=ignored,
+            reduction="none",
+        ).view(label.shape)  # fmt: skip
     return masked_mean(each, counts if mask is None else counts & (mask != 0))
+
+
+def stablemax_cross_entropy(student: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Returns `-log p` of the labels `[...]`, p = f(x) / sum f, f(x) = x + 1 or 1 / (1 - x).
+
+    In f64, whatever comes in: sums of large logits lose the small ones in f32.
+
+    Source: Prieto et al., Grokking at the Edge of Numerical Stability, 2025, eq. 6.
+    """
+    x = student.double()
+    # 1 / (1 - x) is computed for no positive x: its gradient would be NaN at 1
+    raised = x.relu() + 1 / (1 - x.clamp(max=0))
+    logs = raised.log() - raised.sum(-1, keepdim=True).log()
+    own = -logs.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+    return (1 - smoothing) * own - smoothing * logs.mean(-1)
 
 
 def ensemble_logits(teachers: Sequence[Tensor]) -> Tensor:

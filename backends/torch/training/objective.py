@@ -110,8 +110,9 @@ def loss_of(
         case Nkd(gamma, temperature):
             logits = losses.ensemble_logits(teachers)
             return losses.nkd(student, logits, _needed(label), gamma, temperature, mask)
-        case CrossEntropy(smoothing, ignored):
-            return losses.cross_entropy(student, _needed(label), smoothing, ignored, mask)
+        case CrossEntropy(smoothing, ignored, stable):
+            answers = _needed(label)
+            return losses.cross_entropy(student, answers, smoothing, ignored, mask, stable)
         case Discriminator():
             if critic is None:
                 raise AssertionError("terms with a discriminator come with one")
