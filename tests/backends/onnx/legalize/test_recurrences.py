@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import regraft
@@ -13,6 +14,7 @@ from regraft.ir.dims import Dim
 from regraft.ir.evaluate import evaluate
 from regraft.ir.graph import Graph
 from regraft.ir.module import Module
+from regraft.ir.ops.attention import attention
 from regraft.ir.ops.causal_conv import causal_conv
 from regraft.ir.ops.linear_attention import linear_attention
 from regraft.ir.opspec import OpSpec
@@ -122,3 +124,23 @@ def test_a_causal_convolution_takes_its_kernel(activation: str, past: bool) -> N
     found = run_ort(to_proto(module, profile="ort-cpu"), list(feeds.values()))
     for own, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(own, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [32, 37])
+@pytest.mark.parametrize("normalizer", ["softmax", "stablemax"])
+def test_a_narrow_window_is_computed_in_blocks(length: int, normalizer: str) -> None:
+    operands = [_floats(B, H, length, D), *(_floats(B, H // G, length, D) for _ in "kv")]
+    attrs = {"scale": 0.4, "kv_groups": G, "causal_offset": 0, "window": (5, 0)}
+    module, feeds = _module(attention, operands, -1, normalizer=normalizer, **attrs)
+    (expected,) = evaluate(module, feeds).values()
+    regraft.apply(module, "canonicalize,legalize{target=ort-cpu}", check="off")
+    proto = to_proto(module, profile="ort-cpu")
+    inferred = onnx.shape_inference.infer_shapes(proto)
+    shapes = [
+        [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in inferred.graph.value_info
+    ]
+    assert shapes
+    assert all(shape.count(length) < 2 for shape in shapes)  # no scores of all pairs
+    (found,) = run_ort(proto, list(feeds.values()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
