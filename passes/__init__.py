@@ -7,6 +7,7 @@ if __name__ != "regraft.passes":
     )
 
 from regraft.passes import (
+    activation_sparsity,
     attention,
     cleanup,
     depth,
@@ -30,6 +31,7 @@ PASSES: tuple[type[Pass], ...] = (
     *equivalence.PASSES,
     *quantization.PASSES,
     *depth.PASSES,
+    *activation_sparsity.PASSES,
     *factorize.PASSES,
     *attention.PASSES,
     *sparsity.PASSES,

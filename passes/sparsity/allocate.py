@@ -15,7 +15,7 @@ from regraft.passes.calibration.tied import Matrices
 from regraft.passes.solver import CurveStore, Problem, SeparateCosts, additivity, solve
 from regraft.passes.solver.curves import measure_curves
 from regraft.passes.solver.spectral import spectral_weights, tail_exponent
-from regraft.passes.sparsity.masks import Pattern
+from regraft.passes.sparsity.masks import Pattern, Scope
 from regraft.passes.sparsity.methods import Layer, Method, scores, sparse
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +42,14 @@ class Rates:
     rates: Array
     num_measured: int = 0
     r_squared: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """How numbers of a layer are chosen."""
+
+    method: Method
+    scope: Scope
 
 
 def spectral_rates(exponents: Sequence[float], sizes: Sequence[int], rate: float) -> Array:
@@ -83,7 +91,7 @@ def measured_rates(
     module: Module,
     items: Sequence[Matrices],
     layers: Sequence[Layer],
-    method: Method,
+    scorer: Scorer,
     rate: float,
     outputs: OutputError,
     curves: Path | None,
@@ -94,7 +102,7 @@ def measured_rates(
         module: The module; it is not changed.
         items: The layers' constants.
         layers: What the method reads.
-        method: How numbers are chosen within a layer.
+        scorer: How numbers are chosen within a layer.
         rate: Fraction that goes of all.
         outputs: Judges copies.
         curves: Keeps measurements.
@@ -105,11 +113,11 @@ def measured_rates(
         copy = module.clone()
         for name, level in levels.items():
             idx = names.index(name)
-            stack = sparse(layers[idx], method, Pattern(), 1 - level)
+            stack = sparse(layers[idx], scorer.method, Pattern(), 1 - level, scorer.scope)
             items[idx].overwrite(copy.weights, stack)
         return copy
 
-    text = f"{module.graph} {method}"
+    text = f"{module.graph} {scorer}"
     source = RewriteLoss(outputs, rewritten, text)
     store = CurveStore(curves)
     units = measure_curves(source, dict.fromkeys(names, LEVELS), store)

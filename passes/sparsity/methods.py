@@ -11,6 +11,7 @@ from regraft.passes.calibration.curvature import inverse_factor
 from regraft.passes.calibration.moments import Moments
 from regraft.passes.sparsity.masks import (
     Pattern,
+    Scope,
     kept_in_groups,
     kept_of_all,
     magnitude,
@@ -64,7 +65,9 @@ def scores(layer: Layer, method: Method) -> Array:
     return found
 
 
-def sparse(layer: Layer, method: Method, pattern: Pattern, rate: float) -> Array:
+def sparse(
+    layer: Layer, method: Method, pattern: Pattern, rate: float, scope: Scope = "layer"
+) -> Array:
     """Returns the sparse stack, f32[E, K, N].
 
     Args:
@@ -72,6 +75,7 @@ def sparse(layer: Layer, method: Method, pattern: Pattern, rate: float) -> Array
         method: How numbers are chosen, and whether the rest makes up for them.
         pattern: `N:M`, or any.
         rate: Fraction that goes, without `N:M`.
+        scope: What scores compare within, of `magnitude` and `wanda` without `N:M`.
     """
     if method == "sparsegpt":
         factors = layer.factors()
@@ -82,8 +86,5 @@ def sparse(layer: Layer, method: Method, pattern: Pattern, rate: float) -> Array
             ]
         )
     found = scores(layer, method)
-    if pattern.group:
-        mask = kept_in_groups(found, pattern)
-    else:
-        mask = kept_of_all(found, rate, "layer" if method == "magnitude" else "output")
+    mask = kept_in_groups(found, pattern) if pattern.group else kept_of_all(found, rate, scope)
     return np.where(mask, layer.stack, np.float32(0))
