@@ -19,6 +19,7 @@ from regraft.passes.analysis.layers import Layer, repeated_layers
 from regraft.passes.analysis.linear_layers import Linear, linear_layers
 from regraft.passes.analysis.position_mask import mask_of
 from regraft.passes.recovery.task import Block, Refit
+from regraft.passes.recovery.zeros import sparse_tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,9 +193,11 @@ def refits(shared: Shared, mask: str | None) -> tuple[Refit, ...]:
     """Returns the linear layers at the end of branches, in layers that were rewritten themselves.
 
     A layer was when its stream is another than in the teacher, or a weight is. Those behind it,
-    which compute the same of other values, gain nothing from it.
+    which compute the same of other values, gain nothing from it. A sparse matrix is trained alone:
+    what solves for it would fill its zeros.
     """
     linear = linear_layers(shared.module.graph, is_constant)
+    sparse = set(sparse_tensors(shared.module))
     theirs = {each.output: each for group in repeated_layers(shared.teacher.graph)
               for layer in group.layers for each in layer.sums}  # fmt: skip
     found = []
@@ -209,11 +212,20 @@ def refits(shared: Shared, mask: str | None) -> tuple[Refit, ...]:
             continue
         for each in sums:
             last = linear.get(each.branch)
-            if last is not None and _is_plain(last):
+            if last is not None and _is_plain(last) and sparse.isdisjoint(_tensors(shared, last)):
                 target = shared.pairs[each.output]
                 place = mask_of(shared.module, each.output, mask)
                 found.append(Refit(last.input, last.weight, last.bias, each.output, target, place))
     return tuple(found)
+
+
+def _tensors(shared: Shared, layer: Linear) -> list[str]:
+    """Returns the checkpoint tensors of a layer's matrix."""
+    made = layer.weight.producer
+    if made is None or made.op is not weight:
+        return []
+    name = shared.module.weights.resolve(made.attrs["name"])
+    return source_names(name, shared.module.weights[name])
 
 
 def _is_plain(layer: Linear) -> bool:

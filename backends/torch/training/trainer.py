@@ -23,6 +23,7 @@ from regraft.backends.torch.training.objective import (
 )
 from regraft.backends.torch.training.processes import joined_group
 from regraft.backends.torch.training.refit import refit_layer
+from regraft.backends.torch.training.zeros import HeldZeros
 from regraft.ir.constants import weight
 from regraft.ir.derive import source_names
 from regraft.ir.extract import nodes_between
@@ -185,10 +186,13 @@ class TorchTrainer:
         with joined_group(self.device) as group, torch.random.fork_rng():
             inner = run.net.net
             inner.requires_grad_(False)
+            zeros = HeldZeros(run.net, run.paths)
             if run.adapter is None:
                 for path in run.paths:
                     inner.get_parameter(path).requires_grad_(True)
+                zeros.hold()
             else:
+                zeros.check_adapter(run.adapter)
                 attach(inner, run.paths, run.adapter, run.schedule.seed)
             loop = Loop(
                 run.net, run.objective, run.schedule, run.data,
@@ -199,6 +203,7 @@ class TorchTrainer:
             stopped = loop.run()
         if run.adapter is not None:
             fold(inner, run.paths)
+        zeros.check()
         history = loop.history
         return TrainingReport(
             history.step, tuple(history.losses), tuple(history.held_out), stopped, run.net.store()

@@ -1,0 +1,67 @@
+"""Training after `sparsify` and `factorize`: zeros stay, factors learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import regraft
+from regraft.backends.onnx.activations import OrtActivations
+from regraft.ir.errors import UsageError
+from regraft.ir.evaluate import evaluate
+from regraft.ir.module import Module
+from regraft.passes.protocol import Context
+from regraft.passes.recovery.fixed import FixedBatches
+from regraft.passes.sparsity.sparsify import Sparsify
+from tests.passes.depth.stacks import samples, stack
+
+pytest.importorskip("torch", reason="recovery trains with PyTorch")
+
+
+def lost(module: Module) -> float:
+    rng = np.random.default_rng(9)
+    held_out = {"h0": rng.standard_normal((64, 8)).astype(np.float32)}
+    got, want = (evaluate(each, held_out)["y"] for each in (module, stack(3)))
+    return float(np.square(got - want).sum() / np.square(want).sum())
+
+
+@pytest.mark.parametrize("adapter", ["none", "spp"])
+def test_recovery_leaves_zeros_at_zero_and_brings_the_outputs_nearer(adapter: str) -> None:
+    plain = stack(3)
+    Sparsify(pattern="2:4", method="wanda").run(
+        plain, Context(samples=samples(), activations=OrtActivations())
+    )
+    module = stack(3)
+    options = f"steps=150,rate=5e-3,adapter={adapter}"
+    regraft.apply(
+        module, f"sparsify{{pattern=2:4,method=wanda}},recover{{{options}}}", check="off",
+        samples=samples(), training=FixedBatches(samples()),
+    )  # fmt: skip
+    for name in plain.weights:
+        before, after = (each.weights[name].numpy() for each in (plain, module))
+        if before.ndim == 2 and name != "head":
+            np.testing.assert_array_equal(after[before == 0], 0)
+            assert (before == 0).mean() == 0.5
+            assert np.abs(after - before).max() > 1e-4
+    assert lost(module) < 0.8 * lost(plain)
+
+
+def test_an_adapter_that_fills_zeros_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"is sparse, and `lora` adds to its zeros"):
+        regraft.apply(
+            stack(3), "sparsify{pattern=2:4,method=magnitude},recover{steps=2,adapter=lora}",
+            check="off", samples=samples(2), training=FixedBatches(samples(2)),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["whitened", "block-shuffle", "mpo"])
+def test_factors_are_trained(method: str) -> None:
+    passes = f"factorize{{method={method},rank=2,blocks=2}}"
+    plain, module = stack(3), stack(3)
+    regraft.apply(plain, passes, check="off", samples=samples())
+    regraft.apply(
+        module, f"{passes},recover{{steps=150,rate=5e-3}}", check="off", samples=samples(),
+        training=FixedBatches(samples()),
+    )  # fmt: skip
+    assert sorted(module.weights) == sorted(plain.weights)
+    assert lost(module) < 0.8 * lost(plain)
