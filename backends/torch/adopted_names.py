@@ -11,12 +11,13 @@ import re
 from regraft.backends.torch.naming import is_identifier
 from regraft.backends.torch.peepholes import biased_product, is_stored_matrix
 from regraft.ir.constants import weight
-from regraft.ir.derive import DerivedWeight
+from regraft.ir.derive import derive
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops.arithmetic import add
 from regraft.ir.ops.linalg import matmul
-from regraft.ir.weights import Role
+from regraft.ir.steps import Gather, Slice, Source, Transpose
+from regraft.ir.weights import Role, Weight
 
 TOOL_MADE = re.compile(r"[:/]")
 """What no name of a PyTorch parameter holds."""
@@ -63,8 +64,7 @@ def _adopted(module: Module, product: Node, bias: str) -> str | None:
     name = _stored_name(matrix)
     if matrix is None or matrix.num_uses != 1 or not TOOL_MADE.search(name):
         return None
-    is_derived = isinstance(module.weights[name], DerivedWeight)
-    if is_derived or module.weights.role(name) is not Role.PARAM:
+    if module.weights.role(name) is not Role.PARAM or not _is_part_of(name, module.weights[name]):
         return None
     if bias.endswith(".bias") and not TOOL_MADE.search(bias):
         return f"{bias.removesuffix('.bias')}.weight"
@@ -74,3 +74,11 @@ def _adopted(module: Module, product: Node, bias: str) -> str | None:
     if not words or not all(is_identifier(word) or word.isdecimal() for word in words):
         return None
     return f"{'.'.join(words)}.weight"
+
+
+def _is_part_of(name: str, weight: Weight) -> bool:
+    """Returns whether a weight is the tensor of its name: all of it, what is left, or turned."""
+    tree = derive(name, weight)
+    while isinstance(tree, Transpose | Gather | Slice):
+        tree = tree.x
+    return isinstance(tree, Source) and tree.name == name

@@ -64,8 +64,11 @@ def read_back(
     for stored, tree in plan.trees.items():
         new = _replaced(tree, changed)
         if new is not tree:
-            weight = new.weight if isinstance(new, Source) else DerivedWeight(new)
-            module.weights.set(stored, weight)
+            # a tensor of another name keeps it: the next plan registers it where this one did
+            if isinstance(new, Source) and new.name == stored:
+                module.weights.set(stored, new.weight)
+            else:
+                module.weights.set(stored, DerivedWeight(new))
     return names
 
 

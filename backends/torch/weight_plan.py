@@ -2,8 +2,9 @@
 
 A weight that is a mere rearrangement of a checkpoint tensor (transposed, reshaped, joined, or one
 of slices that cover it) registers the tensor itself, under its own name, and is rearranged in
-`forward`: the `state_dict` is the model's own and training works. Anything else (pruned, scaled,
-cast weights) registers the result under the name of the tensor that it follows from.
+`forward`: the `state_dict` is the model's own and training works. What is left of a pruned tensor
+is registered in the layout of the tensor, once for all that read it. Anything else (scaled, cast
+weights) registers the result under the name of the tensor that it follows from.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from regraft.ir.constants import weight as weight_op
 from regraft.ir.derive import DerivedWeight, derive
 from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module
+from regraft.ir.selecting import selected_first
 from regraft.ir.steps import (
     Concat,
     Reshape,
@@ -159,7 +161,7 @@ def plan_weights(module: Module, *, as_stored: bool = False) -> WeightPlan:
         if as_stored or store.role(name) is Role.CONST:
             plan.trees[name] = Source(name, store[name])
         else:
-            plan.trees[name] = derive(name, store[name])
+            plan.trees[name] = selected_first(derive(name, store[name]))
     for name, wanted in ({} if as_stored else adopted_names(module)).items():
         _adopt(plan, name, wanted)
     sliced = _covered(plan.trees.values())
@@ -175,8 +177,8 @@ def plan_weights(module: Module, *, as_stored: bool = False) -> WeightPlan:
 
 def _adopt(plan: WeightPlan, name: str, wanted: str) -> None:
     """Registers the matrix of a linear layer as PyTorch holds it, under its name there."""
-    held = Transpose(plan.trees[name], (1, 0))
-    plan.add(name, held, Role.PARAM, DerivedWeight(held), wanted)
+    held = selected_first(Transpose(plan.trees[name], (1, 0)))
+    plan.add(name, held, Role.PARAM, _weight_of(held), wanted)
     plan.trees[name] = Transpose(held, (1, 0))
 
 

@@ -40,7 +40,7 @@ class FoldOptions:
         max_fold_bytes: A folded result takes at most this, or as much as its operands.
         fold_params: Whether parameters and buffers are folded too.
         fold_trained: Whether what is computed from parameters that may be trained yet is folded,
-            which cuts it off from them.
+            which cuts it off from them, with the movement that it computes with.
     """
 
     max_fold_bytes: int
@@ -199,11 +199,37 @@ def _kept(node: Node, role: Role, options: FoldOptions, *, is_moved: bool = Fals
     """
     if role is not Role.CONST and not options.fold_params:
         return Reject("an operand is a parameter, and fold-params is off", node)
-    if role is Role.PARAM and is_trained(node) and not (is_moved or options.fold_trained):
-        return Reject("it computes with a parameter that may be trained yet", node)
+    if role is Role.PARAM and is_trained(node) and not is_moved:
+        if not options.fold_trained:
+            return Reject("it computes with a parameter that may be trained yet", node)
+        if Trait.DATA_MOVEMENT in node.op.traits and not _is_computed_with(node):
+            return Reject("it takes a part of a parameter that may be trained yet", node)
     if _widens_codes(node):
         return Reject("a weight stored in 8 bits or fewer would be stored wider", node)
     return None
+
+
+def _is_computed_with(node: Node) -> bool:
+    """Returns whether constants alone are computed from what a node moves: a parametrization."""
+    for value in node.outputs:
+        for user, _ in value.uses:
+            if not isinstance(user, Node) or not _is_foldable(user.op):
+                continue
+            if not all(item is None or _is_settled(item) for item in user.inputs):
+                continue
+            if Trait.DATA_MOVEMENT not in user.op.traits or _is_computed_with(user):
+                return True
+    return False
+
+
+def _is_settled(value: Value) -> bool:
+    """Returns whether a value follows from constants alone."""
+    node = value.producer
+    if node is None:
+        return False
+    return _is_stored(value) or (
+        _is_foldable(node.op) and all(item is None or _is_settled(item) for item in node.inputs)
+    )
 
 
 def is_trained(node: Node) -> bool:

@@ -17,7 +17,7 @@ from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, conv, linalg
 from regraft.ir.ops.windows import Index, as_ints, pad_for_windows, windows_of, windows_view
-from regraft.ir.weights import ArrayWeight
+from regraft.ir.overwrite import overwrite
 
 Array = np.ndarray[Any, Any]
 
@@ -264,20 +264,22 @@ def write_constant(module: Module, node: Node, idx: int, array: Array) -> None:
     if maker is not None and maker.op is weight and value.num_uses == 1:
         name = module.weights.resolve(maker.attrs["name"])
         if _readers(module)[name] == 1:
-            sources = tuple(source_names(name, module.weights[name]))
-            module.weights.set(name, ArrayWeight(made, sources))
+            overwrite(module.weights, name, made)
             return
     builder = Builder(module_graph(node), node, node.loc)
     node.set_operand(idx, builder.constant(made, name=value.name))
 
 
 def _readers(module: Module) -> Counter[str]:
-    """Counts the nodes that read every weight."""
-    return Counter(
-        module.weights.resolve(node.attrs["name"])
-        for node in module.graph.walk()
-        if node.op is weight
-    )
+    """Counts the nodes that read every weight, or another one of the same checkpoint tensor."""
+    store = module.weights
+    names = [store.resolve(node.attrs["name"]) for node in module.graph.walk() if node.op is weight]
+    sources = {name: set(source_names(name, store[name])) for name in names}
+    of_source = Counter(source for name in names for source in sources[name])
+    found: Counter[str] = Counter()
+    for name, made_of in sources.items():
+        found[name] = max((of_source[source] for source in made_of), default=1)
+    return found
 
 
 def sites(module: Module) -> Iterator[Site]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from torch import Tensor, nn
 
 from regraft.backends.torch.build import build
@@ -19,7 +18,9 @@ from regraft.ir.extract import extract
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import einsum, linalg
+from regraft.ir.ops.reshaping import transpose
 from regraft.ir.opspec import Trait
+from regraft.ir.steps import Transpose
 
 _PRODUCTS = frozenset({linalg.matmul, linalg.gemm, einsum.einsum})
 
@@ -106,18 +107,22 @@ class NamedNet(nn.Module):
                         found[slot] = None
         return [path for path in found if self.plan.slots[path].is_trainable]
 
-    def slots_of(self, value: Value) -> list[str]:
-        """Returns the parameters that a constant operand of the module is a rearrangement of."""
-        return _slots(value, self.plan)
+    def parameter_of(self, value: Value) -> tuple[str, bool] | None:
+        """Returns the parameter that a constant operand of the module is, and if it is transposed.
 
-    def constant(self, value: Value) -> Tensor:
-        """Returns the content of a weight of the module."""
-        node = value.producer
+        None for an operand that is made of a parameter in another way.
+        """
+        node, is_transposed = value.producer, False
+        while node is not None and node.op is transpose and node.output.rank == 2:
+            is_transposed ^= node.attrs["perm"] in ((1, 0), None)
+            node = None if node.inputs[0] is None else node.inputs[0].producer
         if node is None or node.op is not weight:
-            raise UnsupportedError(
-                f"`{value.name}` is computed from weights", hint="canonicalize the module first"
-            )
-        return tensor_from(np.asarray(self.module.weights[node.attrs["name"]].numpy()))
+            return None
+        tree = self.plan.trees.get(self.module.weights.resolve(node.attrs["name"]))
+        while isinstance(tree, Transpose) and tree.perm == (1, 0) and tree not in self.plan.held:
+            tree, is_transposed = tree.x, not is_transposed
+        slot = None if tree is None else self.plan.held.get(tree)
+        return None if slot is None or not slot.is_trainable else (slot.path, is_transposed)
 
     def store(self) -> tuple[str, ...]:
         """Stores the parameters in the module; returns the names of the tensors that changed.

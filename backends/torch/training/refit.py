@@ -137,15 +137,10 @@ def _positions(
 
 def _parameter(net: NamedNet, value: Value) -> tuple[str, bool]:
     """Returns the parameter that an operand is, and whether it is transposed."""
-    paths = net.slots_of(value)
-    if len(paths) == 1 and net.plan.slots[paths[0]].is_trainable:
-        parameter = net.net.get_parameter(paths[0])
-        wanted = net.constant(value)
-        for is_transposed in (True, False):
-            array = parameter.T if is_transposed and parameter.ndim == 2 else parameter
-            if array.shape == wanted.shape and torch.equal(array.cpu(), wanted):
-                return paths[0], is_transposed and parameter.ndim == 2
-    raise UnsupportedError(
-        f"`{value.name}` is no parameter of its own, nor the transpose of one",
-        hint="canonicalize the module before it is refitted, or leave the refit out",
-    )
+    found = net.parameter_of(value)
+    if found is None:
+        raise UnsupportedError(
+            f"`{value.name}` is no parameter of its own, nor the transpose of one",
+            hint="canonicalize the module before it is refitted, or leave the refit out",
+        )
+    return found

@@ -9,9 +9,12 @@ import numpy as np
 
 from regraft.ir.axes import Axis, BoundRule, Role, bind_node, rule_of
 from regraft.ir.constants import is_constant, weight
+from regraft.ir.derive import derive
 from regraft.ir.dims import DimLike, exactdiv, product
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import Module
+from regraft.ir.selecting import selected_first
+from regraft.ir.steps import Transpose, Tree
 from regraft.passes.analysis.coupling.counted import may_drop
 from regraft.passes.analysis.coupling.movement import MOVES
 from regraft.passes.analysis.coupling.spaces import (
@@ -30,7 +33,8 @@ class Builder:
 
     Attributes:
         axes: One space per axis of every value of known shape.
-        weights: The same for every weight by name; tied names share one entry.
+        weights: The same for every weight by name; tied names share one entry, and the transpose of
+            a weight has its spaces.
         stated: Per node, for every attribute that states sizes of its own: their spaces.
         picks: Per node that gathers by constant indices: the source axis, the indices, and the axes
             that they make (none for a single position).
@@ -42,6 +46,7 @@ class Builder:
         self.module = module
         self.axes: dict[Value, tuple[Space, ...]] = {}
         self.weights: dict[str, tuple[Space, ...]] = {}
+        self._sources: dict[Tree, tuple[Space, ...]] = {}
         self.stated: dict[Node, dict[str, tuple[Space, ...]]] = {}
         self.picks: dict[Node, tuple[Space, Array, tuple[Space, ...]]] = {}
         self.parts: dict[Node, list[tuple[int, Space, Space]]] = {}
@@ -107,8 +112,20 @@ class Builder:
         name = self.module.weights.aliases.get(name, name)
         spaces = self.weights.get(name)
         if spaces is None:
-            spaces = self.weights[name] = tuple(Space(size) for size in shape)
+            spaces = self.weights[name] = self._source_spaces(name, shape)
         return spaces
+
+    def _source_spaces(self, name: str, shape: Sequence[DimLike]) -> tuple[Space, ...]:
+        """Returns new spaces, or those of a weight that this one is the transpose of."""
+        store = self.module.weights
+        tree = selected_first(derive(name, store[name]))
+        source = tree.x if isinstance(tree, Transpose) else tree
+        perm = tree.perm if isinstance(tree, Transpose) else tuple(range(len(shape)))
+        spaces = self._sources.get(source)
+        if spaces is None:
+            own = {axis: Space(size) for axis, size in zip(perm, shape, strict=True)}
+            spaces = self._sources[source] = tuple(own[axis] for axis in range(len(shape)))
+        return tuple(spaces[axis] for axis in perm)
 
     def pin_value(self, value: Value, why: Pin) -> None:
         """Pins every axis of a value."""
