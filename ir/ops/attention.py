@@ -53,6 +53,18 @@ def is_windowed(node: Node) -> bool:
     return given and node.attrs["window"] != (-1, -1)
 
 
+def softmax_operands(node: Node) -> tuple[Value | None, ...] | None:
+    """Returns q, k, v, mask, kv_lengths, sinks and causal_offset of attention by softmax.
+
+    None where another modifier or normalizer makes the weights: what knows scores and softmax alone
+    asks here, so that an operand that changes the meaning is never passed over.
+    """
+    *operands, alpha, gates = node.inputs
+    if not is_softmax(node.attrs) or alpha is not None or gates is not None:
+        return None
+    return tuple(operands)
+
+
 def _axes(node: Node) -> str | None:
     q, _, v, mask, lengths, sinks, offset, alpha, gates = node.inputs
     if q is None or v is None or q.shape is None or v.shape is None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import arithmetic, attention, functions, linalg, softmax
-from regraft.ir.ops.attention_weights import is_softmax
 from regraft.ir.types import DType
 from regraft.passes.analysis.attention_forms import OtherAttention
 from regraft.passes.analysis.attention_guards import guard_nodes
@@ -254,7 +253,7 @@ def _assemble(
 
 def from_operator(node: Node, reader: MaskReader) -> Attention | None:
     """Reads an `attention` operator, whose operands may still repeat heads or hide a window."""
-    q_in, k_in, v_in, mask, lengths, sinks, offset, _, _ = node.inputs
+    q_in, k_in, v_in, mask, lengths, sinks, offset = node.inputs[:7]
     if q_in is None or k_in is None or v_in is None:
         return None
     if None in (q_in.shape, k_in.shape, v_in.shape):
@@ -289,7 +288,7 @@ def from_operator(node: Node, reader: MaskReader) -> Attention | None:
         layout.kv_groups != attrs["kv_groups"] or masks.num_read > 0 or q.scale * k.scale != 1.0
     )
     is_fixed = lengths is not None or offset is not None or window is None or not fits
-    is_fixed = is_fixed or not is_softmax(attrs)
+    is_fixed = is_fixed or attention.softmax_operands(node) is None
     masks.window = own if window is None else window
     result = Attention(
         output=node.outputs[0],

@@ -11,6 +11,7 @@ import numpy as np
 from regraft.ir.constants import constant_of
 from regraft.ir.graph import Node
 from regraft.ir.ops import attention, conv, linalg, norm, rnn, softmax
+from regraft.ir.ops.attention_weights import NORMALIZERS
 from regraft.ir.opspec import OpSpec
 from regraft.passes.analysis.bounds import (
     EPS,
@@ -189,8 +190,10 @@ def _recurrent(node: Node, operands: Operands) -> Bounds | None:
 
 
 def _attention(node: Node, operands: Operands) -> Bounds | None:
-    """Mixtures of values; a fully masked row is zero."""
+    """Mixtures of values where weights sum to 1; a fully masked row is zero."""
     v = needed(operands, 2)
+    if not NORMALIZERS[node.attrs["normalizer"]].sums_to_one:
+        return None
     each = v.over(tuple(range(v.low.ndim - 1)))
     return each.join(between(0.0, 0.0, v.low.ndim))
 

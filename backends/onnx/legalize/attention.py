@@ -16,7 +16,6 @@ from regraft.ir.dims import Dim, DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, attention, cast, fill, repeating, reshaping, rotary, sizes
 from regraft.ir.ops.attention_body import binding_window
-from regraft.ir.ops.attention_weights import is_softmax
 from regraft.ir.ops.finite import holds_lowest
 from regraft.ir.opspec import OpSpec
 from regraft.ir.types import DType
@@ -48,7 +47,10 @@ class _Call:
 
 
 def _call(node: Node) -> _Call | None:
-    q, k, v, mask, lengths, sinks, offset, _, _ = node.inputs
+    operands = attention.softmax_operands(node)
+    if operands is None:
+        return None
+    q, k, v, mask, lengths, sinks, offset = operands
     if q is None or k is None or v is None or None in (q.shape, k.shape, v.shape):
         return None
     _, H, S, D = q.shape or ()
@@ -62,7 +64,7 @@ def _call(node: Node) -> _Call | None:
         not isinstance(H, int) or not isinstance(K, int) or not isinstance(D, int)
         or lengths is not None or sinks is not None or not is_plain
         or attrs["mask_before_softcap"] or attrs["softmax_dtype"] is not None
-        or q.dtype is not DType.F32 or not is_softmax(attrs)
+        or q.dtype is not DType.F32
     ):  # fmt: skip
         return None
     return _Call((q, k, v), mask, (H, K), D, window != (-1, -1), S == T)

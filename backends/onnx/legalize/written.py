@@ -10,8 +10,8 @@ from regraft.ir.builder import Builder
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, linalg, reshaping, softmax
+from regraft.ir.ops.attention import softmax_operands
 from regraft.ir.ops.attention_body import attention_body, binding_window
-from regraft.ir.ops.attention_weights import is_softmax
 
 Sizes = tuple[DimLike, ...]
 
@@ -27,13 +27,11 @@ def written_attention(node: Node, b: Builder) -> Value:
 
 def _plain(node: Node) -> tuple[Value, Value, Value] | None:
     """Returns q, k and v of attention that is two products and a softmax, or None."""
-    q, k, v, *others = node.inputs
+    q, k, v, *others = softmax_operands(node) or (None, None, None)
     attrs = node.attrs
     if q is None or k is None or v is None or any(value is not None for value in others):
         return None
     if attrs["softcap"] or attrs["softmax_dtype"] is not None or attrs["kv_groups"] != 1:
-        return None
-    if not is_softmax(attrs):
         return None
     if q.shape is None or k.shape is None or v.shape is None or node.output.shape is None:
         return None

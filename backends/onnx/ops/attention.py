@@ -94,7 +94,7 @@ def _is_aligned_to_lengths(node: Node) -> bool:
 
 def _with_full_mask(node: Node, b: Builder) -> Value:
     """Writes window and lengths as a mask, whose last axes runtimes want in full size."""
-    q, k, v, mask, lengths, _, offset, _, _ = node.inputs
+    q, k, v, mask, lengths, _, offset = attention.softmax_operands(node) or (None,) * 7
     if q is None or k is None or q.shape is None or k.shape is None or q.dtype is None:
         raise AssertionError("attention without a shape")
     sizes = (q.shape[2], k.shape[2])

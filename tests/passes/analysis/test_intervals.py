@@ -8,6 +8,7 @@ import pytest
 from regraft.ir.evaluate import evaluate
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
+from regraft.ir.ops.attention_weights import NORMALIZERS
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.analysis.bounds import Bounds
 from regraft.passes.analysis.intervals import Intervals
@@ -113,6 +114,21 @@ def test_functions_bound_what_is_unbounded(line: str, low: float, high: float) -
     found = _of(spelled(line))
     assert found.low.min() == pytest.approx(low, abs=1e-4)
     assert found.high.max() == pytest.approx(high, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_weights_that_do_not_sum_to_one_leave_the_range_of_values(name: str) -> None:
+    given = "normalizer_parameters = [0.0, 4.0, 0.0]" if name == "clipped" else ""
+    module = spelled(
+        "%v = tanh(%x)\n%y = attention(%x, %x, %v) "
+        f'{{scale = 0.5, normalizer = "{name}"{", " * bool(given)}{given}}}',
+        shape="B, 2, 4, 8",
+    )
+    found = _of(module)
+    x = np.full((1, 2, 4, 8), 3, np.float32)  # equal values and weights: what sums reach
+    result = evaluate(module, {"x": x})["y"]
+    assert (result <= found.high).all()
+    assert np.isinf(found.high).all() == (not NORMALIZERS[name].sums_to_one)
 
 
 def test_a_long_chain_needs_no_deep_stack() -> None:
