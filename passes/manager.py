@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import enum
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from regraft.ir.errors import CheckError, RegraftError, UsageError
 from regraft.ir.graph import Graph
@@ -85,6 +86,16 @@ class PassRecord:
     layers: tuple[LayerError, ...] = ()
 
 
+class Watcher(Protocol):
+    """Sees the module between passes."""
+
+    def before(self, idx: int, module: Module) -> None:
+        """Is called before pass `idx` of the pipeline."""
+
+    def after(self, idx: int, module: Module) -> None:
+        """Is called after it."""
+
+
 @dataclass(slots=True)
 class PassManager:
     """Runs passes over a module in place.
@@ -96,6 +107,7 @@ class PassManager:
         make_runner: Runs a module for `EACH`; the numpy evaluator by default.
         dump_dir: Folder for numbered text dumps after every pass, or None.
         progress: Called with (index, total, pass) before each pass.
+        watcher: Sees the module between passes, or None.
     """
 
     ctx: Context
@@ -104,6 +116,7 @@ class PassManager:
     make_runner: Callable[[Module], Runner] = EvalRunner
     dump_dir: Path | None = None
     progress: Callable[[int, int, Pass], None] | None = None
+    watcher: Watcher | None = None
 
     def run(self, module: Module, passes: Sequence[Pass]) -> list[PassRecord]:
         """Runs the pipeline.
@@ -114,12 +127,16 @@ class PassManager:
             RegraftError: What a pass raised, with the pass named in a note.
         """
         refuse_late(module.level, passes)
-        records = []
-        for i, item in enumerate(passes):
+        records: list[PassRecord] = []
+        for i, (key, item) in enumerate(zip(decision_keys(passes), passes, strict=True)):
             if self.progress is not None:
                 self.progress(i, len(passes), item)
             self._keep_teacher(module, passes[i:])
-            records.append(self._run_one(module, item, passes[i:]))
+            if self.watcher is not None:
+                self.watcher.before(i, module)
+            records.append(self._run_one(module, item, key, passes[i:]))
+            if self.watcher is not None:
+                self.watcher.after(i, module)
             if self.dump_dir is not None:
                 self.dump_dir.mkdir(parents=True, exist_ok=True)
                 (self.dump_dir / f"{i:03d}-{item.name}.rg").write_text(str(module))
@@ -131,13 +148,17 @@ class PassManager:
         if self.ctx.teacher is None and is_wanted and isinstance(rest[0].contract, Lossy):
             self.ctx.teacher = module.clone()
 
-    def _run_one(self, module: Module, item: Pass, rest: Sequence[Pass]) -> PassRecord:
+    def _run_one(self, module: Module, item: Pass, key: str, rest: Sequence[Pass]) -> PassRecord:
         is_checked = self.check is not CheckMode.OFF
         snapshot = module.clone() if is_checked else None
         checker = None
         if is_checked:
             checker = MatchChecker(item.contract, limit=max_elements(module))
-        ctx = dataclasses.replace(self.ctx, observer=checker or self.ctx.observer)
+        recorded = self.ctx.replay.get(key)
+        ctx = dataclasses.replace(
+            self.ctx, observer=checker or self.ctx.observer,
+            replay={} if recorded is None else {item.name: recorded},
+        )  # fmt: skip
         before = count_nodes(module.graph)
         start = time.perf_counter()
         try:
@@ -212,6 +233,19 @@ class PassManager:
                 f"pass `{format_pass(item)}` changed output `{broken.name}`: {broken.reason}"
             )
         return report
+
+
+def decision_keys(passes: Sequence[Pass]) -> list[str]:
+    """Returns what the decisions of each pass are recorded under.
+
+    The name of the pass; of one that runs again `name#2` and so on.
+    """
+    seen: Counter[str] = Counter()
+    keys = []
+    for item in passes:
+        seen[item.name] += 1
+        keys.append(item.name if seen[item.name] == 1 else f"{item.name}#{seen[item.name]}")
+    return keys
 
 
 def refuse_late(level: str, passes: Sequence[Pass]) -> None:

@@ -279,8 +279,9 @@ class Context:
         seed: Seed of everything random.
         target: Where the result will run (`onnx`, `ort-cpu`, …).
         samples: User samples (calibration, checks), empty when none were given.
-        probes: Generated samples that the source runs, when there are no user samples.
-        replay: Recorded decisions by name of the pass, which passes then take again.
+        probes: Generated samples that the source runs, for when there are no user samples.
+        replay: Decisions of an earlier run, which passes then take again: in a pipeline by
+            `decision_keys`, for a pass by its name.
         executor: Runs modules, or None.
         activations: Gives values inside a module, or None.
         gradients: Gives gradients by weight, or None.

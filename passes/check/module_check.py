@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from regraft.ir.errors import CheckError
 from regraft.passes.check.compare import OutputDiff, compare_outputs, step_of
@@ -29,6 +29,8 @@ class CheckReport:
         num_samples: Number of samples compared.
         place: The first value inside that leaves its tolerance, where it was looked for.
         note: Why a measured difference says little, where it does.
+        parts: Of a pipeline with lossy passes, what was found of its exact parts: `before` them
+            against the source, `after` them against what they left.
     """
 
     verified: str
@@ -38,34 +40,42 @@ class CheckReport:
     num_samples: int = 0
     place: str = ""
     note: str = ""
+    parts: Mapping[str, CheckReport] = field(default_factory=dict)
 
-    def raise_if_failed(self) -> None:
-        """Raises `CheckError` naming the worst output when the check failed."""
+    def raise_if_failed(self, where: str = "") -> None:
+        """Raises `CheckError` naming the worst output, after `where`, when the check failed."""
         if self.ok:
             return
         worst = max(self.outputs, key=lambda diff: (not diff.ok, diff.max_rel))
         raise CheckError(
-            f"output `{worst.name}`: {worst.reason}"
+            f"{where}output `{worst.name}`: {worst.reason}"
             + (f"; the first value that is off is {self.place}" if self.place else ""),
             hint="nothing was written; find the pass with `--check=each`",
         )
 
 
 def combined_contract(contracts: Iterable[Contract]) -> Contract:
-    """Returns the weakest contract of a pipeline, which is judged once, source against result."""
+    """Returns the weakest contract of a pipeline, which is judged once, source against result.
+
+    Losses with bounds add up; one without makes the whole unbounded.
+    """
+    contracts = list(contracts)
+    lossy = [contract for contract in contracts if isinstance(contract, Lossy)]
+    if lossy:
+        bounds = [contract.bound for contract in lossy if contract.bound is not None]
+        bounded = len(bounds) == len(lossy)
+        return Lossy(lossy[0].metric, sum(bounds) if bounded else None)
     weakest: Contract = Exact()
     bound = 0.0
     rounded: Rounded | None = None
     for contract in contracts:
         match contract:
-            case Lossy():
-                return contract
             case Within(limit, why):
                 bound = max(bound, limit)
                 weakest = Within(bound, why)
             case Rounded():
                 rounded = max(rounded or contract, contract, key=lambda c: step_of(c.dtype))
-            case Exact():
+            case Exact() | Lossy():
                 continue
     # the noise of rounding is measured, and covers what bounded approximations add
     return rounded or weakest
@@ -91,13 +101,16 @@ def check_module(
             the noise floor.
         result: Runs the result.
         samples: Samples that the source runs.
-        contract: What the passes promise; a lossy pipeline is measured, not judged.
+        contract: What the passes promise; a lossy pipeline without a bound is measured, not judged.
         rtol: Overrides the relative tolerance.
         atol: Adds an absolute tolerance.
         verified: What to call this check in the report.
         look: Tells noise from error where an output leaves the tolerance.
     """
     if isinstance(contract, Within) and rtol is None:
+        rtol = contract.bound
+    is_measured = isinstance(contract, Lossy) and contract.bound is None
+    if isinstance(contract, Lossy) and not is_measured:
         rtol = contract.bound
     if isinstance(contract, Rounded) and rtol is None:
         rtol = step_of(contract.dtype)  # one step of the largest element, where noise is nil
@@ -128,7 +141,7 @@ def check_module(
             known = worst.get(diff.name)
             if known is None or _badness(diff) > _badness(known):
                 worst[diff.name] = diff
-    ok = isinstance(contract, Lossy) or all(diff.ok for diff in worst.values())
+    ok = is_measured or all(diff.ok for diff in worst.values())
     unproven = [name for name in worst if name not in counted]
     if ok and len(unproven) == len(worst):
         verified = f"no (reference outputs are NaN, empty or all zero: {', '.join(unproven[:3])})"

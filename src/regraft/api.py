@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import PROFILES, save_onnx
-from regraft.backends.onnx.activations import OrtActivations
-from regraft.backends.onnx.legalize import legalizers
-from regraft.calibration import gradient_source
 from regraft.comparison import check_inputs, compare_sources, make_runner
+from regraft.contexts import Probes, make_context
 from regraft.conversion import ConvertOptions, ConvertResult
 from regraft.conversion import convert as _convert
 from regraft.ir.errors import UsageError
@@ -22,16 +20,14 @@ from regraft.passes.check.module_check import CheckReport
 from regraft.passes.check.runners import EvalRunner, accepts
 from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
-from regraft.passes.protocol import Context, Pass
+from regraft.passes.protocol import Pass
 from regraft.passes.recovery.data import Data
 from regraft.pipelines import check_rule_name, resolve_passes
 from regraft.plugins import Extensions, Plugin, combine
 from regraft.quality import Quality, measure_quality, measure_sources
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import open_source
-from regraft.tables import user_tables
 from regraft.torch_sources import Example
-from regraft.training import trainer_source
 
 
 def load(source: Any, *, plugins: Sequence[Plugin] = ()) -> Module:
@@ -128,12 +124,12 @@ def run_passes(
     used = bind_samples(module, samples)
     if check is CheckMode.EACH and not used:
         used = _generated(module, dims, seed)
-    ctx = Context(
-        seed=seed, samples=samples, explain=explain,
-        explanations=[] if explanations is None else explanations, dims=dims or {},
-        legalizers=legalizers(user_tables(), (extensions or combine(())).onnx_emitters),
-        activations=OrtActivations(), gradients=gradient_source(),
-        trainer=trainer_source(work_dir), training=training, work_dir=work_dir,
+    before = module.clone()
+    ctx = make_context(
+        extensions or combine(()), samples=samples,
+        probes=Probes(lambda: used or _generated(before, dims, seed)), dims=dims, seed=seed,
+        checkpoints=work_dir, training=training, work_dir=work_dir, explain=explain,
+        explanations=[] if explanations is None else explanations,
     )  # fmt: skip
     return PassManager(ctx, check, used, dump_dir=dump_dir).run(module, passes)
 

@@ -258,6 +258,10 @@ class Checker:
         found = load_onnx(written, families=self._importers, growth=growth)
         return module if unevaluable(found) else found
 
+    def compare_with(self, result: Runner, module: Module, contract: Contract) -> CheckReport:
+        """Compares a module that is not written, by its runner."""
+        return self._check(result, module, contract)
+
     def compare(self, module: Module, emitted: Path | None, contract: Contract) -> CheckReport:
         """Compares the emitted file (the module itself when streaming or nothing was emitted).
 

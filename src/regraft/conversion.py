@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from regraft.backends.onnx import PROFILES
-from regraft.backends.onnx.activations import OrtActivations
-from regraft.backends.onnx.legalize import legalizers
-from regraft.benching import OrtLatency, bench
-from regraft.calibration import gradient_source, read_calibration
+from regraft.benching import bench
+from regraft.calibration import read_calibration
 from regraft.checking import Checker
 from regraft.comparison import make_runner
+from regraft.contexts import Probes, make_context
 from regraft.conversion_records import recipe_of
 from regraft.emission import (
     BUILT,
@@ -33,6 +32,7 @@ from regraft.ir.freeze import freeze
 from regraft.ir.growth import Growth
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Rule
+from regraft.lossy_parts import LossyParts
 from regraft.metrics import Asked
 from regraft.output import check_destination, staged
 from regraft.passes.check.module_check import CheckReport, combined_contract
@@ -40,7 +40,7 @@ from regraft.passes.check.runners import Runner
 from regraft.passes.check.samples import Sample
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import suggest
-from regraft.passes.protocol import Context, Pass
+from regraft.passes.protocol import Pass, Samples
 from regraft.passes.recovery.data import Data
 from regraft.pipelines import (
     check_rule_name,
@@ -55,8 +55,7 @@ from regraft.report_html import GraphView, can_render, report_page, view_of
 from regraft.report_html.pages import MISSING
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source, open_source
-from regraft.tables import user_tables
-from regraft.training import read_training, trainer_source
+from regraft.training import read_training
 
 TARGETS = (*BUILT, "triton")
 
@@ -72,6 +71,7 @@ class ConvertOptions:
         freeze: Symbols to fix by name.
         dims: Sizes of generated samples; never freezes.
         samples: Samples to check with, and to calibrate with where `calibrate` is empty.
+        inputs: Where `samples` come from, recorded for `rerun`.
         calibrate: Samples that passes measure on, or a path: `.npz`, a text, a folder of images.
         tokenizer: A `tokenizer.json` for texts, or its folder; default: the one beside the source.
         train: Data that passes train on: a path (`.npz`, text, a folder of either) or batches;
@@ -100,6 +100,7 @@ class ConvertOptions:
     freeze: Mapping[str, int] = field(default_factory=dict)
     dims: Mapping[str, int] = field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
+    inputs: Path | None = None
     calibrate: Path | Sequence[Mapping[str, Any]] = ()
     tokenizer: Path | None = None
     train: Path | Data | None = None
@@ -204,6 +205,7 @@ class _Conversion:
         self.seconds: dict[str, float] = {}
         self.before: GraphView | None = None
         self.original: Source | None = None
+        self.parts: LossyParts | None = None
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
         self.say(name)
@@ -237,22 +239,20 @@ class _Conversion:
             checker = self._stage("samples", lambda: self._make_checker(source, given))
         if options.freeze:
             freeze(module, options.freeze)
-        ctx = Context(
-            seed=options.seed, target=options.target,
-            samples=calibration or options.samples,
-            activations=OrtActivations(), gradients=gradient_source(),
-            latency=OrtLatency(
-                options.target, {**options.dims, **options.freeze}, options.seed
-            ) if options.target in PROFILES else None,
-            probes=[s.inputs for s in checker.samples] if checker else (),
-            replay=options.replay, dims={**options.dims, **options.freeze},
-            legalizers=legalizers(user_tables(), options.extensions.onnx_emitters),
+        ctx = make_context(
+            options.extensions, samples=calibration or options.samples,
+            probes=self._probes(source, checker), target=options.target,
+            dims={**options.dims, **options.freeze}, seed=options.seed,
+            checkpoints=options.checkpoints, training=training, replay=options.replay,
             max_memory_bytes=options.max_memory_bytes, explain=options.explain,
-            trainer=trainer_source(options.checkpoints), training=training,
         )  # fmt: skip
+        if checker is not None:
+            self.parts = LossyParts(
+                checker, self.passes, options.extensions, rtol=options.rtol, atol=options.atol
+            )
         manager = PassManager(
             ctx, options.check, checker.samples if checker else (),
-            progress=lambda i, total, item: self.say(item.name),
+            progress=lambda i, total, item: self.say(item.name), watcher=self.parts,
         )  # fmt: skip
         records = self._stage("passes", lambda: manager.run(module, self.passes))
         make = lambda check, size: build_report(  # noqa: E731
@@ -269,6 +269,13 @@ class _Conversion:
         if not isinstance(given, Path):
             return given
         return read_training(given, source.module, folders_of(source), self.options.seed)
+
+    def _probes(self, source: Source, checker: Checker | None) -> Samples:
+        """Returns generated samples: the same ones whether outputs are checked or not."""
+        if checker is not None:
+            return [sample.inputs for sample in checker.samples]
+        before = replace(source, module=source.module.clone())
+        return Probes(lambda: self._make_checker(before, ()).samples)
 
     def _make_checker(self, source: Source, given: Sequence[Sample]) -> Checker:
         options = self.options
@@ -319,6 +326,9 @@ class _Conversion:
                     begun[0].result if begun else lambda: checker.compare(module, model, contract),
                 )
                 check.raise_if_failed()
+            if self.parts is not None:
+                self.parts.judge(module, model)
+                check = replace(check, parts=self.parts.parts)
             after = self._view(module)
             report = make_report(check, size)
             if options.quality is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft.ir.errors import InputError, UsageError
-from regraft.passes.manager import PassRecord
+from regraft.passes.manager import PassRecord, decision_keys
 from regraft.passes.protocol import Pass
 from regraft.passes.recipe import Recipe, format_recipe
 from regraft.plugin_places import fingerprint
@@ -19,7 +19,7 @@ from regraft.sources import Source, sha256_of
 if TYPE_CHECKING:
     from regraft.conversion import ConvertOptions
 
-KINDS = ("train", "calibrate", "tokenizer")
+KINDS = ("inputs", "train", "calibrate", "tokenizer")
 """Options of `convert` that name data."""
 
 
@@ -32,10 +32,16 @@ def recipe_of(
         settings["opset"] = options.opset
     if options.freeze:
         settings["freeze"] = dict(options.freeze)
+    if options.dims:
+        settings["dims"] = dict(options.dims)
     provenance: dict[str, Any] = {
         "source_sha256": source.sha256,
         "versions": versions(),
-        "decisions": {r.name: dict(r.decisions) for r in records if r.decisions},
+        "decisions": {
+            key: dict(record.decisions)
+            for key, record in zip(decision_keys(passes), records, strict=True)
+            if record.decisions
+        },
     }
     data = _data_record({kind: getattr(options, kind) for kind in KINDS})
     if data:
@@ -73,7 +79,7 @@ def find_data(
     recorded: Mapping[str, Mapping[str, str]],
     given: Mapping[str, Path | None],
     beside: Path,
-    needed: str | None,
+    needed: Collection[str],
 ) -> dict[str, Path]:
     """Returns the data that is there with the recorded content, by kind.
 
@@ -81,7 +87,7 @@ def find_data(
         recorded: Place and hash by kind, as the recipe has them.
         given: Where the user says that data is now.
         beside: Folder that relative paths may be relative to.
-        needed: Kind without which nothing can be made again; decisions stand for the others.
+        needed: Kinds without which nothing can be made again; decisions stand for the others.
 
     Raises:
         InputError: When what is needed or given is not there, or is something else.
@@ -97,7 +103,7 @@ def find_data(
         place = next((each for each in places if each.exists()), None)
         if place is not None and digest_of(place) == facts["sha256"]:
             found[kind] = place
-        elif own is not None or kind == needed:
+        elif own is not None or kind in needed:
             reason = "does not exist" if place is None else "is other data: its hash differs"
             raise InputError(
                 f"the output was made with `--{kind} {facts['path']}`, and "

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from regraft.backends.onnx.activations import OrtActivations
 from regraft.ir.constants import opaque
 from regraft.ir.dims import Dim, DimLike, bind
+from regraft.ir.errors import UsageError
 from regraft.ir.flops import flops_of, macs_of
 from regraft.ir.graph import Graph, Node
 from regraft.ir.module import Module
@@ -15,10 +17,12 @@ from regraft.ir.weights import Role
 from regraft.passes.analysis.blocks import recognize
 from regraft.passes.analysis.coupling import Coupling
 from regraft.passes.analysis.liveness import peak_activation_bytes
-from regraft.passes.check.samples import input_symbols
+from regraft.passes.check.runners import EvalRunner, accepts
+from regraft.passes.check.samples import generate_samples, input_symbols
 from regraft.passes.cleanup import Canonicalize
+from regraft.passes.depth.report import depth_report
 from regraft.passes.fusion import Fuse
-from regraft.passes.protocol import Context
+from regraft.passes.protocol import Context, Samples
 from regraft.report import operator_counts
 from regraft.samples import check_dims
 
@@ -115,6 +119,31 @@ def describe_couplings(module: Module) -> dict[str, Any]:
             for item in coupling.pinned
         ],
     }
+
+
+def describe_depth(module: Module, samples: Samples, dims: Mapping[str, int]) -> dict[str, Any]:
+    """Returns what every repeated layer does on samples, of the canonical form.
+
+    Args:
+        module: The module.
+        samples: What it runs on; where there are none, they are generated.
+        dims: Sizes of generated ones.
+
+    Raises:
+        UsageError: When no layers repeat.
+    """
+    canonical = module.clone()
+    for item in (Canonicalize(), Fuse(), Canonicalize()):
+        item.run(canonical, Context())
+    if not samples:
+        runs = accepts(EvalRunner(module.clone()))
+        samples = [each.inputs for each in generate_samples(module, runs, dims=dims)]
+    report = depth_report(canonical, OrtActivations(), samples)
+    if not report.layers:
+        raise UsageError(
+            "no layers repeat in this model", hint="`inspect` without `--depth` lists its operators"
+        )
+    return {**report.describe(), "samples": len(samples)}
 
 
 def _weight_axes(slots: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:

@@ -84,6 +84,7 @@ def check_entry(report: CheckReport) -> dict[str, Any]:
         "samples": report.num_samples,
         "bindings": [dict(b) for b in report.bindings],
         **({"note": report.note} if report.note else {}),
+        **({"parts": {k: check_entry(v) for k, v in report.parts.items()}} if report.parts else {}),
         "outputs": {
             diff.name: {
                 "max_abs": diff.max_abs, "max_rel": diff.max_rel, "cosine": diff.cosine,

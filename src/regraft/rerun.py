@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from regraft.conversion_records import find_data
 from regraft.frontends.huggingface.checkpoint import open_checkpoint
 from regraft.huggingface_sources import folder_of
 from regraft.ir.errors import InputError, RegraftError, UsageError
-from regraft.passes.manager import CheckMode
+from regraft.passes.manager import CheckMode, decision_keys
+from regraft.passes.protocol import Lossy
 from regraft.passes.recipe import Recipe, read_recipe
 from regraft.plugin_places import fingerprint
 from regraft.plugins import Extensions
 from regraft.report import versions
+from regraft.samples import read_samples
 from regraft.sources import sha256_of
 
 TALK = ("report.json", "report.html", "recipe.yaml")
@@ -169,7 +171,7 @@ def rerun(
         UsageError: When such a pass was given data that no recipe can name.
     """
     recipe = read_recipe(recorded.out / "recipe.yaml", extensions.passes)
-    needed = _training_of(recorded, recipe)
+    needed = _needed_data(recorded, recipe)
     found = find_data(recorded.data, data or {}, recorded.out.parent, needed)
     with tempfile.TemporaryDirectory(prefix="regraft-") as folder:
         again = Path(folder) / "out"
@@ -177,6 +179,7 @@ def rerun(
             passes=recipe.passes, check=CheckMode.OFF, extensions=extensions,
             replay=recorded.decisions, train=found.get("train"),
             calibrate=found.get("calibrate", ()), tokenizer=found.get("tokenizer"),
+            samples=read_samples(found["inputs"]) if "inputs" in found else (),
             **recipe.settings,
         )  # fmt: skip
         convert(source, again, options, progress=say)
@@ -192,16 +195,31 @@ def rerun(
     return Outcome(files, difference, changed)
 
 
+def _needed_data(recorded: Recorded, recipe: Recipe) -> Collection[str]:
+    """Returns which data passes need again: those that train, and lossy ones without decisions.
+
+    Raises:
+        UsageError: When what a pass trained on was given as arrays.
+    """
+    keys = decision_keys(recipe.passes)
+    is_open = any(
+        isinstance(item.contract, Lossy) and key not in recorded.decisions
+        for key, item in zip(keys, recipe.passes, strict=True)
+    )
+    trained = _training_of(recorded, recipe)
+    return recorded.data if is_open else () if trained is None else (trained,)
+
+
 def _training_of(recorded: Recorded, recipe: Recipe) -> str | None:
     """Returns which data a pass trained on; None where none trains.
 
     Raises:
-        UsageError: When it was given as arrays, or by `--inputs`.
+        UsageError: When it was given as arrays.
     """
     trains = next((item for item in recipe.passes if getattr(item, "needs_teacher", False)), None)
     if trains is None:
         return None
-    for kind in ("train", "calibrate"):
+    for kind in ("train", "calibrate", "inputs"):
         if kind in recorded.data:
             return kind
     raise UsageError(

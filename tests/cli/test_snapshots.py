@@ -243,6 +243,7 @@ CASES = {
     "rerun": "rerun made",
     "rerun-json": "rerun made --json -q -v",
     "rerun-source": "rerun made --source other.onnx",
+    "rerun-data": "rerun made --inputs samples --train samples --calibrate samples",
     "rerun-plugins": "rerun made --plugin plugin.py:PLUGIN --allow-plugins",
     "rerun-no-records": "rerun exists",
     # -- checkpoint

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import regraft
@@ -197,3 +198,52 @@ def test_a_folder_of_transformers_comes_out_the_same(
     code, _, err = run(["rerun", "out"], capsys)
     assert code == 2
     assert "is not the folder that the output was made from" in err
+
+
+def two_layers() -> onnx.ModelProto:
+    """Returns a perceptron of 32 hidden neurons."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(size=(8, 32)), "b": rng.normal(size=32), "v": rng.normal(size=(32, 4)),
+    }  # fmt: skip
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["h"]),
+        onnx.helper.make_node("Add", ["h", "b"], ["c"]),
+        onnx.helper.make_node("Relu", ["c"], ["r"]),
+        onnx.helper.make_node("MatMul", ["r", "v"], ["y"]),
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "perceptron",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 8])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["batch", 4])],
+        [onnx.numpy_helper.from_array(w.astype(np.float32), k) for k, w in weights.items()],
+    )  # fmt: skip
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+
+
+@pytest.mark.parametrize(
+    "passes",
+    ["canonicalize,quantize", "canonicalize,prune{target=flops:0.75},prune{target=flops:0.75}"],
+)
+@pytest.mark.parametrize("checks", [[], ["--no-check"]], ids=["checked", "unchecked"])
+def test_what_passes_found_on_data_comes_out_the_same(
+    passes: str, checks: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(two_layers(), tmp_path / "model.onnx")
+    made(capsys, "--passes", passes, *checks)
+    code, out, err = run(["rerun", "out", "--json"], capsys)
+    assert code == 0, err
+    assert json.loads(out)["identical"]
+
+
+def test_lossy_passes_need_their_data_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(capsys, "--passes", "canonicalize,quantize", "--inputs", "samples")
+    code, _, err = run(["rerun", "out", "--json"], capsys)
+    assert code == 0, err
+    (tmp_path / "samples").rename(tmp_path / "moved")
+    code, _, err = run(["rerun", "out"], capsys)
+    assert code == 2
+    assert "--inputs" in err
+    assert run(["rerun", "out", "--inputs", "moved"], capsys)[0] == 0

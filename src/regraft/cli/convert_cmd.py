@@ -131,7 +131,7 @@ def command(
     }  # fmt: skip
     settings |= {name: value for name, value in given.items() if value is not None}
     options = ConvertOptions(
-        passes=chosen, samples=load_samples(inputs), calibrate=calibrate or (),
+        passes=chosen, samples=load_samples(inputs), inputs=inputs, calibrate=calibrate or (),
         tokenizer=tokenizer,
         train=train, checkpoints=checkpoints,
         check=CheckMode(check), rtol=rtol, atol=atol,

@@ -24,6 +24,12 @@ _SHOWN_COUPLINGS = 20
 @click.option(
     "--couplings", is_flag=True, help="Show which axes prune together, and what is pinned and why."
 )
+@click.option("--depth", is_flag=True, help="Show what every layer adds, and what is lost without.")
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    help="Samples of --depth, .npz files, texts or images; default: generated ones.",
+)
 @click.option(
     "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with the graph."
 )
@@ -34,6 +40,8 @@ def command(
     source: str,
     dims: dict[str, int],
     couplings: bool,
+    depth: bool,
+    calibrate: Path | None,
     html: Path | None,
     force: bool,
     plugins: tuple[str, ...],
@@ -43,7 +51,8 @@ def command(
     verbose: int,
 ) -> None:
     """Show parameters, bytes, FLOPs, peak activation and operators of SOURCE."""
-    from regraft.inspection import describe_couplings, inspect_module
+    from regraft.calibration import read_calibration
+    from regraft.inspection import describe_couplings, describe_depth, inspect_module
     from regraft.output import check_destination
     from regraft.sources import open_source
 
@@ -53,6 +62,9 @@ def command(
     report = inspect_module(opened.module, dims)
     if couplings:
         report["couplings"] = describe_couplings(opened.module)
+    if depth:
+        samples = [] if calibrate is None else read_calibration(calibrate, opened)
+        report["depth"] = describe_depth(opened.module, samples, dims)
     if html is not None:
         _write_page(html, opened.label, report, opened.module, force=force)
     warn(opened.module.warnings, quiet=quiet)
@@ -83,6 +95,8 @@ def command(
         console.print(f"and {len(operators) - len(shown)} more (-v shows all)")
     if couplings:
         _show_couplings(console, report["couplings"], all_rows=bool(verbose))
+    if depth:
+        _show_depth(console, report["depth"])
 
 
 def _show_couplings(console: Any, report: Any, *, all_rows: bool) -> None:
@@ -99,6 +113,21 @@ def _show_couplings(console: Any, report: Any, *, all_rows: bool) -> None:
     hidden = max(len(rows) - len(rows[:count]), 0) + max(len(pins) - len(pins[:count]), 0)
     if hidden:
         console.print(f"and {hidden} more (-v shows all)")
+
+
+def _show_depth(console: Any, report: Any) -> None:
+    rows = []
+    for layer in report["layers"]:
+        without = layer["outputs_without"]
+        rows.append((
+            layer["number"], layer["name"], f"{layer['parameters']:,}",
+            f"{layer['influence']:.3f}",
+            " ".join(f"{each['share']:.2f}" for each in layer["branches"]),
+            " ".join(f"{each['cosine']:.2f}" for each in layer["branches"]),
+            "stays" if without is None else f"{without:.3f}",
+        ))  # fmt: skip
+    columns = ("layer", "result:", "parameters", "turned", "added", "cosine", "lost without")
+    print_table(console, f"layers, on {report['samples']} samples", columns, rows)
 
 
 def _listed(weights: Any) -> str:

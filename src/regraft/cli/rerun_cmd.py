@@ -23,6 +23,7 @@ DIFFERENT = 3
 @click.option(
     "--calibrate", type=click.Path(path_type=Path), help="Its --calibrate, when it was moved."
 )
+@click.option("--inputs", type=click.Path(path_type=Path), help="Its --inputs, when it was moved.")
 @click.option(
     "--plugin", "plugins", multiple=True, metavar="FILE.py:NAME|NAME",
     help="Load this instead of the recorded plugins (runs it).",
@@ -34,6 +35,7 @@ def command(
     source: Path | None,
     train: Path | None,
     calibrate: Path | None,
+    inputs: Path | None,
     plugins: tuple[str, ...],
     allow_plugins: bool,
     as_json: bool,
@@ -50,7 +52,7 @@ def command(
     with progress(enabled=not quiet and not as_json) as say:
         outcome = rerun(
             recorded, path, load_extensions(plugins),
-            data={"train": train, "calibrate": calibrate}, say=say,
+            data={"train": train, "calibrate": calibrate, "inputs": inputs}, say=say,
         )  # fmt: skip
     changed = {name: list(pair) for name, pair in outcome.changed_versions.items()}
     if as_json:
