@@ -150,7 +150,9 @@ def difference(name: str, variant: str) -> float:
     module = regraft.load(store.load(name))
     regraft.apply(module, "canonicalize,fuse", check="off")
     before = _outputs(module, store.samples(name))
-    regraft.apply(module, f"replace-softmax{{variant={variant}}}", check="off")
+    (record,) = regraft.apply(module, f"replace-softmax{{variant={variant}}}", check="off")
+    if not record.stats["replaced"]:
+        raise RuntimeError(f"{name}: no attention was replaced")
     after = _outputs(module, store.samples(name))
     largest = max(float(np.abs(x).max()) for x in before)
     pairs = zip(before, after, strict=True)

@@ -104,7 +104,7 @@ def _gather_blocks(e: EmitContext) -> None:
 def _linear_attention(e: EmitContext) -> None:
     attrs = e.node.attrs
     e.emit(
-        "LinearAttention", e.inputs, domain=_MICROSOFT,
+        "LinearAttention", e.inputs, _all_outputs(e), domain=_MICROSOFT,
         q_num_heads=attrs["heads"], kv_num_heads=attrs["kv_heads"],
         scale=attrs["scale"], update_rule=attrs["rule"],
     )  # fmt: skip
@@ -112,7 +112,13 @@ def _linear_attention(e: EmitContext) -> None:
 
 def _causal_conv(e: EmitContext) -> None:
     kind = e.node.attrs["activation"]
-    e.emit("CausalConvWithState", e.inputs, domain=_MICROSOFT, activation=kind)
+    outputs = _all_outputs(e)
+    e.emit("CausalConvWithState", e.inputs, outputs, domain=_MICROSOFT, activation=kind)
+
+
+def _all_outputs(e: EmitContext) -> list[str]:
+    """Returns names of all results: the runtime's schema has none that may be left out."""
+    return [e.name(value) if value.num_uses else e.temp("unused") for value in e.node.outputs]
 
 
 EMITS: tuple[Emit, ...] = (

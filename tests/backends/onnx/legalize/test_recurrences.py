@@ -88,6 +88,19 @@ def test_the_kernel_is_taken_and_equal(gate: str, beta: Array | None, normalizer
     assert linear_attention in {node.op for node in loaded.graph}
 
 
+@pytest.mark.parametrize("spec", [linear_attention, causal_conv], ids=lambda spec: spec.name)
+def test_states_that_nothing_reads_may_be_left(spec: OpSpec) -> None:
+    if spec is linear_attention:
+        module, feeds = _module(spec, [Q, K, V], T, rule="linear", scale=0.4, kv_groups=G)
+    else:
+        module, feeds = _module(spec, [_floats(B, 5, T), _floats(5, 1, 4)], T)
+    module.graph.set_outputs([("y0", module.graph.outputs[0])])
+    expected = evaluate(module, feeds)["y0"]
+    _lowered(module)
+    (found,) = run_ort(to_proto(module, profile="ort-cpu"), list(feeds.values()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("target", ["ort-cpu", "onnx"])
 def test_prefill_and_steps_with_states_are_one_function(target: str) -> None:
     attrs = {"rule": "gated_delta", "scale": 0.4, "kv_groups": G, "normalizer": "sum",
