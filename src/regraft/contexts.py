@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from regraft.activations import Activations
 from regraft.backends.onnx import PROFILES
-from regraft.backends.onnx.activations import OrtActivations
 from regraft.backends.onnx.legalize import legalizers
 from regraft.benching import OrtLatency
 from regraft.calibration import gradient_source
@@ -78,7 +78,7 @@ def make_context(
     sizes = dims or {}
     return Context(
         seed=seed, target=target, samples=samples, probes=probes, dims=sizes,
-        activations=OrtActivations(), gradients=gradient_source(),
+        activations=Activations(), gradients=gradient_source(),
         latency=OrtLatency(target, sizes, seed) if target in PROFILES else None,
         legalizers=legalizers(user_tables(), extensions.onnx_emitters),
         trainer=trainer_source(checkpoints), training=training, **rest,

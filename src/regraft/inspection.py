@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from regraft.backends.onnx.activations import OrtActivations
+from regraft.activations import Activations
 from regraft.ir.constants import opaque
 from regraft.ir.dims import Dim, DimLike, bind
 from regraft.ir.errors import UsageError
@@ -138,7 +138,7 @@ def describe_depth(module: Module, samples: Samples, dims: Mapping[str, int]) ->
     if not samples:
         runs = accepts(EvalRunner(module.clone()))
         samples = [each.inputs for each in generate_samples(module, runs, dims=dims)]
-    report = depth_report(canonical, OrtActivations(), samples)
+    report = depth_report(canonical, Activations(), samples)
     if not report.layers:
         raise UsageError(
             "no layers repeat in this model", hint="`inspect` without `--depth` lists its operators"
