@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 
 class EvaluatedActivations:
-    """Gives the values inside a module as the numpy evaluator computes them (`ActivationSource`)."""
+    """Gives the values that the numpy evaluator computes (`ActivationSource`)."""
 
     def activations(
         self, module: Module, values: Sequence[Value], samples: Samples
