@@ -1,4 +1,4 @@
-"""Linear quantization: quantize, dequantize, dynamic_quantize.
+"""Quantization: quantize, dequantize, dynamic_quantize, and lookup for codes that are no integers.
 
 Scales and zero points lie per tensor (`axis` None), per position of one axis (rank 1), or per block
 of `block_size` positions of one axis (rank of x).
@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from regraft.ir.builder import Builder
 from regraft.ir.convert import convert
 from regraft.ir.dims import mod
 from regraft.ir.evaluate import EvalContext
 from regraft.ir.graph import Node, Value
+from regraft.ir.ops import arithmetic, cast, gathering
+from regraft.ir.ops.shapes import operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import DType, TensorType
 
@@ -197,4 +200,53 @@ dynamic_quantize = OpSpec(
     eval=_eval_dynamic,
 )
 
-OPS: tuple[OpSpec, ...] = (quantize, dequantize, dynamic_quantize)
+
+def _axes_lookup(node: Node) -> str | None:
+    codes = node.inputs[0]
+    if codes is None or codes.rank is None:
+        return None
+    labels = [f"a{i}" for i in range(codes.rank)]
+    axis = node.attrs["axis"] % len(labels)
+    whole, param = labels.copy(), labels.copy()
+    whole[axis], param[axis] = "c!", "p!"
+    return f"{' '.join(whole)}, t!, {' '.join(param)} -> {' '.join(whole)}"
+
+
+def _infer_lookup(node: Node) -> TensorType:
+    codes, table = node.inputs[:2]
+    dtype = None if table is None else table.dtype
+    return TensorType(dtype, None if codes is None else codes.shape)
+
+
+def _eval_lookup(c: EvalContext, codes: Array, table: Array, scale: Array) -> Array:
+    values = table[codes.astype(np.int64)]
+    factor = spread(scale, codes, c.attrs["axis"], c.attrs["block_size"])
+    return values * factor.astype(values.dtype)  # type: ignore[no-any-return]  # of two arrays
+
+
+def _lookup_body(node: Node, b: Builder) -> Value:
+    """Both gathers have constant operands: runtimes fold them where that is wanted."""
+    codes, table, scale = operands_of(node, 3)
+    axis = node.attrs["axis"]
+    size = None if codes.shape is None else codes.shape[axis]
+    if not isinstance(size, int):
+        raise node.error("the size of the axis that blocks lie on is not known")
+    block = np.arange(size) // node.attrs["block_size"]
+    values = b.op(gathering.gather, table, b.op(cast.cast, codes, to=DType.I32), axis=0)
+    factor = b.op(gathering.gather, scale, b.constant(block), axis=axis)
+    return b.op(arithmetic.mul, values, factor)
+
+
+lookup = OpSpec(
+    name="lookup",
+    source="the value of a code in a table times the scale of its block (NF4, FP4, FP8)",
+    operands=(Operand("codes"), Operand("table"), Operand("scale")),
+    attrs=(Attr("axis", AttrKind.INT), Attr("block_size", AttrKind.INT)),
+    traits=Trait.PURE | Trait.RAW,
+    axes=_axes_lookup,
+    infer=_infer_lookup,
+    eval=_eval_lookup,
+    body=_lookup_body,
+)
+
+OPS: tuple[OpSpec, ...] = (quantize, dequantize, dynamic_quantize, lookup)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from regraft.passes.quantization.encoding import Encoded
+from regraft.passes.quantization.formats import nearest, values_of
 
 Array = np.ndarray[Any, Any]
 
@@ -40,10 +41,10 @@ def descended(matrix: Array, start: Encoded, moments: Array, sweeps: int) -> Enc
             for idx in range(first, stop):
                 scale, zero = grid.row(idx)
                 wanted = value[idx] + local[idx - first] / diagonal[idx]
-                code = np.clip(np.rint(wanted / scale) + zero, grid.format.low, grid.format.high)
-                new = (code - zero) * scale
+                code = nearest(grid.format, wanted / scale, zero)
+                new = (values_of(grid.format, code) - zero) * scale
                 moved[idx - first] = new - value[idx]
-                codes[idx], value[idx] = code.astype(codes.dtype), new
+                codes[idx], value[idx] = code, new
                 local -= np.outer(hessian[first:stop, idx], moved[idx - first])
             pull -= hessian[:, first:stop] @ moved
     return Encoded(grid, codes)

@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from regraft.passes.quantization.formats import INT8, Format
+from regraft.passes.quantization.formats import INT8, Format, nearest, values_of
 
 Array = np.ndarray[Any, Any]
+
+_E4M3_TOP = 448.0
 
 _TINY = np.finfo(np.float32).tiny
 
@@ -63,13 +66,14 @@ class Encoded:
         """Packed size of codes, scales and zero points."""
         fmt, scale = self.grid.format, self.grid.scale
         zeros = 0 if self.grid.zero_point is None else fmt.dtype.nbytes(scale.size)
-        return fmt.dtype.nbytes(self.codes.size) + 4 * scale.size + zeros
+        stored = 4 * scale.size if fmt.scales == "f32" else scale.size
+        return fmt.dtype.nbytes(self.codes.size) + stored + zeros
 
     def decode(self) -> Array:
         """Returns f32[K, N]."""
         size = self.codes.shape[0]
         scale = np.repeat(self.grid.scale, self.grid.group, 0)[:size]
-        codes = self.codes.astype(np.float32)
+        codes = values_of(self.grid.format, self.codes)
         if self.grid.zero_point is not None:
             codes -= np.repeat(self.grid.zero_point, self.grid.group, 0)[:size]
         codes *= scale
@@ -97,12 +101,27 @@ def grid_of(matrix: Array, fmt: Format, group: int, shrink: Array | float = 1.0)
     blocks = grouped(matrix, group)
     if fmt.symmetric:
         top = np.abs(blocks).max(1) * shrink
-        return Grid(fmt, _positive(top / fmt.high), None, group)
+        return Grid(fmt, _stored_scale(fmt, top), None, group)
     low: Array = np.minimum(blocks.min(1), 0) * shrink
     high: Array = np.maximum(blocks.max(1), 0) * shrink
     scale = _positive((high - low) / (fmt.high - fmt.low))
     zero = np.clip(np.rint(fmt.low - low / scale), fmt.low, fmt.high).astype(np.float32)
     return Grid(fmt, scale, zero, group)
+
+
+def _stored_scale(fmt: Format, top: Array) -> Array:
+    """Returns scales that bring `top` to the largest code, as the format stores them."""
+    if fmt.scales == "e8m0":
+        # OCP MX: the exponent of the largest number less that of the largest value, rounded down
+        exponent = np.floor(np.log2(np.maximum(top, _TINY))) - np.floor(np.log2(fmt.top))
+        return np.asarray(np.exp2(np.clip(exponent, -126, 127)), np.float32)
+    scale = _positive(top / fmt.top)
+    if fmt.scales == "e4m3":
+        whole = np.float32(max(float(top.max()) / (_E4M3_TOP * fmt.top), float(_TINY)))
+        small = (scale / whole).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        # a block below the least number of the type would get the scale 0
+        return np.asarray(np.maximum(small, np.float32(2.0**-9)) * whole)
+    return scale
 
 
 def _positive(steps: Array) -> Array:
@@ -115,13 +134,9 @@ def round_to(matrix: Array, grid: Grid) -> Encoded:
     """Returns every value as the nearest code of the grid, halves to even."""
     size = matrix.shape[0]
     blocks: Array = grouped(matrix, grid.group) / grid.scale[:, None]
-    np.rint(blocks, out=blocks)
-    if grid.zero_point is not None:
-        blocks += grid.zero_point[:, None]
-    np.clip(blocks, grid.format.low, grid.format.high, out=blocks)
-    kind = np.uint8 if grid.format.low == 0 else np.int8
-    codes = blocks.reshape(-1, matrix.shape[1])[:size].astype(kind)
-    return Encoded(grid, codes)
+    zero = 0.0 if grid.zero_point is None else grid.zero_point[:, None]
+    codes = nearest(grid.format, blocks, zero)
+    return Encoded(grid, codes.reshape(-1, matrix.shape[1])[:size])
 
 
 def searched_grid(matrix: Array, fmt: Format, group: int, importance: Array | None = None) -> Grid:
@@ -134,6 +149,8 @@ def searched_grid(matrix: Array, fmt: Format, group: int, importance: Array | No
         importance: f64[K], the mean square of what each position is multiplied by; equal when None.
     """
     blocks = grouped(matrix, group)
+    if fmt.scales == "e8m0":  # a shrunk range is half the range, or the same
+        return grid_of(matrix, fmt, group)
     size = matrix.shape[0]
     weights = np.ones(size) if importance is None else np.asarray(importance, np.float64)
     weights = grouped((weights / max(float(weights.mean()), float(_TINY)))[:, None], group)

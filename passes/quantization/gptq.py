@@ -13,6 +13,7 @@ import numpy as np
 
 from regraft.passes.calibration.curvature import Curvature
 from regraft.passes.quantization.encoding import Encoded, Grid
+from regraft.passes.quantization.formats import nearest, values_of
 
 Array = np.ndarray[Any, Any]
 
@@ -38,9 +39,9 @@ def gptq(matrix: Array, grid: Grid, found: Curvature) -> Encoded:
         errors = np.empty((stop - start, matrix.shape[1]), np.float32)
         for idx in range(start, stop):
             scale, zero = grid.row(int(order[idx]))
-            code = np.clip(np.rint(rest[idx] / scale) + zero, fmt.low, fmt.high)
-            codes[order[idx]] = code.astype(codes.dtype)
-            error = (rest[idx] - (code - zero) * scale) / factor[idx, idx]
+            code = nearest(fmt, rest[idx] / scale, zero)
+            codes[order[idx]] = code
+            error = (rest[idx] - (values_of(fmt, code) - zero) * scale) / factor[idx, idx]
             rest[idx + 1 : stop] -= np.outer(factor[idx, idx + 1 : stop], error)
             errors[idx - start] = error
         rest[stop:] -= factor[start:stop, stop:].T @ errors

@@ -10,14 +10,16 @@ from regraft.passes.calibration.curvature import Curvature
 from regraft.passes.calibration.statistics import Statistics
 from regraft.passes.quantization.descent import descended
 from regraft.passes.quantization.encoding import Encoded, grid_of, round_to, searched_grid
+from regraft.passes.quantization.flexround import flexround
 from regraft.passes.quantization.formats import Format
 from regraft.passes.quantization.gptq import gptq
+from regraft.passes.quantization.hqq import hqq
 
 Array = np.ndarray[Any, Any]
 
 _SWEEPS = 3
 
-Method = Literal["round", "search", "gptq"]
+Method = Literal["round", "search", "hqq", "gptq", "flexround"]
 
 
 def encode(
@@ -35,17 +37,22 @@ def encode(
         fmt: The integers.
         group: Positions of K that share a scale.
         method: `round` to nearest in full ranges, `search` of ranges weighted by what the inputs
-            are, or `gptq` in searched ranges.
+            are, `hqq` from the weights alone, `gptq` in searched ranges, or `flexround`.
         stats: Of the inputs, where there are any.
-        curved: What `gptq` needs of them.
+        curved: What `gptq` and `flexround` need of them.
     """
     if method == "round":
         return round_to(matrix, grid_of(matrix, fmt, group))
     if method == "search":
         importance = None if stats is None else stats.mean_square
         return round_to(matrix, searched_grid(matrix, fmt, group, importance))
+    if method == "hqq":
+        return hqq(matrix, fmt, group)
     if curved is None:
-        raise AssertionError("gptq needs second moments")
+        raise AssertionError(f"{method} needs second moments")
+    if method == "flexround":
+        found = searched_grid(matrix, fmt, group, curved.importance)
+        return flexround(matrix, fmt, group, curved.damped, start=found)
     # by the mean square alone, the error that remains on a sentence encoder is a tenth larger
     greedy = gptq(matrix, searched_grid(matrix, fmt, group, curved.importance), curved)
     return descended(matrix, greedy, curved.damped, _SWEEPS)

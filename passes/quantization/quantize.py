@@ -35,6 +35,8 @@ _SMOOTH = 0.65
 """On the same encoder, static ranges: mean cosine 0.9935 without, 0.9985 with it."""
 
 
+_NEED_MOMENTS = ("gptq", "flexround")
+
 _MAX_RUNS = 48
 """Times that samples are run: layers of deeper models are taken several at a time."""
 
@@ -76,11 +78,12 @@ class Quantize:
 
     Args:
         weights: Format of weights: `int8`, `int7` (8 bits for CPUs without VNNI), `uint8` in
-            groups, `int4`, `uint4`, `int2`, `uint2`.
+            groups, `int4`, `uint4`, `int3`, `uint3`, `int2`, `uint2`; values of a table, which are
+            smaller on disk and no faster: `nf4`, `fp4`, `mxfp4`, `nvfp4`, `fp8_e4m3`, `fp8_e5m2`.
         activations: How inputs are rounded; `auto` is `token` for 8-bit weights, which is
             accurate, else `none`. `static` is faster, and what samples did not show saturates.
-        method: How codes are found: `round`, `search` of ranges, `gptq`; `auto` is `gptq`
-            below 8 bits where there are samples.
+        method: How codes are found: `round`, `search` of ranges, `hqq` (from the weights alone),
+            `gptq`, `flexround`; `auto` is `gptq` below 8 bits where there are samples.
         group: Inputs that share a scale; 0 means all for 8 bits, 32 below.
         tail: Channels of every input that stay in float; `none` is 8 for `token`, where samples
             can be run, and 0 for `static`.
@@ -102,7 +105,7 @@ class Quantize:
 
     weights: str = "int8"
     activations: Literal["auto", "static", "token", "dynamic", "none"] = "auto"
-    method: Literal["auto", "round", "search", "gptq"] = "auto"
+    method: Literal["auto", "round", "search", "hqq", "gptq", "flexround"] = "auto"
     group: int = 0
     tail: int | None = None
     smooth: float | None = None
@@ -123,7 +126,7 @@ class Quantize:
         method = self._method(fmt, ctx)
         ctx = self._with_samples(module, ctx)
         convolved = Convolved()
-        if self.convolutions == "int8" and fmt.bits == INT8.bits and mode != "none":
+        if self.convolutions == "int8" and _is_int8(fmt) and mode != "none":
             convolved = quantize_convolutions(
                 module, ctx, fmt, self.ranges, self._kept, self.budget if self.budget < 1 else None
             )
@@ -135,7 +138,7 @@ class Quantize:
             by_input.setdefault(site.x, []).append(site)
         found: Mapping[Value, Statistics] = {}
         inputs = list(by_input)
-        needed = mode == "static" or method == "gptq"
+        needed = mode == "static" or method in _NEED_MOMENTS
         if inputs and (needed or (ctx.samples and ctx.activations)):
             found = gather_statistics(module, inputs, ctx)
         plan = Plan(
@@ -152,7 +155,7 @@ class Quantize:
         for first in range(0, len(inputs), stride or 1):
             chunk = inputs[first : first + stride]
             seen = {x: found[x] for x in chunk if x in found}
-            if method == "gptq":
+            if method in _NEED_MOMENTS:
                 seen = _as_rounded(module, {x: by_input[x][0] for x in chunk}, ctx)
             for x in chunk:
                 layers += rewrite_readers(module, by_input[x], plan, seen.get(x), found.get(x))
@@ -190,7 +193,7 @@ class Quantize:
         """Returns how many inputs share a scale, 0 for all."""
         if fmt.bits == INT8.bits:
             return self.group
-        return self.group or _GROUP_BELOW_8_BITS
+        return self.group or fmt.block or _GROUP_BELOW_8_BITS
 
     def _num_tail(self, mode: str) -> int:
         if mode not in ("static", "token"):
@@ -216,8 +219,8 @@ class Quantize:
                 hint="use weights=int8, or give `group` (128) for one row at a time",
             )
         if self.activations == "auto":
-            return "token" if fmt.bits == INT8.bits and not self.group else "none"
-        if self.activations != "none" and (fmt.bits != INT8.bits or self.group):
+            return "token" if _is_int8(fmt) and not self.group else "none"
+        if self.activations != "none" and (not _is_int8(fmt) or self.group):
             raise UsageError(
                 f"pass `quantize`: activations={self.activations} needs 8-bit weights with a "
                 "scale per output",
@@ -246,6 +249,11 @@ class Quantize:
             write_table(b, site, codes, scale, folder)
             count += 1
         return count
+
+
+def _is_int8(fmt: Format) -> bool:
+    """Whether products with such weights run in integers of 8 bits."""
+    return fmt.is_integer and fmt.bits == INT8.bits
 
 
 def _as_rounded(

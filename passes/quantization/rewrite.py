@@ -116,6 +116,8 @@ def dequantized(
         per_channel: Whether one group spans all of K, so that scales are per output.
     """
     fmt, grid = encoded.grid.format, encoded.grid
+    if not fmt.is_integer:
+        return _looked_up(b, name, encoded, folder)
     codes = b.weight(
         f"{name}.codes", stored(encoded.codes.astype(fmt.dtype.numpy), folder, (name,))
     )
@@ -126,6 +128,28 @@ def dequantized(
         zero = b.constant(points.astype(fmt.dtype.numpy), name=f"{name}.zero_points")
     place = {"axis": 1} if per_channel else {"axis": 0, "block_size": grid.group}
     return b.op(quant.dequantize, codes, b.constant(scale, name=f"{name}.scales"), zero, **place)
+
+
+def _looked_up(b: Builder, name: str, encoded: Encoded, folder: Path | None) -> Value:
+    """Returns f32[K, N] as values of a table, scales stored as the format says."""
+    fmt, grid = encoded.grid.format, encoded.grid
+    packed = encoded.codes.astype(fmt.dtype.numpy)
+    codes = b.weight(f"{name}.codes", stored(packed, folder, (name,)))
+    scale = grid.scale
+    if fmt.scales == "e8m0":
+        kept = b.weight(f"{name}.scales", ArrayWeight(scale.astype(DType.F8E8M0.numpy)))
+        scales = b.op(cast.cast, kept, to=DType.F32)
+    elif fmt.scales == "e4m3":
+        whole = scale.max() / np.float32(448)
+        small = (scale / whole).astype(DType.F8E4M3FN.numpy)
+        kept = b.weight(f"{name}.scales", ArrayWeight(small))
+        scales = b.op(
+            arithmetic.mul, b.op(cast.cast, kept, to=DType.F32), b.constant(np.asarray(whole))
+        )
+    else:
+        scales = b.constant(scale, name=f"{name}.scales")
+    table = b.constant(np.nan_to_num(np.asarray(fmt.table, np.float32)))
+    return b.op(quant.lookup, codes, table, scales, axis=0, block_size=grid.group)
 
 
 def write_linear(

@@ -332,6 +332,10 @@ SAMPLES: dict[str, Samples] = {
         Sample((_u8(3, 8), floats(3, 2)), {"axis": 1, "block_size": 4}),
     ),
     "dynamic_quantize": (Sample((floats(3, 4),)),),
+    "lookup": (
+        Sample((_u8(4, 3), floats(256), _positive(2, 3)), {"axis": 0, "block_size": 2}),
+        Sample((_u8(3, 5), floats(256), _positive(3, 2)), {"axis": 1, "block_size": 3}),
+    ),
     "matmul_integer": (
         Sample((_u8(3, 4), _u8(4, 5))),
         Sample((_u8(2, 3, 4), _u8(4, 5), _u8(), _u8())),

@@ -8,7 +8,9 @@ from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.equivalence import (
+    Awq,
     Equalize,
+    FoldExponentBias,
     PermuteOutliers,
     ReparamNorms,
     Rotate,
@@ -34,7 +36,7 @@ from tests.passes.equivalence.modules import (
 FOLDS = (
     Equalize(), Smooth(), Smooth(powers_of_two=False), ReparamNorms(bits=4),
     ReparamNorms(bits=4, clip="search", common="median"), Rotate(), PermuteOutliers(),
-    SplitWeights(),
+    SplitWeights(), FoldExponentBias(), Awq(group=8),
 )  # fmt: skip
 NETS = {
     "cnn": (CNN, images), "encoder": (ENCODER, texts), "post-norm": (POST_NORM, texts),
