@@ -11,7 +11,7 @@ import numpy as np
 from regraft.passes.calibration.moments import Moments
 from regraft.passes.factorize.blocks import block_spectrum
 from regraft.passes.factorize.emit import Factors
-from regraft.passes.factorize.mpo import factors_of, full_bond, num_weights, train_of
+from regraft.passes.factorize.mpo import factors_of, first_cut, full_bond, num_weights
 
 Array = np.ndarray[Any, Any]
 Method = Literal["svd", "whitened", "block-dense", "block-shuffle", "mpo"]
@@ -115,11 +115,12 @@ def _trains(shape: Shape, matrix: Array, rank: int | None) -> list[Option]:
     inputs, outputs = (factors_of(size, shape.cores) for size in matrix.shape)
     assert inputs is not None, "refusal was asked"
     assert outputs is not None, "refusal was asked"
-    scale = float(np.sqrt(np.square(matrix.astype(np.float64)).sum())) or 1.0
+    found = first_cut(matrix, inputs, outputs)
+    scale = found.energy**0.5 or 1.0
 
     def option(bond: int) -> Option:
-        train = train_of(matrix, inputs, outputs, bond)
-        return Option(bond, train.num_weights, train.bound / scale, lambda: train)
+        count = num_weights(inputs, outputs, bond)
+        return Option(bond, count, found.bound(bond) / scale, lambda: found.train(bond))
 
     top = full_bond(inputs, outputs)
     if rank is not None:

@@ -92,25 +92,62 @@ def _bonds(inputs: Sequence[int], outputs: Sequence[int], bond: int) -> list[int
     return [*found, 1]
 
 
-def train_of(matrix: Array, inputs: Sequence[int], outputs: Sequence[int], bond: int) -> Train:
-    """Returns the train of a matrix.
+@dataclass(frozen=True, slots=True, eq=False)
+class FirstCut:
+    """A matrix, reordered and decomposed at its first bond: what trains of any bond start with.
+
+    Args:
+        inputs: Factors of K.
+        outputs: Factors of N, as many.
+        u: f64[i_1 o_1, k].
+        s: f64[k], falling.
+        v: f64[k, rest].
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    u: Array
+    s: Array
+    v: Array
+
+    @property
+    def energy(self) -> float:
+        """Sum of squares of the matrix."""
+        return float(np.square(self.s).sum())
+
+    def bound(self, bond: int) -> float:
+        """Returns the bound of the error of a train; a train of two cores needs no other cut."""
+        if len(self.inputs) == 2:
+            return float(np.sqrt(np.square(self.s[bond:]).sum()))
+        return self.train(bond).bound
+
+    def train(self, bond: int) -> Train:
+        """Returns the train of a largest bond."""
+        kept = min(bond, len(self.s))
+        lost = float(np.square(self.s[kept:]).sum())
+        first = self.u[:, :kept].reshape(1, self.inputs[0], self.outputs[0], kept)
+        cores = [first.astype(np.float32)]
+        rest, chi = self.s[:kept, None] * self.v[:kept], kept
+        for i, o in zip(self.inputs[1:-1], self.outputs[1:-1], strict=True):
+            u, s, v = np.linalg.svd(rest.reshape(chi * i * o, -1), full_matrices=False)
+            kept = min(bond, len(s))
+            lost += float(np.square(s[kept:]).sum())
+            cores.append(u[:, :kept].reshape(chi, i, o, kept).astype(np.float32))
+            rest, chi = s[:kept, None] * v[:kept], kept
+        last = rest.reshape(chi, self.inputs[-1], self.outputs[-1], 1)
+        return Train((*cores, last.astype(np.float32)), float(np.sqrt(lost)))
+
+
+def first_cut(matrix: Array, inputs: Sequence[int], outputs: Sequence[int]) -> FirstCut:
+    """Returns what trains of a matrix start with.
 
     Args:
         matrix: f32[K, N].
-        inputs: Factors of K.
+        inputs: Factors of K, at least two.
         outputs: Factors of N, as many.
-        bond: The largest bond.
     """
     count = len(inputs)
     order = [axis for k in range(count) for axis in (k, count + k)]
-    rest = matrix.astype(np.float64).reshape(*inputs, *outputs).transpose(order)
-    cores: list[Array] = []
-    lost, chi = 0.0, 1
-    for i, o in zip(inputs[:-1], outputs[:-1], strict=True):
-        u, s, v = np.linalg.svd(rest.reshape(chi * i * o, -1), full_matrices=False)
-        kept = min(bond, len(s))
-        lost += float(np.square(s[kept:]).sum())
-        cores.append(u[:, :kept].reshape(chi, i, o, kept).astype(np.float32))
-        rest, chi = s[:kept, None] * v[:kept], kept
-    cores.append(rest.reshape(chi, inputs[-1], outputs[-1], 1).astype(np.float32))
-    return Train(tuple(cores), float(np.sqrt(lost)))
+    turned = matrix.astype(np.float64).reshape(*inputs, *outputs).transpose(order)
+    u, s, v = np.linalg.svd(turned.reshape(inputs[0] * outputs[0], -1), full_matrices=False)
+    return FirstCut(tuple(inputs), tuple(outputs), u, s, v)

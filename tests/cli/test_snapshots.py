@@ -144,6 +144,7 @@ CASES = {
     "inspect-verbose": "inspect model.onnx -v",
     "inspect-quiet": "inspect model.onnx -q",
     "inspect-couplings": "inspect model.onnx --couplings",
+    "inspect-depth-none": "inspect model.onnx --depth",
     "inspect-html": "inspect model.onnx --html page.html",
     "inspect-html-exists": "inspect model.onnx --html model.rg",
     "inspect-force": "inspect model.onnx --html model.rg --force -q",

@@ -21,7 +21,7 @@ from regraft.passes import PASSES
 from regraft.passes.calibration.moments import Moments
 from regraft.passes.factorize.blocks import block_spectrum
 from regraft.passes.factorize.factorize import Factorize
-from regraft.passes.factorize.mpo import factors_of, full_bond, num_weights, train_of
+from regraft.passes.factorize.mpo import factors_of, first_cut, full_bond, num_weights
 from regraft.passes.legalize import Legalize
 from regraft.passes.pipeline import parse_pipeline
 from regraft.passes.protocol import Context
@@ -156,12 +156,14 @@ def test_a_train_of_full_bond_is_exact_and_others_are_within_their_bound(count: 
     assert outputs is not None
     assert (prod(inputs), prod(outputs)) == (24, 36)
     top = full_bond(inputs, outputs)
-    whole = train_of(matrix, inputs, outputs, top)
+    found = first_cut(matrix, inputs, outputs)
+    whole = found.train(top)
     assert np.abs(whole.merged() - matrix).max() <= 1e-6
     for bond in (1, 3, 7, top):
-        train = train_of(matrix, inputs, outputs, bond)
+        train = found.train(bond)
         error = float(np.linalg.norm(train.merged().astype(np.float64) - matrix))
         assert error <= train.bound + 1e-5
+        assert found.bound(bond) == train.bound
         assert train.num_weights == num_weights(inputs, outputs, bond)
         assert train.num_weights == sum(core.size for core in train.cores)
 
