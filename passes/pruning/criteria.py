@@ -13,6 +13,8 @@ from regraft.passes.analysis.coupling.groups import Coupling, Group
 from regraft.passes.analysis.coupling.positions import unit_of
 from regraft.passes.protocol import Context
 from regraft.passes.pruning.energy import energy_shares
+from regraft.passes.pruning.flows import flow_slots, obs_shares
+from regraft.passes.pruning.gradients import gradient_slots
 from regraft.passes.pruning.measured import Slots, activation_slots, samples_of, taylor_slots
 
 Array = np.ndarray[Any, Any]
@@ -20,8 +22,12 @@ Scores = dict[Group, Array]
 """f64[blocks, units] per group."""
 
 Criterion = Literal[
-    "l1", "l2", "random", "bn-scale", "taylor", "taylor-sum", "activation", "energy"
-]
+    "l1", "l2", "random", "bn-scale", "taylor", "taylor-sum", "fisher", "snip", "grasp",
+    "activation", "wanda", "fluctuation", "energy", "obs"
+]  # fmt: skip
+SHARES: tuple[Criterion, ...] = ("energy", "obs")
+"""Criteria whose scores are shares of what products compute: they compare across groups."""
+
 Reduction = Literal["mean", "sum", "max", "prod", "first"]
 Normalization = Literal["mean", "none", "sum", "max", "gaussian", "lamp"]
 
@@ -74,8 +80,7 @@ def score(
         coupling: The groups.
         criterion: `l1` and `l2` norms of what belongs to a unit, `bn-scale` the absolute gain of
             batch normalizations (`l2` for groups without one), `random`; measured on samples are
-            `taylor` and `taylor-sum` (weight times gradient) and `activation` (`l2` for groups
-            within bodies).
+            the others (`l2` for groups within bodies, whose values nobody gives).
         reduction: How the scores of a group's slots become one.
         normalization: Makes groups comparable.
         seed: Of `random`.
@@ -109,8 +114,15 @@ def _slots_by(criterion: Criterion, coupling: Coupling, ctx: Context) -> Slots:
                 return found
             weights = _slots(coupling, 2)  # of groups within bodies, whose values nobody gives
             return {group: named or weights[group] for group, named in found.items()}
-        case "energy":
-            shares = energy_shares(coupling, ctx, samples_of(ctx))
+        case "fisher" | "snip" | "grasp":
+            return gradient_slots(coupling, ctx, criterion)
+        case "wanda" | "fluctuation":
+            found = flow_slots(coupling, ctx, criterion)
+            weights = _slots(coupling, 2)  # of groups that no product of the main graph sums over
+            return {group: named or weights[group] for group, named in found.items()}
+        case "energy" | "obs":
+            measure = energy_shares if criterion == "energy" else obs_shares
+            shares = measure(coupling, ctx, samples_of(ctx))
             weights = _slots(coupling, 2)  # of groups that no product of the main graph sums over
             return {
                 group: [("", shares[group])]

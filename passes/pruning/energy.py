@@ -30,10 +30,21 @@ Place = tuple[Value, int]
 _TINY = 1e-30
 
 
-def energy_shares(coupling: Coupling, ctx: Context, samples: Samples) -> dict[Group, Array]:
+def energy_shares(
+    coupling: Coupling,
+    ctx: Context,
+    samples: Samples,
+    exact: Mapping[tuple[Node, Group], Array] | None = None,
+) -> dict[Group, Array]:
     """Returns the share of every unit, f64[blocks * units]; groups no product sums over lack one.
 
     Products within bodies are not seen.
+
+    Args:
+        coupling: The groups.
+        ctx: Gives values.
+        samples: What is measured on.
+        exact: Shares that are known better, by product and group.
 
     Raises:
         UsageError: Without a source of activations.
@@ -43,7 +54,7 @@ def energy_shares(coupling: Coupling, ctx: Context, samples: Samples) -> dict[Gr
             "pass `prune`, option `criterion`: `energy` needs values, and there is no source",
             hint="use it in `regraft convert`, or criterion=l2",
         )
-    sums = _sums(coupling)
+    sums = sums_of(coupling)
     squares = _mean_squares(coupling, ctx, samples, sums)
     groups = {group.space: group for group in coupling.groups}
     shares: dict[Group, Array] = {}
@@ -55,12 +66,13 @@ def energy_shares(coupling: Coupling, ctx: Context, samples: Samples) -> dict[Gr
             group = groups.get(leaf)
             if group is None:
                 continue
-            found = _per_unit(sides, spaces, group) / max(whole, _TINY)
+            known = None if exact is None else exact.get((node, group))
+            found = _per_unit(sides, spaces, group) / max(whole, _TINY) if known is None else known
             shares[group] = shares.get(group, 0.0) + found
     return shares
 
 
-def _sums(coupling: Coupling) -> list[tuple[Node, Space, list[Place]]]:
+def sums_of(coupling: Coupling) -> list[tuple[Node, Space, list[Place]]]:
     """Returns every sum over a label that groups stand in, with the operands' axes."""
     leaves = {group.space for group in coupling.groups}
     found: list[tuple[Node, Space, list[Place]]] = []
@@ -134,17 +146,17 @@ def _per_unit(sides: list[Array], spaces: list[Space], group: Group) -> Array:
     """Returns products of the sides' energies by unit."""
     size = group.num_blocks * group.size
     if all(side.shape == sides[0].shape for side in sides):
-        return _by_unit(np.prod(sides, 0), spaces[0], group)[0]
+        return by_unit(np.prod(sides, 0), spaces[0], group)[0]
     # axes of other forms (inputs of grouped convolutions): units meet on average
     total, repeats = np.ones(size), []
     for side, space in zip(sides, spaces, strict=True):
-        summed, count = _by_unit(side, space, group)
+        summed, count = by_unit(side, space, group)
         total *= summed / np.maximum(count, 1)
         repeats.append(count)
     return np.asarray(total * np.max(repeats, 0))
 
 
-def _by_unit(energy: Array, space: Space, group: Group) -> tuple[Array, Array]:
+def by_unit(energy: Array, space: Space, group: Group) -> tuple[Array, Array]:
     """Returns sums and counts of positions by unit."""
     units = unit_of(space, group.space)
     held = units >= 0

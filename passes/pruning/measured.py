@@ -34,7 +34,7 @@ def taylor_slots(coupling: Coupling, ctx: Context, *, signed: bool) -> Slots:
             "pass `prune`, option `criterion`: `taylor` needs gradients, and there is no source",
             hint="install PyTorch (`pip install regraft[torch]`), or use criterion=l2",
         )
-    places = _places(coupling)
+    places = places_of_groups(coupling)
     store = coupling.module.weights
     samples = samples_of(ctx)
     totals: dict[tuple[str, int, Group], Array] = {}
@@ -44,7 +44,7 @@ def taylor_slots(coupling: Coupling, ctx: Context, *, signed: bool) -> Slots:
             product = arrays[name] * gradients[name]
             for axis, group in axes:
                 space = coupling.builder.weights[name][axis]
-                part = _per_unit(product if signed else np.abs(product), axis, space, group)
+                part = per_unit(product if signed else np.abs(product), axis, space, group)
                 key = (name, axis, group)
                 totals[key] = totals.get(key, 0.0) + np.abs(part) / len(samples)
     slots: Slots = {group: [] for group in coupling.groups}
@@ -79,10 +79,10 @@ def activation_slots(coupling: Coupling, ctx: Context) -> Slots:
             for idx, (value, axis) in enumerate(places):
                 space, key = coupling.axes(value)[axis], (group, idx)
                 square = squares[value]
-                sums[key] = sums.get(key, 0.0) + _per_unit(square, axis, space, group)
+                sums[key] = sums.get(key, 0.0) + per_unit(square, axis, space, group)
                 ones = np.ones((1,) * axis + (square.shape[axis],))
                 repeats = square.size // square.shape[axis]
-                count = _per_unit(ones, axis, space, group) * repeats
+                count = per_unit(ones, axis, space, group) * repeats
                 counts[key] = counts.get(key, 0.0) + count
     slots: Slots = {group: [] for group in coupling.groups}
     for (group, idx), total in sums.items():
@@ -106,7 +106,7 @@ def samples_of(ctx: Context) -> Samples:
     return samples
 
 
-def _places(coupling: Coupling) -> dict[str, list[tuple[int, Group]]]:
+def places_of_groups(coupling: Coupling) -> dict[str, list[tuple[int, Group]]]:
     """Returns the axes of float weights that groups stand in."""
     places: dict[str, list[tuple[int, Group]]] = {}
     for group in coupling.groups:
@@ -133,7 +133,7 @@ def _is_contracted(value: Value) -> bool:
     )
 
 
-def _per_unit(array: Array, axis: int, space: Space, group: Group) -> Array:
+def per_unit(array: Array, axis: int, space: Space, group: Group) -> Array:
     """Sums an array over all axes but one, and that one's positions by unit."""
     others = tuple(i for i in range(array.ndim) if i != axis)
     units = unit_of(space, group.space)

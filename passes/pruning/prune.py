@@ -22,6 +22,7 @@ from regraft.passes.pruning.alike import Classes, alike, each_alone
 from regraft.passes.pruning.allocate import Allocation
 from regraft.passes.pruning.cost import CostModel, cost_model
 from regraft.passes.pruning.criteria import (
+    SHARES,
     Criterion,
     Normalization,
     Reduction,
@@ -83,7 +84,9 @@ class Prune:
     ## References
     Fang et al., DepGraph, 2023; Wang et al., Structurally Prune Anything, 2024; Fang et al.,
     Isomorphic Pruning, 2024; Hu et al., FARMS, 2025; Xu et al., Joint Layer-Adaptive Pruning, 2023;
-    Lee et al., LAMP, 2021; Liu et al., Network Slimming, 2017; Chen et al., Net2Net, 2016.
+    Lee et al., LAMP, 2021; Liu et al., Network Slimming, 2017; Chen et al., Net2Net, 2016; LeCun et
+    al., OBD, 1990; Lee et al., SNIP, 2019; Wang et al., GraSP, 2020; Sun et al., Wanda, 2024; An et
+    al., FLAP, 2024.
 
     Args:
         target: What to reach: `flops:0.5`, `macs:…`, `params:…`, `bytes:…`, or `latency:…` as
@@ -94,17 +97,20 @@ class Prune:
             place of a target.
         criterion: What makes a unit important: `l1`, `l2`, `bn-scale`, `random`; measured on
             samples: `taylor` (sum of weight times gradient, absolute), `taylor-sum` (their sum,
-            absolute), `activation` (what it carries into products: dead neurons carry nothing),
-            `energy` (its share of what products make of it). `none` is `energy` where samples can
-            be run, else `l2`.
+            absolute), `fisher` (squared weights by the Fisher diagonal), `snip`, `grasp`,
+            `activation` (what it carries into products: dead neurons carry nothing), `wanda` and
+            `fluctuation` (that, and its variance, by the weights that read it), `energy` (its share
+            of what products make of it), `obs` (the share that is lost when the others make up for
+            it). `none` is `energy` where samples can be run, else `l2`.
         reduction: How the scores of a group's slots become one.
         normalization: How scores of different groups become comparable; `auto` leaves shares of
             energy as they are and divides others by their mean.
         allocation: `uniform` keeps the same fraction everywhere, `global` the best scores of all
-            groups (of `energy` per cost), `isomorphic` ranks only among groups of the same
-            structure, `spectral` keeps more where spectra of weights have heavier tails,
+            groups (of `energy` and `obs` per cost), `isomorphic` ranks only among groups of the
+            same structure, `spectral` keeps more where spectra of weights have heavier tails,
             `measured` runs copies in which each group is cut alone and solves for
-            the least error of the outputs. `auto` is `global` for `energy`, else `uniform`.
+            the least error of the outputs. `auto` is `global` for `energy` and `obs`, else
+            `uniform`.
         round_to: Sizes of innermost axes become multiples of it. `auto` takes what the target's
             kernels run best at; `[channels:16,widths:64,heads:2,head-size:8]` states it by axis.
         layout: `alike` keeps whole heads only, and the same number of units in every layer, as the
@@ -222,7 +228,7 @@ class Prune:
         criterion = self._criterion(ctx)
         normalization = self.normalization
         if normalization == "auto":
-            normalization = "none" if criterion == "energy" else "mean"
+            normalization = "none" if criterion in SHARES else "mean"
         scores = score(coupling, criterion, self.reduction, normalization, ctx.seed, ctx)
         stats: dict[str, int | float] = {}
         if criterion in ("activation", "energy") and normalization != "gaussian":
@@ -230,12 +236,12 @@ class Prune:
             stats["silent-units"] = sum(silent.values())
         allocation = self.allocation
         if allocation == "auto":
-            allocation = "global" if criterion == "energy" else "uniform"
+            allocation = "global" if criterion in SHARES else "uniform"
         search = Search(
             coupling, cost, goal, scores, allocation, ctx,
             classes_at=lambda floor: self._classes(coupling, ctx, floor),
             floors=_FLOORS if self.min_keep is None else (self.min_keep,),
-            priced=criterion == "energy", curves=self.curves, is_rounded=self.round_to != 1,
+            priced=criterion in SHARES, curves=self.curves, is_rounded=self.round_to != 1,
         )  # fmt: skip
         if goal.measure == LATENCY:
             fitted = search.fit()
