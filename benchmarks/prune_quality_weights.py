@@ -44,7 +44,8 @@ _MIN_TURN_S = 0.1
 _RATE = 0.4
 
 
-def _module(source: Encoder) -> Module:
+def module_of(source: Encoder) -> Module:
+    """Returns the encoder, canonical and fused."""
     module = regraft.load(source.path)
     regraft.apply(module, "canonicalize,fuse", check="off")
     return module
@@ -56,7 +57,7 @@ def _context(feeds: Sequence[Feed]) -> Context:
 
 def _errors(source: Encoder, text: str) -> dict[str, dict[Method, float]]:
     """Returns the error of the results of every layer, on its own inputs, by method."""
-    module, pattern = _module(source), pattern_of(text)
+    module, pattern = module_of(source), pattern_of(text)
     items, _ = matrices_of(module)
     products = [each for item in items for each in item.products]
     found = gather_moments(module, products, _context(source.calibration_feeds(_SAMPLES)), text)
@@ -86,12 +87,14 @@ def _layers(settings: Settings) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _changed(source: Encoder, item: Pass) -> tuple[Module, PassResult]:
-    module = _module(source)
+def changed(source: Encoder, item: Pass) -> tuple[Module, PassResult]:
+    """Returns the encoder after a pass that may look at the calibration sentences."""
+    module = module_of(source)
     return module, item.run(module, _context(source.calibration_feeds(_SAMPLES)))
 
 
-def _save(module: Module, name: str) -> Path:
+def saved(module: Module, name: str) -> Path:
+    """Writes a module for ONNX Runtime and returns the file."""
     path = FOLDER / f"weights-{name}.onnx"
     path.unlink(missing_ok=True)
     regraft.apply(module, "legalize{target=ort-cpu}", check="off")
@@ -99,8 +102,9 @@ def _save(module: Module, name: str) -> Path:
     return path
 
 
-def _embedded(path: Path, source: Encoder) -> Array:
-    return embeddings(path, source.test[:_TESTED])
+def embedded(path: Path, source: Encoder, count: int = _TESTED) -> Array:
+    """Returns the embeddings of the first test sentences."""
+    return embeddings(path, source.test[:count])
 
 
 def _quality(settings: Settings) -> Iterator[Row]:
@@ -108,7 +112,7 @@ def _quality(settings: Settings) -> Iterator[Row]:
     reference = source.reference[:_TESTED]
     for text in ("2:4", "unstructured"):
         for method in _METHODS:
-            module, result = _changed(source, Sparsify(pattern=text, method=method))
+            module, result = changed(source, Sparsify(pattern=text, method=method))
             if text == "2:4":
                 items, _ = matrices_of(module)
                 stacks = [item.stack() for item in items]
@@ -120,8 +124,8 @@ def _quality(settings: Settings) -> Iterator[Row]:
                     f"2:4, {method}: two of four in every group", bool((every == 2).all()),
                     f"{every.size:,} groups of {len(items)} layers",
                 )  # fmt: skip
-            path = _save(module, f"{method}-{text.replace(':', '-')}")
-            mean = float(cosines(reference, _embedded(path, source)).mean())
+            path = saved(module, f"{method}-{text.replace(':', '-')}")
+            mean = float(cosines(reference, embedded(path, source)).mean())
             yield shown(f"{text}, {method}: cosine of embeddings, mean", mean, "",
                         f"{result.stats['sparsity']:.3f} zeros")  # fmt: skip
 
@@ -129,10 +133,10 @@ def _quality(settings: Settings) -> Iterator[Row]:
 def _factors(settings: Settings) -> Iterator[Row]:
     source = encoder()
     reference = source.reference[:_TESTED]
-    dense = _save(_module(source), "dense")
+    dense = saved(module_of(source), "dense")
     runner = session(dense)
     for method in ("svd", "whitened", "block-dense", "block-shuffle", "mpo"):
-        module, result = _changed(source, Factorize(method=method, rate=_RATE))
+        module, result = changed(source, Factorize(method=method, rate=_RATE))
         bounds = result.decisions["bounds"]
         # factors are rounded to f32
         off = [each for each in result.layers if each.error > bounds[each.name] * (1 + 1e-5) + 1e-6]
@@ -140,8 +144,8 @@ def _factors(settings: Settings) -> Iterator[Row]:
             f"{method}: errors within their bounds", not off,
             f"{len(result.layers)} layers, worst error {result.layers[0].error:.3f}",
         )  # fmt: skip
-        path = _save(module, method)
-        mean = float(cosines(reference, _embedded(path, source)).mean())
+        path = saved(module, method)
+        mean = float(cosines(reference, embedded(path, source)).mean())
         kept = result.stats["numbers"] / result.stats["numbers-before"]
         yield shown(f"{method}: cosine of embeddings, mean", mean, "", f"{kept:.2f} of the numbers")
         other = session(path)
