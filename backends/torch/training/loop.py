@@ -20,6 +20,13 @@ from regraft.backends.torch.training.frozen import Key
 from regraft.backends.torch.training.orthogonal import turn_gradients
 from regraft.backends.torch.training.processes import Group
 from regraft.backends.torch.training.progress import shown_progress
+from regraft.backends.torch.training.shards import (
+    divided_like,
+    load_state,
+    put_together,
+    whole,
+    whole_state,
+)
 from regraft.ir.errors import TargetError
 from regraft.passes.recovery.data import Batch, Data
 from regraft.passes.recovery.fixed import Numbered
@@ -102,6 +109,7 @@ class Loop:
     ) -> None:
         torch.manual_seed(schedule.seed)
         self.net = net.to(place.device)
+        self._wrapped = place.group.wrap(net, place.device)  # parameters may be other ones then
         self.schedule = schedule
         self.history = History()
         self._objective = objective
@@ -132,13 +140,12 @@ class Loop:
         self._facts["data"] = _digest(next(self._data.batches(0)))
         self._resume()
         batches = self._own_batches()
-        wrapped = group.wrap(self.net, self._place.device)
         enabled = self._place.progress and group.is_first
         self.net.train()
         try:
             with shown_progress(self._label, schedule.steps, enabled=enabled) as report:
                 while history.step < schedule.steps and not self._is_stale():
-                    loss = self._step(wrapped, batches)
+                    loss = self._step(batches)
                     history.losses.append(loss)
                     history.step += 1
                     report(history.step, loss)
@@ -152,11 +159,12 @@ class Loop:
         self._write()
         if history.best_weights:
             self._load(history.best_weights)
+        put_together(self.net)
         return "patience" if self._is_stale() else "steps"
 
     # -- one step -----------------------------------------------------------------------------
 
-    def _step(self, wrapped: nn.Module, batches: Iterator[Mapping[str, Tensor]]) -> float:
+    def _step(self, batches: Iterator[Mapping[str, Tensor]]) -> float:
         """Updates the weights once; returns the loss, averaged over the step's batches."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.history.step)
@@ -164,11 +172,13 @@ class Loop:
         total = torch.zeros((), dtype=torch.float64)
         for idx in range(self._local):
             is_last = idx + 1 == self._local
-            exchange = nullcontext() if is_last else self._place.group.without_exchange(wrapped)
+            exchange = (
+                nullcontext() if is_last else self._place.group.without_exchange(self._wrapped)
+            )
             with exchange:
                 with self._autocast():
                     # what is kept of a batch is computed as the rest is
-                    loss = self._objective(wrapped, next(batches))
+                    loss = self._objective(self._wrapped, next(batches))
                 (loss / self._local).backward()
             total += loss.detach().double().cpu() / self._local
         mean = self._place.group.mean(total)
@@ -243,26 +253,25 @@ class Loop:
     # -- checkpoints --------------------------------------------------------------------------
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: p.detach().cpu().clone() for name, p in self._trained.items()}
+        return {name: whole(p).cpu().clone() for name, p in self._trained.items()}
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self._trained.items():
-                parameter.copy_(weights[name])
+                parameter.copy_(divided_like(weights[name], parameter))
 
     def _write(self) -> None:
         group, folder, history = self._place.group, self._place.folder, self.history
-        if folder is not None and group.is_first:
-            write_checkpoint(
-                folder / CHECKPOINT,
-                self._facts,
-                {
-                    "weights": self._weights(),
-                    "optimizer": self._optimizer.state_dict(),
-                    "random": torch.get_rng_state(),
-                    **{item.name: getattr(history, item.name) for item in fields(history)},
-                },
-            )
+        if folder is None:
+            return
+        content = {
+            "weights": self._weights(),
+            "optimizer": whole_state(self._optimizer),
+            "random": torch.get_rng_state(),
+            **{item.name: getattr(history, item.name) for item in fields(history)},
+        }
+        if group.is_first:
+            write_checkpoint(folder / CHECKPOINT, self._facts, content)
         group.wait()
 
     def _resume(self) -> None:
@@ -271,7 +280,7 @@ class Loop:
         if found is None:
             return
         self._load(found["weights"])
-        self._optimizer.load_state_dict(found["optimizer"])
+        load_state(self._optimizer, found["optimizer"])
         torch.set_rng_state(found["random"])
         for item in fields(self.history):
             setattr(self.history, item.name, found[item.name])

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from regraft.backends.torch.training.shards import divide
 from regraft.ir.errors import UsageError
 
 
@@ -22,10 +24,12 @@ class Group:
     Args:
         rank: Which of them this is.
         size: How many there are.
+        shards: Whether each holds a part of the weights (FSDP2), not all of them (DDP).
     """
 
     rank: int = 0
     size: int = 1
+    shards: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -49,6 +53,9 @@ class Group:
         """Returns a net whose gradients are averaged over the processes."""
         if self.size == 1:
             return net
+        if self.shards:
+            divide(net, device, self.size)
+            return net
         devices = [torch.device(device)] if device.startswith("cuda") else None
         return DistributedDataParallel(net, device_ids=devices)
 
@@ -57,7 +64,7 @@ class Group:
         if isinstance(net, DistributedDataParallel):
             context: AbstractContextManager[None] = net.no_sync()
             return context
-        return nullcontext()
+        return _without_sums(net) if self.shards and self.size > 1 else nullcontext()
 
     def mean(self, value: Tensor) -> float:
         """Returns the average over the processes of a number that each has."""
@@ -74,16 +81,31 @@ class Group:
 
 
 @contextmanager
-def joined_group(device: str) -> Iterator[Group]:
-    """Yields the group of this process; joins it as the variables of `torchrun` say, if it must."""
+def _without_sums(net: Any) -> Iterator[None]:
+    net.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        net.set_requires_gradient_sync(True)
+
+
+@contextmanager
+def joined_group(device: str, *, shards: bool = False) -> Iterator[Group]:
+    """Yields the group of this process; joins it as the variables of `torchrun` say, if it must.
+
+    Args:
+        device: Where its net runs.
+        shards: Whether each process holds a part of the weights.
+    """
     if dist.is_available() and dist.is_initialized():
-        yield Group(dist.get_rank(), dist.get_world_size())
+        yield Group(dist.get_rank(), dist.get_world_size(), shards)
         return
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Group()
         return
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
-        yield Group(dist.get_rank(), dist.get_world_size())
+        yield Group(dist.get_rank(), dist.get_world_size(), shards)
+        dist.barrier()  # gloo aborts a process that leaves while another one still sums
     finally:
         dist.destroy_process_group()

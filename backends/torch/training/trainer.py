@@ -70,11 +70,14 @@ class TorchTrainer:
         folder: Holds checkpoints, from which an interrupted run resumes, and values of the
             teacher that do not fit; None for no checkpoints, and a temporary folder.
         progress: Whether a terminal shows how far a run is.
+        shards: Whether each of several processes holds a part of the weights while they are
+            trained (FSDP2), not all of them (DDP).
     """
 
     device: str = "cpu"
     folder: Path | None = None
     progress: bool = True
+    shards: bool = False
 
     def distill(
         self,
@@ -183,7 +186,7 @@ class TorchTrainer:
 
     def _fit(self, run: _Run) -> TrainingReport:
         """Trains, folds adapters, and stores the weights in the module."""
-        with joined_group(self.device) as group, torch.random.fork_rng():
+        with joined_group(self.device, shards=self.shards) as group, torch.random.fork_rng():
             inner = run.net.net
             inner.requires_grad_(False)
             zeros = HeldZeros(run.net, run.paths)
