@@ -171,6 +171,9 @@ class PassManager:
             if snapshot is not None:
                 self._recover(module, snapshot, rest, error)
             raise
+        except Exception as error:
+            error.add_note(f"in pass `{format_pass(item)}`")  # which may be a plugin's
+            raise
         stats = dict(result.stats)
         unchecked: tuple[Skip, ...] = ()
         if checker is not None and result.changed:

@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from regraft.ir.errors import UsageError
@@ -200,6 +201,32 @@ def make_named(cls: type[N], options: Mapping[str, Any], where: str) -> N:
         raise UsageError(f"{where}: {error}") from error
 
 
+def check_options(cls: type[Named], where: str) -> None:
+    """Checks that a pipeline can give every option of a pass.
+
+    Raises:
+        UsageError: Naming the first option that has another type.
+    """
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.init and not _is_written(hints[f.name]):
+            raise UsageError(
+                f"{where}: option `{f.name}` is a `{hints[f.name]}`, which no pipeline can write",
+                hint="use bool, int, float, str, Path, an enum, a Literal, or tuples of them",
+            )
+
+
+def _is_written(hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return all(_is_written(arg) for arg in typing.get_args(hint) if arg is not type(None))
+    if origin in (tuple, list, Sequence):
+        return _is_written(typing.get_args(hint)[0])
+    if origin is typing.Literal or hint in (bool, int, float, str, Path, Any):
+        return True
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns `did you mean …` or the list of known names."""
     names = sorted(known)
@@ -228,6 +255,8 @@ def _convert(raw: Any, hint: Any, where: str) -> Any:
         except (TypeError, ValueError):
             kind = "a whole number" if hint is int else "a number"
             raise UsageError(f"{where}: `{raw}` is not {kind}") from None
+    if hint is Path:
+        return Path(raw)
     if hint is str or hint is Any:
         return raw if isinstance(raw, str) else str(raw)
     raise AssertionError(f"{where}: option type {hint} is not supported by pipelines")

@@ -29,6 +29,7 @@ from regraft.ir.ops import OPS
 from regraft.ir.opspec import OpSpec
 from regraft.ir.rewrite.rule import CanCompile, RuleSet
 from regraft.passes import PASSES
+from regraft.passes.pipeline import check_options
 from regraft.passes.protocol import Pass
 from regraft.passes.rule_pass import pass_of_rules
 
@@ -99,7 +100,8 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
     """Returns what regraft offers with what plugins add.
 
     Raises:
-        UsageError: When a plugin was written for another version, or a name is taken.
+        UsageError: When a plugin was written for another version, a name is taken, or a pass has
+            an option that no pipeline can write.
     """
     passes: list[type[Pass]] = list(PASSES)
     operators = dict(OPS) | {spec.name: spec for spec in _TARGET_OPS}
@@ -116,6 +118,8 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
         added = list(plugin.passes)
         if plugin.rules:
             added.append(pass_of_rules(plugin.name, RuleSet(*plugin.rules)))
+        for item in plugin.passes:
+            check_options(item, f"plugin `{plugin.name}`, pass `{item.name}`")
         _refuse_clashes(plugin, "pass", [p.name for p in added], [p.name for p in passes])
         passes += added
         for spec in plugin.operators:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regraft import passes
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
-from regraft.passes.pipeline import format_pipeline, parse_pipeline, parse_steps
+from regraft.passes.pipeline import check_options, format_pipeline, parse_pipeline, parse_steps
 from regraft.passes.protocol import Context, Contract, Exact, PassResult
 from regraft.passes.recipe import Recipe, format_recipe, parse_recipe
 
@@ -145,3 +148,47 @@ def test_recipe_names_what_is_wrong(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=r".") as error:
         parse_recipe(text, PASSES)
     assert message in error.value.message
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Has a path as an option."""
+
+    name: ClassVar[str] = "reads"
+    contract: ClassVar[Contract] = Exact()
+
+    plan: Path | None = None
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        return PassResult(False)
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """Has an option that no pipeline can write."""
+
+    name: ClassVar[str] = "maps"
+    contract: ClassVar[Contract] = Exact()
+
+    ratios: Mapping[str, float] | None = None
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        return PassResult(False)
+
+
+def test_paths_are_options() -> None:
+    (made,) = parse_pipeline('reads{plan="a b/plan.json"}', (Reads,))
+    assert made == Reads(Path("a b/plan.json"))
+    assert parse_pipeline(format_pipeline([made]), (Reads,)) == [made]
+
+
+def test_options_that_no_pipeline_can_write_are_named() -> None:
+    for cls in (Prune, Needs, Reads):
+        check_options(cls, "it")
+    with pytest.raises(UsageError, match="plugin `p`: option `ratios` is a"):
+        check_options(Maps, "plugin `p`")
+
+
+def test_every_pass_can_be_written() -> None:
+    for cls in passes.PASSES:
+        check_options(cls, cls.name)

@@ -119,9 +119,11 @@ def _fail_with(error: Exception, args: Sequence[str]) -> int:
     import traceback
 
     traceback.print_exc()
+    whose = "regraft or of the plugin" if "--plugin" in args else "regraft"
+    notes = getattr(error, "__notes__", [])
     return _fail(
-        f"internal error: {type(error).__name__}: {error}",
-        "this is a bug of regraft: please report it with the lines above",
+        "\n".join([f"internal error: {type(error).__name__}: {error}", *notes]),
+        f"this is a bug of {whose}: please report it with the lines above",
         1,
         args,
     )
