@@ -3,7 +3,8 @@
 from regraft.passes.protocol import Pass
 from regraft.passes.quantization.mend import MendQuantized
 from regraft.passes.quantization.quantize import Quantize
+from regraft.passes.quantization.quantize_mixed import QuantizeMixed
 
-__all__ = ["PASSES", "MendQuantized", "Quantize"]
+__all__ = ["PASSES", "MendQuantized", "Quantize", "QuantizeMixed"]
 
-PASSES: tuple[type[Pass], ...] = (Quantize, MendQuantized)
+PASSES: tuple[type[Pass], ...] = (Quantize, QuantizeMixed, MendQuantized)

@@ -101,11 +101,11 @@ def _write(
             if value not in done:
                 done.add(value)
                 _round(module, value, spans[value], None if value in made else nodes)
-    results = {}
+    results: dict[Piece, Value] = {}
     for source, piece in zip(sources, pieces, strict=True):
         if piece.shape is not None:
-            made = _encode(module, source, piece.node, spans[piece.inputs[0]], codes)
-            results[source] = made if piece.result is piece.node.output else piece.result
+            after = _encode(module, source, piece.node, spans[piece.inputs[0]], codes)
+            results[source] = after if piece.result is piece.node.output else piece.result
     return results
 
 

@@ -126,10 +126,11 @@ def _is_scores(value: Value) -> bool:
 
 
 def _logits(kind: Kind, array: Array) -> Array:
-    wide = np.asarray(array, np.float64)
+    wide: Array = np.asarray(array, np.float64)
     if kind == "probabilities":
         clipped = np.clip(wide, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
-        return np.clip(np.log(clipped / (1 - clipped)), -_STEEP, _STEEP)
+        logits: Array = np.clip(np.log(clipped / (1 - clipped)), -_STEEP, _STEEP)
+        return logits
     if (wide >= 0).all() and np.allclose(wide.sum(-1), 1, atol=1e-3):
         return np.log(np.maximum(wide, _LEAST_PROBABILITY))
     return wide
