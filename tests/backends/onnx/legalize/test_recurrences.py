@@ -23,7 +23,7 @@ from tests.conformance.cases import run_ort
 
 Array = np.ndarray[Any, Any]
 
-B, H, G, T, D, E = 2, 4, 2, 11, 8, 6
+B, H, G, T, D, E = 2, 4, 2, 11, 8, 8
 RNG = np.random.default_rng(1)
 
 
@@ -79,10 +79,13 @@ def test_the_kernel_is_taken_and_equal(gate: str, beta: Array | None, normalizer
         attrs["feature_map"] = "softmax"
     module, feeds = _module(linear_attention, [Q, K, V, None, gates, beta], T, **attrs)
     expected = list(evaluate(module, feeds).values())
-    assert "LinearAttention" in _lowered(module)
+    in_chunks = normalizer == "sum" and attrs["rule"] == "linear"  # the kernel is slow there
+    assert ("LinearAttention" in _lowered(module)) is not in_chunks
     found = run_ort(to_proto(module, profile="ort-cpu"), list(feeds.values()))
     for own, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(own, want, rtol=0, atol=1e-5 * max(1, np.abs(want).max()))
+    if in_chunks:
+        return
     # the file is read back as what it was
     loaded = regraft.load(to_proto(module, profile="ort-cpu"))
     assert linear_attention in {node.op for node in loaded.graph}
