@@ -16,7 +16,7 @@ from regraft.passes.pruning.criteria import Scores
 from regraft.passes.pruning.limits import Limits
 
 Array = np.ndarray[Any, Any]
-Allocation = Literal["uniform", "global", "isomorphic", "spectral", "measured"]
+Allocation = Literal["uniform", "global", "isomorphic", "spectral", "measured", "learned"]
 
 _BISECTIONS = 50
 _MAX_REPAIRS = 400

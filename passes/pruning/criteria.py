@@ -23,7 +23,7 @@ Scores = dict[Group, Array]
 
 Criterion = Literal[
     "l1", "l2", "random", "bn-scale", "taylor", "taylor-sum", "fisher", "snip", "grasp",
-    "activation", "wanda", "fluctuation", "energy", "obs"
+    "activation", "wanda", "fluctuation", "energy", "obs", "gates",
 ]  # fmt: skip
 SHARES: tuple[Criterion, ...] = ("energy", "obs")
 """Criteria whose scores are shares of what products compute: they compare across groups."""
@@ -89,6 +89,8 @@ def score(
     Raises:
         UsageError: For a measured criterion without its source or samples.
     """
+    if criterion == "gates":
+        raise AssertionError("gates need a budget: they are learned by the pass")
     if criterion == "random":
         rng = np.random.default_rng(seed)
         return {group: rng.random((group.num_blocks, group.size)) for group in coupling.groups}

@@ -26,8 +26,10 @@ from regraft.passes.pruning.criteria import (
     Criterion,
     Normalization,
     Reduction,
+    Scores,
     score,
 )
+from regraft.passes.pruning.gates import Gates, Learning, learn_gates
 from regraft.passes.pruning.goals import LATENCY, Goal, parse_goal
 from regraft.passes.pruning.limits import RoundTo, limits_of, multiples_of
 from regraft.passes.pruning.plan import Choice, Plan, choice_of, make_plan
@@ -101,7 +103,8 @@ class Prune:
             `activation` (what it carries into products: dead neurons carry nothing), `wanda` and
             `fluctuation` (that, and its variance, by the weights that read it), `energy` (its share
             of what products make of it), `obs` (the share that is lost when the others make up for
-            it). `none` is `energy` where samples can be run, else `l2`.
+            it), `gates` (how far a gate stays open that is learned with the budget). `none` is
+            `energy` where samples can be run, else `l2`.
         reduction: How the scores of a group's slots become one.
         normalization: How scores of different groups become comparable; `auto` leaves shares of
             energy as they are and divides others by their mean.
@@ -109,8 +112,8 @@ class Prune:
             groups (of `energy` and `obs` per cost), `isomorphic` ranks only among groups of the
             same structure, `spectral` keeps more where spectra of weights have heavier tails,
             `measured` runs copies in which each group is cut alone and solves for
-            the least error of the outputs. `auto` is `global` for `energy` and `obs`, else
-            `uniform`.
+            the least error of the outputs, `learned` learns a threshold of scores per group. `auto`
+            is `global` for `energy`, `obs` and `gates`, else `uniform`.
         round_to: Sizes of innermost axes become multiples of it. `auto` takes what the target's
             kernels run best at; `[channels:16,widths:64,heads:2,head-size:8]` states it by axis.
         layout: `alike` keeps whole heads only, and the same number of units in every layer, as the
@@ -125,6 +128,9 @@ class Prune:
             batch normalizations again; `bias` moves biases only (both make biases where there are
             none). They look at the samples, else at generated inputs. `auto` is `reconstruct` where
             samples are given, else `none`. What makes outputs worse is undone.
+        gates: A file that keeps what `criterion=gates` learned. Gates that are there already, of a
+            related task, are where learning starts.
+        steps: Updates of gates and of learned thresholds.
     """
 
     name: ClassVar[str] = "prune"
@@ -142,6 +148,8 @@ class Prune:
     plan: str | None = None
     curves: str | None = None
     repair: Repair = "auto"
+    gates: str | None = None
+    steps: int = 40
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Couples, scores, allocates, slices.
@@ -229,25 +237,40 @@ class Prune:
         normalization = self.normalization
         if normalization == "auto":
             normalization = "none" if criterion in SHARES else "mean"
-        scores = score(coupling, criterion, self.reduction, normalization, ctx.seed, ctx)
+        if criterion == "gates":
+            scores = self._gates(coupling, cost, goal, ctx)
+        else:
+            scores = score(coupling, criterion, self.reduction, normalization, ctx.seed, ctx)
         stats: dict[str, int | float] = {}
         if criterion in ("activation", "energy") and normalization != "gaussian":
             silent = {group: int((found == 0).sum()) for group, found in scores.items()}
             stats["silent-units"] = sum(silent.values())
         allocation = self.allocation
         if allocation == "auto":
-            allocation = "global" if criterion in SHARES else "uniform"
+            allocation = "global" if criterion in (*SHARES, "gates") else "uniform"
         search = Search(
             coupling, cost, goal, scores, allocation, ctx,
             classes_at=lambda floor: self._classes(coupling, ctx, floor),
             floors=_FLOORS if self.min_keep is None else (self.min_keep,),
             priced=criterion in SHARES, curves=self.curves, is_rounded=self.round_to != 1,
+            steps=self.steps,
         )  # fmt: skip
         if goal.measure == LATENCY:
             fitted = search.fit()
             return _Picked(fitted.choice, {**stats, **search.stats}, {}, round(fitted.achieved, 4))
         found = search.choose()
         return _Picked(found, {**stats, **search.stats}, {})
+
+    def _gates(self, coupling: Coupling, cost: CostModel, goal: Goal, ctx: Context) -> Scores:
+        """Learns gates, from those of another task where `gates` names what is there."""
+        path = None if self.gates is None else Path(self.gates)
+        first = Gates.read(path, coupling) if path is not None and path.exists() else None
+        full = np.array([group.size for group in coupling.groups])
+        learning = Learning(cost, goal.fraction * cost.total(full), self.steps)
+        found = learn_gates(coupling, ctx, learning, first)
+        if path is not None:
+            found.write(path)
+        return {g: theta.reshape(g.num_blocks, g.size) for g, theta in found.values.items()}
 
     def _criterion(self, ctx: Context) -> Criterion:
         if self.criterion is not None:

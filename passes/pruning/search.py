@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.errors import TargetError, UsageError
-from regraft.passes.analysis.coupling import Coupling
+from regraft.passes.analysis.coupling import Coupling, Group
 from regraft.passes.protocol import Context
 from regraft.passes.pruning.alike import Classes
-from regraft.passes.pruning.allocate import Allocation, allocate, choose
+from regraft.passes.pruning.allocate import Allocation, allocate, choose, settle
 from regraft.passes.pruning.cost import CostModel
 from regraft.passes.pruning.criteria import Scores
+from regraft.passes.pruning.gates import Learning, kept_above, learn_thresholds
 from regraft.passes.pruning.goals import Goal, what_stops
 from regraft.passes.pruning.latency import Fitted, fit_latency
 from regraft.passes.pruning.limits import limits_of
@@ -46,6 +47,7 @@ class Search:
         priced: Whether scores add up across groups.
         curves: File of measured curves, or None.
         is_rounded: Whether sizes are multiples.
+        steps: Updates of learned thresholds.
         stats: Figures found on the way.
     """
 
@@ -60,8 +62,10 @@ class Search:
     priced: bool
     curves: str | None
     is_rounded: bool
+    steps: int
     stats: dict[str, int | float] = field(default_factory=dict)
     _sensitivity: Sensitivity | None = None
+    _kept: dict[Group, int] | None = None
 
     def choose(self) -> Choice:
         """Returns a choice that meets the goal, with as high a floor as it can.
@@ -116,6 +120,8 @@ class Search:
     def _sizes(self, budget: float, classes: Classes) -> Array:
         if self.allocation == "measured":
             return self._measured(budget, classes)
+        if self.allocation == "learned":
+            return self._learned(budget, classes)
         if self.allocation == "spectral":
             return spectral_sizes(self.coupling, self.cost, budget, classes)
         return allocate(
@@ -140,6 +146,17 @@ class Search:
         self.stats["measured-losses"] = found.num_measured
         self.stats["additivity-r2"] = round(found.r_squared, 4)
         return found.sizes
+
+    def _learned(self, budget: float, classes: Classes) -> Array:
+        """Returns sizes next to those that learned thresholds leave."""
+        if self._kept is None:
+            learning = Learning(self.cost, budget, self.steps)
+            thresholds = learn_thresholds(self.coupling, self.ctx, learning, self.scores)
+            self._kept = kept_above(self.scores, thresholds)
+            sizes = np.array([self._kept[group] for group in self.coupling.groups])
+            self.stats["learned-cost"] = round(self.cost.total(sizes) / budget, 4)
+        wanted = np.array([self._kept[group] for group in self.coupling.groups])
+        return settle(self.cost, budget, classes, classes.limits.clip(classes.means(wanted)))
 
     def _stopped_by(self, too_small: bool) -> str:
         """Names what keeps the target out of reach."""
