@@ -45,7 +45,7 @@ def real(settings: Settings) -> Iterator[Row]:
             try:
                 target, achieved, copy = _pruned(module, criterion, samples)
                 pruned = OrtRunner(to_proto(copy, profile="ort-cpu"))
-                cosine, change = _closeness(dense, pruned, others)
+                cosine, change = closeness(dense, pruned, others)
             except (TargetError, UnsupportedError) as error:
                 what = f"{model.name} by {criterion or 'default'}: prunes"
                 yield held(what, holds=False, note=error.message[:160])
@@ -72,7 +72,7 @@ def _pruned(
     raise AssertionError("there are targets")
 
 
-def _closeness(
+def closeness(
     dense: OrtRunner, pruned: OrtRunner, samples: list[dict[str, Any]]
 ) -> tuple[float, float]:
     """Returns means over samples: the cosine of the first float output, its largest change."""

@@ -134,7 +134,7 @@ class _Search:
             self.searched = True
             pruner.step()
             if self.hints:
-                _mend(net, pruner.num_heads)
+                mend_heads(net, pruner.num_heads)
             net.eval().requires_grad_(requires_grad=False)
             flops, found = count_flops(lambda: self.dense.call(net))
         except Exception as error:  # the tool's error is what the table shows
@@ -165,7 +165,7 @@ def _pruner(it: Subject, ratio: float, outputs: Any, *, hints: bool) -> Any:
         for module in it.net.modules()
         if getattr(module, "out_features", getattr(module, "out_channels", None)) in widths
     ]
-    heads = dict(_heads(it.net)) if hints else {}
+    heads = dict(heads_of(it.net)) if hints else {}
     grouped = hints and any(hasattr(module, "num_key_value_groups") for module in it.net.modules())
     options: dict[str, Any] = {"num_heads": heads} if hints else {}
     if grouped:  # what its example of language models does
@@ -177,7 +177,7 @@ def _pruner(it: Subject, ratio: float, outputs: Any, *, hints: bool) -> Any:
     )  # fmt: skip
 
 
-def _heads(net: Any) -> Iterator[tuple[Any, int]]:
+def heads_of(net: Any) -> Iterator[tuple[Any, int]]:
     """Yields the projections of every attention with the number of their heads."""
     for module in net.modules():
         count = next((getattr(module, name) for name in HEADS if hasattr(module, name)), None)
@@ -193,7 +193,7 @@ def _heads(net: Any) -> Iterator[tuple[Any, int]]:
                 yield from zip(found, (count, keys, keys), strict=False)
 
 
-def _mend(net: Any, heads: Mapping[Any, int]) -> None:
+def mend_heads(net: Any, heads: Mapping[Any, int]) -> None:
     """Writes numbers and sizes of heads after pruning, as the examples of the tool do."""
     for module in net.modules():
         for names in (*((name,) for name in JOINED), *APART):

@@ -107,37 +107,37 @@ def real(settings: Settings) -> Iterator[Row]:
     vision_ops.declare()  # where torchvision has no compiled operators
     for make in (sentences, mobilenet):
         trained = make()
-        dense = _outputs(trained.module, trained.compare)
+        dense = outputs_of(trained.module, trained.compare)
         cosines = {}
         for criterion in CRITERIA:
             copy = trained.module.clone()
             ctx = Context(samples=trained.calibrate, activations=OrtActivations())
             result = Prune("flops:0.8", criterion=criterion).run(copy, ctx)
-            pruned = _outputs(copy, trained.compare)
+            pruned = outputs_of(copy, trained.compare)
             what = f"{trained.name}: flops:0.8 by {criterion or 'default'}"
-            cosines[criterion] = float(np.mean(_cosines(dense, pruned)))
+            cosines[criterion] = float(np.mean(cosines_of(dense, pruned)))
             note = f"achieved {result.stats['achieved']}, least kept {result.stats['least-kept']}"
             yield shown(f"{what}: cosine, dense 1", cosines[criterion], "", note)
             if trained.name == "MobileNetV2":
                 agree = float((dense.argmax(1) == pruned.argmax(1)).mean())
                 yield shown(f"{what}: same class as dense", agree, "", "dense 1")
             else:
-                yield shown(f"{what}: Spearman of pairs", _spearman(dense, pruned), "", "dense 1")
+                yield shown(f"{what}: Spearman of pairs", spearman_of(dense, pruned), "", "dense 1")
         gain = cosines[None] - cosines["l2"]
         yield at_least(f"{trained.name}: cosine gained over norms of weights", gain, 0.0, "")
 
 
-def _outputs(module: Module, samples: Samples) -> Any:
+def outputs_of(module: Module, samples: Samples) -> Any:
     runner = OrtRunner(to_proto(module, profile="ort-cpu"))
     rows = [next(iter(runner(sample).values())) for sample in samples]
     return np.concatenate(rows).astype(np.float64)
 
 
-def _cosines(a: Any, b: Any) -> Any:
+def cosines_of(a: Any, b: Any) -> Any:
     return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
 
 
-def _spearman(a: Any, b: Any) -> float:
+def spearman_of(a: Any, b: Any) -> float:
     """Returns the rank correlation of the similarities of all pairs of rows."""
     upper = np.triu_indices(len(a), 1)
     ranks = [np.argsort(np.argsort((rows @ rows.T)[upper])) for rows in (a, b)]
