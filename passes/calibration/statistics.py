@@ -72,6 +72,26 @@ class Statistics:
         """f64[K]."""
         return self.total / max(self.rows, 1)
 
+    @staticmethod
+    def joined(items: Sequence[Statistics]) -> Statistics:
+        """Returns the statistics of several values of one size together."""
+        if len(items) == 1:
+            return items[0]
+        found = Statistics.empty(items[0].low.size, with_moments=False)
+        rows = [each.sample() for each in items]
+        for each in items:
+            np.minimum(found.low, each.low, out=found.low)
+            np.maximum(found.high, each.high, out=found.high)
+            found.square += each.square
+            found.total += each.total
+            found.rows += each.rows
+            if each.moments is not None:
+                moments = each.moments
+                found.moments = moments if found.moments is None else found.moments + moments
+        stride = -(-sum(map(len, rows)) // _MAX_ROWS)
+        found.kept = [np.concatenate(rows)[:: max(stride, 1)].copy()]
+        return found
+
     def sample(self) -> Array:
         """Returns rows that were seen, f32[R, K]."""
         return np.concatenate(self.kept) if self.kept else np.zeros((0, self.low.size), np.float32)

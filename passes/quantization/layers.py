@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,32 +75,67 @@ class _Rounding:
     span: Range | None
 
 
+def sharing_weights(by_input: Mapping[Value, Sequence[Linear]]) -> list[list[Value]]:
+    """Returns the inputs in order, those together whose layers read a weight of the same name.
+
+    What is stored once is encoded once, for all that it multiplies.
+    """
+    found: dict[Value, list[Value]] = {}
+    first: dict[tuple[str, bool], Value] = {}
+    for x, readers in by_input.items():
+        found[x] = [x]
+        for site in readers:
+            other = first.setdefault((site.name, site.transposed), x)
+            if found[other] is not found[x]:
+                found[other] += found[x]
+                for each in found[x]:
+                    found[each] = found[other]
+    return list({id(group): group for group in found.values()}.values())
+
+
 def rewrite_readers(
     module: Module,
-    readers: Sequence[Linear],
+    by_input: Mapping[Value, Sequence[Linear]],
     plan: Plan,
-    stats: Statistics | None,
-    before: Statistics | None,
+    seen: Mapping[Value, Statistics],
+    before: Mapping[Value, Statistics],
 ) -> list[LayerError]:
-    """Rewrites all layers that read one value, and returns what that costs each.
+    """Rewrites all layers that read some values, and returns what that costs each weight.
 
     Args:
         module: The module, changed in place.
-        readers: The layers.
+        by_input: The layers by the value that they read: one, or several that share weights.
         plan: How.
-        stats: Of the value, None where nothing was run.
-        before: Of the value while all was in float: what earlier layers shift on average is taken
+        seen: Statistics of the values, empty where nothing was run.
+        before: Of the values while all was in float: what earlier layers shift on average is taken
             back here.
     """
-    x = readers[0].node.inputs[0]  # not `.x`: the layer that made it may be rewritten already
-    if x is None:
-        raise AssertionError("a linear layer has an input")
+    readers = sorted((s for each in by_input.values() for s in each), key=lambda s: s.node.order)
+    has_all = all(x in seen for x in by_input)
+    stats = Statistics.joined([seen[x] for x in by_input]) if has_all else None
     rounding = _rounding(readers, plan, stats)
-    b = Builder(module.graph, readers[0].node, readers[0].node.loc)
-    source = _input(b, x, plan.mode, rounding)
-    drift = None if stats is None or before is None else before.mean - stats.mean
     curved = None if stats is None or stats.moments is None else curvature(stats.moments)
-    return [_layer(module, site, source, plan, rounding, stats, curved, drift) for site in readers]
+    inputs: dict[Value, Input] = {}
+    held: dict[str, Value] = {}
+    found: dict[str, LayerError] = {}
+    encodings: dict[str, Encoded] = {}
+    for site in readers:
+        x = site.node.inputs[0]  # not `.x`: the layer that made it may be rewritten already
+        if x is None:
+            raise AssertionError("a linear layer has an input")
+        if site.x not in inputs:
+            b = Builder(module.graph, site.node, site.node.loc)
+            inputs[site.x] = _input(b, x, plan.mode, rounding)
+        own, old = seen.get(site.x), before.get(site.x)
+        drift = None if own is None or old is None else old.mean - own.mean
+        error, encodings[site.name] = _layer(
+            module, site, inputs[site.x], plan, rounding, own, curved, drift,
+            stats, encodings.get(site.name), held,
+        )  # fmt: skip
+        other = found.get(site.name)
+        if other is None or other.error < error.error:
+            found[site.name] = error
+    return list(found.values())
 
 
 def _rounding(readers: Sequence[Linear], plan: Plan, stats: Statistics | None) -> _Rounding:
@@ -135,7 +170,9 @@ def _input(b: Builder, x: Value, mode: str, rounding: _Rounding) -> Input:
 def _layer(
     module: Module, site: Linear, source: Input, plan: Plan, rounding: _Rounding,
     stats: Statistics | None, curved: Curvature | None, drift: Array | None,
-) -> LayerError:  # fmt: skip
+    joined: Statistics | None, encoded: Encoded | None, held: dict[str, Value],
+) -> tuple[LayerError, Encoded]:  # fmt: skip
+    """Rewrites one layer; `joined` are statistics of all uses of its weight, `stats` of this."""
     matrix = site.matrix()
     size, width = matrix.shape
     tail = rounding.tail
@@ -144,7 +181,8 @@ def _layer(
     if tail.size:
         main = scaled.copy()
         main[tail] = 0
-    encoded = encode(main, plan.format, plan.group or size, plan.method, stats, curved)
+    if encoded is None:
+        encoded = encode(main, plan.format, plan.group or size, plan.method, joined, curved)
     shift, ran = None, stats is not None and stats.rows > 0
     if stats is not None and ran:
         rows = stats.sample()
@@ -158,10 +196,11 @@ def _layer(
         error = _relative(encoded.decode() - main, main)
     write_linear(
         module, site, source, encoded, scaled[tail] if tail.size else None, shift,
-        plan.folder, per_channel=plan.group == 0,
+        plan.folder, per_channel=plan.group == 0, held=held,
     )  # fmt: skip
     num_bytes = encoded.num_bytes + 4 * tail.size * width
-    return LayerError(site.name, plan.format.name, error, ran, num_bytes, 4 * matrix.size)
+    found = LayerError(site.name, plan.format.name, error, ran, num_bytes, 4 * matrix.size)
+    return found, encoded
 
 
 def _relative(difference: Array, reference: Array) -> float:

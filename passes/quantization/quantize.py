@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of
-from regraft.ir.errors import UsageError
+from regraft.ir.errors import TargetError, UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
+from regraft.ir.ops import conv
 from regraft.passes.calibration.statistics import Statistics, gather_statistics
 from regraft.passes.cleanup.canonicalize import Canonicalize
 from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
@@ -20,10 +24,11 @@ from regraft.passes.quantization.convolutions import Convolved, quantize_convolu
 from regraft.passes.quantization.encoding import rounded_rows
 from regraft.passes.quantization.formats import INT8, UINT8, Format, format_of
 from regraft.passes.quantization.histogram import Criterion
-from regraft.passes.quantization.layers import Plan, rewrite_readers
+from regraft.passes.quantization.layers import Plan, rewrite_readers, sharing_weights
 from regraft.passes.quantization.methods import Method
 from regraft.passes.quantization.rewrite import write_table
-from regraft.passes.quantization.sites import Linear, linears, tables
+from regraft.passes.quantization.sites import FLOATS, Linear, left_in_float, linears, tables
+from regraft.passes.quantization.widening import widen_layers
 
 _GROUP_BELOW_8_BITS = 32
 
@@ -36,6 +41,8 @@ _SMOOTH = 0.65
 
 
 _NEED_MOMENTS = ("gptq", "flexround")
+
+_MAX_NAMED = 8
 
 _MAX_RUNS = 48
 """Times that samples are run: layers of deeper models are taken several at a time."""
@@ -54,8 +61,9 @@ class Quantize:
     (`smooth`). What rounding shifts on average is added to the bias.
 
     ## When it applies
-    To products with a constant matrix, and to tables that are read by index. `static` and `gptq`
-    need samples.
+    To products with a constant matrix, and to tables that are read by index; a weight that several
+    layers read is encoded once. `static` and `gptq` need samples. The module is canonicalized
+    before. Nothing to quantize is an error.
 
     ## Example
     ```
@@ -120,16 +128,19 @@ class Quantize:
 
         Raises:
             UsageError: For options that do not go together, or without the samples they need.
+            TargetError: When there is nothing to quantize.
         """
         fmt = format_of(self.weights, "weights")
         mode = self._mode(fmt)
         method = self._method(fmt, ctx)
         ctx = self._with_samples(module, ctx)
-        convolved = Convolved()
+        Canonicalize().run(module, ctx)  # a transposed weight is a constant then
+        convolved = Convolved(skipped=_float_convolutions(module))
         if self.convolutions == "int8" and _is_int8(fmt) and mode != "none":
             convolved = quantize_convolutions(
                 module, ctx, fmt, self.ranges, self._kept, self.budget if self.budget < 1 else None
             )
+        widen_layers(module, self._kept)
         every = list(linears(module.graph))
         sites = [site for site in every if not self._kept(site.name)]
         skipped = [Skip(site.name, "kept by option") for site in every if self._kept(site.name)]
@@ -151,16 +162,22 @@ class Quantize:
             ctx.work_dir,
         )
         layers: list[LayerError] = list(convolved.layers)
-        stride = -(-len(inputs) // _MAX_RUNS)
-        for first in range(0, len(inputs), stride or 1):
-            chunk = inputs[first : first + stride]
-            seen = {x: found[x] for x in chunk if x in found}
+        together = sharing_weights(by_input)
+        stride = -(-len(together) // _MAX_RUNS)
+        for first in range(0, len(together), stride or 1):
+            chunk = together[first : first + stride]
+            seen = {x: found[x] for group in chunk for x in group if x in found}
             if method in _NEED_MOMENTS:
-                seen = _as_rounded(module, {x: by_input[x][0] for x in chunk}, ctx)
-            for x in chunk:
-                layers += rewrite_readers(module, by_input[x], plan, seen.get(x), found.get(x))
+                seen = _as_rounded(module, {x: by_input[x][0] for x in chain(*chunk)}, ctx)
+            for group in chunk:
+                layers += rewrite_readers(
+                    module, {x: by_input[x] for x in group}, plan, seen, found
+                )
         num_tables = self._tables(module, ctx.work_dir)
         changed = bool(sites or num_tables or convolved.num_int8)
+        left = [*left_in_float(module.graph), *convolved.skipped]
+        if not changed and not every and not convolved.num_float:
+            raise _nothing(left)
         if changed:
             Canonicalize().run(module, ctx)
         layers.sort(key=lambda layer: (-layer.error, layer.name))
@@ -176,7 +193,7 @@ class Quantize:
             stats["budget-used"] = round(convolved.damage, 3)
         if layers:
             stats["worst-error"] = round(layers[0].error, 6)
-        skipped += convolved.skipped
+        skipped += left
         return PassResult(changed, stats, tuple(skipped), layers=tuple(layers))
 
     def _with_samples(self, module: Module, ctx: Context) -> Context:
@@ -240,15 +257,33 @@ class Quantize:
         if self.embeddings == "none":
             return 0
         count = 0
-        for site in list(tables(module.graph)):
+        for site in list(tables(module.graph, FLOATS)):
             array = constant_of(site.table, 1 << 62)
             if array is None or self._kept(site.name):
                 continue
-            codes, scale = rounded_rows(array)
+            codes, scale = rounded_rows(np.asarray(array, np.float32))
             b = Builder(module.graph, site.node, site.node.loc)
             write_table(b, site, codes, scale, folder)
             count += 1
         return count
+
+
+def _float_convolutions(module: Module) -> list[Skip]:
+    """Says that convolutions stay as they are, which is so unless the options take them."""
+    count = sum(node.op is conv.conv for node in module.graph)
+    reason = "they take weights=int8, rounded inputs and convolutions=int8"
+    return [Skip(f"{count} convolutions", reason)] if count else []
+
+
+def _nothing(left: Sequence[Skip]) -> TargetError:
+    """Says why nothing could be quantized."""
+    reasons = "".join(f"\n  `{skip.node}`: {skip.reason}" for skip in left[:_MAX_NAMED])
+    more = f"\n  and {len(left) - _MAX_NAMED} more" if len(left) > _MAX_NAMED else ""
+    found = "products that it cannot take:" if left else "no product by a constant matrix"
+    return TargetError(
+        f"pass `quantize`: there is nothing to quantize, {found}{reasons}{more}",
+        hint="leave the pass out, or see docs/quantization.md for what it takes",
+    )
 
 
 def _is_int8(fmt: Format) -> bool:

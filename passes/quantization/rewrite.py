@@ -162,6 +162,7 @@ def write_linear(
     folder: Path | None,
     *,
     per_channel: bool,
+    held: dict[str, Value] | None = None,
 ) -> None:
     """Replaces a linear layer, its bias included.
 
@@ -174,15 +175,24 @@ def write_linear(
         shift: f32[N], what is added to the result; None for nothing.
         folder: For large codes; default: the system's temporary folder.
         per_channel: Whether one group spans all of K.
+        held: What layers of the same weight that come later in the graph read again, by name.
     """
     last, bias = site.with_bias()
+    held = {} if held is None else held
+    first = Builder(module.graph, site.node, site.node.loc)
     b = Builder(module.graph, last, site.node.loc)
-    weight = dequantized(b, site.name, encoded, folder, per_channel=per_channel)
+    weight = held.get(site.name)
+    if weight is None:
+        weight = dequantized(first, site.name, encoded, folder, per_channel=per_channel)
+        held[site.name] = weight
     result = b.op(linalg.matmul, source.value, weight)
     if source.factor is not None:
         result = b.op(arithmetic.mul, result, source.factor)
     if source.tail is not None and tail is not None:
-        rows = b.weight(f"{site.name}.tail", ArrayWeight(tail, made_from=(site.name,)))
+        rows = held.get(f"{site.name}.tail")
+        if rows is None:
+            made = ArrayWeight(tail, made_from=(site.name,))
+            rows = held[f"{site.name}.tail"] = first.weight(f"{site.name}.tail", made)
         result = b.op(arithmetic.add, result, b.op(linalg.matmul, source.tail, rows))
     known = None if bias is None or shift is None else constant_of(bias, _MAX_BIAS)
     if known is not None:  # one addition, which the product's kernel takes in
@@ -211,5 +221,7 @@ def write_table(
     rows = b.op(cast.cast, b.op(gathering.gather, table, site.indices, axis=0), to=DType.F32)
     factor = b.op(gathering.gather, scales, site.indices, axis=0)
     result = b.op(arithmetic.mul, rows, factor)
+    if site.table.dtype is not DType.F32:
+        result = b.op(cast.cast, result, to=site.table.dtype)
     b.graph.replace(site.node, [result])
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from regraft.ir.constants import constant_of, is_constant, weight
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import arithmetic, gathering, linalg
+from regraft.ir.ops import arithmetic, einsum, gathering, linalg
 from regraft.ir.types import DType
+from regraft.passes.calibration.products import constant_products
+from regraft.passes.protocol import Skip
 
 Array = np.ndarray[Any, Any]
 
@@ -88,8 +90,17 @@ def weight_name(value: Value) -> str | None:
     return maker.attrs["name"] if maker is not None and maker.op is weight else None
 
 
-def linears(graph: Graph) -> Iterator[Linear]:
-    """Iterates over the linear layers of a graph, in its order."""
+_F32 = frozenset({DType.F32})
+FLOATS = frozenset({DType.F32, DType.F16, DType.BF16, DType.F64})
+
+
+def linears(graph: Graph, kinds: Collection[DType] = _F32) -> Iterator[Linear]:
+    """Iterates over the linear layers of a graph, in its order.
+
+    Args:
+        graph: The graph.
+        kinds: Element types.
+    """
     for node in graph:
         if node.op is linalg.matmul:
             x, weight = node.inputs[0], node.inputs[1]
@@ -102,25 +113,54 @@ def linears(graph: Graph) -> Iterator[Linear]:
             transposed = bool(attrs["trans_b"])
         else:
             continue
-        if x is None or weight is None or not _is_matrix(weight) or is_constant(x):
+        if x is None or weight is None or not _is_matrix(weight, kinds) or is_constant(x):
             continue
-        if x.rank is not None and x.rank >= 2 and x.dtype is DType.F32:
+        if x.rank is not None and x.rank >= 2 and x.dtype is weight.dtype:
             yield Linear(node, x, weight, bias, transposed)
 
 
-def tables(graph: Graph) -> Iterator[Table]:
-    """Iterates over the reads of constant tables by varying indices."""
+def tables(graph: Graph, kinds: Collection[DType] = _F32) -> Iterator[Table]:
+    """Iterates over the reads of constant tables by varying indices.
+
+    Args:
+        graph: The graph.
+        kinds: Element types.
+    """
     for node in graph:
         if node.op is not gathering.gather or node.attrs["axis"] != 0:
             continue
         table, indices = node.inputs[0], node.inputs[1]
-        if table is None or indices is None or not _is_matrix(table) or is_constant(indices):
+        if table is None or indices is None or not _is_matrix(table, kinds) or is_constant(indices):
             continue
         yield Table(node, table, indices)
 
 
-def _is_matrix(value: Value) -> bool:
+def left_in_float(graph: Graph) -> list[Skip]:
+    """Returns the products by float constants that are no site, each with the reason."""
+    sites = {site.node for site in linears(graph, FLOATS)}
+    found: list[Skip] = []
+    for each in constant_products(graph):
+        if isinstance(each, Skip):
+            found.append(each)
+        elif each.node not in sites and each.node.op in (linalg.matmul, linalg.gemm, einsum.einsum):
+            found.append(Skip(each.name, _reason(each.node, each.weight)))
+    return found
+
+
+def _reason(node: Node, matrix: Value) -> str:
+    if node.op is einsum.einsum:
+        return "`einsum`: run `canonicalize`, which makes a matrix product of most"
+    if node.inputs[0] is matrix:
+        return "the constant is the left factor of the product"
+    if matrix.rank != 2:
+        return f"its constant is a stack of matrices, of shape {list(matrix.shape or ())}"
+    if node.op is linalg.gemm:
+        return "`gemm` with factors, or with its input transposed"
+    return "its input has one axis, or another element type than its constant"
+
+
+def _is_matrix(value: Value, kinds: Collection[DType]) -> bool:
     shape = value.shape
-    if value.dtype is not DType.F32 or shape is None or len(shape) != 2:
+    if value.dtype not in kinds or shape is None or len(shape) != 2:
         return False
     return is_constant(value) and all(isinstance(size, int) and size > 0 for size in shape)
