@@ -13,7 +13,7 @@ from regraft.passes.analysis.coupling.groups import Coupling, Group
 from regraft.passes.analysis.coupling.positions import unit_of
 from regraft.passes.protocol import Context
 from regraft.passes.pruning.energy import energy_shares
-from regraft.passes.pruning.flows import flow_slots, obs_shares
+from regraft.passes.pruning.flows import flow_slots, obs_shares, sequential_slots
 from regraft.passes.pruning.gradients import gradient_slots
 from regraft.passes.pruning.measured import Slots, activation_slots, samples_of, taylor_slots
 
@@ -23,7 +23,7 @@ Scores = dict[Group, Array]
 
 Criterion = Literal[
     "l1", "l2", "random", "bn-scale", "taylor", "taylor-sum", "fisher", "snip", "grasp",
-    "activation", "wanda", "fluctuation", "energy", "obs", "gates",
+    "activation", "wanda", "fluctuation", "sequential", "energy", "obs", "gates",
 ]  # fmt: skip
 SHARES: tuple[Criterion, ...] = ("energy", "obs")
 """Criteria whose scores are shares of what products compute: they compare across groups."""
@@ -118,8 +118,11 @@ def _slots_by(criterion: Criterion, coupling: Coupling, ctx: Context) -> Slots:
             return {group: named or weights[group] for group, named in found.items()}
         case "fisher" | "snip" | "grasp":
             return gradient_slots(coupling, ctx, criterion)
-        case "wanda" | "fluctuation":
-            found = flow_slots(coupling, ctx, criterion)
+        case "wanda" | "fluctuation" | "sequential":
+            if criterion == "sequential" and ctx.activations is not None:
+                found = sequential_slots(coupling, ctx, samples_of(ctx))
+            else:
+                found = flow_slots(coupling, ctx, criterion)
             weights = _slots(coupling, 2)  # of groups that no product of the main graph sums over
             return {group: named or weights[group] for group, named in found.items()}
         case "energy" | "obs":

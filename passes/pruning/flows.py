@@ -6,7 +6,8 @@ With `x_u` what a unit carries and `w_u` the weights that it is multiplied by:
 - `fluctuation`: `Var[x_u] Σ w_u²`, what is lost when the mean of the unit goes into a bias (An et
   al., FLAP, 2024);
 - `obs`: what a product loses when the unit goes and the others make up for it by least squares,
-  over what it computes (OBSPA, of Wang et al., 2024): the score that goes with `repair`.
+  over what it computes (OBSPA, of Wang et al., 2024): the score that goes with `repair`;
+- `sequential`: how early the unit is chosen by sequential attention (`sequential.py`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from regraft.passes.analysis.coupling.spaces import Space, leaves_of
 from regraft.passes.protocol import Context, Samples
 from regraft.passes.pruning.energy import Place, by_unit, energy_shares, sums_of
 from regraft.passes.pruning.measured import Slots, samples_of
+from regraft.passes.pruning.sequential import selection_order
 from regraft.passes.reconstruction.sites import Matrix, Site, sites
 from regraft.passes.reconstruction.solving import obs_error
 
 Array = np.ndarray[Any, Any]
-FlowCriterion = Literal["wanda", "fluctuation"]
+FlowCriterion = Literal["wanda", "fluctuation", "sequential"]
 
 _ANY_SIZE = 1 << 62
 _MAX_ROWS = 4096
@@ -42,7 +44,8 @@ _DAMPING = 0.01
 def flow_slots(coupling: Coupling, ctx: Context, criterion: FlowCriterion) -> Slots:
     """Returns the score of every unit in every product that sums over it.
 
-    Groups that no product of the main graph sums over have no slots.
+    Groups that no product of the main graph sums over have no slots. Without values, `sequential`
+    comes here to say so.
 
     Raises:
         UsageError: Without a source of activations or samples.
@@ -131,23 +134,48 @@ def obs_shares(coupling: Coupling, ctx: Context, samples: Samples) -> dict[Group
     """
     if ctx.activations is None:
         return energy_shares(coupling, ctx, samples)  # says what is missing
-    layers = {site.node: site for site in sites(coupling.module)}
     exact: dict[tuple[Node, Group], Array] = {}
-    groups = {group.space: group for group in coupling.groups}
-    asked: list[tuple[Site, Group]] = []
-    for node, label, _ in sums_of(coupling):
-        site = layers.get(node)
-        if site is None or site.matrix().shape[0] != 1:
-            continue
-        asked += [
-            (site, groups[leaf]) for leaf in dict.fromkeys(leaves_of(label)) if leaf in groups
-        ]
+    asked = _layers_of_groups(coupling)
     moments = _second_moments(coupling, ctx, samples, list(dict.fromkeys(s for s, _ in asked)))
     for site, group in asked:
         found = _obs_share(coupling, site, group, moments[site])
         if found is not None:
             exact[site.node, group] = found
     return energy_shares(coupling, ctx, samples, exact)
+
+
+def sequential_slots(coupling: Coupling, ctx: Context, samples: Samples) -> Slots:
+    """Returns how early every layer chooses its units by sequential attention, 1 for the first.
+
+    Groups that no layer with a weight of its own sums over have no slots.
+    """
+    slots: Slots = {group: [] for group in coupling.groups}
+    asked = _layers_of_groups(coupling)
+    moments = _second_moments(coupling, ctx, samples, list(dict.fromkeys(s for s, _ in asked)))
+    for site, group in asked:
+        blocks = _blocks(coupling, site, group)
+        if blocks is None:
+            continue
+        gram = moments[site]
+        order = selection_order(gram, gram @ site.matrix()[0], blocks, len(blocks))
+        early = np.empty(len(blocks))
+        early[order] = 1 - np.arange(len(blocks)) / len(blocks)
+        slots[group].append((site.name, early))
+    return slots
+
+
+def _layers_of_groups(coupling: Coupling) -> list[tuple[Site, Group]]:
+    """Returns the layers, of one block of channels, that sum over groups."""
+    layers = {site.node: site for site in sites(coupling.module)}
+    groups = {group.space: group for group in coupling.groups}
+    found: list[tuple[Site, Group]] = []
+    for node, label, _ in sums_of(coupling):
+        site = layers.get(node)
+        if site is not None and site.matrix().shape[0] == 1:
+            found += [
+                (site, groups[leaf]) for leaf in dict.fromkeys(leaves_of(label)) if leaf in groups
+            ]
+    return found
 
 
 def _second_moments(
@@ -173,19 +201,23 @@ def _second_moments(
 
 def _obs_share(coupling: Coupling, site: Site, group: Group, moments: Array) -> Array | None:
     """Returns the share of every unit in a layer, None where units differ in their inputs."""
-    weight = site.matrix()[0]
-    channel_axis = site.x.rank - 1 if isinstance(site.form, Matrix) and site.x.rank else 1
-    units = unit_of(coupling.axes(site.x)[channel_axis], group.space)
-    units = np.repeat(units, len(weight) // len(units))  # a channel's taps lie together
-    held = np.flatnonzero(units >= 0)
-    order = held[np.argsort(units[held], kind="stable")]
-    count = group.num_blocks * group.size
-    if (
-        len(order) % count
-        or (np.bincount(units[held], minlength=count) != len(order) // count).any()
-    ):
+    blocks = _blocks(coupling, site, group)
+    if blocks is None:
         return None
+    weight = site.matrix()[0]
     damping = _DAMPING * max(float(np.einsum("kk->k", moments).mean()), 1e-30)
     whole = float(((weight.T @ moments) * weight.T).sum())
     damped = moments + damping * np.eye(len(weight))
-    return obs_error(weight, damped, order.reshape(count, -1)) / max(whole, 1e-30)
+    return obs_error(weight, damped, blocks) / max(whole, 1e-30)
+
+
+def _blocks(coupling: Coupling, site: Site, group: Group) -> Array | None:
+    """Returns the inputs of every unit, i64[U, P], None where units differ in how many."""
+    channel_axis = site.x.rank - 1 if isinstance(site.form, Matrix) and site.x.rank else 1
+    units = unit_of(coupling.axes(site.x)[channel_axis], group.space)
+    units = np.repeat(units, site.matrix().shape[1] // len(units))  # a channel's taps lie together
+    held = np.flatnonzero(units >= 0)
+    count = group.num_blocks * group.size
+    if (np.bincount(units[held], minlength=count) * count != len(held)).any():
+        return None
+    return held[np.argsort(units[held], kind="stable")].reshape(count, -1)

@@ -103,8 +103,9 @@ class Prune:
             `activation` (what it carries into products: dead neurons carry nothing), `wanda` and
             `fluctuation` (that, and its variance, by the weights that read it), `energy` (its share
             of what products make of it), `obs` (the share that is lost when the others make up for
-            it), `gates` (how far a gate stays open that is learned with the budget). `none` is
-            `energy` where samples can be run, else `l2`.
+            it), `sequential` (how early it is chosen by sequential attention), `gates` (how far a
+            gate stays open that is learned with the budget). `none` is `energy` where samples can
+            be run, else `l2`.
         reduction: How the scores of a group's slots become one.
         normalization: How scores of different groups become comparable; `auto` leaves shares of
             energy as they are and divides others by their mean.

@@ -137,7 +137,7 @@ def test_gradients_are_asked_for_by_name(criterion: Any) -> None:
         Prune("flops:0.5", criterion=criterion).run(_layer(), Context(samples=_samples()))
 
 
-@pytest.mark.parametrize("criterion", ["wanda", "fluctuation", "obs"])
+@pytest.mark.parametrize("criterion", ["wanda", "fluctuation", "obs", "sequential"])
 def test_criteria_prune_to_the_target_and_repair(criterion: Any) -> None:
     ctx = Context(samples=_samples(30), activations=OrtActivations())
     result = Prune("flops:0.5", criterion=criterion).run(stack(), ctx)
