@@ -7,6 +7,7 @@ from regraft.backends.onnx.activations import OrtActivations
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.weights import ArrayWeight
+from regraft.passes.calibration.statistics import Statistics
 from regraft.passes.equivalence import (
     Awq,
     Equalize,
@@ -17,6 +18,7 @@ from regraft.passes.equivalence import (
     Smooth,
     SplitWeights,
 )
+from regraft.passes.equivalence.reparam_norms import channel_ranges
 from regraft.passes.equivalence.rotate import rotation
 from regraft.passes.equivalence.split_weights import clusters
 from regraft.passes.protocol import Context
@@ -189,3 +191,25 @@ def test_split_weights_gives_a_fifth_of_the_error_of_two_bits_with_outliers():
         return float(np.square(total - matrix).mean())
 
     assert error(parts) < 0.2 * error([matrix])
+
+
+def test_exponent_biases_fold_bit_for_bit():
+    net, before = module(DECODER), module(DECODER)
+    result = FoldExponentBias().run(net, context(texts()))
+    assert result.stats["folded"] >= 3
+    assert relative_error(before, net, texts()) == 0
+
+
+def test_searched_clips_lose_less_on_outliers():
+    rng = np.random.default_rng(5)
+    stats = Statistics.empty(12, with_moments=False)
+    stats.update(rng.standard_t(2, (2000, 12)).astype(np.float32))
+    rows = stats.sample().astype(np.float64)
+
+    def error(clip):
+        scale, zero = channel_ranges(stats, 4, clip)
+        codes = np.clip(np.rint(rows / scale + zero), 0, 15)
+        return float(np.square((codes - zero) * scale - rows).mean())
+
+    assert error("search") < 0.5 * error("none")
+    assert error("percentile") <= error("none")
