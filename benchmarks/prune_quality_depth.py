@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,7 @@ def _prefill(model: Any) -> Module:
     return module
 
 
-def _gate_error(module: Module, feeds: list[Mapping[str, Array]], how: str) -> float:
+def _gate_error(module: Module, feeds: Sequence[Mapping[str, Array]], how: str) -> float:
     """Returns the error of all gated blocks, cut on the first feeds, on the others."""
     places, _ = gates(module, (), ())
     values = [v for p in places for v in (p.value, p.partner) if v is not None]

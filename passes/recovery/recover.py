@@ -27,6 +27,7 @@ from regraft.passes.recovery.places import (
 )
 from regraft.passes.recovery.task import (
     Adapter,
+    Dsee,
     Lora,
     Precision,
     Reconstruction,
@@ -82,8 +83,9 @@ class Recover:
         refit_batches: Batches that it looks at.
         blocks: Updates of every changed layer by itself; 0 for none.
         before: So many layers before the first change are trained as well.
-        adapter: none, lora, or spp, which keeps the zeros of sparse matrices.
-        rank: Of lora.
+        adapter: none, lora, spp, which keeps the zeros of sparse matrices, or dsee, which adds low
+            rank and a few numbers to them.
+        rank: Of lora and dsee.
         mask: Input that is nonzero where positions count, where the module has it.
         checkpoint_every: Updates between checkpoints, where a folder for them is given.
     """
@@ -105,7 +107,7 @@ class Recover:
     refit_batches: int = 24
     blocks: int = 0
     before: int = 0
-    adapter: Literal["none", "lora", "spp"] = "none"
+    adapter: Literal["none", "lora", "spp", "dsee"] = "none"
     rank: int = 8
     mask: str = "attention_mask"
     checkpoint_every: int = 100
@@ -173,6 +175,8 @@ class Recover:
                 return Lora(self.rank, 2.0 * self.rank)
             case "spp":
                 return Spp()
+            case "dsee":
+                return Dsee(self.rank)
 
     def _terms(self, shared: Shared) -> tuple[Term, ...]:
         own, theirs = shared.module.graph, shared.teacher.graph

@@ -117,7 +117,24 @@ class Spp:
     scale: float = 1.0
 
 
-Adapter = Lora | Spp
+@dataclass(frozen=True, slots=True)
+class Dsee:
+    """Trains `W + U V + S` of sparse weights: low rank, and a few numbers at fixed places.
+
+    Source: Chen et al., DSEE: Dually Sparsity-embedded Efficient Tuning of Pre-trained Language
+    Models, 2021, eq. 2. `U` and `S` start at zero, so that training starts at `W`. Folded, `W` is
+    dense.
+
+    Args:
+        rank: Columns of `U`, rows of `V`.
+        kept: Numbers of `S` in each matrix, where `W` is largest.
+    """
+
+    rank: int = 8
+    kept: int = 64
+
+
+Adapter = Lora | Spp | Dsee
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,12 @@ def keep_zeros(module: Module, names: Iterable[str]) -> None:
     module.meta[KEY] = tuple(sorted({*sparse_tensors(module), *names}))
 
 
+def release_zeros(module: Module, names: Iterable[str]) -> None:
+    """Records that tensors are not sparse any more."""
+    gone = set(names)
+    module.meta[KEY] = tuple(name for name in sparse_tensors(module) if name not in gone)
+
+
 def sparse_tensors(module: Module) -> tuple[str, ...]:
     """Returns the checkpoint tensors whose zeros stay."""
     return tuple(module.meta.get(KEY, ()))

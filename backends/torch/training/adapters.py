@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from regraft.ir.errors import UsageError
-from regraft.passes.recovery.task import Adapter, Lora, Spp
+from regraft.passes.recovery.task import Adapter, Dsee, Lora, Spp
 
 
 class LoraDelta(nn.Module):
@@ -66,6 +66,34 @@ class SppDelta(nn.Module):
         return weight + self.scale * weight * self.a.repeat_interleave(repeats, 0) * self.b
 
 
+class DseeDelta(nn.Module):
+    """`W + U V + S`, with `S` of a few numbers at fixed places.
+
+    Args:
+        weight: f32[M, N], sparse.
+        options: Rank, and how many numbers.
+        generator: Draws `V`.
+    """
+
+    places: Tensor
+
+    def __init__(self, weight: Tensor, options: Dsee, generator: torch.Generator) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        bound = 1 / math.sqrt(columns)
+        v = torch.empty(options.rank, columns, dtype=weight.dtype)
+        self.v = nn.Parameter(v.uniform_(-bound, bound, generator=generator).to(weight.device))
+        self.u = nn.Parameter(weight.new_zeros(rows, options.rank))
+        count = min(options.kept, weight.numel())
+        self.s = nn.Parameter(weight.new_zeros(count))
+        self.register_buffer("places", weight.detach().abs().flatten().topk(count).indices)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Returns the sum f32[M, N]."""
+        few = weight.new_zeros(weight.numel()).index_add(0, self.places, self.s)
+        return weight + self.u @ self.v + few.view_as(weight)
+
+
 def attach(net: nn.Module, paths: Iterable[str], adapter: Adapter, seed: int) -> None:
     """Adapts the parameters at `paths`, in place; they themselves are no longer trained.
 
@@ -88,6 +116,8 @@ def attach(net: nn.Module, paths: Iterable[str], adapter: Adapter, seed: int) ->
                 delta = LoraDelta(weight, adapter, generator)
             case Spp():
                 delta = SppDelta(weight, adapter, generator)
+            case Dsee():
+                delta = DseeDelta(weight, adapter, generator)
             case _:
                 assert_never(adapter)
         parametrize.register_parametrization(net.get_submodule(owner), name, delta)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from regraft.backends.torch.training.nets import NamedNet
 from regraft.ir.errors import UnsupportedError, UsageError
-from regraft.passes.recovery.task import Adapter, Lora
-from regraft.passes.recovery.zeros import sparse_tensors
+from regraft.passes.recovery.task import Adapter, Dsee, Lora
+from regraft.passes.recovery.zeros import release_zeros, sparse_tensors
 
 
 class HeldZeros:
@@ -24,6 +24,8 @@ class HeldZeros:
     def __init__(self, net: NamedNet, paths: Iterable[str]) -> None:
         sparse = set(sparse_tensors(net.module))
         names = {path: net.plan.names.get(path, path) for path in paths}
+        self._names = names
+        self._module = net.module
         self._net: nn.Module = net.net
         self._masks = {
             path: self._net.get_parameter(path).detach() != 0
@@ -37,7 +39,7 @@ class HeldZeros:
             self._net.get_parameter(path).register_hook(_cut(mask))
 
     def check_adapter(self, adapter: Adapter) -> None:
-        """Checks that an adapter leaves zeros.
+        """Checks that an adapter leaves zeros, or is meant to fill them.
 
         Raises:
             UsageError: When it adds to them.
@@ -45,8 +47,11 @@ class HeldZeros:
         if isinstance(adapter, Lora) and self._masks:
             raise UsageError(
                 f"`{next(iter(self._masks))}` is sparse, and `lora` adds to its zeros",
-                hint="use adapter=spp, which keeps them, or no adapter",
+                hint="use adapter=spp, which keeps them, dsee, which is for them, or no adapter",
             )
+        if isinstance(adapter, Dsee):  # what it adds is dense once it is folded
+            release_zeros(self._module, [self._names[path] for path in self._masks])
+            self._masks = {}
 
     def check(self) -> None:
         """Checks that zeros are zero still.

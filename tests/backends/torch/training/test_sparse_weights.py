@@ -12,10 +12,14 @@ from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.passes.protocol import Context
 from regraft.passes.recovery.fixed import FixedBatches
+from regraft.passes.recovery.task import Dsee
+from regraft.passes.recovery.zeros import sparse_tensors
 from regraft.passes.sparsity.sparsify import Sparsify
 from tests.passes.depth.stacks import samples, stack
 
-pytest.importorskip("torch", reason="recovery trains with PyTorch")
+torch = pytest.importorskip("torch", reason="recovery trains with PyTorch")
+
+from regraft.backends.torch.training.adapters import attach, fold  # noqa: E402
 
 
 def lost(module: Module) -> float:
@@ -52,6 +56,41 @@ def test_an_adapter_that_fills_zeros_is_refused() -> None:
             stack(3), "sparsify{pattern=2:4,method=magnitude},recover{steps=2,adapter=lora}",
             check="off", samples=samples(2), training=FixedBatches(samples(2)),
         )  # fmt: skip
+
+
+def test_low_rank_and_a_few_numbers_on_a_sparse_matrix_fold_to_their_sum() -> None:
+    weight = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
+    weight = weight * (torch.rand(24, 16, generator=torch.Generator().manual_seed(1)) < 0.3)
+    net = torch.nn.Linear(16, 24, bias=False)
+    net.weight = torch.nn.Parameter(weight.clone())
+    rate = 1 - float((weight != 0).float().mean())
+    attach(net, ["weight"], Dsee(rank=2, kept=9), seed=0)
+    delta = net.parametrizations.weight[0]
+    x = torch.randn(5, 16)
+    # training starts at the sparse matrix
+    torch.testing.assert_close(net(x), x @ weight.T, rtol=0, atol=0)
+    for parameter in (delta.u, delta.v, delta.s):
+        torch.nn.init.normal_(parameter)
+    base = net.parametrizations.weight.original
+    # nnz <= (1 - s) n + nnz(S), beside the factors, before it is folded
+    held = torch.count_nonzero(base) + torch.count_nonzero(delta.s)
+    assert held <= round((1 - rate) * weight.numel()) + 9
+    assert delta.u.numel() + delta.v.numel() == 2 * (24 + 16)
+    want = net(x).detach()
+    fold(net, ["weight"])
+    torch.testing.assert_close(net(x).detach(), want, rtol=0, atol=1e-6)
+
+
+def test_dsee_recovers_more_than_the_sparse_weights_had() -> None:
+    plain, module = stack(3), stack(3)
+    regraft.apply(plain, "sparsify{pattern=2:4,method=wanda}", check="off", samples=samples())
+    regraft.apply(
+        module, "sparsify{pattern=2:4,method=wanda},recover{steps=100,rate=5e-3,adapter=dsee}",
+        check="off", samples=samples(), training=FixedBatches(samples()),
+    )  # fmt: skip
+    assert lost(module) < 0.5 * lost(plain)
+    # only the head, which training left alone as nothing before it lacked, may still be sparse
+    assert not {name for name in sparse_tensors(module) if name != "head"}
 
 
 @pytest.mark.parametrize("method", ["whitened", "block-shuffle", "mpo"])
