@@ -1,7 +1,8 @@
 """Common subexpressions: equal calls on equal operands become one, equal constants too.
 
 Constants are compared by content, but parameters and buffers never: two of them that happen to be
-equal stay apart, as training would move them apart.
+equal stay apart, as training would move them apart. What follows by the same steps from the same
+ones is one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.constants import literal, weight
+from regraft.ir.derive import DerivedWeight
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node
 from regraft.ir.opspec import OpSpec, Trait
@@ -100,6 +102,9 @@ class _Merger:
     def _weight_key(self, name: str) -> Key:
         """Returns a key that equal constants share, made from both ends: little is read."""
         if self.weights.role(name) is not Role.CONST:
+            held = self.weights[name]
+            if isinstance(held, DerivedWeight):  # the same of the same tensors, also when trained
+                return "derived", held.tree
             return "weight", self.weights.aliases.get(name, name)
         flat = self.weights[name].numpy()
         shape, flat = flat.shape, flat.reshape(-1)
@@ -108,7 +113,7 @@ class _Merger:
     def _same_weight(self, first: Node, node: Node) -> bool:
         a, b = first.attrs["name"], node.attrs["name"]
         if a == b or self.weights.role(b) is not Role.CONST:
-            return True  # the key of another role is the name
+            return True  # the key of another role says all
         left, right = self.weights[a].numpy(), self.weights[b].numpy()
         return left.size <= _SAMPLED or left.tobytes() == right.tobytes()
 

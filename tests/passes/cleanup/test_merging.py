@@ -89,6 +89,19 @@ def test_one_parameter_read_twice_is_one_node() -> None:
     assert module.weights.role("a") is Role.PARAM
 
 
+def test_the_same_steps_of_one_parameter_are_one_weight() -> None:
+    module = parse(
+        "weight @a : f32[300, 4] role=param = splat 2\n"
+        "graph(%x : f32[2, 4], %z : f32[3, 4]) {\n%w = weight @a\n"
+        "%s = transpose(%w) {perm = [1, 0]}\n%y = matmul(%x, %s)\n"
+        "%v = weight @a\n%t = transpose(%v) {perm = [1, 0]}\n%u = matmul(%z, %t)\n"
+        "return %y, %u\n}"
+    )
+    run(module)
+    assert _ops(module).count("weight") == 1
+    assert len(module.weights) == 1
+
+
 def test_merged_symbols_are_renamed_everywhere() -> None:
     module = parse(
         "graph(%x : f32[B, 4], %z : f32[B, 4]) {\n%a = non_zero(%x)\n%b = non_zero(%x)\n"

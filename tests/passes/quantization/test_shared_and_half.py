@@ -117,3 +117,17 @@ def test_products_in_bodies_are_listed() -> None:
     )
     with pytest.raises(TargetError, match=r"(?s)`p`: `matmul` within a body of `if`.*`q`: "):
         apply(module, "quantize", check="off")
+
+
+def test_a_weight_that_is_transposed_at_every_use_is_stored_once() -> None:
+    layers = "\n".join(
+        f"%t{i} = transpose(%w) {{perm = [1, 0]}}\n%a{i} = matmul(%{'x' if i == 0 else f'h{i}'}, "
+        f"%t{i})\n%h{i + 1} = tanh(%a{i})"
+        for i in range(3)
+    )
+    module = spelled(f"{layers}\n%y = relu(%h3)", weights={"w": "f32[16, 16]"})
+    module.weights.trainable = True
+    apply(module, "canonicalize", check="off")
+    assert len(module.weights) == 1
+    apply(module, "quantize{weights=int4},legalize{target=ort-cpu}", check="off")
+    assert sum(name.endswith(".packed") for name in module.weights) == 1
