@@ -83,20 +83,25 @@ def _flat(make: Make, length: int) -> Module:
     return module
 
 
-def _call(module: Module, profile: str, feeds: Mapping[str, Array]) -> Callable[[], object]:
+def _call(module: Module, profile: str, feeds: Mapping[str, Array]) -> Callable[[], list[Array]]:
     """Returns a call of the module as a target runs it."""
     regraft.apply(module, f"canonicalize,legalize{{target={profile}}}", check="off")
     return _runs(to_proto(module, profile=profile), feeds)
 
 
-def _runs(proto: Any, feeds: Mapping[str, Array]) -> Callable[[], object]:
+def _runs(proto: Any, feeds: Mapping[str, Array]) -> Callable[[], list[Array]]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     given = dict(feeds)
-    return lambda: session.run(None, given)
+
+    def run() -> list[Array]:
+        found: list[Array] = session.run(None, given)
+        return found
+
+    return run
 
 
 def _inputs(*shape: int) -> dict[str, Array]:
@@ -122,7 +127,7 @@ def _kernel(settings: Settings) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _forms(length: int, feeds: Mapping[str, Array]) -> list[Callable[[], object]]:
+def _forms(length: int, feeds: Mapping[str, Array]) -> list[Callable[[], list[Array]]]:
     """Returns calls of every form that `ort-cpu` has for causal softmax attention."""
     chosen = _call(_flat(_softmax, length), "ort-cpu", feeds)
     found = [chosen]
@@ -181,7 +186,8 @@ def _decode(settings: Settings) -> Iterator[Row]:
         feeds = _inputs(1, HEADS, context, SIZE)
         state = np.zeros((1, HEADS, 2 * SIZE, SIZE + 1), np.float32)
         regraft.apply(prefill, "canonicalize,legalize{target=ort-cpu}", check="off")
-        _, last = _runs(to_proto(prefill, profile="ort-cpu"), {**feeds, "state": state})()  # type: ignore[misc]
+        given = {**feeds, "state": state}
+        last = _runs(to_proto(prefill, profile="ort-cpu"), given)()[1]
         step = {**_inputs(1, HEADS, 1, SIZE), "state": last}
         calls.append(_call(_stateful(1), "ort-cpu", step))
         states.append(last.nbytes)

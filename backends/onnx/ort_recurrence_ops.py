@@ -132,7 +132,8 @@ def recurrence(node: Node, rw: Rewriter) -> bool | Reject:
     if not attrs["causal"] or not plain:
         body = node.op.body
         assert body is not None, "linear_attention has a body"
-        rw.replace(node, *body(node, b))
+        made = body(node, b)
+        rw.replace(node, *([made] if isinstance(made, Value) else made))
         return True
     if attrs["scale"] == 0.0:
         return Reject("the kernel takes a scale of 0 for its own default")

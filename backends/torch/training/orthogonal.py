@@ -10,7 +10,6 @@ from torch import Tensor
 _LEAST = 1e-30
 
 
-@torch.no_grad()
 def turn_gradients(parameters: Iterable[Tensor]) -> None:
     """Replaces g by g - (w.g / w.w) w, scaled to the length of g, for weights of two axes or more.
 
@@ -20,7 +19,8 @@ def turn_gradients(parameters: Iterable[Tensor]) -> None:
         gradient = weight.grad
         if gradient is None or weight.ndim < 2:
             continue
-        along = (weight * gradient).sum() / (weight.square().sum() + _LEAST)
-        across = gradient - along * weight
-        across.mul_(gradient.norm() / (across.norm() + _LEAST))
-        gradient.copy_(across)
+        with torch.no_grad():
+            along = (weight * gradient).sum() / (weight.square().sum() + _LEAST)
+            across = gradient - along * weight
+            across.mul_(gradient.norm() / (across.norm() + _LEAST))
+            gradient.copy_(across)
