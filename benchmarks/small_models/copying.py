@@ -31,10 +31,11 @@ def training_batch(seed: int, step: int, batch_size: int, shortest: int, longest
 
 
 def held_out(count: int, batch_size: int, length: int) -> Iterator[Batch]:
-    """Yields `count` strings of one length from a seed that no training has."""
+    """Yields `count` strings of one length from a seed that no training has, with their mask."""
     rng = np.random.default_rng([_HELD_OUT, length])
     for first in range(0, count, batch_size):
-        yield _batch(rng, min(batch_size, count - first), length, length)
+        batch = _batch(rng, min(batch_size, count - first), length, length)
+        yield {**batch, "attention_mask": (batch["input_ids"] != PAD).astype(np.int64)}
 
 
 def _batch(rng: np.random.Generator, rows: int, shortest: int, longest: int) -> Batch:

@@ -73,9 +73,10 @@ def training_batch(seed: int, step: int, batch_size: int, length: int) -> Batch:
 
 
 def held_out_batches(count: int, batch_size: int, length: int) -> Iterator[Batch]:
-    """Yields `count` windows of the held-out files, evenly spread, in batches."""
+    """Yields `count` windows of the held-out files, evenly spread, in batches with their mask."""
     _, text = texts()
     starts = np.linspace(0, len(text) - length - 1, count).astype(np.int64)
     for first in range(0, count, batch_size):
         rows = starts[first : first + batch_size, None] + np.arange(length)
-        yield {"input_ids": text[rows].astype(np.int64)}
+        ids = text[rows].astype(np.int64)
+        yield {"input_ids": ids, "attention_mask": np.ones_like(ids)}
