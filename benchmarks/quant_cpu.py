@@ -8,12 +8,21 @@ encoder. `make openvino` adds rows of OpenVINO and NNCF.
 
 import sys
 
-from benchmarks import quant_encoder, quant_lint, quant_openvino, quant_weights
+from benchmarks import (
+    quant_decoder,
+    quant_encoder,
+    quant_folds,
+    quant_lint,
+    quant_openvino,
+    quant_weights,
+)
 from benchmarks.suite import run
 
 MEASUREMENTS = (
     *quant_encoder.MEASUREMENTS,
     *quant_weights.MEASUREMENTS,
+    *quant_decoder.MEASUREMENTS,
+    *quant_folds.MEASUREMENTS,
     *quant_openvino.MEASUREMENTS,
     *quant_lint.MEASUREMENTS,
 )

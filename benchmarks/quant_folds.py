@@ -1,0 +1,183 @@
+"""Equivalence folds on trained models: what they change, and what they are for."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import regraft
+from benchmarks import models
+from benchmarks.measure import Measurement, Row, Settings, at_least, at_most, shown
+from regraft.backends.onnx.activations import OrtActivations
+from regraft.backends.onnx.runtime import OrtRunner
+from regraft.backends.onnx.save import to_proto
+from regraft.ir.graph import Value
+from regraft.ir.module import Module
+from regraft.ir.ops import norm, softmax
+from regraft.passes.calibration.statistics import Statistics
+from regraft.passes.equivalence import (
+    Awq,
+    Equalize,
+    FoldExponentBias,
+    PermuteOutliers,
+    ReparamNorms,
+    Rotate,
+    Smooth,
+    SplitWeights,
+)
+from regraft.passes.equivalence.reparam_norms import channel_ranges, common_range
+from regraft.passes.protocol import Context
+from regraft.passes.quantization.softmax_codes import Kind, fitted
+
+Array = np.ndarray[Any, Any]
+Samples = Sequence[dict[str, Array]]
+
+_FOLDS = (
+    Equalize(), Equalize(powers_of_two=False), Smooth(), Smooth(powers_of_two=False),
+    ReparamNorms(bits=4), Rotate(), PermuteOutliers(), Awq(), FoldExponentBias(), SplitWeights(),
+)  # fmt: skip
+_FOLD_BAR = 1e-5
+_REPQ_BAR = 5.0
+_SOFTMAX_BAR = 0.5
+_MAX_NUMBERS = 20_000
+_BITS = 4
+
+
+def _subjects() -> Iterator[tuple[str, Module, Samples]]:
+    """Yields a decoder, two encoders, a vision transformer and convolutional networks."""
+    # small trained models need PyTorch; what imports it is loaded here alone
+    from benchmarks.small_models import store
+
+    for name in ("minilm-l3", "ppocr-cls", "ppocr-rec"):
+        model = models.named(name)
+        yield name, regraft.load(models.find(model)), models.samples(model)
+    for name in ("char-lm", "digit-vit", "digit-cnn"):
+        found = store.get(name)
+        batches = []
+        for batch in found.held_out():
+            batches.append({key: value for key, value in batch.items() if key != "labels"})
+            if len(batches) == 4:
+                break
+        module = found.module()
+        names = [value.name for value in module.graph.inputs]
+        yield name, module, [_inputs(batch, names) for batch in batches]
+
+
+def _inputs(batch: dict[str, Array], names: Sequence[str | None]) -> dict[str, Array]:
+    given = {name: batch[name] for name in names if name is not None and name in batch}
+    if "attention_mask" in names and "attention_mask" not in given:
+        given["attention_mask"] = np.ones_like(batch["input_ids"])
+    return given
+
+
+def _difference(before: Module, after: Module, samples: Samples) -> float:
+    runs = OrtRunner(to_proto(before)), OrtRunner(to_proto(after))
+    worst = 0.0
+    for sample in samples[:2]:
+        want, got = (run(sample) for run in runs)
+        for name, array in want.items():
+            if array.dtype.kind == "f":
+                top = float(np.abs(array).max())
+                worst = max(worst, float(np.abs(got[name] - array).max()) / max(top, 1e-30))
+    return worst
+
+
+def _folds(settings: Settings) -> Iterator[Row]:
+    worst: dict[str, float] = {}
+    places: dict[str, int] = {}
+    for _, module, samples in _subjects():
+        regraft.apply(module, "canonicalize,fuse", check="off")
+        for fold in _FOLDS:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                after = module.clone()
+                ctx = Context(samples=samples, activations=OrtActivations())
+                result = fold.run(after, ctx)
+            if not result.changed:
+                continue
+            label = f"{fold.name}{'' if getattr(fold, 'powers_of_two', True) else ', any factors'}"
+            found = _difference(module, after, samples)
+            worst[label] = max(worst.get(label, 0.0), found)
+            places[label] = places.get(label, 0) + 1
+    for label, value in worst.items():
+        note = f"{places[label]} of 6 models changed, in ONNX Runtime"
+        yield at_most(f"{label}: largest relative change", value, _FOLD_BAR, "", note)
+
+
+def _values(module: Module, ops: Sequence[object], samples: Samples) -> dict[Value, Array]:
+    values = [node.outputs[0] for node in module.graph if node.op in ops]
+    parts: dict[Value, list[Array]] = {value: [] for value in values}
+    if not values:
+        return {}
+    for item in OrtActivations().activations(module, values, samples):
+        for value, array in item.items():
+            parts[value].append(array.reshape(-1, array.shape[-1]))
+    return {value: np.concatenate(each) for value, each in parts.items() if each}
+
+
+def layer_error(rows: Array, bits: int) -> float:
+    """Returns the mean square error of one range for all channels, least to largest."""
+    low, high = float(min(rows.min(), 0)), float(max(rows.max(), 0))
+    step = (high - low) / (2**bits - 1)
+    return float(np.square(np.rint((rows - low) / step) * step + low - rows).mean())
+
+
+def folded_error(rows: Array, bits: int) -> float:
+    """Returns the error of the same rows after the fold, in their own units."""
+    stats = Statistics.empty(rows.shape[1], with_moments=False)
+    stats.update(rows.astype(np.float32))
+    scale, zero = channel_ranges(stats, bits, "percentile")
+    common, common_zero = common_range(scale, zero, "mean")
+    ratio, shift = scale / common, scale * (zero - common_zero)
+    moved = (rows + shift) / ratio
+    codes = np.clip(np.rint(moved / common + common_zero), 0, 2**bits - 1)
+    back = (codes - common_zero) * common * ratio - shift
+    return float(np.square(back - rows).mean())
+
+
+def _repq(settings: Settings) -> Iterator[Row]:
+    for name, module, samples in _subjects():
+        regraft.apply(module, "canonicalize,fuse", check="off")
+        found = _values(module, (norm.layer_norm,), samples)
+        if not found:
+            continue
+        plain = sum(layer_error(rows, _BITS) for rows in found.values())
+        folded = sum(folded_error(rows, _BITS) for rows in found.values())
+        label = f"{name}: error of norms in {_BITS} bits, one range over folded"
+        note = f"{len(found)} layer norms"
+        if name == "minilm-l3":  # trained on much text, with the outliers that the fold is for
+            yield at_least(label, plain / folded, _REPQ_BAR, "x", note)
+        else:
+            yield shown(label, plain / folded, "x", note)
+
+
+def _softmaxes(settings: Settings) -> Iterator[Row]:
+    kinds: tuple[Kind, ...] = ("log2", "log_sqrt2", "shift_log2", "tangent")
+    rng = np.random.default_rng(0)
+    for bits in (3, 4):
+        total = dict.fromkeys(kinds, 0.0)
+        count = 0
+        for _, module, samples in _subjects():
+            regraft.apply(module, "canonicalize", check="off")
+            for rows in _values(module, (softmax.softmax,), samples[:2]).values():
+                flat = rows.reshape(-1)
+                picked = rng.choice(flat, min(_MAX_NUMBERS, flat.size), replace=False)
+                count += 1
+                for kind in kinds:
+                    total[kind] += fitted(picked, kind, bits).error(picked.astype(np.float64))
+        note = f"{count} softmaxes of trained models"
+        for kind in kinds[1:]:
+            label = f"softmax in {bits} bits: error of {kind} over log2"
+            ratio = total[kind] / total["log2"]
+            if kind == "shift_log2" or (kind == "log_sqrt2" and bits == 4):
+                yield at_most(label, ratio, _SOFTMAX_BAR, "x", note)
+            else:
+                yield shown(label, ratio, "x", note)
+
+
+MEASUREMENTS: tuple[Measurement, ...] = (
+    Measurement("folds", "what equivalence folds change", _folds),
+    Measurement("repq", "error of norms before and after the fold", _repq),
+    Measurement("softmax", "codes of softmax results", _softmaxes),
+)
