@@ -54,6 +54,7 @@ class Convolved:
         damage: Part of the budget that is used, measured.
         alone: Part that each piece would use alone, where it was asked.
         layers: What rounding costs each of those in 8 bits.
+        judge: What the budget is held by, None without one.
         skipped: Why the others are not.
     """
 
@@ -64,6 +65,7 @@ class Convolved:
     damage: float = 0.0
     alone: dict[int, float] = field(default_factory=dict)
     layers: list[LayerError] = field(default_factory=list)
+    judge: Judge | None = None
     skipped: list[Skip] = field(default_factory=list)
 
 
@@ -113,6 +115,7 @@ def quantize_convolutions(
     else:
         judge = Judge(module, ctx.activations, ctx.samples[:_MAX_JUDGED], budget)
         choice = within_budget(module, sized, sizes, codes, judge)
+        report.judge = judge
     report.damage, report.alone = choice.damage, dict(choice.alone)
     for idx, reason in choice.reasons.items():
         report.skipped.append(Skip(convolution_name(sized[idx].node), reason))

@@ -132,7 +132,7 @@ def _logits(kind: Kind, array: Array) -> Array:
         logits: Array = np.clip(np.log(clipped / (1 - clipped)), -_STEEP, _STEEP)
         return logits
     if (wide >= 0).all() and np.allclose(wide.sum(-1), 1, atol=1e-3):
-        return np.log(np.maximum(wide, _LEAST_PROBABILITY))
+        wide = np.log(np.maximum(wide, _LEAST_PROBABILITY))
     return wide
 
 

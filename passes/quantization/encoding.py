@@ -6,6 +6,7 @@ are runs of `group` positions of K, the last one shorter where K is no multiple.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ Array = np.ndarray[Any, Any]
 _E4M3_TOP = 448.0
 
 _TINY = np.finfo(np.float32).tiny
+
+_AT_ONCE = 1 << 24
+"""Numbers of a matrix that are rounded at a time: the widest are heads of vocabularies."""
 
 _ROWS = 4096
 """Rows of a table that are rounded at a time: tables of words are the largest weights."""
@@ -78,6 +82,29 @@ class Encoded:
             codes -= np.repeat(self.grid.zero_point, self.grid.group, 0)[:size]
         codes *= scale
         return codes
+
+
+def outputs_of(encoded: Encoded, columns: Array | slice) -> Encoded:
+    """Returns some outputs of an encoded matrix."""
+    grid = encoded.grid
+    zero = None if grid.zero_point is None else grid.zero_point[:, columns]
+    part = Grid(grid.format, grid.scale[:, columns], zero, grid.group)
+    return Encoded(part, encoded.codes[:, columns])
+
+
+def joined(parts: Sequence[Encoded]) -> Encoded:
+    """Returns encoded matrices side by side."""
+    grid = parts[0].grid
+    zeros = [part.grid.zero_point for part in parts if part.grid.zero_point is not None]
+    scale = np.concatenate([part.grid.scale for part in parts], 1)
+    whole = Grid(grid.format, scale, np.concatenate(zeros, 1) if zeros else None, grid.group)
+    return Encoded(whole, np.concatenate([part.codes for part in parts], 1))
+
+
+def runs_of_outputs(shape: tuple[int, ...]) -> list[slice]:
+    """Returns the outputs of a matrix [K, N] in runs that take little memory."""
+    step = max(_AT_ONCE // max(shape[0], 1), 1)
+    return [slice(first, min(first + step, shape[1])) for first in range(0, shape[1], step)]
 
 
 def grouped(matrix: Array, group: int) -> Array:

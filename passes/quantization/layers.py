@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from regraft.ir.module import Module
 from regraft.passes.calibration.curvature import Curvature, curvature
 from regraft.passes.calibration.statistics import Statistics
 from regraft.passes.protocol import LayerError
-from regraft.passes.quantization.encoding import Encoded
+from regraft.passes.quantization.encoding import Encoded, outputs_of, runs_of_outputs
 from regraft.passes.quantization.formats import Format
 from regraft.passes.quantization.methods import Method, encode
 from regraft.passes.quantization.ranges import (
@@ -193,7 +194,7 @@ def _layer(
         if drift is not None:
             shift = (shift + drift @ matrix).astype(np.float32)
     else:
-        error = _relative(encoded.decode() - main, main)
+        error = _weight_error(encoded, main)
     write_linear(
         module, site, source, encoded, scaled[tail] if tail.size else None, shift,
         plan.folder, per_channel=plan.group == 0, held=held,
@@ -201,6 +202,16 @@ def _layer(
     num_bytes = encoded.num_bytes + 4 * tail.size * width
     found = LayerError(site.name, plan.format.name, error, ran, num_bytes, 4 * matrix.size)
     return found, encoded
+
+
+def _weight_error(encoded: Encoded, matrix: Array) -> float:
+    """Returns the error of a weight relative to it, some outputs at a time."""
+    lost = whole = 0.0
+    for run in runs_of_outputs(matrix.shape):
+        part = matrix[:, run]
+        lost += float(np.square(outputs_of(encoded, run).decode() - part).sum(dtype=np.float64))
+        whole += float(np.square(part).sum(dtype=np.float64))
+    return math.sqrt(lost / whole) if whole else 0.0
 
 
 def _relative(difference: Array, reference: Array) -> float:

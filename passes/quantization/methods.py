@@ -9,7 +9,14 @@ import numpy as np
 from regraft.passes.calibration.curvature import Curvature
 from regraft.passes.calibration.statistics import Statistics
 from regraft.passes.quantization.descent import descended
-from regraft.passes.quantization.encoding import Encoded, grid_of, round_to, searched_grid
+from regraft.passes.quantization.encoding import (
+    Encoded,
+    grid_of,
+    joined,
+    round_to,
+    runs_of_outputs,
+    searched_grid,
+)
 from regraft.passes.quantization.flexround import flexround
 from regraft.passes.quantization.formats import Format
 from regraft.passes.quantization.gptq import gptq
@@ -41,6 +48,10 @@ def encode(
         stats: Of the inputs, where there are any.
         curved: What `gptq` and `flexround` need of them.
     """
+    runs = runs_of_outputs(matrix.shape)
+    # blocks of fp4 share a scale of the whole tensor
+    if method in ("round", "search") and fmt.scales != "e4m3" and len(runs) > 1:
+        return joined([encode(matrix[:, run], fmt, group, method, stats) for run in runs])
     if method == "round":
         return round_to(matrix, grid_of(matrix, fmt, group))
     if method == "search":

@@ -97,12 +97,15 @@ def encoded_layer(site: Linear, formats: Formats, stats: Statistics | None) -> L
 
 def _row_errors(lost: Array, stats: Statistics | None) -> Array:
     """Returns the mean square of what each output loses, f64[N]."""
+    found: Array
     if stats is None:
-        return np.einsum("kn,kn->n", lost, lost, dtype=np.float64)
-    if stats.moments is not None:
+        found = np.einsum("kn,kn->n", lost, lost, dtype=np.float64)
+    elif stats.moments is not None:
         wide = stats.moments.astype(np.float32) @ lost
-        return np.einsum("kn,kn->n", lost, wide, dtype=np.float64) / max(stats.rows, 1)
-    return np.einsum("kn,kn,k->n", lost, lost, stats.mean_square, optimize=True)
+        found = np.einsum("kn,kn->n", lost, wide, dtype=np.float64) / max(stats.rows, 1)
+    else:
+        found = np.einsum("kn,kn,k->n", lost, lost, stats.mean_square, optimize=True)
+    return found
 
 
 @dataclass(slots=True)
@@ -157,7 +160,7 @@ class Alone:
         return lost / max(whole, 1e-300)
 
     def _outputs(self, module: Module) -> list[list[Array]]:
-        outputs = [value for value in module.graph.outputs if value.dtype.is_float]
+        outputs = [v for v in module.graph.outputs if v.dtype is not None and v.dtype.is_float]
         found = self.source.activations(module, outputs, self.samples)
         return [[np.array(item[value]) for value in outputs] for item in found]
 

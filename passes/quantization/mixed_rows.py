@@ -11,7 +11,7 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of
 from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, gathering, linalg, slicing
-from regraft.passes.quantization.encoding import Encoded, Grid
+from regraft.passes.quantization.encoding import Encoded, outputs_of
 from regraft.passes.quantization.rewrite import Input, dequantized, write_linear
 from regraft.passes.quantization.sites import Linear
 
@@ -59,11 +59,3 @@ def write_mixed(
         result = b.op(arithmetic.add, result, bias)
     result = b.op(arithmetic.add, result, b.constant(shift, name=f"{site.name}.shifted_bias"))
     module.graph.replace(last, [result])
-
-
-def outputs_of(encoded: Encoded, columns: Array) -> Encoded:
-    """Returns some outputs of an encoded matrix."""
-    grid = encoded.grid
-    zero = None if grid.zero_point is None else grid.zero_point[:, columns]
-    part = Grid(grid.format, grid.scale[:, columns], zero, grid.group)
-    return Encoded(part, encoded.codes[:, columns])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -43,6 +44,9 @@ _SMOOTH = 0.65
 _NEED_MOMENTS = ("gptq", "flexround")
 
 _MAX_NAMED = 8
+
+_LEFT_OUT = (0.0, 0.25, 0.5, 1.0)
+_BEYOND = "with it the outputs change by more than `budget` allows"
 
 _MAX_RUNS = 48
 """Times that samples are run: layers of deeper models are taken several at a time."""
@@ -102,9 +106,10 @@ class Quantize:
             samples, 8-bit weights and rounded inputs; or `none`.
         ranges: How the ranges of convolutions are found: `minmax`, `percentile` (0.01 % of the
             numbers on either side are cut off), `mse`, `entropy`.
-        budget: What convolutions in 8 bits may change, as measured on the samples: the share of
-            items whose decision changes (the largest score, a probability beyond one half), and of
-            other outputs four times that, relative. The worst stay in float; 1 keeps none.
+        budget: What 8 bits may change in networks with convolutions, as measured on the samples:
+            the share of items whose decision changes (the largest score, a probability beyond one
+            half), and of other outputs four times that, relative. The worst layers stay in float;
+            1 keeps none.
         keep: Weights that stay in float, as names or globs.
     """
 
@@ -141,38 +146,9 @@ class Quantize:
                 module, ctx, fmt, self.ranges, self._kept, self.budget if self.budget < 1 else None
             )
         widen_layers(module, self._kept)
-        every = list(linears(module.graph))
-        sites = [site for site in every if not self._kept(site.name)]
-        skipped = [Skip(site.name, "kept by option") for site in every if self._kept(site.name)]
-        by_input: dict[Value, list[Linear]] = {}
-        for site in sites:
-            by_input.setdefault(site.x, []).append(site)
-        found: Mapping[Value, Statistics] = {}
-        inputs = list(by_input)
-        needed = mode == "static" or method in _NEED_MOMENTS
-        if inputs and (needed or (ctx.samples and ctx.activations)):
-            found = gather_statistics(module, inputs, ctx)
-        plan = Plan(
-            fmt,
-            mode,
-            method,
-            self._group(fmt),
-            self._num_tail(mode),
-            self._strength(mode),
-            ctx.work_dir,
-        )
-        layers: list[LayerError] = list(convolved.layers)
-        together = sharing_weights(by_input)
-        stride = -(-len(together) // _MAX_RUNS)
-        for first in range(0, len(together), stride or 1):
-            chunk = together[first : first + stride]
-            seen = {x: found[x] for group in chunk for x in group if x in found}
-            if method in _NEED_MOMENTS:
-                seen = _as_rounded(module, {x: by_input[x][0] for x in chain(*chunk)}, ctx)
-            for group in chunk:
-                layers += rewrite_readers(
-                    module, {x: by_input[x] for x in group}, plan, seen, found
-                )
+        made = self._within(module, ctx, (fmt, mode, method), convolved)
+        every, sites, skipped = made.every, made.sites, made.skipped
+        layers = [*convolved.layers, *made.layers]
         num_tables = self._tables(module, ctx.work_dir)
         changed = bool(sites or num_tables or convolved.num_int8)
         left = [*left_in_float(module.graph), *convolved.skipped]
@@ -195,6 +171,77 @@ class Quantize:
             stats["worst-error"] = round(layers[0].error, 6)
         skipped += left
         return PassResult(changed, stats, tuple(skipped), layers=tuple(layers))
+
+    def _within(
+        self, module: Module, ctx: Context, how: tuple[Format, str, Method], convolved: Convolved
+    ) -> _Linears:
+        """Rewrites linear layers; of a network of convolutions, those that keep to the budget.
+
+        What the worst layers change is left out until the decisions stay: a quarter of the layers,
+        half of them, all.
+        """
+        if convolved.judge is None or not any(True for _ in linears(module.graph)):
+            return self._linears(module, ctx, how, frozenset())
+        before = module.clone()
+        worst: list[str] = []
+        for share in _LEFT_OUT:
+            if share:
+                module.restore(before)
+            count = math.ceil(share * len(worst))
+            made = self._linears(module, ctx, how, frozenset(worst[:count]))
+            if not share:
+                found = sorted(made.layers, key=lambda layer: -layer.error)
+                worst = [layer.name for layer in found]
+            convolved.damage = convolved.judge.damage(module) if made.sites else convolved.damage
+            if convolved.damage <= 1 or not made.sites:
+                break
+        return made
+
+    def _linears(
+        self, module: Module, ctx: Context, how: tuple[Format, str, Method], left: frozenset[str]
+    ) -> _Linears:
+        """Rewrites the linear layers that are neither kept nor left out."""
+        fmt, mode, method = how
+
+        def is_kept(name: str) -> bool:
+            return name in left or self._kept(name)
+
+        every = list(linears(module.graph))
+        sites = [site for site in every if not is_kept(site.name)]
+        skipped = [
+            Skip(site.name, "kept by option" if self._kept(site.name) else _BEYOND)
+            for site in every if is_kept(site.name)
+        ]  # fmt: skip
+        by_input: dict[Value, list[Linear]] = {}
+        for site in sites:
+            by_input.setdefault(site.x, []).append(site)
+        found: Mapping[Value, Statistics] = {}
+        inputs = list(by_input)
+        needed = mode == "static" or method in _NEED_MOMENTS
+        if inputs and (needed or (ctx.samples and ctx.activations)):
+            found = gather_statistics(module, inputs, ctx)
+        plan = Plan(
+            fmt,
+            mode,
+            method,
+            self._group(fmt),
+            self._num_tail(mode),
+            self._strength(mode),
+            ctx.work_dir,
+        )
+        layers: list[LayerError] = []
+        together = sharing_weights(by_input)
+        stride = -(-len(together) // _MAX_RUNS)
+        for first in range(0, len(together), stride or 1):
+            chunk = together[first : first + stride]
+            seen = {x: found[x] for group in chunk for x in group if x in found}
+            if method in _NEED_MOMENTS:
+                seen = _as_rounded(module, {x: by_input[x][0] for x in chain(*chunk)}, ctx)
+            for group in chunk:
+                layers += rewrite_readers(
+                    module, {x: by_input[x] for x in group}, plan, seen, found
+                )
+        return _Linears(every, sites, skipped, layers)
 
     def _with_samples(self, module: Module, ctx: Context) -> Context:
         """Returns a context with generated samples where ranges need some and none were given."""
@@ -273,6 +320,16 @@ def _float_convolutions(module: Module) -> list[Skip]:
     count = sum(node.op is conv.conv for node in module.graph)
     reason = "they take weights=int8, rounded inputs and convolutions=int8"
     return [Skip(f"{count} convolutions", reason)] if count else []
+
+
+@dataclass(frozen=True, slots=True)
+class _Linears:
+    """What became of the linear layers: all there are, those rewritten, the others, the errors."""
+
+    every: list[Linear]
+    sites: list[Linear]
+    skipped: list[Skip]
+    layers: list[LayerError]
 
 
 def _nothing(left: Sequence[Skip]) -> TargetError:

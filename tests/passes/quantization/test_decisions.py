@@ -9,6 +9,7 @@ from regraft.backends.onnx.activations import OrtActivations
 from regraft.ir.evaluate import evaluate
 from regraft.ir.text import parse_module
 from regraft.passes.protocol import Context
+from regraft.passes.quantization import Quantize
 from regraft.passes.quantization.convolutions import quantize_convolutions
 from regraft.passes.quantization.decisions import Judge
 from regraft.passes.quantization.formats import INT8
@@ -81,3 +82,25 @@ def test_convolutions_stay_in_float_where_the_budget_says_so(budget: float, expe
         assert all("budget" in skip.reason for skip in report.skipped)
     else:
         assert all(0 < layer.error < 0.05 for layer in report.layers)
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(1e-9, 0), (0.5, 1)])
+def test_linear_layers_of_such_networks_keep_to_the_budget(budget: float, expected: int) -> None:
+    text = NET.replace("  return %y", "  %z = matmul(%v, %h)\n  return %y, %z")
+    text = text.replace("12, 12]) {", "12, 12], %v : f32[B, 64]) {\n  %h = weight @h")
+    text = text.replace("graph(", "weight @h : f32[64, 10] = random(3)\ngraph(")
+    rng = np.random.default_rng(1)
+    samples = [
+        {"x": rng.standard_normal((4, 64, 12, 12)).astype(np.float32),
+         "v": rng.standard_normal((4, 64)).astype(np.float32)} for _ in range(3)
+    ]  # fmt: skip
+    module = parse_module(text)
+    ctx = Context(samples=samples, activations=OrtActivations())
+    result = Quantize(budget=budget, keep=("b",)).run(module, ctx)
+    assert result.stats["linear-layers"] == expected
+    reasons = {skip.node: skip.reason for skip in result.skipped}
+    assert ("h" in reasons) is not bool(expected)
+    if not expected:
+        assert "`budget`" in reasons["h"]
+        want, got = (evaluate(m, samples[0])["z"] for m in (parse_module(text), module))
+        np.testing.assert_array_equal(got, want)
