@@ -147,6 +147,7 @@ def _ensemble(settings: Settings) -> Iterator[Row]:
     from regraft.passes.recovery.objective import CrossEntropy, Discriminator, Kl, Term
     from regraft.passes.recovery.task import Schedule, Task
 
+    digits.fetch()
     teachers = [get("digit-cnn").module(), get("digit-vit").module()]
     tests = list(digits.held_out(500))
     executor = TorchExecutor()
