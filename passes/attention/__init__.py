@@ -1,8 +1,15 @@
 """Surgery on attention: other weights than those of a softmax, other mixers, moved norms."""
 
+from regraft.passes.attention.fold_averaging_heads import FoldAveragingHeads
 from regraft.passes.attention.move_norm import FoldNormGains, MoveNorm
 from regraft.passes.attention.replace_mixer import ReplaceMixer
 from regraft.passes.attention.replace_softmax import ReplaceSoftmax
 from regraft.passes.protocol import Pass
 
-PASSES: tuple[type[Pass], ...] = (ReplaceSoftmax, ReplaceMixer, MoveNorm, FoldNormGains)
+PASSES: tuple[type[Pass], ...] = (
+    ReplaceSoftmax,
+    ReplaceMixer,
+    FoldAveragingHeads,
+    MoveNorm,
+    FoldNormGains,
+)

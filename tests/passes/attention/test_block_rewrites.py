@@ -134,3 +134,38 @@ graph(%x : f32[B, 6, 8, 8]) {
     for i, j in np.ndindex(4, 4):
         window = padded[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
         np.testing.assert_array_equal(pooled[:, :, i, j], window.max((2, 3)))
+
+
+@pytest.mark.parametrize("planted", [(1,), (0, 2), (0, 1, 2)])
+def test_heads_that_average_become_means_and_sharp_ones_stay(planted: tuple[int, ...]) -> None:
+    """Ramsauer et al. 2021: a planted uniform head is replaced with an error of 1e-6 at most."""
+    rng = np.random.default_rng(0)
+    gate = np.ones((1, 3, 1, 1), np.float32)
+    gate[:, list(planted)] = 0
+    text = """module "heads"
+symbol B
+weight @"gate" : f32[1, 3, 1, 1] role=param = random(0)
+graph(%q : f32[B, 3, 5, 4], %k : f32[B, 3, 6, 4], %v : f32[B, 3, 6, 7]) {
+  %g = weight @"gate"
+  %p = mul(%q, %g)
+  %y = attention(%p, %k, %v) {scale = 1.5}
+  return %y
+}
+"""
+    module = parse_module(text)
+    module.weights.set("gate", regraft.ir.weights.ArrayWeight(gate))
+    shapes = {"q": (2, 3, 5, 4), "k": (2, 3, 6, 4), "v": (2, 3, 6, 7)}
+    samples = [
+        {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(2)
+    ]
+    (plain,) = evaluate(module, samples[0]).values()
+    (record,) = regraft.apply(module, "fold-averaging-heads", samples=samples, check="off")
+    assert record.stats == {"heads": 3, "folded": len(planted)}
+    verify(module)
+    (folded,) = evaluate(module, samples[0]).values()
+    np.testing.assert_allclose(folded, plain, rtol=0, atol=1e-6)
+    left = [node for node in module.graph if node.op.name == "attention"]
+    assert [node.inputs[0].shape[1] for node in left] == ([3 - len(planted)] * (len(planted) < 3))
+    (again,) = regraft.apply(module, "fold-averaging-heads", samples=samples, check="off")
+    assert again.stats["folded"] == 0
