@@ -28,6 +28,7 @@ from regraft.ir.module import Module
 from regraft.passes.calibration.moments import gather_moments
 from regraft.passes.calibration.tied import matrices_of
 from regraft.passes.factorize.factorize import Factorize
+from regraft.passes.factorize.families import Method as FactorMethod
 from regraft.passes.protocol import Context, Pass, PassResult
 from regraft.passes.sparsity.masks import pattern_of
 from regraft.passes.sparsity.methods import Layer, Method, sparse
@@ -38,6 +39,7 @@ Array = np.ndarray[Any, Any]
 _SAMPLES = 64
 _TESTED = 60
 _METHODS: tuple[Method, ...] = ("magnitude", "wanda", "sparsegpt")
+_FACTORS: tuple[FactorMethod, ...] = ("svd", "whitened", "block-dense", "block-shuffle", "mpo")
 _SHARE = 0.95
 """Of the layers on which SparseGPT <= Wanda <= magnitude."""
 _MIN_TURN_S = 0.1
@@ -135,7 +137,7 @@ def _factors(settings: Settings) -> Iterator[Row]:
     reference = source.reference[:_TESTED]
     dense = saved(module_of(source), "dense")
     runner = session(dense)
-    for method in ("svd", "whitened", "block-dense", "block-shuffle", "mpo"):
+    for method in _FACTORS:
         module, result = changed(source, Factorize(method=method, rate=_RATE))
         bounds = result.decisions["bounds"]
         # factors are rounded to f32
