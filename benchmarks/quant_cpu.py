@@ -9,10 +9,13 @@ encoder. `make openvino` adds rows of OpenVINO and NNCF.
 import sys
 
 from benchmarks import (
+    quant_conv,
     quant_decoder,
     quant_encoder,
     quant_folds,
     quant_lint,
+    quant_memory,
+    quant_mixed,
     quant_openvino,
     quant_weights,
 )
@@ -23,6 +26,9 @@ MEASUREMENTS = (
     *quant_weights.MEASUREMENTS,
     *quant_decoder.MEASUREMENTS,
     *quant_folds.MEASUREMENTS,
+    *quant_mixed.MEASUREMENTS,
+    *quant_conv.MEASUREMENTS,
+    *quant_memory.MEASUREMENTS,
     *quant_openvino.MEASUREMENTS,
     *quant_lint.MEASUREMENTS,
 )

@@ -141,8 +141,9 @@ def _margins(kind: Kind, array: Array) -> Array:
     logits = _logits(kind, array)
     if kind == "probabilities":
         return np.abs(logits).reshape(len(array), -1)
-    top = -np.partition(-logits, 1, axis=-1)[..., :2]
-    return (top[..., 0] - top[..., 1]).reshape(len(array), -1)
+    top: Array = -np.partition(-logits, 1, axis=-1)[..., :2]
+    leads: Array = (top[..., 0] - top[..., 1]).reshape(len(array), -1)
+    return leads
 
 
 def _noise(kind: Kind, before: Array, after: Array) -> float:

@@ -1,0 +1,120 @@
+"""Memory of quantizing large models: a bf16 checkpoint of a 7B Llama, an ONNX file of 2 GB.
+
+Each run is a process of its own, so that its peak is its own. `python -m benchmarks.quant_memory
+checkpoint FOLDER OUT` is what it runs.
+"""
+
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import timing
+from benchmarks.fixtures import hf_large
+from benchmarks.measure import GIB, MB, ROOT, Measurement, Row, Settings, at_most, shown
+from regraft.ir.module import Module
+
+_RSS_BAR = 2 * GIB
+_WIDE = (2, *hf_large.SEVEN_B[1:])
+"""Two layers of a 7B Llama, for machines without the time: layers pass one by one, so that the peak
+is that of the widest matrix (words by width) whatever their number."""
+_FREE_BYTES = 30_000 * MB
+_MODULE = "benchmarks.quant_memory"
+_ONNX_BYTES = 2_254_857_830  # 2.1 GiB
+
+
+def checkpoint(folder: Path, out: Path) -> None:
+    """Quantizes a folder of `transformers` to 4 bits without data, and saves it."""
+    warnings.simplefilter("ignore")
+    from benchmarks.fixtures import vision_ops
+
+    vision_ops.declare()
+    import regraft
+
+    _quantize(regraft.load(folder), out)
+
+
+def file(path: Path, out: Path) -> None:
+    """Quantizes an ONNX file to 4 bits without data, and saves it."""
+    import regraft
+
+    _quantize(regraft.load(path), out)
+
+
+def _quantize(module: Module, out: Path) -> None:
+    import regraft
+    from regraft.passes.protocol import Context
+    from regraft.passes.quantization import Quantize
+
+    out.mkdir(parents=True, exist_ok=True)
+    regraft.apply(module, "canonicalize", check="off")
+    Quantize(weights="uint4", method="round").run(module, Context(work_dir=out))
+    regraft.apply(module, "legalize{target=ort-cpu}", check="off")
+    regraft.save(module, out / "model.onnx", target="ort-cpu")
+
+
+def _checkpoint(settings: Settings) -> Iterator[Row]:
+    work = settings.work / "quant-large"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    # the source is a file with holes: the result alone takes space
+    whole = settings.again and shutil.disk_usage(work).free > _FREE_BYTES
+    shape = hf_large.SEVEN_B if whole else _WIDE
+    total = hf_large.make(work / "source", *shape)
+    done = timing.run(
+        [sys.executable, "-m", _MODULE, "checkpoint", str(work / "source"), str(work / "out")],
+        timeout_s=3600, cwd=ROOT,
+    ).require_success("quantize the checkpoint")  # fmt: skip
+    shutil.rmtree(work)
+    yield at_most(
+        f"Llama of {total / 1e9:.1f} GB in bf16 to 4 bits, no data: peak memory",
+        done.peak_rss_bytes / MB, _RSS_BAR / MB, "MB",
+        "all layers" if whole else "two layers of the 7B shape; `--again` takes all 32",
+    )  # fmt: skip
+    yield shown("the same: time", done.wall_s, "s")
+
+
+def _file(settings: Settings) -> Iterator[Row]:
+    from benchmarks import big
+
+    work = settings.work / "quant-file"
+    work.mkdir(parents=True, exist_ok=True)
+    source = work / "big.onnx"
+    if not source.exists():
+        big.write(source, _ONNX_BYTES)
+    ours = timing.run(
+        [sys.executable, "-m", _MODULE, "file", str(source), str(work / "ours")],
+        timeout_s=1200, cwd=ROOT,
+    ).require_success("quantize the file")  # fmt: skip
+    shutil.rmtree(work / "ours")
+    theirs = timing.run(
+        [sys.executable, "-m", _MODULE, "stock", str(source), str(work / "stock")],
+        timeout_s=1200, cwd=ROOT,
+    ).require_success("ONNX Runtime's quantizer")  # fmt: skip
+    shutil.rmtree(work)
+    yield at_most("ONNX of 2.1 GiB to 4 bits: time", ours.wall_s, theirs.wall_s, "s",
+                  "bar: ONNX Runtime's quantizer")  # fmt: skip
+    yield at_most("ONNX of 2.1 GiB to 4 bits: peak memory", ours.peak_rss_bytes / MB,
+                  theirs.peak_rss_bytes / 3 / MB, "MB", "a third of ONNX Runtime's")  # fmt: skip
+
+
+def stock(path: Path, out: Path) -> None:
+    """Does the same with ONNX Runtime's own tool."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    out.mkdir(parents=True, exist_ok=True)
+    tool = MatMulNBitsQuantizer(onnx.load(path), block_size=32, is_symmetric=False)
+    tool.process()
+    tool.model.save_model_to_file(str(out / "model.onnx"), use_external_data_format=True)
+
+
+MEASUREMENTS: tuple[Measurement, ...] = (
+    Measurement("memory-checkpoint", "a bf16 checkpoint to 4 bits without data", _checkpoint),
+    Measurement("memory-file", "an ONNX file of 2.1 GiB to 4 bits, beside ONNX Runtime's", _file),
+)
+
+if __name__ == "__main__":
+    _VERBS = {"checkpoint": checkpoint, "file": file, "stock": stock}
+    _VERBS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
