@@ -105,15 +105,16 @@ def _folds(settings: Settings) -> Iterator[Row]:
         yield at_most(f"{label}: largest relative change", value, _FOLD_BAR, "", note)
 
 
-def _values(module: Module, ops: Sequence[object], samples: Samples) -> dict[Value, Array]:
+def _values(module: Module, ops: Sequence[object], samples: Samples) -> dict[Value, list[Array]]:
+    """Returns rows of what some operators give, one array per sample."""
     values = [node.outputs[0] for node in module.graph if node.op in ops]
-    parts: dict[Value, list[Array]] = {value: [] for value in values}
     if not values:
         return {}
+    parts: dict[Value, list[Array]] = {value: [] for value in values}
     for item in OrtActivations().activations(module, values, samples):
         for value, array in item.items():
             parts[value].append(array.reshape(-1, array.shape[-1]))
-    return {value: np.concatenate(each) for value, each in parts.items() if each}
+    return parts
 
 
 def layer_error(rows: Array, bits: int) -> float:
@@ -142,8 +143,9 @@ def _repq(settings: Settings) -> Iterator[Row]:
         found = _values(module, (norm.layer_norm,), samples)
         if not found:
             continue
-        plain = sum(layer_error(rows, _BITS) for rows in found.values())
-        folded = sum(folded_error(rows, _BITS) for rows in found.values())
+        tensors = [np.concatenate(parts) for parts in found.values()]
+        plain = sum(layer_error(rows, _BITS) for rows in tensors)
+        folded = sum(folded_error(rows, _BITS) for rows in tensors)
         label = f"{name}: error of norms in {_BITS} bits, one range over folded"
         note = f"{len(found)} layer norms"
         if name == "minilm-l3":  # trained on much text, with the outliers that the fold is for
@@ -160,8 +162,8 @@ def _softmaxes(settings: Settings) -> Iterator[Row]:
         count = 0
         for _, module, samples in _subjects():
             regraft.apply(module, "canonicalize", check="off")
-            for rows in _values(module, (softmax.softmax,), samples[:2]).values():
-                flat = rows.reshape(-1)
+            for parts in _values(module, (softmax.softmax,), samples[:2]).values():
+                flat = np.concatenate([rows.reshape(-1) for rows in parts])
                 picked = rng.choice(flat, min(_MAX_NUMBERS, flat.size), replace=False)
                 count += 1
                 for kind in kinds:

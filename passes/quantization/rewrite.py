@@ -15,7 +15,7 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
-from regraft.ir.ops import arithmetic, cast, gathering, linalg, quant, reduce
+from regraft.ir.ops import arithmetic, cast, gathering, linalg, quant, reduce, slicing
 from regraft.ir.spill import stored
 from regraft.ir.types import DType
 from regraft.ir.weights import ArrayWeight
@@ -100,6 +100,9 @@ def dynamic_input(b: Builder, x: Value) -> Input:
 def _tail(b: Builder, x: Value, channels: Array) -> Value | None:
     if not channels.size:
         return None
+    first, last = int(channels[0]), int(channels[-1])
+    if last - first == channels.size - 1:  # neighbours, as `permute-outliers` leaves them
+        return b.op(slicing.slice_, x, starts=(first,), ends=(last + 1,), axes=(-1,))
     return b.op(gathering.gather, x, b.constant(channels.astype(np.int64)), axis=-1)
 
 

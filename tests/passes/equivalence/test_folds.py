@@ -22,6 +22,7 @@ from regraft.passes.equivalence.reparam_norms import channel_ranges
 from regraft.passes.equivalence.rotate import rotation
 from regraft.passes.equivalence.split_weights import clusters
 from regraft.passes.protocol import Context
+from regraft.passes.quantization import Quantize
 from regraft.passes.quantization.encoding import grid_of, round_to
 from regraft.passes.quantization.formats import UINT2
 from tests.passes.equivalence.modules import (
@@ -213,3 +214,23 @@ def test_searched_clips_lose_less_on_outliers():
 
     assert error("search") < 0.5 * error("none")
     assert error("percentile") <= error("none")
+
+
+def test_channels_in_float_are_the_last_ones_after_permuting():
+    net = module(ENCODER)
+    PermuteOutliers().run(net, context(texts()))
+    before = module(ENCODER)
+    options = Quantize(activations="token", tail=2, embeddings="none")
+    for each in (net, before):
+        options.run(each, context(texts()))
+
+    def tails(each):
+        return [
+            node.op.name
+            for node in each.graph
+            if node.op.name in ("slice", "gather") and node.output.shape[-1] == 2
+        ]
+
+    # rows that the coupling cannot order, heads of attention, keep their gather
+    assert "slice" in tails(net)
+    assert "slice" not in tails(before)
