@@ -21,6 +21,7 @@ from regraft.passes.fusion import Fuse
 from regraft.passes.protocol import Context, Samples
 from regraft.passes.pruning import Prune
 from regraft.passes.pruning.criteria import Criterion
+from regraft.passes.pruning.repair import Repair
 
 TARGETS = ("flops:0.8", "params:0.8")
 """The second is for models most of whose FLOPs depend on shapes that only run time knows."""
@@ -63,7 +64,8 @@ def _pruned(
     for target in TARGETS:
         copy = module.clone()
         try:
-            result = Prune(target, criterion=criterion).run(copy, ctx)
+            repair: Repair = "auto" if criterion is None else "none"  # criteria by themselves
+            result = Prune(target, criterion=criterion, repair=repair).run(copy, ctx)
         except TargetError:
             if target == TARGETS[-1]:
                 raise

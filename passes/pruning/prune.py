@@ -178,7 +178,8 @@ class Prune:
         picked = self._pick(coupling, cost, goal, ctx)
         merge_twins(coupling, picked.merged)
         plan = make_plan(coupling, picked.choice)
-        method = method_of(self.repair, ctx) if goal is not None and plan.groups else None
+        is_lossy = self.target != REDUNDANT and bool(plan.groups)
+        method = method_of(self.repair, ctx) if is_lossy else None
         before = None if method is None else Counterpart.before(coupling, picked.choice)
         full = np.array([group.size for group in coupling.groups])
         dense, pruned = cost.total(full), cost.total(_sizes_after(coupling, picked.choice))
