@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,9 +150,24 @@ def gather_statistics(
     if ctx.activations is None:
         raise UsageError(f"{who} needs values inside the module, and there is no source")
     wanted = list(dict.fromkeys(values))
-    want_moments = set(moments)
+    return gathered(ctx.activations.activations(module, wanted, ctx.samples), moments)
+
+
+def gathered(
+    items: Iterable[Mapping[Value, Array]], moments: Sequence[Value] | None = None
+) -> dict[Value, Statistics]:
+    """Returns the statistics of values, sample by sample.
+
+    Args:
+        items: The content of every value, one mapping per sample.
+        moments: The values whose second moments are wanted; default: all.
+
+    Raises:
+        UsageError: When a value holds NaN or Inf.
+    """
+    want_moments = None if moments is None else set(moments)
     found: dict[Value, Statistics] = {}
-    for item in ctx.activations.activations(module, wanted, ctx.samples):
+    for item in items:
         for value, array in item.items():
             rows = array.reshape(-1, array.shape[-1]).astype(np.float32, copy=False)
             if not np.isfinite(rows).all():
@@ -161,7 +176,8 @@ def gather_statistics(
                     hint="find the sample with `regraft compare`, or keep the layer in float",
                 )
             if value not in found:
-                found[value] = Statistics.empty(rows.shape[1], with_moments=value in want_moments)
+                wants = want_moments is None or value in want_moments
+                found[value] = Statistics.empty(rows.shape[1], with_moments=wants)
             found[value].update(rows)
     for stats in found.values():
         stats.flush()

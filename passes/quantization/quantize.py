@@ -6,7 +6,6 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -28,6 +27,7 @@ from regraft.passes.quantization.histogram import Criterion
 from regraft.passes.quantization.layers import Plan, rewrite_readers, sharing_weights
 from regraft.passes.quantization.methods import Method
 from regraft.passes.quantization.rewrite import write_table
+from regraft.passes.quantization.rounded_inputs import RoundedInputs
 from regraft.passes.quantization.sites import FLOATS, Linear, left_in_float, linears, tables
 from regraft.passes.quantization.widening import widen_layers
 
@@ -47,9 +47,6 @@ _MAX_NAMED = 8
 
 _LEFT_OUT = (0.0, 0.25, 0.5, 1.0)
 _BEYOND = "with it the outputs change by more than `budget` allows"
-
-_MAX_RUNS = 48
-"""Times that samples are run: layers of deeper models are taken several at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,17 +227,12 @@ class Quantize:
             ctx.work_dir,
         )
         layers: list[LayerError] = []
-        together = sharing_weights(by_input)
-        stride = -(-len(together) // _MAX_RUNS)
-        for first in range(0, len(together), stride or 1):
-            chunk = together[first : first + stride]
-            seen = {x: found[x] for group in chunk for x in group if x in found}
-            if method in _NEED_MOMENTS:
-                seen = _as_rounded(module, {x: by_input[x][0] for x in chain(*chunk)}, ctx)
-            for group in chunk:
-                layers += rewrite_readers(
-                    module, {x: by_input[x] for x in group}, plan, seen, found
-                )
+        running = RoundedInputs(module, ctx) if method in _NEED_MOMENTS and sites else None
+        for group in sharing_weights(by_input):
+            seen = found
+            if running is not None:
+                seen = running.statistics({x: by_input[x][0] for x in group})
+            layers += rewrite_readers(module, {x: by_input[x] for x in group}, plan, seen, found)
         return _Linears(every, sites, skipped, layers)
 
     def _with_samples(self, module: Module, ctx: Context) -> Context:
@@ -346,19 +338,3 @@ def _nothing(left: Sequence[Skip]) -> TargetError:
 def _is_int8(fmt: Format) -> bool:
     """Whether products with such weights run in integers of 8 bits."""
     return fmt.is_integer and fmt.bits == INT8.bits
-
-
-def _as_rounded(
-    module: Module, readers: Mapping[Value, Linear], ctx: Context
-) -> dict[Value, Statistics]:
-    """Returns statistics of values as they are now, after earlier layers were rewritten.
-
-    Args:
-        module: The module.
-        readers: A layer that reads each value; the value itself may have been replaced.
-        ctx: Gives samples.
-    """
-    now = {x: site.node.inputs[0] for x, site in readers.items()}
-    values = [value for value in now.values() if value is not None]
-    found = gather_statistics(module, values, ctx, values)
-    return {x: found[value] for x, value in now.items() if value is not None}

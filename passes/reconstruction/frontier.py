@@ -6,7 +6,7 @@ and again; here every value is computed once, and kept while a later node may re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,10 @@ class Frontier:
             for value, arrays in self._known.items()
             if value.is_output or any(user.order >= before.order for user in value.users)
         }
+
+    def keep(self, values: Collection[Value]) -> None:
+        """Drops all values but these."""
+        self._known = {value: self._known[value] for value in values if value in self._known}
 
     def _run(self, missing: Sequence[Value]) -> None:
         _, met = nodes_between(frozenset(self._known), missing)
