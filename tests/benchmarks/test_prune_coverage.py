@@ -78,12 +78,20 @@ def test_models_of_other_tools_are_judged_alike(changed: dict[str, Any], expecte
 
 
 def test_no_tool_loses_by_what_is_not_measured() -> None:
-    ours = dict.fromkeys(NAMES, OURS)
+    ours: dict[str, Any] = dict.fromkeys(NAMES, OURS)
     rows = {("tool", name): {"row": {**THEIRS, "runs": False}} for name in NAMES}
     assert all(row.met is not False for row in _compared("tool", ours, rows))
     del rows["tool", "hf/llama"]
+    found = {row.name: row for row in _compared("tool", ours, rows)}
+    bar = found["hf: more with regraft than with tool"]
+    assert bar.met
+    assert bar.note == f"{len(HF)} to 1, its 1 unmeasured ones all counted for it"
+    ours["hf/vit"] = {**OURS, "met": False}
+    rows |= {("tool", f"hf/{name}"): {"row": THEIRS} for name in HF}
+    del rows["tool", "hf/vit"]
     missed = [row for row in _compared("tool", ours, rows) if row.met is False]
-    assert [row.name for row in missed] == ["hf: more with regraft"]
+    assert [row.name for row in missed] == [bar.name]
+    assert missed[0].value is None
     assert "1 unmeasured" in missed[0].note
 
 
