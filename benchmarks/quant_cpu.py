@@ -17,6 +17,7 @@ from benchmarks import (
     quant_memory,
     quant_mixed,
     quant_openvino,
+    quant_pruned,
     quant_weights,
 )
 from benchmarks.suite import run
@@ -28,6 +29,7 @@ MEASUREMENTS = (
     *quant_folds.MEASUREMENTS,
     *quant_mixed.MEASUREMENTS,
     *quant_conv.MEASUREMENTS,
+    *quant_pruned.MEASUREMENTS,
     *quant_memory.MEASUREMENTS,
     *quant_openvino.MEASUREMENTS,
     *quant_lint.MEASUREMENTS,

@@ -19,14 +19,15 @@ from regraft.passes.quantization.mixed import (
     Alone,
     Formats,
     Layer,
-    allocate,
     assemble,
+    best_within,
     damages,
     encoded_layer,
     high_rows,
     num_bits,
 )
-from regraft.passes.quantization.sites import linears
+from regraft.passes.quantization.row_gains import row_gains
+from regraft.passes.quantization.sites import Linear, linears
 
 Array = np.ndarray[Any, Any]
 
@@ -79,9 +80,12 @@ def _mixed(settings: Settings) -> Iterator[Row]:
     sites = list(linears(module.graph))
     inputs = list(dict.fromkeys(site.x for site in sites))
     found = gather_statistics(module, inputs, ctx, inputs)
+    readers: dict[Value, list[Linear]] = {}
+    for site in sites:
+        readers.setdefault(site.x, []).append(site)
     plain, layers = (
-        {site.name: encoded_layer(site, Formats(UINT4, 32, method), found[site.x])
-         for site in sites}
+        {site.name: encoded_layer(site, Formats(UINT4, 32, method), found[site.x],
+                                  row_gains(site, readers, found)) for site in sites}
         for method in ("round", "gptq")
     )  # fmt: skip
     judge = Alone(module, layers, OrtActivations(), source.calibration_feeds(_JUDGED))
@@ -99,7 +103,7 @@ def _mixed(settings: Settings) -> Iterator[Row]:
         points = [(4.0, low), (8.0, high)]
         kind = "outputs" if rows else "layers"
         for asked in _BITS:
-            masks = allocate(layers, alone, asked / 8 * total, rows=rows, in_bits=True)
+            masks = best_within(judge, alone, asked / 8 * total, rows=rows, in_bits=True)
             bits, (mean, worst) = mixer.bits(masks), mixer.lost(masks)
             points.append((bits, mean))
             below = (low + (high - low) * (bits - 4) / 4) / mean

@@ -33,7 +33,7 @@ Array = np.ndarray[Any, Any]
 HIGH = UINT8
 _ROW_STEP = 32
 """Outputs that change format together: kernels work on as many at once."""
-_ROW_OPTIONS = (0.0, 0.0625, 0.125, 0.25, 0.5, 1.0)
+_ROW_OPTIONS = (0.0, 0.02, 0.0625, 0.125, 0.25, 0.5, 1.0)
 """Shares of a layer's outputs in 8 bits that are looked at."""
 
 
@@ -47,7 +47,8 @@ class Layer:
         high: Its weight in 8 bits.
         shift_low: f32[N], what the mean of the results loses with `low`.
         shift_high: The same with `high`.
-        row_error: f64[N], mean square of each output's error with `low`, over that with `high`.
+        row_error: f64[N], mean square of each output's error with `low` over that with `high`,
+            times how much it counts.
         errors: Relative error of the results, in few bits and in 8.
     """
 
@@ -75,8 +76,17 @@ class Formats:
     method: Method
 
 
-def encoded_layer(site: Linear, formats: Formats, stats: Statistics | None) -> Layer:
-    """Returns a layer in both formats, on the inputs of the float module."""
+def encoded_layer(
+    site: Linear, formats: Formats, stats: Statistics | None, gains: Array | float = 1.0
+) -> Layer:
+    """Returns a layer in both formats, on the inputs of the float module.
+
+    Args:
+        site: The layer.
+        formats: What it is encoded in.
+        stats: Of its input, None without samples.
+        gains: How much an error of each output counts, see `row_gains`.
+    """
     matrix = site.matrix()
     curved = None
     method: Method = "search" if formats.method == "gptq" else formats.method
@@ -90,7 +100,7 @@ def encoded_layer(site: Linear, formats: Formats, stats: Statistics | None) -> L
     whole = float(_row_errors(matrix, stats).sum()) or 1.0
     return Layer(
         site, low, high, (mean @ lost_low).astype(np.float32),
-        (mean @ lost_high).astype(np.float32), np.maximum(rows[0] - rows[1], 0),
+        (mean @ lost_high).astype(np.float32), np.maximum(rows[0] - rows[1], 0) * gains,
         (float(np.sqrt(rows[0].sum() / whole)), float(np.sqrt(rows[1].sum() / whole))),
     )  # fmt: skip
 
@@ -253,6 +263,21 @@ def allocate(
     found = solve(Problem(units, costs, budget))
     levels = found.levels(Problem(units, costs, budget))
     return {name: high_rows(layers[name], 2 * levels[name] - 1) for name in layers}
+
+
+def best_within(
+    source: Alone, alone: Mapping[str, float], budget: float, *, rows: bool, in_bits: bool
+) -> dict[str, Array]:
+    """Returns what `allocate` does; with `rows`, only where that is measured to lose less."""
+    whole = allocate(source.layers, alone, budget, rows=False, in_bits=in_bits)
+    if not rows:
+        return whole
+    split = allocate(source.layers, alone, budget, rows=True, in_bits=in_bits)
+    lost = [
+        source.loss({name: float(mask.mean()) for name, mask in masks.items()})
+        for masks in (whole, split)
+    ]
+    return split if lost[1] < lost[0] else whole
 
 
 def damages(source: Alone, path: Path | None = None) -> dict[str, float]:

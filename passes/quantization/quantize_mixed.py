@@ -24,12 +24,14 @@ from regraft.passes.quantization.mixed import (
     Layer,
     allocate,
     assemble,
+    best_within,
     damages,
     encoded_layer,
     layer_errors,
     num_bits,
     num_bytes,
 )
+from regraft.passes.quantization.row_gains import row_gains
 from regraft.passes.quantization.sites import Linear, linears
 
 Array = np.ndarray[Any, Any]
@@ -168,6 +170,7 @@ class QuantizeMixed:
         inputs: dict[Value, list[Linear]] = {}
         for site in sites:
             inputs.setdefault(site.x, []).append(site)
+        plain = gather_statistics(module, list(inputs), ctx) if self.rows else {}
         layers: dict[str, Layer] = {}
         for first in range(0, len(inputs), _INPUTS_AT_ONCE):
             chunk = list(inputs)[first : first + _INPUTS_AT_ONCE]
@@ -180,7 +183,8 @@ class QuantizeMixed:
                             f"pass `quantize-mixed`: `{site.name}` is the weight of two products",
                             hint="keep it in float: `keep=NAME`",
                         )
-                    layers[site.name] = encoded_layer(site, formats, found[x])
+                    gains = row_gains(site, inputs, {**plain, **found}) if self.rows else 1.0
+                    layers[site.name] = encoded_layer(site, formats, found[x], gains)
         return layers
 
 
@@ -225,10 +229,11 @@ def _chosen(
     """Returns the outputs in 8 bits, and what of the target they reach."""
     layers = choice.layers
     if kind == "bits":
-        masks = choice.of_bits(asked)
+        total = sum(layer.low.codes.size for layer in layers.values())
+        masks = best_within(source, choice.alone, asked * total, rows=choice.rows, in_bits=True)
         return masks, choice.bits(masks)
     if kind == "bytes":
-        masks = allocate(layers, choice.alone, asked, rows=choice.rows, in_bits=False)
+        masks = best_within(source, choice.alone, asked, rows=choice.rows, in_bits=False)
         return masks, sum(num_bytes(layer, _share(masks[n])) for n, layer in layers.items())
     if kind == "drop":
 

@@ -13,8 +13,11 @@ from regraft.ir.errors import TargetError, UsageError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.ir.text import parse_module
+from regraft.passes.calibration.statistics import gather_statistics
 from regraft.passes.protocol import Context, PassResult
 from regraft.passes.quantization.quantize_mixed import QuantizeMixed
+from regraft.passes.quantization.row_gains import row_gains
+from regraft.passes.quantization.sites import linears
 
 WIDTH, DEPTH = 64, 4
 _INPUTS = 5e-5
@@ -115,3 +118,20 @@ def test_every_layer_is_reported_with_the_cost_of_keeping_it() -> None:
 def test_bad_targets_are_refused(target: str) -> None:
     with pytest.raises(UsageError, match="no target"):
         run(target=target)
+
+
+def test_outputs_that_are_switched_off_count_for_nothing() -> None:
+    text = net().replace("matmul(%x, %h0)", "matmul(%x, %h0)\n  %bias = weight @bias\n"
+                         "  %s0 = add(%a0, %bias)").replace("relu(%a0)", "relu(%s0)")  # fmt: skip
+    numbers = ", ".join(["-1e3"] * (WIDTH // 2) + ["0"] * (WIDTH // 2))
+    text = text.replace("graph(", f"weight @bias : f32[{WIDTH}] = [{numbers}]\ngraph(", 1)
+    module = parse_module(text)
+    sites = list(linears(module.graph))
+    inputs = [site.x for site in sites]
+    ctx = Context(samples=samples(), activations=OrtActivations())
+    found = gather_statistics(module, inputs, ctx, inputs)
+    readers = {site.x: [site] for site in sites}
+    gains = row_gains(sites[0], readers, found)
+    assert np.abs(gains[: WIDTH // 2]).max() < 1e-6
+    assert gains[WIDTH // 2 :].min() > 0.1
+    np.testing.assert_array_equal(row_gains(sites[-1], readers, found), np.ones(WIDTH))
