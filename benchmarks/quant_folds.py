@@ -159,6 +159,7 @@ def _softmaxes(settings: Settings) -> Iterator[Row]:
     rng = np.random.default_rng(0)
     for bits in (3, 4):
         total = dict.fromkeys(kinds, 0.0)
+        worst = dict.fromkeys(kinds, 0.0)
         count = 0
         for _, module, samples in _subjects():
             regraft.apply(module, "canonicalize", check="off")
@@ -166,8 +167,13 @@ def _softmaxes(settings: Settings) -> Iterator[Row]:
                 flat = np.concatenate([rows.reshape(-1) for rows in parts])
                 picked = rng.choice(flat, min(_MAX_NUMBERS, flat.size), replace=False)
                 count += 1
-                for kind in kinds:
-                    total[kind] += fitted(picked, kind, bits).error(picked.astype(np.float64))
+                errors = {
+                    kind: fitted(picked, kind, bits).error(picked.astype(np.float64))
+                    for kind in kinds
+                }
+                for kind, error in errors.items():
+                    total[kind] += error
+                    worst[kind] = max(worst[kind], error / errors["log2"])
         note = f"{count} softmaxes of trained models"
         for kind in kinds[1:]:
             label = f"softmax in {bits} bits: error of {kind} over log2"
@@ -176,6 +182,7 @@ def _softmaxes(settings: Settings) -> Iterator[Row]:
                 yield at_most(label, ratio, _SOFTMAX_BAR, "x", note)
             else:
                 yield shown(label, ratio, "x", note)
+            yield shown(f"{label}, worst softmax", worst[kind], "x")
 
 
 MEASUREMENTS: tuple[Measurement, ...] = (
