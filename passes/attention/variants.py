@@ -51,7 +51,7 @@ class Variant:
 
 def _needs_causal(node: Node) -> str:
     if node.attrs["causal_offset"] is None or node.attrs["window"][1] != 0:
-        return "it is not causal: later queries would decide what earlier ones see"
+        return "it is not known to be causal: later queries would decide what earlier ones see"
     if node.attrs["causal_offset"] != 0:
         return "its queries begin after the first key: what earlier queries chose is not at hand"
     return ""

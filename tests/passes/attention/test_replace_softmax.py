@@ -188,5 +188,5 @@ def test_what_is_not_rewritable_says_why() -> None:
     module = parse_module(BLOCK)
     (record,) = regraft.apply(module, "replace-softmax{variant=selective}", check="off")
     assert [skip.reason for skip in record.skipped if "attention" in skip.reason] == [
-        "attention: it is not causal: later queries would decide what earlier ones see"
+        "attention: it is not known to be causal: later queries would decide what earlier ones see"
     ]
