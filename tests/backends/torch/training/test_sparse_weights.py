@@ -104,3 +104,17 @@ def test_factors_are_trained(method: str) -> None:
     )  # fmt: skip
     assert sorted(module.weights) == sorted(plain.weights)
     assert lost(module) < 0.8 * lost(plain)
+
+
+def test_parameters_of_a_captured_model_keep_their_names_and_are_sparse() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+    module = regraft.capture(net.eval(), (torch.randn(4, 16),))
+    regraft.apply(module, "canonicalize,fuse,sparsify{pattern=2:4,method=magnitude}", check="off")
+    state = regraft.to_torch(module).state_dict()
+    assert set(state) == set(net.state_dict())
+    for name in ("0.weight", "2.weight"):
+        rows = state[name].reshape(-1, 4)  # [out, in]: groups of consecutive inputs
+        assert ((rows != 0).sum(1) == 2).all()
+        kept = state[name] != 0
+        torch.testing.assert_close(state[name][kept], net.state_dict()[name][kept], rtol=0, atol=0)
+    assert sparse_tensors(module) == ("0.weight", "2.weight")
