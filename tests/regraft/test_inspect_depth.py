@@ -38,7 +38,7 @@ def test_the_command_prints_data_and_writes_a_page(tmp_path: Path) -> None:
     import regraft
 
     regraft.save(stack(3), source)
-    np.savez(tmp_path / "one.npz", **samples(1)[0])
+    np.savez(tmp_path / "one.npz", h0=samples(1)[0]["h0"])
     arguments = ["inspect", str(source), "--depth", "--calibrate", str(tmp_path / "one.npz")]
     done = CliRunner().invoke(cli, [*arguments, "--json", "--html", str(page)])
     assert done.exit_code == 0, done.output

@@ -26,7 +26,7 @@ from tests.passes.depth.stacks import samples, stack
 def test_the_same_bytes_are_written_again(passes: str, tmp_path: Path) -> None:
     source, given, out = (tmp_path / name for name in ("stack.onnx", "samples.npz", "out"))
     regraft.save(stack(4), source)
-    np.savez(given, **samples(1)[0])
+    np.savez(given, h0=samples(1)[0]["h0"])
     arguments = ["convert", str(source), "-o", str(out), "--calibrate", str(given)]
     done = CliRunner().invoke(cli, [*arguments, "--passes", passes])
     assert done.exit_code == 0, done.output
