@@ -13,7 +13,7 @@ import yaml
 
 from regraft.conversion import ConvertOptions, convert
 from regraft.conversion_records import find_data
-from regraft.frontends.huggingface.checkpoint import open_checkpoint
+from regraft.frontends.huggingface.checkpoint import CONFIG, open_checkpoint
 from regraft.huggingface_sources import folder_of
 from regraft.ir.errors import InputError, RegraftError, UsageError
 from regraft.passes.manager import CheckMode, decision_keys
@@ -120,7 +120,7 @@ def find_source(recorded: Recorded, given: Path | None) -> Path:
         raise InputError(
             f"the source `{path}` does not exist", hint="give its place with --source FILE"
         )
-    files = (path,) if named is None else open_checkpoint(named[0]).files
+    files = (path,) if named is None else (named[0] / CONFIG, *open_checkpoint(named[0]).files)
     if sha256_of(*files) != recorded.sha256:
         kind = "file" if named is None else "folder"
         raise InputError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regraft import huggingface_sources, torch_sources
+from regraft.frontends.huggingface.checkpoint import CONFIG
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.module import Module
 from regraft.plugins import Extensions, combine
@@ -116,8 +117,9 @@ def _open_folder(folder: Path, form: str, extensions: Extensions) -> Source:
         importers=extensions.torch_importers,
     )  # fmt: skip
     files = loaded.checkpoint.files
-    made = _open_torch(loaded.capture, str(folder), None, extensions)
-    made.sha256 = sha256_of(*files)
+    label = str(folder) if form == "prefill" else f"{folder}#{form}"
+    made = _open_torch(loaded.capture, label, None, extensions)
+    made.sha256 = sha256_of(folder / CONFIG, *files)  # equal weights may be of another model
     made.num_bytes = sum(file.stat().st_size for file in files)
     return made
 

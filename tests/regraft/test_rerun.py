@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 import regraft
+from regraft.passes.recovery.fixed import FixedBatches
 from tests.cli.snapshot import run
 from tests.cli.workplace import populate
 
@@ -159,7 +160,9 @@ def test_training_on_data_without_a_file_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _train(tmp_path)
-    made(capsys, "--passes", RECOVER, "--inputs", "train.npz")
+    with np.load(tmp_path / "train.npz") as arrays:
+        batches = FixedBatches([dict(arrays)])
+    regraft.convert("model.onnx", "out", passes=RECOVER, train=batches)
     code, _, err = run(["rerun", "out"], capsys)
     assert code == 2
     assert "the pass `recover` trained on data of which no file is recorded" in err

@@ -45,7 +45,8 @@ def _by_hand(module: Module, x: np.ndarray, kept: list[int]) -> np.ndarray:
     weights = {name: module.weights[name].numpy() for name in module.weights}
     for i in kept:
         x = x + np.maximum(x @ weights[f"{i}.up"], 0) @ weights[f"{i}.down"]
-    return np.tanh(x)
+    result: np.ndarray = np.tanh(x)
+    return result
 
 
 @pytest.mark.parametrize("dropped", [[0], [3], [1, 2], [0, 1, 3]])
@@ -105,7 +106,7 @@ def test_positions_that_are_filled_up_have_no_say() -> None:
     counts = np.zeros((2, 64), np.int64)
     for idx, row in enumerate(rows):
         padded[idx, : row.shape[1]], counts[idx, : row.shape[1]] = row, 1
-    samples = {
+    samples: dict[str, list[dict[str, np.ndarray]]] = {
         "": [{"h0": row} for row in rows],
         ", %attention_mask : i64[B, S]": [{"h0": padded, "attention_mask": counts}],
     }
