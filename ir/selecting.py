@@ -59,17 +59,18 @@ def selected_first(tree: Tree) -> Tree:
         case Add(a, b) | Mul(a, b) | Div(a, b):
             return _joined(tree, selected_first(a), selected_first(b))
         case Cast(x, _) | Sqrt(x):
-            inner = selected_first(x)
-            if isinstance(inner, Transpose):
-                return Transpose(replace(tree, x=inner.x), inner.perm)
-            return replace(tree, x=inner)
+            whole = selected_first(x)
+            if isinstance(whole, Transpose):
+                return Transpose(replace(tree, x=whole.x), whole.perm)
+            return replace(tree, x=whole)
         case _:
             return tree
 
 
 def _transposed(x: Tree, perm: tuple[int, ...]) -> Tree:
     if isinstance(x, Transpose):
-        x, perm = x.x, tuple(x.perm[axis] for axis in perm)
+        before = x.perm
+        x, perm = x.x, tuple(before[axis] for axis in perm)
     return x if perm == tuple(range(len(perm))) else Transpose(x, perm)
 
 
