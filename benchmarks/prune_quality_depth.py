@@ -100,7 +100,7 @@ def _activations(settings: Settings) -> Iterator[Row]:
         found = cosines(reference, embedded(saved(module, f"cut-{method}"), source, _TESTED))
         means[method] = float(found.mean())
         yield shown(f"{method}, 40 % cut: cosine of embeddings, mean", means[method], "")
-    yield held("WINA is nearer than magnitude", means["wina"] > means["magnitude"])
+    yield shown("WINA above magnitude, cosine", means["wina"] - means["magnitude"], "")
 
 
 def _realized(module: Module, feeds: Any) -> float:
