@@ -21,6 +21,7 @@ from regraft.passes.equivalence import (
 from regraft.passes.equivalence.reparam_norms import channel_ranges
 from regraft.passes.equivalence.rotate import rotation
 from regraft.passes.equivalence.split_weights import clusters
+from regraft.passes.pipeline import format_pass
 from regraft.passes.protocol import Context
 from regraft.passes.quantization import Quantize
 from regraft.passes.quantization.encoding import grid_of, round_to
@@ -62,7 +63,7 @@ def values_of(net, names, samples):
     return {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
-@pytest.mark.parametrize("fold", FOLDS, ids=lambda fold: f"{fold.name}-{hash(fold) % 97}")
+@pytest.mark.parametrize("fold", FOLDS, ids=format_pass)
 @pytest.mark.parametrize("kind", NETS)
 def test_folds_keep_results(kind, fold):
     text, inputs = NETS[kind]
