@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import re
 import signal
 import subprocess
@@ -71,6 +72,8 @@ def versions(settings: Settings) -> dict[str, dict[str, str]]:
         "import importlib.metadata as m, json, sys\n"
         "print(json.dumps({name: m.version(name) for name in sys.argv[1:]}))"
     )
+    if shutil.which(settings.peers_python) is None:  # many measurements have no peer
+        return {"ours": ours, "peers": {}}
     done = subprocess.run(
         [settings.peers_python, "-c", code, *PEERS], capture_output=True, text=True, check=False
     )

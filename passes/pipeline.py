@@ -207,6 +207,8 @@ def check_options(cls: type[Named], where: str) -> None:
     Raises:
         UsageError: Naming the first option that has another type.
     """
+    if not hasattr(cls, "__dataclass_fields__"):
+        raise UsageError(f"{where} is no dataclass", hint="decorate it: @dataclass(frozen=True)")
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         if f.init and not _is_written(hints[f.name]):

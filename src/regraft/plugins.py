@@ -118,9 +118,9 @@ def combine(plugins: Iterable[Plugin]) -> Extensions:
         added = list(plugin.passes)
         if plugin.rules:
             added.append(pass_of_rules(plugin.name, RuleSet(*plugin.rules)))
+        _refuse_clashes(plugin, "pass", [p.name for p in added], [p.name for p in passes])
         for item in plugin.passes:
             check_options(item, f"plugin `{plugin.name}`, pass `{item.name}`")
-        _refuse_clashes(plugin, "pass", [p.name for p in added], [p.name for p in passes])
         passes += added
         for spec in plugin.operators:
             if not spec.name.startswith(f"{plugin.name}."):

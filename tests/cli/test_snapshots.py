@@ -145,6 +145,7 @@ CASES = {
     "inspect-quiet": "inspect model.onnx -q",
     "inspect-couplings": "inspect model.onnx --couplings",
     "inspect-depth-none": "inspect model.onnx --depth",
+    "inspect-depth-samples": "inspect model.onnx --depth --calibrate samples",
     "inspect-html": "inspect model.onnx --html page.html",
     "inspect-html-exists": "inspect model.onnx --html model.rg",
     "inspect-force": "inspect model.onnx --html model.rg --force -q",

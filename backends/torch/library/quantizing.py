@@ -57,6 +57,12 @@ def dequantize(
     return (centered * spread(scale, x, axis, block).float()).to(dtype)
 
 
+def look_up(codes: Tensor, table: Tensor, scale: Tensor, axis: int, block: int) -> Tensor:
+    """Returns the values of codes in a table times the scales of their blocks."""
+    values = table[codes.long()]
+    return values * spread(scale, codes, axis, block).to(values.dtype)
+
+
 def quantize_dynamically(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (u8 of x, scale, zero point) with a range that holds all elements and 0."""
     high, low = x.amax().clamp(min=0), x.amin().clamp(max=0)

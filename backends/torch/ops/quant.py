@@ -44,6 +44,11 @@ def _emit_dequantize(e: EmitContext) -> str:
     return f"{e.helper(library.dequantize)}({', '.join(e.inputs)}, {settings})"
 
 
+def _emit_lookup(e: EmitContext) -> str:
+    settings = f"{e.attr('axis')}, {e.attr('block_size')}"
+    return f"{e.helper(library.look_up)}({', '.join(e.inputs)}, {settings})"
+
+
 def _emit_dynamic(e: EmitContext) -> str:
     return f"{e.helper(library.quantize_dynamically)}({e.input(0)})"
 
@@ -79,6 +84,7 @@ EMITS = (
     Emit(ops.quantize, _emit_quantize),
     Emit(ops.dequantize, _emit_dequantize),
     Emit(ops.dynamic_quantize, _emit_dynamic),
+    Emit(ops.lookup, _emit_lookup),
     Emit(
         products.matmul_integer,
         lambda e: f"{e.helper(library.multiply_integers)}({', '.join(e.inputs)})",
