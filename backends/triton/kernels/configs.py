@@ -1,0 +1,90 @@
+"""Launch configurations from a table by (kernel, device, dtype, size of the row)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+TABLE_PATH = Path(__file__).parent / "configs.json"
+DEFAULT_DEVICE = "default"
+ANY_DTYPE = "any"
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+Config = Mapping[str, int]
+Table = Mapping[str, Mapping[str, Mapping[str, list[Config]]]]
+
+
+@functools.cache
+def read_table(path: Path = TABLE_PATH) -> Table:
+    """Returns kernel -> device -> dtype -> buckets, each bucket with its greatest size `up_to`."""
+    table: Table = json.loads(path.read_text(encoding="utf-8"))
+    for kernel, devices in table.items():
+        if not devices.get(DEFAULT_DEVICE, {}).get(ANY_DTYPE):
+            raise ValueError(
+                f"{path}: kernel `{kernel}` has no `{DEFAULT_DEVICE}` entry for `{ANY_DTYPE}`\n"
+                "hint: devices that are not listed need one"
+            )
+        for device, dtypes in devices.items():
+            for dtype, buckets in dtypes.items():
+                sizes = [bucket["up_to"] for bucket in buckets]
+                if sizes != sorted(sizes):
+                    raise ValueError(
+                        f"{path}: buckets of `{kernel}`, `{device}`, `{dtype}` are out of order: "
+                        f"{sizes}\nhint: sort them by `up_to`"
+                    )
+    return table
+
+
+def choose(kernel: str, device: str, dtype: str, size: int, table: Table | None = None) -> Config:
+    """Returns the configuration of the smallest bucket that holds `size`.
+
+    An unlisted device takes the default one, an unlisted dtype the entry `any`; a size above
+    every bucket takes the last one, whose kernel then loops over blocks.
+
+    Args:
+        kernel: A key of the table.
+        device: Name of the device as `torch.cuda.get_device_name` gives it.
+        dtype: Name of the dtype without `torch.`.
+        size: Elements of a row, or whatever the kernel buckets by.
+        table: Instead of the one that ships.
+    """
+    devices = (read_table() if table is None else table)[kernel]
+    dtypes = devices.get(device, devices[DEFAULT_DEVICE])
+    buckets = dtypes.get(dtype) or dtypes.get(ANY_DTYPE) or devices[DEFAULT_DEVICE][ANY_DTYPE]
+    for bucket in buckets:
+        if size <= bucket["up_to"]:
+            return bucket
+    return buckets[-1]
+
+
+@functools.cache
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def config_for(kernel: str, x: torch.Tensor, size: int) -> Config:
+    """Returns the configuration for a launch on the device and dtype of `x`.
+
+    Raises:
+        TypeError: The dtype is not one that kernels take: they compute in f32.
+    """
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"kernel `{kernel}` takes f32, f16 and bf16, x is {x.dtype}\n"
+            "hint: use PyTorch's own operator for other dtypes"
+        )
+    return choose(kernel, _device_name(x.device), str(x.dtype).removeprefix("torch."), size)
+
+
+@functools.cache
+def num_processors(device: torch.device) -> int:
+    """Returns how many multiprocessors there are; 2 where kernels are interpreted."""
+    if device.type != "cuda":
+        return 2
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count

@@ -1,0 +1,168 @@
+"""The forms of every kernel that are compiled ahead of time: one per path through its code."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from regraft.backends.triton.kernels.gated import (
+    ACTIVATIONS as GATED_ACTIVATIONS,
+)
+from regraft.backends.triton.kernels.gated import gated_backward_kernel, gated_kernel
+from regraft.backends.triton.kernels.linear import linear_kernel
+from regraft.backends.triton.kernels.rope import rope_kernel
+from regraft.backends.triton.kernels.row_norm import row_norm_kernel
+from regraft.backends.triton.kernels.row_norm_backward import (
+    norm_weight_gradient_kernel,
+    row_norm_backward_kernel,
+)
+from regraft.backends.triton.kernels.softmax import (
+    softmax_backward_kernel,
+    softmax_kernel,
+    two_pass_softmax_kernel,
+)
+
+
+class Bound(enum.Enum):
+    """What limits a kernel."""
+
+    MEMORY = "memory"
+    MATMUL = "matmul"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One compilation of a kernel.
+
+    Args:
+        name: Unique.
+        kernel: The kernel.
+        dtype: Triton's name of the element type (`fp32`, `fp16`, `bf16`).
+        constants: Values of its constexprs, and of arguments that are 1 and thereby specialized.
+        bound: What limits it.
+        warps: Warps of a program.
+        stages: Depth of the software pipeline.
+        wide: Arguments that are pointers to f32 whatever `dtype` is.
+        floats: Arguments that are f32 scalars.
+        unaligned: Integer arguments that are not multiples of 16.
+    """
+
+    name: str
+    kernel: Any
+    dtype: str
+    constants: Mapping[str, object]
+    bound: Bound
+    warps: int
+    stages: int = 3
+    wide: tuple[str, ...] = ()
+    floats: tuple[str, ...] = ()
+    unaligned: tuple[str, ...] = field(default=("num_rows", "M", "q_heads", "k_heads", "S"))
+
+
+def forms() -> Iterator[Form]:
+    """Yields every form, in bf16 where the dtype changes nothing but widths."""
+    yield from _norm_forms()
+    yield from _softmax_forms()
+    yield from _gated_forms()
+    yield from _linear_forms()
+    for interleaved in (False, True):
+        constants = {"INVERSE": False, "INTERLEAVED": interleaved, "HEADS": 16, "BLOCK": 64}
+        name = f"rope-{'neighbours' if interleaved else 'halves'}"
+        yield Form(name, rope_kernel, "bf16", constants, Bound.MEMORY, 4, wide=("cos_ptr", "sin_ptr"))
+
+
+def _norm_forms() -> Iterator[Form]:
+    wide = ("mean_ptr", "rstd_ptr", "dweight_ptr", "dbias_ptr")
+    for label, center, rows, block, single, warps in (
+        ("rms-short", False, 8, 256, True, 4),
+        ("layer-registers", True, 1, 4096, True, 8),
+        ("rms-registers", False, 1, 16384, True, 16),
+        ("layer-loop", True, 1, 8192, False, 16),
+    ):
+        constants: dict[str, object] = {
+            "CENTER": center,
+            "HAS_BIAS": center,
+            "HAS_RESIDUAL": True,
+            "ROWS": rows,
+            "BLOCK": block,
+            "SINGLE": single,
+        }
+        yield Form(
+            f"norm-{label}", row_norm_kernel, "bf16", constants, Bound.MEMORY, warps,
+            wide=wide, floats=("eps",),
+        )  # fmt: skip
+    for label, center, rows, block, single, warps in (
+        ("rms-short", False, 4, 256, True, 4),
+        ("layer-registers", True, 1, 4096, True, 8),
+        ("layer-long-registers", True, 1, 8192, True, 16),
+        ("layer-loop", True, 1, 4096, False, 8),
+    ):
+        constants = {
+            "CENTER": center,
+            "HAS_BIAS": center,
+            "HAS_TOTAL": True,
+            "ROWS": rows,
+            "BLOCK": block,
+            "SINGLE": single,
+        }
+        yield Form(
+            f"norm-backward-{label}", row_norm_backward_kernel, "bf16", constants, Bound.MEMORY,
+            warps, wide=wide,
+        )  # fmt: skip
+    columns = {"CENTER": True, "HAS_BIAS": True, "ROWS": 32, "COLUMNS": 64}
+    yield Form(
+        "norm-weight-gradient", norm_weight_gradient_kernel, "bf16", columns, Bound.MEMORY, 4,
+        wide=wide,
+    )  # fmt: skip
+
+
+def _softmax_forms() -> Iterator[Form]:
+    for label, rows, block, single, warps in (
+        ("short", 8, 256, True, 4),
+        ("registers", 1, 16384, True, 16),
+        ("loop", 1, 8192, False, 16),
+    ):
+        tile = {"ROWS": rows, "BLOCK": block}
+        constants: dict[str, object] = {**tile, "SINGLE": single}
+        yield Form(f"softmax-{label}", softmax_kernel, "bf16", constants, Bound.MEMORY, warps)
+        yield Form(
+            f"softmax-backward-{label}", softmax_backward_kernel, "bf16", constants, Bound.MEMORY,
+            warps,
+        )  # fmt: skip
+        yield Form(
+            f"softmax-two-pass-{label}", two_pass_softmax_kernel, "bf16", tile, Bound.MEMORY, warps
+        )
+
+
+def _gated_forms() -> Iterator[Form]:
+    for activation in GATED_ACTIVATIONS:
+        constants = {"ACTIVATION": activation, "BLOCK": 1024}
+        yield Form(f"gated-{activation}", gated_kernel, "bf16", constants, Bound.MEMORY, 4)
+        yield Form(
+            f"gated-backward-{activation}", gated_backward_kernel, "bf16", constants,
+            Bound.MEMORY, 4,
+        )  # fmt: skip
+
+
+def _linear_forms() -> Iterator[Form]:
+    for label, dtype, activation, m, n, k, warps, stages in (
+        ("few-rows", "bf16", "none", 16, 64, 64, 4, 4),
+        ("large", "bf16", "gelu_tanh", 128, 128, 64, 8, 3),
+        ("large", "fp16", "silu", 128, 128, 64, 8, 3),
+        ("large", "fp32", "gelu", 64, 64, 32, 4, 3),
+    ):
+        constants: dict[str, object] = {
+            "HAS_BIAS": True,
+            "ACTIVATION": activation,
+            "PRECISION": "tf32" if dtype == "fp32" else "ieee",
+            "BLOCK_M": m,
+            "BLOCK_N": n,
+            "BLOCK_K": k,
+            "GROUP": 8,
+            "weight_k_stride": 1,
+        }
+        yield Form(
+            f"linear-{label}-{dtype}", linear_kernel, dtype, constants, Bound.MATMUL, warps, stages
+        )

@@ -1,0 +1,209 @@
+"""A matrix product with bias and activation in its epilogue.
+
+act(x @ weight.T + bias), sums in f32. Programs go through the tiles of the result in groups of
+rows, so that tiles of the weight are still in the second-level cache when the next row asks for
+them (Triton's tutorial on matrix multiplication). The gradient computes the sum again where the
+activation needs it, instead of keeping it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.gated import normal_cdf, tanh_gate
+from regraft.backends.triton.kernels.operators import operator, rows_of
+
+ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
+
+
+@triton.jit
+def linear_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    M,
+    N,
+    K,
+    x_stride,
+    weight_n_stride,
+    weight_k_stride,
+    HAS_BIAS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Writes one tile [BLOCK_M, BLOCK_N] of act(x @ weight.T + bias)."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    per_group = GROUP * tiles_n
+    group = tl.program_id(0) // per_group
+    height = min(tiles_m - group * GROUP, GROUP)
+    within = tl.program_id(0) % per_group
+    m = (group * GROUP + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    # rows past the end wrap around instead of being masked; they are not stored
+    x_tile = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride + k[None, :]
+    w_tile = (
+        weight_ptr
+        + (n % N).to(tl.int64)[None, :] * weight_n_stride
+        + k.to(tl.int64)[:, None] * weight_k_stride
+    )
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        x = tl.load(x_tile, mask=k[None, :] < K - start, other=0.0)
+        w = tl.load(w_tile, mask=k[:, None] < K - start, other=0.0)
+        total = tl.dot(x, w, total, input_precision=PRECISION)
+        x_tile += BLOCK_K
+        w_tile += BLOCK_K * weight_k_stride
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION == "relu":
+        total = tl.maximum(total, 0.0)
+    elif ACTIVATION == "silu":
+        total = total * tl.sigmoid(total)
+    elif ACTIVATION == "gelu":
+        total = total * normal_cdf(total)
+    elif ACTIVATION == "gelu_tanh":
+        total = total * tanh_gate(total)
+    out = y_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(out, total.to(y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+def reference_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str
+) -> Tensor:
+    """Returns act(x @ weight.T + bias)."""
+    y = torch.nn.functional.linear(x, weight, bias)
+    match activation:
+        case "relu":
+            return torch.relu(y)
+        case "silu":
+            return torch.nn.functional.silu(y)
+        case "gelu":
+            return torch.nn.functional.gelu(y)
+        case "gelu_tanh":
+            return torch.nn.functional.gelu(y, approximate="tanh")
+        case _:
+            return y
+
+
+def _allocate(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str
+) -> Tensor:
+    return torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
+
+
+def _launch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str
+) -> Tensor:
+    y = _allocate(x, weight, bias, activation, precision)
+    if y.numel() == 0:
+        return y
+    rows = rows_of(x)
+    M, K = rows.shape
+    N = weight.shape[0]
+    config = config_for("linear", x, M)
+    grid = (triton.cdiv(M, config["m"]) * triton.cdiv(N, config["n"]),)
+    wrap_triton(linear_kernel)[grid](
+        rows,
+        weight,
+        weight if bias is None else bias,
+        y,
+        M,
+        N,
+        K,
+        rows.stride(0),
+        weight.stride(0),
+        weight.stride(1),
+        HAS_BIAS=bias is not None,
+        ACTIVATION=activation,
+        PRECISION=precision,
+        BLOCK_M=config["m"],
+        BLOCK_N=config["n"],
+        BLOCK_K=config["k"],
+        GROUP=config["group"],
+        num_warps=config["warps"],
+        num_stages=config["stages"],
+    )
+    return y
+
+
+linear_forward = operator(
+    "linear", _launch, allocate=_allocate, reference=reference_linear, kernel=linear_kernel
+)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, activation, precision = inputs
+    ctx.save_for_backward(x, weight, bias)
+    ctx.activation = activation
+    ctx.precision = precision
+
+
+def _activation_gradient(dy: Tensor, total: Tensor, activation: str) -> Tensor:
+    gradient: Tensor
+    match activation:
+        case "relu":
+            gradient = torch.where(total > 0, dy, 0)
+        case "silu":
+            gradient = torch.ops.aten.silu_backward(dy, total)
+        case "gelu":
+            gradient = torch.ops.aten.gelu_backward(dy, total)
+        case _:
+            gradient = torch.ops.aten.gelu_backward(dy, total, approximate="tanh")
+    return gradient
+
+
+def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    if ctx.activation != "none":
+        total = linear_forward(x, weight, bias, "none", ctx.precision)
+        dy = _activation_gradient(dy, total, ctx.activation)
+    rows = dy.reshape(-1, dy.shape[-1])
+    dx = dy @ weight if ctx.needs_input_grad[0] else None
+    dweight = rows.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+    dbias = rows.sum(0) if bias is not None and ctx.needs_input_grad[2] else None
+    return dx, dweight, dbias, None, None
+
+
+linear_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    precision: str = "ieee",
+) -> Tensor:
+    """Returns act(x @ weight.T + bias) of x [..., K] and weight [N, K] of one dtype.
+
+    Args:
+        x: Any strides.
+        weight: Any strides; the transpose of a [K, N] tensor is read in place.
+        bias: [N].
+        activation: One of `ACTIVATIONS`.
+        precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
+
+    Raises:
+        ValueError: The activation is not known.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"linear: activation `{activation}` is not one of {', '.join(ACTIVATIONS)}\n"
+            "hint: compute another one on the result"
+        )
+    y: Tensor = linear_forward(x, weight, bias, activation, precision)
+    return y

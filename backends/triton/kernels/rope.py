@@ -1,0 +1,208 @@
+"""Rotary position embedding of queries and keys in one launch.
+
+(a, b) -> (a cos - b sin, b cos + a sin) for pairs (a, b) that are the halves of a head (GPT-NeoX,
+Llama) or neighbours (GPT-J). Source: Su et al. 2021, "RoFormer", equation 34. The gradient is
+the rotation by the opposite angle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.operators import operator
+
+
+@triton.jit
+def rotate_heads(
+    x_ptr,
+    out_ptr,
+    x_stride,
+    out_stride,
+    first_head,
+    num_heads,
+    cos,
+    sin,
+    P,
+    INTERLEAVED: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rotates HEADS heads of one position; cos and sin are [1, BLOCK], P of them valid."""
+    head = (first_head + tl.arange(0, HEADS)[:, None]).to(tl.int64)
+    pair = tl.arange(0, BLOCK)[None, :]
+    mask = (head < num_heads) & (pair < P)
+    if INTERLEAVED:
+        first = 2 * pair
+        second = first + 1
+    else:
+        first = pair
+        second = pair + P
+    a = tl.load(x_ptr + head * x_stride + first, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(x_ptr + head * x_stride + second, mask=mask, other=0.0).to(tl.float32)
+    dtype = out_ptr.dtype.element_ty
+    tl.store(out_ptr + head * out_stride + first, (a * cos - b * sin).to(dtype), mask=mask)
+    tl.store(out_ptr + head * out_stride + second, (b * cos + a * sin).to(dtype), mask=mask)
+
+
+@triton.jit
+def rope_kernel(
+    q_ptr,
+    k_ptr,
+    cos_ptr,
+    sin_ptr,
+    q_out_ptr,
+    k_out_ptr,
+    q_batch_stride,
+    q_head_stride,
+    q_position_stride,
+    k_batch_stride,
+    k_head_stride,
+    k_position_stride,
+    table_batch_stride,
+    table_position_stride,
+    q_heads,
+    k_heads,
+    S,
+    P,
+    INVERSE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Rotates all heads of one position of one batch row, reading its cos and sin once."""
+    batch = (tl.program_id(0) // S).to(tl.int64)
+    position = (tl.program_id(0) % S).to(tl.int64)
+    pair = tl.arange(0, BLOCK)[None, :]
+    angle = batch * table_batch_stride + position * table_position_stride + pair
+    cos = tl.load(cos_ptr + angle, mask=pair < P, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + angle, mask=pair < P, other=0.0).to(tl.float32)
+    if INVERSE:
+        sin = -sin
+    q = q_ptr + batch * q_batch_stride + position * q_position_stride
+    q_out = q_out_ptr + (batch * q_heads * S + position) * (2 * P)
+    for head in range(0, q_heads, HEADS):
+        rotate_heads(
+            q, q_out, q_head_stride, S * 2 * P, head, q_heads, cos, sin, P, INTERLEAVED, HEADS, BLOCK
+        )
+    k = k_ptr + batch * k_batch_stride + position * k_position_stride
+    k_out = k_out_ptr + (batch * k_heads * S + position) * (2 * P)
+    for head in range(0, k_heads, HEADS):
+        rotate_heads(
+            k, k_out, k_head_stride, S * 2 * P, head, k_heads, cos, sin, P, INTERLEAVED, HEADS, BLOCK
+        )
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    if cos.ndim == 3:
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    if interleaved:
+        a, b = x[..., 0::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def reference_rope(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns q and k rotated, each in its dtype."""
+    angle = -sin if inverse else sin
+    turned_q = _rotate(q, cos, angle, interleaved).to(q.dtype)
+    return turned_q, _rotate(k, cos, angle, interleaved).to(k.dtype)
+
+
+def _allocate(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    turned_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    return turned_q, torch.empty(k.shape, dtype=k.dtype, device=k.device)
+
+
+def _launch(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    turned_q, turned_k = _allocate(q, k, cos, sin, interleaved, inverse)
+    B, H, S, D = q.shape
+    if B * S * D == 0:
+        return turned_q, turned_k
+    q, k = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k))
+    cos, sin = cos.contiguous(), sin.contiguous()
+    config = config_for("rope", q, D)
+    wrap_triton(rope_kernel)[(B * S,)](
+        q,
+        k,
+        cos,
+        sin,
+        turned_q,
+        turned_k,
+        q.stride(0),
+        q.stride(1),
+        q.stride(2),
+        k.stride(0),
+        k.stride(1),
+        k.stride(2),
+        cos.stride(0) if cos.ndim == 3 else 0,
+        cos.stride(-2),
+        H,
+        k.shape[1],
+        S,
+        D // 2,
+        INVERSE=inverse,
+        INTERLEAVED=interleaved,
+        HEADS=config["heads"],
+        BLOCK=triton.next_power_of_2(D // 2),
+        num_warps=config["warps"],
+    )
+    return turned_q, turned_k
+
+
+rotate = operator(
+    "rope", _launch, allocate=_allocate, reference=reference_rope, kernel=rope_kernel
+)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, _, cos, sin, interleaved, inverse = inputs
+    ctx.save_for_backward(cos, sin)
+    ctx.interleaved = interleaved
+    ctx.inverse = inverse
+
+
+def _differentiate(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
+    cos, sin = ctx.saved_tensors
+    dq, dk = rotate(dq, dk, cos, sin, ctx.interleaved, not ctx.inverse)
+    return dq, dk, None, None, None, None
+
+
+rotate.register_autograd(_differentiate, setup_context=_keep)
+
+
+def rope(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Returns q [B, H, S, D] and k [B, G, S, D] rotated by the angle of each position.
+
+    Args:
+        q: Queries, of any strides; a view of [B, S, H, D] is read in place.
+        k: Keys; G need not be H.
+        cos: [S, D / 2] or [B, S, D / 2]; not differentiated.
+        sin: As `cos`.
+        interleaved: Pairs are neighbours instead of halves.
+
+    Raises:
+        ValueError: The tables are not half as wide as the heads.
+    """
+    if cos.shape[-1] * 2 != q.shape[-1]:
+        raise ValueError(
+            f"rope: heads have {q.shape[-1]} elements, `cos` has {cos.shape[-1]} columns, expected "
+            f"half as many\nhint: tables that repeat their columns are cut to `cos[..., :D // 2]`"
+        )
+    turned_q, turned_k = rotate(q, k, cos, sin, interleaved, False)
+    return turned_q, turned_k
