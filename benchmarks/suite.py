@@ -6,8 +6,8 @@ import json
 import multiprocessing
 import os
 import platform
-import shutil
 import re
+import shutil
 import signal
 import subprocess
 import sys
