@@ -12,6 +12,7 @@ from regraft.passes import (
     cleanup,
     depth,
     equivalence,
+    experts,
     factorize,
     fusion,
     precision,
@@ -35,6 +36,7 @@ PASSES: tuple[type[Pass], ...] = (
     *factorize.PASSES,
     *attention.PASSES,
     *sparsity.PASSES,
+    *experts.PASSES,
     Recover,
     Legalize,
 )

@@ -41,19 +41,52 @@ Array = np.ndarray[Any, Any]
 
 SCORINGS = ("softmax", "topk_softmax", "sigmoid")
 
-ACTIVATIONS: dict[str, tuple[OpSpec, Mapping[str, Any]]] = {
-    "relu": (activation.relu, {}),
-    "silu": (activation.swish, {"alpha": 1.0}),
-    "gelu": (activation.gelu, {"tanh": False}),
-    "gelu_tanh": (activation.gelu, {"tanh": True}),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class _Call:
     """What an activation's `eval` reads of its context."""
 
     attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertActivation:
+    """What is applied to hidden channels.
+
+    Args:
+        op: The operator.
+        attrs: Its attributes.
+        squared: Whether its result is squared.
+    """
+
+    op: OpSpec
+    attrs: Mapping[str, Any]
+    squared: bool = False
+
+    def eval(self, x: Array) -> Array:
+        """Returns f[*b, F] of f[*b, F]."""
+        if self.op.eval is None:
+            raise AssertionError(f"`{self.op.name}` has no numpy meaning")
+        result: Array = self.op.eval(_Call(self.attrs), x)
+        return result * result if self.squared else result
+
+    def write(self, b: Builder, x: Value) -> Value:
+        """Writes it in canonical operators."""
+        result = b.op(self.op, x, **self.attrs)
+        return b.op(arithmetic.mul, result, result) if self.squared else result
+
+
+ACTIVATIONS: dict[str, ExpertActivation] = {
+    "relu": ExpertActivation(activation.relu, {}),
+    "relu2": ExpertActivation(activation.relu, {}, squared=True),
+    "silu": ExpertActivation(activation.swish, {"alpha": 1.0}),
+    "quick_gelu": ExpertActivation(activation.swish, {"alpha": 1.702}),
+    "gelu": ExpertActivation(activation.gelu, {"tanh": False}),
+    "gelu_tanh": ExpertActivation(activation.gelu, {"tanh": True}),
+    "hard_swish": ExpertActivation(activation.hard_swish, {}),
+    "sigmoid": ExpertActivation(activation.sigmoid, {}),
+}
+"""By the names that recognition gives them."""
 
 
 def _infer(node: Node) -> Type:
@@ -123,9 +156,7 @@ def _eval(
     attrs = c.attrs
     tokens = x.reshape(-1, x.shape[-1])
     chosen, weights = _route(attrs, router.reshape(-1, router.shape[-1]), score_bias)
-    spec, fixed = ACTIVATIONS[attrs["activation"]]
-    if spec.eval is None:
-        raise AssertionError(f"`{spec.name}` has no numpy meaning")
+    act = ACTIVATIONS[attrs["activation"]]
     out = np.zeros((len(tokens), down.shape[1]), x.dtype)
 
     def project(rows: Array, weight: Array, bias: Array | None, expert: int) -> Array:
@@ -137,9 +168,9 @@ def _eval(
         rows = tokens[token]
         hidden = project(rows, up, up_bias, expert)
         if gate is None:
-            hidden = spec.eval(_Call(fixed), hidden)
+            hidden = act.eval(hidden)
         else:
-            hidden = spec.eval(_Call(fixed), project(rows, gate, gate_bias, expert)) * hidden
+            hidden = act.eval(project(rows, gate, gate_bias, expert)) * hidden
         out[token] += weights[token, slot, None] * project(hidden, down, down_bias, expert)
     return out.reshape(*x.shape[:-1], down.shape[1])
 
@@ -171,12 +202,12 @@ def _body(node: Node, b: Builder) -> Value:
             return result
         return b.op(arithmetic.add, result, b.op(reshaping.unsqueeze, bias, axes=(1,)))
 
-    spec, fixed = ACTIVATIONS[node.attrs["activation"]]
+    act = ACTIVATIONS[node.attrs["activation"]]
     hidden = project(tokens, up, up_bias)
     if gate is None:
-        hidden = b.op(spec, hidden, **fixed)
+        hidden = act.write(b, hidden)
     else:
-        hidden = b.op(arithmetic.mul, b.op(spec, project(tokens, gate, gate_bias), **fixed), hidden)
+        hidden = b.op(arithmetic.mul, act.write(b, project(tokens, gate, gate_bias)), hidden)
     each = b.op(arithmetic.mul, project(hidden, down, down_bias), weights)
     total = b.op(reduce.reduce_sum, each, axes=(0,), keepdims=False)
     return b.op(reshaping.reshape, total, shape=(*x.shape[:-1], down.shape[1]))

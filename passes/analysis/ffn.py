@@ -18,6 +18,7 @@ from regraft.ir.ops import (
     reshaping,
     slicing,
 )
+from regraft.passes.analysis.halves import channels_of, cuts, start_of
 from regraft.passes.analysis.linear_layers import (
     MOVES,
     IsConstant,
@@ -28,7 +29,7 @@ from regraft.passes.analysis.linear_layers import (
     picking_of,
 )
 from regraft.passes.analysis.norms import NormBlock
-from regraft.passes.analysis.unary_functions import SATURATING, Activation
+from regraft.passes.analysis.unary_functions import SATURATING, Activation, UnaryFunction
 
 _MAX_STEPS = 12
 """Most nodes of data movement between two parts of a block."""
@@ -52,6 +53,10 @@ class FfnBlock:
         depthwise: A convolution of single or few channels between the layers, or None.
         is_expert: Whether it reads tokens that were picked at run time.
         nodes: What computes it.
+        function: The activation, with its parameters.
+        parts: Of a product that makes both halves, the channels that are gated and those of the
+            gate, in this order; else None.
+        between: What lies between the layers, the activation and the gating aside.
     """
 
     input: Value
@@ -66,6 +71,9 @@ class FfnBlock:
     depthwise: Node | None
     is_expert: bool
     nodes: tuple[Node, ...]
+    function: UnaryFunction
+    parts: tuple[range, range] | None
+    between: tuple[Node, ...]
 
     @property
     def num_experts(self) -> int:
@@ -100,6 +108,7 @@ class _Source:
         axis: The axis of the value that holds the layer's channels.
         part: Which part of the channels: the index of a split's result or the start of a slice,
             None for all.
+        channels: Which of the layer's channels the part is, None where that is not known.
         convolution: A convolution of groups of channels on the way, or None.
         nodes: What lies between.
     """
@@ -107,6 +116,7 @@ class _Source:
     layer: Linear
     axis: int
     part: DimLike | None
+    channels: range | None
     convolution: Node | None
     nodes: tuple[Node, ...]
 
@@ -137,7 +147,7 @@ class FfnFinder:
         if first is None:
             return None
         hidden, nodes = found.output, [*found.nodes, *first.nodes]
-        up, gate = first, None
+        up, gate, moves = first, None, [*first.nodes]
         user = only_user(hidden)
         if user is None:
             return None
@@ -149,12 +159,17 @@ class FfnFinder:
             up, gate = second, first
             hidden = user.output
             nodes += [user, *second.nodes]
+            moves += second.nodes
         if gate is None and first.part is not None:
             return None  # a half of a product alone
         down, inner_norm, between = self._reader(hidden, first.axis)
         if down is None:
             return None
         nodes += [*between, *down.nodes]
+        moves += between
+        parts = None
+        if up.channels is not None and first.channels is not None:
+            parts = up.channels, first.channels
         layers = {id(each.layer): each.layer for each in (first, up)}
         for layer in layers.values():
             nodes += layer.nodes
@@ -166,13 +181,14 @@ class FfnFinder:
         return FfnBlock(
             source, down.output, up.layer, None if gate is None else gate.layer, down,
             found.function.name, size, mixed, inner_norm, first.convolution, is_expert,
-            tuple(dict.fromkeys(nodes)),
+            tuple(dict.fromkeys(nodes)), found.function, parts, tuple(dict.fromkeys(moves)),
         )  # fmt: skip
 
     def _source(self, value: Value) -> _Source | None:
         """Returns the linear layer whose result, moved, halved or convolved, a value is."""
         steps: list[Node] = []
         part: DimLike | None = None
+        channels: range | None = None
         convolution: Node | None = None
         while value not in self.layers:
             inner = self._activations.get(value)
@@ -186,9 +202,9 @@ class FfnFinder:
             if node is None or len(steps) >= _MAX_STEPS:
                 return None
             if node.op is slicing.split:
-                part = value.index
+                part, channels = value.index, channels_of(value, node)
             elif node.op is slicing.slice_:
-                part = _start(node)
+                part, channels = start_of(node), channels_of(value, node)
             elif _is_grouped(node):
                 convolution = node
             elif node.op not in MOVES and node.op not in _PER_CHANNEL:
@@ -200,7 +216,9 @@ class FfnFinder:
             value = source
         layer = self.layers[value]
         axis = _followed(layer.out_axis, reversed(steps))
-        return None if axis is None else _Source(layer, axis, part, convolution, tuple(steps))
+        return None if axis is None else _Source(
+            layer, axis, part, channels, convolution, tuple(steps)
+        )  # fmt: skip
 
     def _varying(self, node: Node) -> Value | None:
         """Returns the one operand that varies; a bias picked for an expert counts as constant."""
@@ -281,7 +299,7 @@ def _followed(axis: int, nodes: Iterable[Node]) -> int | None:
         elif node.op is conv.conv or node.op is norm.batch_norm:
             if node.output.rank != 1 - axis:
                 return None
-        elif node.op in (slicing.split, slicing.slice_) and not _cuts(node, axis):
+        elif node.op in (slicing.split, slicing.slice_) and not cuts(node, axis):
             return None
         axis = at
     return axis
@@ -303,21 +321,6 @@ def _untransposed(value: Value, axis: int) -> tuple[Value, int]:
         value = node.inputs[0]
         node = value.producer
     return value, axis
-
-
-def _start(node: Node) -> DimLike | None:
-    starts = node.static("starts")
-    return starts[0] if isinstance(starts, tuple) and len(starts) == 1 else None
-
-
-def _cuts(node: Node, axis: int | None) -> bool:
-    """Returns whether a split or slice cuts exactly that axis."""
-    x = node.inputs[0]
-    if x is None or x.rank is None or axis is None:
-        return False
-    if node.op is slicing.split:
-        return bool(node.attrs["axis"] % x.rank == axis + x.rank)
-    return slicing.sliced_axes(node) in ((axis,), (axis + x.rank,))
 
 
 def _is_grouped(node: Node) -> bool:

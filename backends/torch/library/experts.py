@@ -14,6 +14,26 @@ def expert_relu(x: Tensor) -> Tensor:
     return F.relu(x)
 
 
+def expert_relu2(x: Tensor) -> Tensor:
+    """Returns max(x, 0)^2."""
+    return F.relu(x).square()
+
+
+def expert_quick_gelu(x: Tensor) -> Tensor:
+    """Returns x * sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def expert_hard_swish(x: Tensor) -> Tensor:
+    """Returns x * clip(x / 6 + 1/2, 0, 1)."""
+    return F.hardswish(x)
+
+
+def expert_sigmoid(x: Tensor) -> Tensor:
+    """Returns 1 / (1 + exp(-x))."""
+    return torch.sigmoid(x)
+
+
 def expert_silu(x: Tensor) -> Tensor:
     """Returns x * sigmoid(x)."""
     return F.silu(x)

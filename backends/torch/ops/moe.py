@@ -14,9 +14,13 @@ _ROUTES = {
 }
 _ACTIVATIONS = {
     "relu": library.expert_relu,
+    "relu2": library.expert_relu2,
     "silu": library.expert_silu,
+    "quick_gelu": library.expert_quick_gelu,
     "gelu": library.expert_gelu,
     "gelu_tanh": library.expert_gelu_tanh,
+    "hard_swish": library.expert_hard_swish,
+    "sigmoid": library.expert_sigmoid,
 }
 
 

@@ -331,6 +331,10 @@ SAMPLES: Mapping[str, Samples] = {
                     ("softmax", True, "relu"),
                     ("topk_softmax", False, "gelu"),
                     ("sigmoid", True, "gelu_tanh"),
+                    ("softmax", True, "relu2"),
+                    ("softmax", True, "quick_gelu"),
+                    ("sigmoid", False, "hard_swish"),
+                    ("topk_softmax", False, "sigmoid"),
                 )
             ),
             {"top_k": 5, "routed_scale": 2.5},

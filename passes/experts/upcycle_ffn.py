@@ -1,0 +1,246 @@
+"""The pass `upcycle-ffn`: feed-forward blocks become mixtures of experts."""
+
+from __future__ import annotations
+
+import fnmatch
+import zlib
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from regraft.ir.errors import UsageError
+from regraft.ir.graph import Graph
+from regraft.ir.module import Module
+from regraft.passes.analysis.blocks import Recognizer, graphs_of
+from regraft.passes.analysis.ffn import FfnBlock
+from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.experts.dense import dense_of, identity_of, refusal
+from regraft.passes.experts.made import (
+    Experts,
+    copies,
+    disturbed,
+    redrawn,
+    router_of,
+    scaled,
+    shards,
+)
+from regraft.passes.experts.written import Routing, add_weights, name_of, write_experts
+from regraft.passes.protocol import Context, Contract, Exact, Lossy, PassResult, Skip
+
+_WHO = "pass `upcycle-ffn`"
+
+
+class _ByOptions:
+    """The contract: exact where the options keep what the blocks compute."""
+
+    def __get__(self, instance: UpcycleFfn | None, owner: type[Any]) -> Contract:
+        if instance is None or not instance.is_identity:
+            return Lossy("output")
+        return Exact()
+
+
+def _by_options() -> Any:
+    return _ByOptions()  # seen as what it gives: a contract
+
+
+@dataclass(frozen=True, slots=True)
+class UpcycleFfn:
+    """Makes mixtures of experts of feed-forward blocks, to be trained on from where they are.
+
+    ## What it does
+    Every block becomes one operator `moe` whose experts begin as copies of it, with a new router.
+    `copy` leaves them so. `drop` draws a part of every expert's hidden channels anew, with the mean
+    and deviation of what they replace; `noise` adds noise to them. `virtual-groups` cuts each copy
+    into `groups` narrow experts; `top-k` then chooses whole copies at first. Blocks are recognized
+    by what they compute: gated and plain, with and without biases, matrix products, `gemm` and
+    convolutions of window 1. Blocks that share their weights share their experts. docs/moe.md has
+    the formulas.
+
+    ## When it applies
+    To recognized blocks whose activation the operator has, with one number type throughout, and
+    nothing but movement of data between the layers. Others are reported with the reason.
+
+    ## Example
+    ```
+    %h = gelu(matmul(%x, %up))
+    %y = matmul(%h, %down)
+    ```
+    becomes
+    ```
+    %r = matmul(%x, %router)                // f32[768, 8]
+    %y = moe(%x, %r, %experts.up, %experts.down) {top_k = 2, renormalize = true,
+                                                  activation = "gelu"}
+    ```
+
+    ## Exactness
+    Exact for `copy` and `virtual-groups`, and for `drop` and `noise` with `ratio=0`, where the
+    weights of the chosen experts sum to 1 (`renormalize`, or `scoring=topk_softmax`) or the router
+    is zero. Lossy otherwise. A router that is random and not renormalized scales every result:
+    refused without `lossy`.
+
+    ## References
+    Komatsuzaki et al., Sparse Upcycling, 2023; He et al., Upcycling Large Language Models into
+    Mixture of Experts, 2024 (`virtual-groups`); Nakamura et al., Drop-Upcycling, 2025 (`drop`).
+
+    Args:
+        experts: How many.
+        top_k: How many of them compute a token.
+        method: What they begin as.
+        groups: `virtual-groups`: narrow experts that make a copy.
+        ratio: `drop`, `noise`: fraction of the hidden channels that changes.
+        independent: `drop`, `noise`: channels are chosen matrix by matrix.
+        noise: `noise`: its deviation.
+        router: What its weights begin as.
+        router_std: Deviation of a random router.
+        scoring: How scores become weights.
+        renormalize: Divide weights by their sum.
+        lossy: Allow a start that is not what the model was.
+        only: Blocks to rewrite, by the name of a weight of theirs, or globs; default: all.
+        keep: Blocks to leave alone.
+        every: Rewrite every n-th block, beginning with the n-th.
+    """
+
+    name: ClassVar[str] = "upcycle-ffn"
+    contract: ClassVar[Contract] = _by_options()
+
+    experts: int = 8
+    top_k: int = 2
+    method: Literal["copy", "drop", "noise", "virtual-groups"] = "copy"
+    groups: int = 2
+    ratio: float = 0.5
+    independent: bool = False
+    noise: float = 0.02
+    router: Literal["random", "zero"] = "random"
+    router_std: float = 0.02
+    scoring: Literal["softmax", "topk_softmax", "sigmoid"] = "softmax"
+    renormalize: bool = True
+    lossy: bool = False
+    only: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    every: int = 1
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the module computes what it did."""
+        changes = self.method in ("drop", "noise") and self.ratio > 0
+        return not changes and (self._sums_to_one or self.router == "zero")
+
+    @property
+    def _sums_to_one(self) -> bool:
+        return self.renormalize or self.scoring == "topk_softmax"
+
+    @property
+    def _groups(self) -> int:
+        return self.groups if self.method == "virtual-groups" else 1
+
+    @property
+    def _total(self) -> float:
+        """Sum of the weights of the chosen; of a random router that is not renormalized, about."""
+        if self._sums_to_one:
+            return 1.0
+        return self.top_k * (0.5 if self.scoring == "sigmoid" else 1 / self.experts)
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        """Rewrites the blocks of the graph and of its bodies.
+
+        Raises:
+            UsageError: For options out of range, or that cannot begin as the model was.
+        """
+        self._check()
+        recognizer = Recognizer()
+        found: list[tuple[Graph, FfnBlock]] = []
+        skipped: list[Skip] = []
+        for graph in graphs_of(module.graph):
+            for block in recognizer.graph(graph).ffn:
+                reason = self._reason(block)
+                if reason is None:
+                    found.append((graph, block))
+                else:
+                    skipped.append(Skip(name_of(block), reason))
+        kept = [] if self.every == 1 else [
+            Skip(name_of(block), f"one block in {self.every} is rewritten")
+            for idx, (_, block) in enumerate(found) if (idx + 1) % self.every
+        ]  # fmt: skip
+        found = found[self.every - 1 :: self.every]
+        tied: dict[tuple[object, ...], dict[str, str]] = {}
+        before = sum(weight.nbytes for weight in map(module.weights.__getitem__, module.weights))
+        for graph, block in found:
+            key = identity_of(block)
+            if key not in tied:
+                experts, router = self._made(block, ctx.seed)
+                tied[key] = add_weights(module, block, experts.weights, router)
+            write_experts(graph, block, tied[key], self._routing(block))
+        if found:
+            drop_dead_code(module)
+        after = sum(weight.nbytes for weight in map(module.weights.__getitem__, module.weights))
+        stats = {"blocks": len(found), "weight-bytes-before": before, "weight-bytes": after}
+        return PassResult(
+            bool(found), stats, (*skipped, *kept),
+            decisions={"seed": ctx.seed, "blocks": [each["down"] for each in tied.values()]},
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        groups = self._groups
+        for name, value, least, most in (
+            ("experts", self.experts, 1, np.inf), ("top-k", self.top_k, 1, self.experts),
+            ("groups", groups, 1, self.experts), ("ratio", self.ratio, 0, 1),
+            ("every", self.every, 1, np.inf), ("noise", self.noise, 0, np.inf),
+            ("router-std", self.router_std, 0, np.inf),
+        ):  # fmt: skip
+            if not least <= value <= most:
+                raise UsageError(f"{_WHO}, option `{name}`: {value:g} is not in {least} to {most}")
+        for name, value in (("experts", self.experts), ("top-k", self.top_k)):
+            if value % groups:
+                raise UsageError(
+                    f"{_WHO}, option `{name}`: {value} is no multiple of {groups} groups",
+                    hint="the narrow experts of a copy are chosen together",
+                )
+        if self._sums_to_one or self.router == "zero" or self.lossy:
+            return
+        why = (
+            "the one chosen expert is multiplied by its probability"
+            if self.top_k == 1
+            else "the weights of the chosen experts do not sum to 1"
+        )
+        raise UsageError(
+            f"{_WHO}: {why}, so that no gain makes the start equal to the model",
+            hint="set `renormalize=true`, or `router=zero`, or allow it: `lossy=true`",
+        )
+
+    def _reason(self, block: FfnBlock) -> str | None:
+        """Returns why a block is left alone, None where it is not."""
+        layers = [layer for layer in (block.up, block.gate, block.down) if layer is not None]
+        names = [str(layer.weight.name) for layer in layers]
+
+        def matches(globs: tuple[str, ...]) -> bool:
+            return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
+
+        if matches(self.keep):
+            return "kept by option"
+        if self.only and not matches(self.only):
+            return "not named by option"
+        reason = refusal(block)
+        if reason is None and isinstance(block.hidden, int) and block.hidden % self._groups:
+            return f"{block.hidden} hidden channels are no multiple of {self._groups} groups"
+        return reason
+
+    def _made(self, block: FfnBlock, seed: int) -> tuple[Experts, np.ndarray[Any, Any]]:
+        """Returns a block's experts and its router f64[D, E]; the same for the same seed."""
+        dense = dense_of(block)
+        parts = (seed, zlib.crc32(name_of(block).encode()))
+        made = (
+            shards(dense, self.experts, self._groups)
+            if self._groups > 1
+            else copies(dense, self.experts)
+        )
+        if self.method == "drop":
+            made = redrawn(made, self.ratio, parts, independent=self.independent)
+        elif self.method == "noise":
+            made = disturbed(made, self.ratio, self.noise, parts, independent=self.independent)
+        made = scaled(made, self._groups / self._total, 1 / self._total)
+        deviation = 0.0 if self.router == "zero" else self.router_std
+        return made, router_of(dense.up.shape[1], self.experts, self._groups, deviation, parts)
+
+    def _routing(self, block: FfnBlock) -> Routing:
+        return Routing(self.top_k, self.scoring, self.renormalize, block.activation)

@@ -1,0 +1,130 @@
+"""Writing experts in place of a feed-forward block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.builder import Builder
+from regraft.ir.constants import weight
+from regraft.ir.graph import Graph, Value
+from regraft.ir.module import Module
+from regraft.ir.ops import linalg, moe, reshaping
+from regraft.ir.weights import ArrayWeight, Role
+from regraft.passes.analysis.ffn import FfnBlock
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Attributes of the operator `moe`."""
+
+    top_k: int
+    scoring: str
+    renormalize: bool
+    activation: str
+
+
+def name_of(block: FfnBlock) -> str:
+    """Returns what the weights of a block have in common in their names, else that of its last.
+
+    `layers.0.mlp` for `layers.0.mlp.fc1.weight` and `layers.0.mlp.fc2.weight`.
+    """
+    layers = (block.up, block.down)
+    names = [str(layer.weight.name) for layer in layers]
+    parts = [name.split(".") for name in names]
+    common = []
+    for one, other in zip(*parts, strict=False):
+        if one != other:
+            break
+        common.append(one)
+    return ".".join(common) if common and names[0] != names[1] else names[1]
+
+
+def add_weights(
+    module: Module, block: FfnBlock, experts: Mapping[str, Array], router: Array
+) -> dict[str, str]:
+    """Adds the weights of experts and router as parameters; returns their names by operand.
+
+    Args:
+        module: The module.
+        block: What they are made of.
+        experts: By operand of `moe`.
+        router: f64[D, E].
+    """
+    dtype = block.up.weight.dtype
+    assert dtype is not None, "a constant has a type"
+    prefix = name_of(block)
+    sources = tuple(
+        str(layer.weight.name)
+        for layer in (block.up, block.gate, block.down)
+        if layer is not None and layer.weight.name in module.weights
+    )
+    names = {
+        part: module.weights.add(
+            f"{prefix}.experts.{part}",
+            ArrayWeight(np.ascontiguousarray(array), sources),
+            Role.PARAM,
+        )
+        for part, array in experts.items()
+    }
+    content = ArrayWeight(router.astype(dtype.numpy))
+    names["router"] = module.weights.add(f"{prefix}.router", content, Role.PARAM)
+    return names
+
+
+def write_experts(
+    graph: Graph, block: FfnBlock, names: Mapping[str, str], routing: Routing
+) -> None:
+    """Replaces the result of a block by that of its experts.
+
+    Args:
+        graph: Where the block is.
+        block: The block; `refusal` found nothing.
+        names: Of the weights, by operand of `moe`, and `router`.
+        routing: The operator's attributes.
+    """
+    node = block.down.nodes[0]
+    b = Builder(graph, node, node.loc)
+
+    def parameter(part: str) -> Value | None:
+        if part not in names:
+            return None
+        value = b.op(weight, name=names[part])
+        value.name = names[part]
+        return value
+
+    x = channels_last(b, block.up.input, block.up.in_axis)
+    scores = b.op(linalg.matmul, x, parameter("router"))
+    operands = [parameter(each.name) for each in moe.moe.operands[2:]]
+    while operands[-1] is None:
+        operands.pop()
+    result = b.op(moe.moe, x, scores, *operands, **asdict(routing))
+    graph.replace(node, [_laid_out(b, result, block.down.output, block.down.out_axis)])
+
+
+def channels_last(b: Builder, value: Value, axis: int) -> Value:
+    """Returns a value with an axis, counted from the end, as its last."""
+    rank = value.rank
+    if axis == -1 or rank is None:
+        return value
+    order = [place for place in range(rank) if place != axis + rank]
+    return b.op(reshaping.transpose, value, perm=(*order, axis + rank))
+
+
+def _laid_out(b: Builder, rows: Value, like: Value, axis: int) -> Value:
+    """Returns rows `[*, O]` in the shape of a value that has the channels at `axis`."""
+    assert like.shape is not None, "refused otherwise"
+    rank, place = len(like.shape), axis + len(like.shape)
+    sizes = (*like.shape[:place], *like.shape[place + 1 :], like.shape[place])
+    if rows.shape != sizes:
+        rows = b.op(reshaping.reshape, rows, shape=sizes)
+    if axis == -1:
+        return rows
+    order = list(range(rank - 1))
+    order.insert(place, rank - 1)
+    return b.op(reshaping.transpose, rows, perm=tuple(order))
