@@ -16,6 +16,11 @@ from regraft.passes.protocol import Contract, Exact, Lossy, Rounded, Within
 NO_NOISE = 0.1
 """A difference of more of the largest element is not looked at twice: it is wrong, or no use."""
 
+_UNTOUCHED = (
+    "says nothing about quality: on these samples the result is equal to the source, they do not "
+    "reach what was changed; give real ones with --inputs"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
@@ -31,6 +36,7 @@ class CheckReport:
         note: Why a measured difference says little, where it does.
         parts: Of a pipeline with lossy passes, what was found of its exact parts: `before` them
             against the source, `after` them against what they left.
+        judged: False where differences are measured only: the pipeline is lossy without a bound.
     """
 
     verified: str
@@ -41,6 +47,7 @@ class CheckReport:
     place: str = ""
     note: str = ""
     parts: Mapping[str, CheckReport] = field(default_factory=dict)
+    judged: bool = True
 
     def raise_if_failed(self, where: str = "") -> None:
         """Raises `CheckError` naming the worst output, after `where`, when the check failed."""
@@ -107,13 +114,8 @@ def check_module(
         verified: What to call this check in the report.
         look: Tells noise from error where an output leaves the tolerance.
     """
-    if isinstance(contract, Within) and rtol is None:
-        rtol = contract.bound
     is_measured = isinstance(contract, Lossy) and contract.bound is None
-    if isinstance(contract, Lossy) and not is_measured:
-        rtol = contract.bound
-    if isinstance(contract, Rounded) and rtol is None:
-        rtol = step_of(contract.dtype)  # one step of the largest element, where noise is nil
+    rtol = _tolerance(contract, rtol)
     worst: dict[str, OutputDiff] = {}
     counted: set[str] = set()
     variation = Variation()
@@ -146,9 +148,28 @@ def check_module(
     if ok and len(unproven) == len(worst):
         verified = f"no (reference outputs are NaN, empty or all zero: {', '.join(unproven[:3])})"
     bindings = tuple({tuple(s.binding.items()): s.binding for s in samples}.values())
+    note = variation.note()
+    if is_measured and counted and all(diff.ok for diff in worst.values()):
+        note = note or _UNTOUCHED
     return CheckReport(
-        verified, ok, tuple(worst.values()), bindings, len(samples), note=variation.note()
+        verified,
+        ok,
+        tuple(worst.values()),
+        bindings,
+        len(samples),
+        note=note,
+        judged=not is_measured,
     )
+
+
+def _tolerance(contract: Contract | None, rtol: float | None) -> float | None:
+    """Returns the relative tolerance of a contract, which the user's overrides; None for exact."""
+    match contract:
+        case Lossy() | Within() if rtol is None:
+            return contract.bound
+        case Rounded() if rtol is None:
+            return step_of(contract.dtype)  # one step of the largest element, where noise is nil
+    return rtol
 
 
 def _badness(diff: OutputDiff) -> tuple[bool, float]:

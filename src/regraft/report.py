@@ -81,6 +81,7 @@ def check_entry(report: CheckReport) -> dict[str, Any]:
     return {
         "verified": report.verified,
         "ok": report.ok,
+        "judged": report.judged,
         "samples": report.num_samples,
         "bindings": [dict(b) for b in report.bindings],
         **({"note": report.note} if report.note else {}),

@@ -27,6 +27,7 @@ _REPLACED = (
     (re.compile(r'("(?:python|numpy|onnx|onnxruntime|regraft)": )"[^"]+"'), r'\1"VERSION"'),
     (re.compile(r"regraft \d+\.\d+\.\d+"), "regraft VERSION"),
     (re.compile(r"largest difference \S+ \(allowed [^)]+\)"), "largest difference N (allowed N)"),
+    (re.compile(r"largest difference \S+ \(measured"), "largest difference N (measured"),
     (re.compile(r"differs by \S+, allowed [\d.e+-]+"), "differs by N, allowed N"),
     (re.compile(r"cosine [\d.-]+"), "cosine N"),
     (re.compile(r"\b\d+(\.\d+)?e[+-]\d+\b"), "N"),

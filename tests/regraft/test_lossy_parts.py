@@ -134,3 +134,20 @@ def test_apply_hands_generated_samples_to_passes(model: Path) -> None:
     counts: list[int] = []
     regraft.apply(regraft.load(model), [Look(lambda ctx: counts.append(len(ctx.probes)))])
     assert counts[0] > 0
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Says that it trades quality and does not."""
+
+    name: ClassVar[str] = "nothing"
+    contract: ClassVar[Contract] = Lossy("output")
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        return PassResult(changed=True)
+
+
+def test_samples_that_do_not_reach_a_change_are_named(model: Path) -> None:
+    assert "do not reach" in judged(model, Nothing()).check.note
+    assert not judged(model, Trade()).check.note
+    assert not judged(model, Trade()).check.judged

@@ -226,5 +226,6 @@ def _check_detail(check: Any) -> str:
     worst = max(check["outputs"].values(), key=lambda o: o["max_rel"])
     return (
         f", {plural(check['samples'], 'sample')}, {plural(len(check['bindings']), 'size')}, "
-        f"largest difference {worst['max_abs']:.2g} (allowed {worst['allowed']:.2g})"
+        f"largest difference {worst['max_abs']:.2g} "
+        + (f"(allowed {worst['allowed']:.2g})" if check["judged"] else "(measured, not judged)")
     )
