@@ -122,7 +122,7 @@ def _check_experts(node: Node) -> None:
             same_size(node, value.shape[2], x.shape[-1], f"the channels of x and `{name}`")
 
 
-def _route(attrs: Mapping[str, Any], router: Array, bias: Array | None) -> tuple[Array, Array]:
+def route(attrs: Mapping[str, Any], router: Array, bias: Array | None) -> tuple[Array, Array]:
     """Returns (experts, weights), each [tokens, top_k]."""
     match attrs["scoring"]:
         case "sigmoid":
@@ -155,7 +155,7 @@ def _eval(
 ) -> Array:
     attrs = c.attrs
     tokens = x.reshape(-1, x.shape[-1])
-    chosen, weights = _route(attrs, router.reshape(-1, router.shape[-1]), score_bias)
+    chosen, weights = route(attrs, router.reshape(-1, router.shape[-1]), score_bias)
     act = ACTIVATIONS[attrs["activation"]]
     out = np.zeros((len(tokens), down.shape[1]), x.dtype)
 

@@ -1,6 +1,9 @@
-"""Mixtures of experts: made from feed-forward blocks."""
+"""Mixtures of experts: made from feed-forward blocks, thinned out, merged, turned back."""
 
+from regraft.passes.experts.merge_experts import MergeExperts
+from regraft.passes.experts.moe_to_dense import MoeToDense
+from regraft.passes.experts.prune_experts import PruneExperts
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
 from regraft.passes.protocol import Pass
 
-PASSES: tuple[type[Pass], ...] = (UpcycleFfn,)
+PASSES: tuple[type[Pass], ...] = (UpcycleFfn, PruneExperts, MergeExperts, MoeToDense)
