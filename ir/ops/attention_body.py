@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from regraft.ir.builder import Builder
@@ -25,8 +24,9 @@ from regraft.ir.ops import (
     slicing,
     softmax,
 )
+from regraft.ir.ops.attention_scores import lowest, scored
 from regraft.ir.ops.attention_weights import is_softmax
-from regraft.ir.ops.attention_weights_body import modify, normalize, scored
+from regraft.ir.ops.attention_weights_body import modify, normalize
 from regraft.ir.ops.content import at_least
 from regraft.ir.ops.finite import may_be_infinite
 from regraft.ir.types import DType
@@ -89,7 +89,7 @@ def attention_body(node: Node, b: Builder) -> Value:
             weights = b.op(logical.where, empty, b.constant(0, scores.dtype), weights)
     elif visible is not None:
         # the lowest number instead of -inf: the softmax of a row without a key is no NaN
-        low = b.constant(_lowest(scores.dtype), scores.dtype) if may_empty else hidden
+        low = b.constant(lowest(scores.dtype), scores.dtype) if may_empty else hidden
         added = b.op(logical.where, visible, b.constant(0, scores.dtype), low)
         weights = _softmax(b, b.op(arithmetic.add, capped, added), sinks, scores, attrs)
         if may_empty and sinks is None:
@@ -190,10 +190,6 @@ def _capped(scores: _Scores, mask: Value | None, attrs: Mapping[str, Any], b: Bu
         cap = b.constant(attrs["softcap"], scores.dtype)
         x = b.op(arithmetic.mul, b.op(functions.tanh, b.op(arithmetic.div, x, cap)), cap)
     return x
-
-
-def _lowest(dtype: DType) -> float:
-    return float(ml_dtypes.finfo(dtype.numpy).min)
 
 
 def _weighted(
