@@ -64,7 +64,8 @@ def choose(kernel: str, device: str, dtype: str, size: int, table: Table | None 
 
 @functools.cache
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name: str = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name
 
 
 def config_for(kernel: str, x: torch.Tensor, size: int) -> Config:

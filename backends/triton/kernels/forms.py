@@ -70,7 +70,9 @@ def forms() -> Iterator[Form]:
     for interleaved in (False, True):
         constants = {"INVERSE": False, "INTERLEAVED": interleaved, "HEADS": 16, "BLOCK": 64}
         name = f"rope-{'neighbours' if interleaved else 'halves'}"
-        yield Form(name, rope_kernel, "bf16", constants, Bound.MEMORY, 4, wide=("cos_ptr", "sin_ptr"))
+        yield Form(
+            name, rope_kernel, "bf16", constants, Bound.MEMORY, 4, wide=("cos_ptr", "sin_ptr")
+        )
 
 
 def _norm_forms() -> Iterator[Form]:

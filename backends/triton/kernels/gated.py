@@ -27,9 +27,15 @@ def normal_cdf(x):
 
 
 @triton.jit
+def tanh_argument(x):
+    """Returns z with 0.5 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) = 1 / (1 + e^-z)."""
+    return 1.5957691216057308 * x * (1.0 + 0.044715 * x * x)
+
+
+@triton.jit
 def tanh_gate(x):
-    """Returns 0.5 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))), a logistic function."""
-    return tl.sigmoid(1.5957691216057308 * x * (1.0 + 0.044715 * x * x))
+    """Returns the factor of x in the tanh form of GELU."""
+    return tl.sigmoid(tanh_argument(x))
 
 
 @triton.jit
@@ -88,10 +94,12 @@ def gated_backward_kernel(
         s = normal_cdf(gate)
         slope = s + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
     else:
-        s = tanh_gate(gate)
+        z = tanh_argument(gate)
+        s = tl.sigmoid(z)
         # the derivative of the argument: 2 sqrt(2/pi) * (1 + 3 * 0.044715 x^2)
         inner = 1.5957691216057308 * (1.0 + 0.134145 * gate * gate)
-        slope = s + gate * (s * (1.0 - s)) * inner
+        # 1 - s as a function of its own: the difference has few digits where s is near 1
+        slope = s + gate * (s * tl.sigmoid(-z)) * inner
     out = row * N + column
     dgate = dy * up * slope
     tl.store(dgate_ptr + out, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)

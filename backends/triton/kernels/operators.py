@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,27 +32,28 @@ def operator(
         reference: The same computed with PyTorch's own operators.
         kernel: The kernel, which knows whether it is interpreted.
     """
-    defined = triton_op(f"regraft::{name}", launch, mutates_args=())
     interpreted = isinstance(kernel, InterpretedFunction)
 
-    def on_cpu(*args: Any) -> Any:
-        if interpreted:
-            return launch(*args)
-        results = reference(*args)
-        # the layout that `allocate` promises; a result that is an operand would be an alias
-        operands = {arg.data_ptr() for arg in args if isinstance(arg, Tensor) and arg.numel()}
-        if isinstance(results, Tensor):
-            return _own(results, operands)
-        return tuple(_own(result, operands) for result in results)
+    @functools.wraps(launch)
+    def traced(*args: Any) -> Any:
+        # PyTorch's compiler traces the body: on a CPU there is nothing to launch
+        return on_cpu(*args) if _is_on_cpu(args) else launch(*args)
 
-    defined.register_kernel("cpu")(on_cpu)
+    def on_cpu(*args: Any) -> Any:
+        # the layout that `allocate` promises
+        results = reference(*args)
+        if isinstance(results, Tensor):
+            return results.contiguous()
+        return tuple(result.contiguous() for result in results)
+
+    defined = triton_op(f"regraft::{name}", traced, mutates_args=())
+    defined.register_kernel("cpu")(launch if interpreted else on_cpu)
     defined.register_fake(allocate)
     return defined
 
 
-def _own(result: Tensor, operands: set[int]) -> Tensor:
-    result = result.contiguous()
-    return result.clone() if result.data_ptr() in operands else result
+def _is_on_cpu(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(arg, Tensor) and arg.device.type == "cpu" for arg in args)
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -38,17 +38,22 @@ def rotate_heads(
     head = (first_head + tl.arange(0, HEADS)[:, None]).to(tl.int64)
     pair = tl.arange(0, BLOCK)[None, :]
     mask = (head < num_heads) & (pair < P)
-    if INTERLEAVED:
-        first = 2 * pair
-        second = first + 1
-    else:
-        first = pair
-        second = pair + P
-    a = tl.load(x_ptr + head * x_stride + first, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(x_ptr + head * x_stride + second, mask=mask, other=0.0).to(tl.float32)
     dtype = out_ptr.dtype.element_ty
-    tl.store(out_ptr + head * out_stride + first, (a * cos - b * sin).to(dtype), mask=mask)
-    tl.store(out_ptr + head * out_stride + second, (b * cos + a * sin).to(dtype), mask=mask)
+    if INTERLEAVED:
+        # read as a row and split in registers: neighbours apart would be reads of one element
+        both = tl.arange(0, 2 * BLOCK)[None, :]
+        both_mask = (head < num_heads) & (both < 2 * P)
+        row = tl.load(x_ptr + head * x_stride + both, mask=both_mask, other=0.0).to(tl.float32)
+        a, b = tl.split(tl.reshape(row, [HEADS, BLOCK, 2]))
+        turned = tl.join(a * cos - b * sin, b * cos + a * sin)
+        turned = tl.reshape(turned, [HEADS, 2 * BLOCK])
+        tl.store(out_ptr + head * out_stride + both, turned.to(dtype), mask=both_mask)
+    else:
+        a = tl.load(x_ptr + head * x_stride + pair, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(x_ptr + head * x_stride + pair + P, mask=mask, other=0.0).to(tl.float32)
+        out = out_ptr + head * out_stride + pair
+        tl.store(out, (a * cos - b * sin).to(dtype), mask=mask)
+        tl.store(out + P, (b * cos + a * sin).to(dtype), mask=mask)
 
 
 @triton.jit
@@ -89,13 +94,35 @@ def rope_kernel(
     q_out = q_out_ptr + (batch * q_heads * S + position) * (2 * P)
     for head in range(0, q_heads, HEADS):
         rotate_heads(
-            q, q_out, q_head_stride, S * 2 * P, head, q_heads, cos, sin, P, INTERLEAVED, HEADS, BLOCK
+            q,
+            q_out,
+            q_head_stride,
+            S * 2 * P,
+            head,
+            q_heads,
+            cos,
+            sin,
+            P,
+            INTERLEAVED,
+            HEADS,
+            BLOCK,
         )
     k = k_ptr + batch * k_batch_stride + position * k_position_stride
     k_out = k_out_ptr + (batch * k_heads * S + position) * (2 * P)
     for head in range(0, k_heads, HEADS):
         rotate_heads(
-            k, k_out, k_head_stride, S * 2 * P, head, k_heads, cos, sin, P, INTERLEAVED, HEADS, BLOCK
+            k,
+            k_out,
+            k_head_stride,
+            S * 2 * P,
+            head,
+            k_heads,
+            cos,
+            sin,
+            P,
+            INTERLEAVED,
+            HEADS,
+            BLOCK,
         )
 
 
@@ -163,9 +190,7 @@ def _launch(
     return turned_q, turned_k
 
 
-rotate = operator(
-    "rope", _launch, allocate=_allocate, reference=reference_rope, kernel=rope_kernel
-)
+rotate = operator("rope", _launch, allocate=_allocate, reference=reference_rope, kernel=rope_kernel)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -53,12 +53,14 @@ def row_norm_backward_kernel(
         dweight = tl.zeros([ROWS, BLOCK], tl.float32)
         dbias = tl.zeros([ROWS, BLOCK], tl.float32)
     for tile in range(program, tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
-        row = (tile * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+        rows = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        row = rows[:, None]
         row_mask = row < num_rows
-        rstd = tl.load(rstd_ptr + row, mask=row_mask, other=0.0)
+        # loaded as a vector: as a column, every thread would read it once per element it holds
+        rstd = tl.load(rstd_ptr + rows, mask=rows < num_rows, other=0.0)[:, None]
         mean = tl.zeros([ROWS, 1], tl.float32)
         if CENTER:
-            mean = tl.load(mean_ptr + row, mask=row_mask, other=0.0)
+            mean = tl.load(mean_ptr + rows, mask=rows < num_rows, other=0.0)[:, None]
         if SINGLE:
             mask = row_mask & (columns < N)
             dy = tl.load(dy_ptr + row * dy_stride + columns, mask=mask, other=0.0).to(tl.float32)
@@ -131,13 +133,14 @@ def norm_weight_gradient_kernel(
     dweight = tl.zeros([ROWS, COLUMNS], tl.float32)
     dbias = tl.zeros([ROWS, COLUMNS], tl.float32)
     for tile in range(tl.program_id(1), tl.cdiv(num_rows, ROWS), tl.num_programs(1)):
-        row = (tile * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+        rows = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        row = rows[:, None]
         mask = (row < num_rows) & (column < N)
-        rstd = tl.load(rstd_ptr + row, mask=row < num_rows, other=0.0)
+        rstd = tl.load(rstd_ptr + rows, mask=rows < num_rows, other=0.0)[:, None]
         dy = tl.load(dy_ptr + row * dy_stride + column, mask=mask, other=0.0).to(tl.float32)
         t = tl.load(t_ptr + row * t_stride + column, mask=mask, other=0.0).to(tl.float32)
         if CENTER:
-            t -= tl.load(mean_ptr + row, mask=row < num_rows, other=0.0)
+            t -= tl.load(mean_ptr + rows, mask=rows < num_rows, other=0.0)[:, None]
         dweight += dy * t * rstd
         if HAS_BIAS:
             dbias += dy

@@ -1,0 +1,72 @@
+"""Kernels as functions of PyTorch tensors that differentiate, compile and export.
+
+```python
+from regraft.kernels import add_rms_norm, swiglu
+
+y, total = add_rms_norm(x, residual, weight)
+```
+
+They run on a GPU; on a CPU each computes its reference. They need the extra `triton`, which is
+loaded on first use. docs/triton.md says how a kernel is chosen, read, replaced and added.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from regraft.ir.errors import UsageError
+
+if TYPE_CHECKING:
+    from regraft.backends.triton.kernels.gated import geglu, swiglu
+    from regraft.backends.triton.kernels.linear import linear
+    from regraft.backends.triton.kernels.norms import (
+        add_layer_norm,
+        add_rms_norm,
+        layer_norm,
+        rms_norm,
+    )
+    from regraft.backends.triton.kernels.rope import rope
+    from regraft.backends.triton.kernels.softmax import softmax
+
+_PACKAGE = "regraft.backends.triton.kernels"
+_MODULES = {
+    "add_layer_norm": "norms",
+    "add_rms_norm": "norms",
+    "geglu": "gated",
+    "layer_norm": "norms",
+    "linear": "linear",
+    "rms_norm": "norms",
+    "rope": "rope",
+    "softmax": "softmax",
+    "swiglu": "gated",
+}
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "geglu",
+    "layer_norm",
+    "linear",
+    "rms_norm",
+    "rope",
+    "softmax",
+    "swiglu",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module `regraft.kernels` has no attribute `{name}`")
+    missing = [need for need in ("torch", "triton") if importlib.util.find_spec(need) is None]
+    if missing:
+        raise UsageError(
+            f"regraft.kernels.{name}: {' and '.join(missing)} cannot be imported",
+            hint='pip install "regraft[triton]"',
+        )
+    return getattr(importlib.import_module(f"{_PACKAGE}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,184 @@
+"""Kernels as operators of PyTorch: opcheck, export as one node, references, configurations."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+pytest.importorskip("triton", reason="needs the extra `triton`")
+
+from regraft.backends.triton.kernels import configs
+from regraft.backends.triton.kernels.gated import gated, gated_backward
+from regraft.backends.triton.kernels.linear import linear_forward
+from regraft.backends.triton.kernels.norms import rms_norm, row_norm
+from regraft.backends.triton.kernels.rope import rotate
+from regraft.backends.triton.kernels.row_norm_backward import row_norm_backward
+from regraft.backends.triton.kernels.softmax import softmax_backward, softmax_forward
+from tests.backends.triton.harness import interpreted
+
+
+def wanted(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).requires_grad_()
+
+
+X, Q = wanted(3, 5), wanted(1, 2, 3, 4)
+TABLE = torch.linspace(0, 1, 6).reshape(3, 2)
+STATISTICS = torch.linspace(0.5, 1, 3)
+CALLS = {
+    "row_norm": (row_norm, (X, wanted(3, 5), wanted(5), wanted(5), 1e-5, True)),
+    "row_norm without extras": (row_norm, (X, None, wanted(5), None, 1e-5, False)),
+    "row_norm_backward": (
+        row_norm_backward,
+        (X.detach(), None, X.detach(), STATISTICS.new_ones(5), STATISTICS, STATISTICS, True, True),
+    ),
+    "softmax": (softmax_forward, (X, False)),
+    "softmax_backward": (softmax_backward, (X.detach(), X.detach())),
+    "gated": (gated, (X, wanted(3, 5), "silu")),
+    "gated_backward": (gated_backward, (X.detach(), X.detach(), X.detach(), "gelu")),
+    "rope": (
+        rotate,
+        (Q, Q.detach().clone().requires_grad_(), TABLE.cos(), TABLE.sin(), False, False),
+    ),
+    "linear": (linear_forward, (X, wanted(7, 5), wanted(7), "silu", "ieee")),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck_passes(name):
+    operator, arguments = CALLS[name]
+    with interpreted():
+        # compiled graphs of kernels that are interpreted would run Python inside the graph
+        torch.library.opcheck(
+            operator,
+            arguments,
+            test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+        )
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return rms_norm(x, self.weight) * 2
+
+
+# PyTorch's own, when it exports with sizes that vary
+@pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
+def test_export_keeps_an_operator_as_one_node():
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(Block(), (torch.ones(3, 8),), dynamic_shapes=({0: batch},))
+    calls = [
+        str(node.target)
+        for node in exported.run_decompositions().graph.nodes
+        if node.op == "call_function"
+    ]
+    assert calls.count("regraft.row_norm.default") == 1
+
+
+WITHOUT_INTERPRETER = """
+import json, torch
+from regraft import kernels
+torch.manual_seed(0)
+x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+w = torch.randn(6, dtype=torch.float64, requires_grad=True)
+b = torch.randn(6, dtype=torch.float64, requires_grad=True)
+q = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+angle = torch.randn(3, 2, dtype=torch.float64)
+good = {
+    "layer_norm": torch.autograd.gradcheck(kernels.layer_norm, (x, w, b)),
+    "add_rms_norm": torch.autograd.gradcheck(kernels.add_rms_norm, (x, x, w)),
+    "softmax": torch.autograd.gradcheck(kernels.softmax, (x,)),
+    "swiglu": torch.autograd.gradcheck(kernels.swiglu, (x, x)),
+    "geglu": torch.autograd.gradcheck(kernels.geglu, (x, x)),
+    "rope": torch.autograd.gradcheck(lambda q: kernels.rope(q, q, angle.cos(), angle.sin()), (q,)),
+    "linear": torch.autograd.gradcheck(
+        lambda x, w: kernels.linear(x, w[None], None, "gelu"), (x, w)
+    ),
+}
+print(json.dumps(good))
+"""
+
+COMPILED = """
+import json, torch
+from regraft import kernels
+torch.manual_seed(0)
+x, r = torch.randn(2, 4, 6)
+w, b = torch.randn(2, 6)
+calls = {
+    "softmax": (kernels.softmax, (x,)),
+    "add_layer_norm": (kernels.add_layer_norm, (x, r, w, b)),
+    "geglu": (kernels.geglu, (x, r)),
+    "linear": (kernels.linear, (x, r, None, "relu")),
+}
+good = {}
+for name, (function, inputs) in calls.items():
+    leaves = [x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    found, expected = compiled(*leaves), function(*leaves)
+    pairs = zip(found, expected) if isinstance(found, tuple) else [(found, expected)]
+    good[name] = all(torch.equal(a, b) for a, b in pairs)
+print(json.dumps(good))
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(WITHOUT_INTERPRETER, id="gradcheck"),
+        pytest.param(COMPILED, id="compiled", marks=pytest.mark.slow),
+    ],
+)
+def test_references_on_a_cpu(program):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert all(found.values()), found
+    assert len(found) >= 4
+
+
+TABLE_OF_TWO = {
+    "k": {
+        "default": {"any": [{"up_to": 8, "block": 1}, {"up_to": 64, "block": 2}]},
+        "H200": {"float16": [{"up_to": 64, "block": 3}]},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "size", "block"),
+    [
+        ("H200", "float16", 5, 3),
+        ("H200", "float32", 5, 1),
+        ("B300", "float16", 9, 2),
+        ("B300", "float16", 1000, 2),
+    ],
+)
+def test_configurations_fall_back_to_the_default(device, dtype, size, block):
+    assert configs.choose("k", device, dtype, size, TABLE_OF_TWO)["block"] == block
+
+
+def test_a_kernel_without_a_default_is_refused(tmp_path):
+    path = tmp_path / "configs.json"
+    path.write_text(json.dumps({"k": {"H200": {"any": []}}}))
+    with pytest.raises(ValueError, match="has no `default` entry"):
+        configs.read_table(path)
+
+
+def test_buckets_out_of_order_are_refused(tmp_path):
+    path = tmp_path / "configs.json"
+    buckets = [{"up_to": 8}, {"up_to": 4}]
+    path.write_text(json.dumps({"k": {"default": {"any": buckets}}}))
+    with pytest.raises(ValueError, match="out of order"):
+        configs.read_table(path)
