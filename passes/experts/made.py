@@ -13,8 +13,12 @@ distribution with mean and deviation of what they replace. The channels of an ex
 in all its matrices, or (`independent`, as the released converter does it) chosen matrix by matrix.
 The converter also permutes the channels of each expert, which changes no result and no statistic.
 
+*Adapters* read what the one block gives, F = FFN(x): `F + sum(w_i U_i gelu(D_i F))`, where `U_i`
+begins at zero.
+
 Source: Komatsuzaki et al., Sparse Upcycling, 2023, section 3; He et al., Upcycling Large Language
-Models into Mixture of Experts, 2024, section 3.2; Nakamura et al., Drop-Upcycling, 2025, section 3.
+Models into Mixture of Experts, 2024, section 3.2; Nakamura et al., Drop-Upcycling, 2025, section 3;
+Wu et al., Parameter-Efficient Sparsity Crafting, 2024, section 3.2.
 """
 
 from __future__ import annotations
@@ -69,6 +73,16 @@ def shards(dense: Dense, num: int, groups: int) -> Experts:
             parts = array.reshape(groups, width, *array.shape[1:])
         found[name] = np.concatenate([parts] * (num // groups))
     return Experts(found, {})
+
+
+def adapters(
+    num_channels: int, num: int, rank: int, seed: tuple[int, ...], dtype: np.dtype[Any]
+) -> Experts:
+    """Returns experts of `rank` hidden channels whose last layer is zero."""
+    rng = np.random.default_rng([*seed, rank])
+    up = rng.normal(0, num_channels**-0.5, (num, rank, num_channels))
+    down = np.zeros((num, num_channels, rank), dtype)
+    return Experts({"up": up.astype(dtype), "down": down}, {})
 
 
 def scaled(experts: Experts, gain: float, bias_gain: float) -> Experts:

@@ -18,6 +18,7 @@ from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.experts.dense import dense_of, identity_of, refusal
 from regraft.passes.experts.made import (
     Experts,
+    adapters,
     copies,
     disturbed,
     redrawn,
@@ -25,7 +26,13 @@ from regraft.passes.experts.made import (
     scaled,
     shards,
 )
-from regraft.passes.experts.written import Routing, add_weights, name_of, write_experts
+from regraft.passes.experts.written import (
+    Routing,
+    add_weights,
+    name_of,
+    write_adapters,
+    write_experts,
+)
 from regraft.passes.protocol import Context, Contract, Exact, Lossy, PassResult, Skip
 
 _WHO = "pass `upcycle-ffn`"
@@ -74,19 +81,21 @@ class UpcycleFfn:
     ```
 
     ## Exactness
-    Exact for `copy` and `virtual-groups`, and for `drop` and `noise` with `ratio=0`, where the
-    weights of the chosen experts sum to 1 (`renormalize`, or `scoring=topk_softmax`) or the router
-    is zero. Lossy otherwise. A router that is random and not renormalized scales every result:
-    refused without `lossy`.
+    Exact for `adapter`; for `copy` and `virtual-groups`, and for `drop` and `noise` with `ratio=0`,
+    where the weights of the chosen experts sum to 1 (`renormalize`, or `scoring=topk_softmax`) or
+    the router is zero. Lossy otherwise. A router that is random and not renormalized scales every
+    result: refused without `lossy`.
 
     ## References
     Komatsuzaki et al., Sparse Upcycling, 2023; He et al., Upcycling Large Language Models into
-    Mixture of Experts, 2024 (`virtual-groups`); Nakamura et al., Drop-Upcycling, 2025 (`drop`).
+    Mixture of Experts, 2024 (`virtual-groups`); Nakamura et al., Drop-Upcycling, 2025 (`drop`);
+    Wu et al., Parameter-Efficient Sparsity Crafting, 2024 (`adapter`).
 
     Args:
         experts: How many.
         top_k: How many of them compute a token.
         method: What they begin as.
+        rank: `adapter`: hidden channels of an expert.
         groups: `virtual-groups`: narrow experts that make a copy.
         ratio: `drop`, `noise`: fraction of the hidden channels that changes.
         independent: `drop`, `noise`: channels are chosen matrix by matrix.
@@ -106,7 +115,8 @@ class UpcycleFfn:
 
     experts: int = 8
     top_k: int = 2
-    method: Literal["copy", "drop", "noise", "virtual-groups"] = "copy"
+    method: Literal["copy", "drop", "noise", "virtual-groups", "adapter"] = "copy"
+    rank: int = 64
     groups: int = 2
     ratio: float = 0.5
     independent: bool = False
@@ -124,7 +134,8 @@ class UpcycleFfn:
     def is_identity(self) -> bool:
         """Whether the module computes what it did."""
         changes = self.method in ("drop", "noise") and self.ratio > 0
-        return not changes and (self._sums_to_one or self.router == "zero")
+        keeps = self.method == "adapter" or self._sums_to_one or self.router == "zero"
+        return keeps and not changes
 
     @property
     def _sums_to_one(self) -> bool:
@@ -170,7 +181,8 @@ class UpcycleFfn:
             if key not in tied:
                 experts, router = self._made(block, ctx.seed)
                 tied[key] = add_weights(module, block, experts.weights, router)
-            write_experts(graph, block, tied[key], self._routing(block))
+            write = write_adapters if self.method == "adapter" else write_experts
+            write(graph, block, tied[key], self._routing(block))
         if found:
             drop_dead_code(module)
         after = sum(weight.nbytes for weight in map(module.weights.__getitem__, module.weights))
@@ -186,6 +198,7 @@ class UpcycleFfn:
             ("experts", self.experts, 1, np.inf), ("top-k", self.top_k, 1, self.experts),
             ("groups", groups, 1, self.experts), ("ratio", self.ratio, 0, 1),
             ("every", self.every, 1, np.inf), ("noise", self.noise, 0, np.inf),
+            ("rank", self.rank, 1, np.inf),
             ("router-std", self.router_std, 0, np.inf),
         ):  # fmt: skip
             if not least <= value <= most:
@@ -196,7 +209,7 @@ class UpcycleFfn:
                     f"{_WHO}, option `{name}`: {value} is no multiple of {groups} groups",
                     hint="the narrow experts of a copy are chosen together",
                 )
-        if self._sums_to_one or self.router == "zero" or self.lossy:
+        if self.method == "adapter" or self._sums_to_one or self.router == "zero" or self.lossy:
             return
         why = (
             "the one chosen expert is multiplied by its probability"
@@ -229,18 +242,20 @@ class UpcycleFfn:
         """Returns a block's experts and its router f64[D, E]; the same for the same seed."""
         dense = dense_of(block)
         parts = (seed, zlib.crc32(name_of(block).encode()))
-        made = (
-            shards(dense, self.experts, self._groups)
-            if self._groups > 1
-            else copies(dense, self.experts)
-        )
+        deviation = 0.0 if self.router == "zero" else self.router_std
+        router = router_of(dense.up.shape[1], self.experts, self._groups, deviation, parts)
+        if self.method == "adapter":
+            return adapters(len(dense.down), self.experts, self.rank, parts, dense.up.dtype), router
+        if self._groups > 1:
+            made = shards(dense, self.experts, self._groups)
+        else:
+            made = copies(dense, self.experts)
         if self.method == "drop":
             made = redrawn(made, self.ratio, parts, independent=self.independent)
         elif self.method == "noise":
             made = disturbed(made, self.ratio, self.noise, parts, independent=self.independent)
-        made = scaled(made, self._groups / self._total, 1 / self._total)
-        deviation = 0.0 if self.router == "zero" else self.router_std
-        return made, router_of(dense.up.shape[1], self.experts, self._groups, deviation, parts)
+        return scaled(made, self._groups / self._total, 1 / self._total), router
 
     def _routing(self, block: FfnBlock) -> Routing:
-        return Routing(self.top_k, self.scoring, self.renormalize, block.activation)
+        activation = "gelu" if self.method == "adapter" else block.activation
+        return Routing(self.top_k, self.scoring, self.renormalize, activation)

@@ -12,7 +12,7 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import weight
 from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module
-from regraft.ir.ops import linalg, moe, reshaping
+from regraft.ir.ops import arithmetic, linalg, moe, reshaping
 from regraft.ir.weights import ArrayWeight, Role
 from regraft.passes.analysis.ffn import FfnBlock
 
@@ -90,6 +90,32 @@ def write_experts(
     """
     node = block.down.nodes[0]
     b = Builder(graph, node, node.loc)
+    x = channels_last(b, block.up.input, block.up.in_axis)
+    result = _experts(b, x, x, names, routing)
+    graph.replace(node, [_laid_out(b, result, block.down.output, block.down.out_axis)])
+
+
+def write_adapters(
+    graph: Graph, block: FfnBlock, names: Mapping[str, str], routing: Routing
+) -> None:
+    """Adds to the result of a block what experts make of it; arguments as of `write_experts`."""
+    node, axis = block.down.nodes[0], block.down.out_axis
+    b = Builder(graph, node, node.loc)
+    x = channels_last(b, block.up.input, block.up.in_axis)
+    dense = b.op(node.op, *node.inputs, **node.attrs)
+    rows = channels_last(b, dense, axis)
+    if x.shape is None or rows.shape is None:
+        raise AssertionError("refused otherwise")
+    if rows.shape[:-1] != x.shape[:-1]:
+        rows = b.op(reshaping.reshape, rows, shape=(*x.shape[:-1], rows.shape[-1]))
+    added = _laid_out(b, _experts(b, rows, x, names, routing), dense, axis)
+    graph.replace(node, [b.op(arithmetic.add, dense, added)])
+
+
+def _experts(
+    b: Builder, rows: Value, x: Value, names: Mapping[str, str], routing: Routing
+) -> Value:
+    """Returns what the experts that a router of `x` chooses make of `rows`."""
 
     def parameter(part: str) -> Value | None:
         if part not in names:
@@ -98,13 +124,11 @@ def write_experts(
         value.name = names[part]
         return value
 
-    x = channels_last(b, block.up.input, block.up.in_axis)
     scores = b.op(linalg.matmul, x, parameter("router"))
     operands = [parameter(each.name) for each in moe.moe.operands[2:]]
     while operands[-1] is None:
         operands.pop()
-    result = b.op(moe.moe, x, scores, *operands, **asdict(routing))
-    graph.replace(node, [_laid_out(b, result, block.down.output, block.down.out_axis)])
+    return b.op(moe.moe, rows, scores, *operands, **asdict(routing))
 
 
 def channels_last(b: Builder, value: Value, axis: int) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,7 @@ def test_families_compute_what_they_did(name: str) -> None:
     for options in (
         {"experts": 4, "top_k": 2},
         {"experts": 8, "top_k": 4, "method": "virtual-groups", "groups": 4},
+        {"experts": 4, "top_k": 2, "method": "adapter", "rank": 8},
     ):
         changed, result = upcycled(module, **options)
         assert result.stats["blocks"] >= 1
@@ -161,6 +163,7 @@ def test_slices_of_a_copy_part_when_the_router_does() -> None:
         {"method": "drop", "ratio": 0.0},
         {"method": "noise", "ratio": 0.0},
         {"top_k": 8},
+        {"method": "adapter", "renormalize": False, "top_k": 1},
     ],
 )
 def test_exact_starts_are_exact(options: dict[str, Any]) -> None:
@@ -197,6 +200,38 @@ def test_a_lossy_start_has_to_be_allowed_and_says_so() -> None:
     assert UpcycleFfn(**options).contract == Lossy("output")  # type: ignore[arg-type]
     changed, _ = upcycled(block(), **options)
     assert difference(changed, block(), X, oracle=True) > 1e-2
+
+
+def test_adapters_share_one_block() -> None:
+    changed, _ = upcycled(block("gelu"), method="adapter", rank=4, experts=8)
+    weights = _weights(changed)
+    assert sum(array.size for name, array in weights.items() if "experts" in name) == 8 * 2 * 16 * 4
+    products = [node for node in changed.graph if node.op.name == "matmul"]
+    assert len(products) == 3  # of the block, and the router
+    (name,) = (name for name in weights if name.endswith("experts.down"))
+    assert not weights[name].any()
+    drawn = np.random.default_rng(0).standard_normal((8, 16, 4)).astype(np.float32)
+    _set(changed, name, drawn)
+    assert difference(changed, block("gelu"), X, oracle=False) > 1e-2
+    weights = _weights(changed)
+    up, router = (
+        next(array for key, array in weights.items() if key.endswith(end)).astype(np.float64)
+        for end in ("experts.up", "router")
+    )
+    dense = evaluate(block("gelu"), X, oracle=True)["y"]
+    scores = X["x"].astype(np.float64) @ router
+    chosen = np.argsort(-scores, axis=-1, kind="stable")[..., :2]
+    share = np.exp(np.take_along_axis(scores, chosen, -1))
+    share /= share.sum(-1, keepdims=True)
+    want = dense.copy()
+    erf = np.vectorize(math.erf)
+    for place in np.ndindex(2, 5):
+        for expert, weight in zip(chosen[place], share[place], strict=True):
+            hidden = up[expert] @ dense[place]
+            hidden = hidden / 2 * (1 + erf(hidden / np.sqrt(2)))
+            want[place] += weight * (drawn[expert].astype(np.float64) @ hidden)
+    got = evaluate(changed, X, oracle=True)["y"]
+    assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
 
 
 def _weights(module: Module) -> dict[str, Array]:
