@@ -1,0 +1,17 @@
+"""Measures what mixtures of experts promise and exits 1 when a bar is missed.
+
+`python -m benchmarks.moe [--only NAME] [--list]` prints a table and writes
+`benchmarks/results/moe-<cpu>.json`. A new family of measurements is a file
+`benchmarks/moe_<family>.py` with a tuple `MEASUREMENTS`, added to the tuple below.
+"""
+
+import sys
+
+from benchmarks import moe_identity
+from benchmarks.measure import Measurement
+from benchmarks.suite import run
+
+MEASUREMENTS: tuple[Measurement, ...] = (*moe_identity.MEASUREMENTS,)
+
+if __name__ == "__main__":
+    sys.exit(run("moe", __doc__, MEASUREMENTS))
