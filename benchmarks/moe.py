@@ -7,11 +7,14 @@
 
 import sys
 
-from benchmarks import moe_identity
+from benchmarks import moe_fewer, moe_identity
 from benchmarks.measure import Measurement
 from benchmarks.suite import run
 
-MEASUREMENTS: tuple[Measurement, ...] = (*moe_identity.MEASUREMENTS,)
+MEASUREMENTS: tuple[Measurement, ...] = (
+    *moe_identity.MEASUREMENTS,
+    *moe_fewer.MEASUREMENTS,
+)
 
 if __name__ == "__main__":
     sys.exit(run("moe", __doc__, MEASUREMENTS))

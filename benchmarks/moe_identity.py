@@ -42,7 +42,7 @@ _INPUTS = 4
 """Inputs that a model's own distance is the largest over: one is a draw of rounding errors."""
 
 
-def _worst(got: Outputs, want: Outputs) -> float:
+def worst_difference(got: Outputs, want: Outputs) -> float:
     """Returns the largest difference relative to the largest number of its output."""
     return max(
         float(np.abs(got[name].astype(np.float64) - array).max() / (np.abs(array).max() or 1))
@@ -55,7 +55,8 @@ def _own(module: Module, name: str) -> float:
     """Returns the largest difference of a model in f32 from itself in f64."""
     inputs = [store.samples(name, seed) for seed in range(_INPUTS)]
     return max(
-        _worst(evaluate(module, sample), evaluate(module, sample, oracle=True)) for sample in inputs
+        worst_difference(evaluate(module, sample), evaluate(module, sample, oracle=True))
+        for sample in inputs
     )
 
 
@@ -84,8 +85,10 @@ def _identity(settings: Settings) -> Iterator[Row]:
             if not result.changed:
                 continue
             families.add(name.partition(".")[0])
-            error = _worst(evaluate(changed, sample), want[0])
-            wide[start] = max(wide[start], _worst(evaluate(changed, sample, oracle=True), want[1]))
+            error = worst_difference(evaluate(changed, sample), want[0])
+            wide[start] = max(
+                wide[start], worst_difference(evaluate(changed, sample, oracle=True), want[1])
+            )
             if error > _F32:
                 floor = _own(module, name) if floor is None else floor
                 over.append((name, start, error, floor))
@@ -118,7 +121,7 @@ def _written(settings: Settings) -> Iterator[Row]:
         # with its checks: the contract of the pass is exact
         regraft.apply(module, "canonicalize,fuse,upcycle-ffn{experts=8,top-k=2}")
         made = to_proto(module, profile=profile)
-        error = _worst(OrtRunner(made)(sample), OrtRunner(proto)(sample))
+        error = worst_difference(OrtRunner(made)(sample), OrtRunner(proto)(sample))
         kernel = any(node.op_type == "MoE" for node in made.graph.node)
         yield at_most(
             f"{name} for {profile}: ONNX Runtime before and after", error, _F32, "relative",

@@ -241,7 +241,7 @@ class UpcycleFfn:
     def _made(self, block: FfnBlock, seed: int) -> tuple[Experts, np.ndarray[Any, Any]]:
         """Returns a block's experts and its router f64[D, E]; the same for the same seed."""
         dense = dense_of(block)
-        parts = (seed, zlib.crc32(name_of(block).encode()))
+        parts = (seed, zlib.crc32(str(block.down.weight.name).encode()))
         deviation = 0.0 if self.router == "zero" else self.router_std
         router = router_of(dense.up.shape[1], self.experts, self._groups, deviation, parts)
         if self.method == "adapter":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from regraft.ir.weights import ArrayWeight, Role
 from regraft.passes.analysis.ffn import FfnBlock
 
 Array = np.ndarray[Any, Any]
+
+_ENDINGS = frozenset({"weight", "kernel", "transpose"})
+"""What names of weights end in that says nothing of their layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +38,16 @@ def name_of(block: FfnBlock) -> str:
 
     `layers.0.mlp` for `layers.0.mlp.fc1.weight` and `layers.0.mlp.fc2.weight`.
     """
-    layers = (block.up, block.down)
-    names = [str(layer.weight.name) for layer in layers]
-    parts = [name.split(".") for name in names]
-    common = []
-    for one, other in zip(*parts, strict=False):
-        if one != other:
-            break
-        common.append(one)
-    return ".".join(common) if common and names[0] != names[1] else names[1]
+    parts = [str(layer.weight.name).split(".") for layer in (block.up, block.down)]
+    common = [one for one, _ in itertools.takewhile(_are_equal, zip(*parts, strict=False))]
+    found = common if common and parts[0] != parts[1] else parts[1]
+    while len(found) > 1 and found[-1] in _ENDINGS:
+        found = found[:-1]
+    return ".".join(found)
+
+
+def _are_equal(pair: tuple[str, str]) -> bool:
+    return pair[0] == pair[1]
 
 
 def add_weights(
