@@ -1,18 +1,21 @@
 """Measures what mixtures of experts promise and exits 1 when a bar is missed.
 
 `python -m benchmarks.moe [--only NAME] [--list]` prints a table and writes
-`benchmarks/results/moe-<cpu>.json`. A new family of measurements is a file
-`benchmarks/moe_<family>.py` with a tuple `MEASUREMENTS`, added to the tuple below.
+`benchmarks/results/moe-<cpu>.json`. `captured` needs PyTorch and `transformers`.
+
+A new family of measurements is a file `benchmarks/moe_<family>.py` with a tuple `MEASUREMENTS`,
+added to the tuple below.
 """
 
 import sys
 
-from benchmarks import moe_fewer, moe_identity
+from benchmarks import moe_fewer, moe_identity, moe_torch
 from benchmarks.measure import Measurement
 from benchmarks.suite import run
 
 MEASUREMENTS: tuple[Measurement, ...] = (
     *moe_identity.MEASUREMENTS,
+    *moe_torch.MEASUREMENTS,
     *moe_fewer.MEASUREMENTS,
 )
 
