@@ -24,7 +24,11 @@ SCORE_BIAS = 3 * _floats(E)
 
 ACTIVATE = {
     "relu": lambda x: max(x, 0.0),
+    "relu2": lambda x: max(x, 0.0) ** 2,
     "silu": lambda x: x / (1 + np.exp(-x)),
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "hard_swish": lambda x: x * min(max(x / 6 + 0.5, 0.0), 1.0),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "gelu_tanh": lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
 }
 
