@@ -34,7 +34,7 @@ help:
 	@echo "make quant-bench  int8 and int4 of a real encoder, beside other tools (ten minutes)"
 	@echo "make prune-bench  how many families prune, beside other tools (half an hour from nothing)"
 	@echo "make test    the tests, without the slow ones"
-	@echo "make torch   installs the extras torch and hf, which make test needs (TORCH_INDEX=URL)"
+	@echo "make torch   installs the extras torch, hf and triton, which make test needs (TORCH_INDEX=URL)"
 	@echo "make check   ruff, mypy, import-linter"
 	@echo "make full    all tests, and every model of the coverages again (hours)"
 	@echo "make bench   every figure of the core and of fusion, against the peers"
@@ -59,7 +59,7 @@ $(STAMP): pyproject.toml constraints.txt
 torch: $(TORCH_STAMP)
 
 $(TORCH_STAMP): $(STAMP)
-	$(PY) $(PIP) install $(TORCH_FROM) -c constraints.txt -e '.[torch,hf]'
+	$(PY) $(PIP) install $(TORCH_FROM) -c constraints.txt -e '.[torch,hf,triton]'
 	@touch $@
 
 # What the figures and the demo of PyTorch compare with; timm asks for builds of torch with a GPU.
