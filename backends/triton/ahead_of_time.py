@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import triton
-from triton import knobs
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -116,7 +116,7 @@ def _read_cuda(form: Form, target: str, built: Any) -> Compiled:
         form.bound.value,
         len(built.asm["cubin"]),
         built.metadata.shared,
-        _cuda_spills(ptx),
+        _cuda_spills(ptx, TARGETS[target]),
         wide,
         len(accesses) + len(copies) - wide,
         _counted(r"\b(wgmma\.mma_async|mma)\.sync", ptx),
@@ -130,7 +130,7 @@ def _access_bytes(suffix: str) -> int:
     return (int(width[1]) // 8 if width else 0) * (int(lanes[1]) if lanes else 1)
 
 
-def _cuda_spills(ptx: str) -> int:
+def _cuda_spills(ptx: str, target: GPUTarget) -> int:
     """Returns the bytes that ptxas spills to local memory, loads and stores together."""
     architecture = re.search(r"\.target (sm_\w+)", ptx)
     assert architecture is not None, "PTX names its target"
@@ -138,7 +138,14 @@ def _cuda_spills(ptx: str) -> int:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx, encoding="utf-8")
         done = subprocess.run(
-            [knobs.nvidia.ptxas.path, "-v", f"--gpu-name={architecture[1]}", path.name, "-o", "k"],
+            [
+                get_ptxas(target.arch).path,
+                "-v",
+                f"--gpu-name={architecture[1]}",
+                path.name,
+                "-o",
+                "k",
+            ],
             capture_output=True,
             text=True,
             check=True,
