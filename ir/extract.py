@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
+from regraft.ir.dims import Dim, Symbol, symbols_of
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Graph, Node, Scope, Value
 from regraft.ir.module import Module, clone_graph
+from regraft.ir.opspec import AttrKind
 
 
 def extract(module: Module, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> Module:
     """Returns what computes `outputs` from `inputs`, and from graph inputs where it reads more.
+
+    A graph input is read as well where it alone tells a size that an attribute speaks of.
 
     Weights keep their names, and their content is shared. Cost: O(nodes of the part).
 
@@ -32,9 +36,12 @@ def extract(module: Module, inputs: Mapping[str, Value], outputs: Mapping[str, V
     for name, value in inputs.items():
         _add_input(graph, name, value, values)
     nodes, read = nodes_between(frozenset(inputs.values()), outputs.values())
+    unread = _unread_sizes(nodes, inputs.values())
     for value in module.graph.inputs:
-        if value in read:
+        own = _single_symbols(value)
+        if value in read or (value not in values and own & unread):
             _add_input(graph, str(value.name), value, values)
+            unread -= own
     for node in nodes:
         bodies = tuple(clone_graph(body, scope) for body in node.bodies)
         made = graph.create(
@@ -76,6 +83,32 @@ def _check_main(module: Module, values: Mapping[str, Value]) -> None:
                 f"`{value.name or name}` is no value of the main graph",
                 hint="values in bodies are not",
             )
+
+
+def _unread_sizes(nodes: Sequence[Node], inputs: Iterable[Value]) -> set[Symbol]:
+    """Returns symbols in attributes that are no axis of a value before, where they are read."""
+    told = {symbol for value in inputs for symbol in _single_symbols(value)}
+    unread: set[Symbol] = set()
+    for node in nodes:
+        unread |= _symbols_in_attributes(node) - told
+        told |= {symbol for value in node.outputs for symbol in _single_symbols(value)}
+    return unread
+
+
+def _symbols_in_attributes(node: Node) -> set[Symbol]:
+    found: set[Symbol] = set()
+    for each in (node, *(inner for body in node.bodies for inner in body.walk())):
+        for attr in each.op.all_attrs.values():
+            held = each.attrs[attr.name]
+            if attr.kind in (AttrKind.DIM, AttrKind.DIMS) and held is not None:
+                found |= symbols_of(held if isinstance(held, tuple) else (held,))
+    return found
+
+
+def _single_symbols(value: Value) -> set[Symbol]:
+    """Returns the symbols that are the size of an axis by themselves."""
+    found = (dim.as_symbol() for dim in value.shape or () if isinstance(dim, Dim))
+    return {symbol for symbol in found if symbol is not None}
 
 
 def _add_input(graph: Graph, name: str, value: Value, values: dict[Value, Value]) -> None:

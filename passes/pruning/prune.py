@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from regraft.ir.collector import collector_paused
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.passes.analysis.coupling import Coupling, Group
@@ -173,8 +174,9 @@ class Prune:
             goal = parse_goal(self.target, rounded=self.round_to != 1)
         fold_trained(module)  # a parametrization has no rows to prune, the weight that it gives has
         drop_dead_code(module)
-        coupling = Coupling(module)
-        cost = cost_model(coupling, goal.counted if goal else "params", _sizes(module, ctx))
+        with collector_paused():  # it would walk over all slots again and again
+            coupling = Coupling(module)
+            cost = cost_model(coupling, goal.counted if goal else "params", _sizes(module, ctx))
         picked = self._pick(coupling, cost, goal, ctx)
         merge_twins(coupling, picked.merged)
         plan = make_plan(coupling, picked.choice)
@@ -183,8 +185,9 @@ class Prune:
         before = None if method is None else Counterpart.before(coupling, picked.choice)
         full = np.array([group.size for group in coupling.groups])
         dense, pruned = cost.total(full), cost.total(_sizes_after(coupling, picked.choice))
-        num_weights = slice_module(coupling, picked.choice)
-        drop_dead_code(module)
+        with collector_paused():
+            num_weights = slice_module(coupling, picked.choice)
+            drop_dead_code(module)
         repaired = Outcome(changed=False)
         if method is not None and before is not None:
             repaired = repair(module, before, ctx, method)
