@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -89,6 +90,10 @@ def _without_sums(net: Any) -> Iterator[None]:
         net.set_requires_gradient_sync(True)
 
 
+_LAST_SUM_S = 0.2
+"""For what gloo's threads do after the last sum: microseconds, on a busy machine milliseconds."""
+
+
 @contextmanager
 def joined_group(device: str, *, shards: bool = False) -> Iterator[Group]:
     """Yields the group of this process; joins it as the variables of `torchrun` say, if it must.
@@ -107,5 +112,8 @@ def joined_group(device: str, *, shards: bool = False) -> Iterator[Group]:
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), shards)
         dist.barrier()  # gloo aborts a process that leaves while another one still sums
+        # gloo's threads take the interpreter's lock to let go of the last sum, and the end of the
+        # group waits for them while it holds that lock
+        time.sleep(_LAST_SUM_S)
     finally:
         dist.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -39,6 +40,8 @@ def main(folder: Path) -> None:
     if rank == 0:
         trained(alone, x, y)
         torch.save(alone.state_dict(), folder / "alone.pt")
+    torch.distributed.barrier()
+    time.sleep(0.2)  # see `joined_group` of regraft.backends.torch.training.processes
     torch.distributed.destroy_process_group()
 
 
