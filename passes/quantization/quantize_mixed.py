@@ -268,15 +268,7 @@ def _least(
             f"pass `quantize-mixed`: {what} {reached:.3g}, {asked:.3g} was asked for",
             hint="allow more, or `keep` the worst layers",
         )
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        masks = choice.of_bits(middle)
-        found = measure(masks)
-        if found <= asked:
-            best, reached, high = masks, found, middle
-        else:
-            low = middle
-    return best, reached
+    return _bisected(choice, asked, measure, (best, reached), high, low)
 
 
 def _most(choice: _Choice, asked: float, measure: Callable[[Masks], float]) -> tuple[Masks, float]:
@@ -290,12 +282,33 @@ def _most(choice: _Choice, asked: float, measure: Callable[[Masks], float]) -> t
             f"{asked:.3g} was asked for",
             hint="allow more; products of many rows are faster in int8 (pass `quantize`)",
         )
+    return _bisected(choice, asked, measure, (best, reached), low, high)
+
+
+def _bisected(
+    choice: _Choice,
+    asked: float,
+    measure: Callable[[Masks], float],
+    best: tuple[Masks, float],
+    within: float,
+    beyond: float,
+) -> tuple[Masks, float]:
+    """Returns the choice nearest to `beyond` bits that is measured within a bound, and its measure.
+
+    Args:
+        choice: What of each number of bits is best.
+        asked: The bound.
+        measure: What is held against it.
+        best: The choice of `within` bits, which keeps the bound, and its measure.
+        within: Bits that keep it.
+        beyond: Bits that may not.
+    """
     for _ in range(_HALVINGS):
-        middle = (low + high) / 2
+        middle = (within + beyond) / 2
         masks = choice.of_bits(middle)
         found = measure(masks)
         if found <= asked:
-            best, reached, low = masks, found, middle
+            best, within = (masks, found), middle
         else:
-            high = middle
-    return best, reached
+            beyond = middle
+    return best
