@@ -3,14 +3,19 @@
 ```
 score  = scoring(router)                                  [*b, E]
 chosen = the top_k largest of score (+ score_bias)        equal scores: the lower expert
-weight = score of the chosen, renormalized if asked for, times routed_scale
+weight = score of the chosen, renormalized if asked for   (1 + weight_gain * that, with a gain)
 hidden = activation(gate_e x + gate_bias_e) * (up_e x + up_bias_e)     without gate: activation(up)
-out    = sum over the chosen e of weight_e * (down_e hidden + down_bias_e)
+out    = sum over the chosen e of routed_scale * weight_e * (down_e hidden + down_bias_e)
 ```
 
 `scoring` is `softmax` (over all experts, then top-k; Mixtral renormalizes, Switch does not),
-`topk_softmax` (the softmax is over the chosen alone), or `sigmoid` (DeepSeek-V3, whose bias
-chooses but does not weigh).
+`topk_softmax` (the softmax is over the chosen alone), `sigmoid` (DeepSeek-V3, whose bias
+chooses but does not weigh), or `given`: the router's numbers are the weights, and at most `top_k`
+of a token are not zero.
+
+With a `limit` L, `min(gate, L)` goes into the activation, and what it multiplies is clipped to
+[-L, L]; `up_offset` is added to that (gpt-oss: 7 and 1). With `weigh_input` the weight multiplies
+what an expert reads, not what it gives (Llama 4).
 """
 
 from __future__ import annotations
@@ -27,7 +32,9 @@ from regraft.ir.graph import Node, Value
 from regraft.ir.ops import (
     activation,
     arithmetic,
+    cast,
     linalg,
+    logical,
     reduce,
     reshaping,
     selecting,
@@ -39,7 +46,7 @@ from regraft.ir.types import TensorType, Type
 
 Array = np.ndarray[Any, Any]
 
-SCORINGS = ("softmax", "topk_softmax", "sigmoid")
+SCORINGS = ("softmax", "topk_softmax", "sigmoid", "given")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +99,11 @@ ACTIVATIONS: dict[str, ExpertActivation] = {
 def _infer(node: Node) -> Type:
     x, router, _, down = operands_of(node, 4)
     attrs = node.attrs
-    for name, options in (("scoring", SCORINGS), ("activation", tuple(ACTIVATIONS))):
-        if attrs[name] not in options:
-            raise node.error(f"`{name}` is `{attrs[name]}`", hint=f"one of {', '.join(options)}")
+    check_routing(node)
+    if attrs["activation"] not in ACTIVATIONS:
+        raise node.error(
+            f"`activation` is `{attrs['activation']}`", hint=f"one of {', '.join(ACTIVATIONS)}"
+        )
     if x.shape is None:
         return TensorType(x.dtype, None)
     if router.shape is not None:
@@ -102,7 +111,10 @@ def _infer(node: Node) -> Type:
             raise node.error("the router scores have one row per token")
         for a, b in zip(x.shape[:-1], router.shape[:-1], strict=True):
             same_size(node, a, b, "the tokens of x and of the router scores")
+    if attrs["scoring"] == "given" and (attrs["renormalize"] or node.inputs[8] is not None):
+        raise node.error("given weights are neither renormalized nor chosen by a bias")
     _check_experts(node)
+    _check_widths(node)
     out = node.fresh_dim(0, len(x.shape) - 1) if down.shape is None else down.shape[1]
     return TensorType(x.dtype, (*x.shape[:-1], out))
 
@@ -122,23 +134,15 @@ def _check_experts(node: Node) -> None:
             same_size(node, value.shape[2], x.shape[-1], f"the channels of x and `{name}`")
 
 
-def route(attrs: Mapping[str, Any], router: Array, bias: Array | None) -> tuple[Array, Array]:
-    """Returns (experts, weights), each [tokens, top_k]."""
-    match attrs["scoring"]:
-        case "sigmoid":
-            scores = 1 / (1 + np.exp(-router))
-        case "softmax":
-            scores = softmax.stable_softmax(router)
-        case _:
-            scores = router
-    ranked = scores if bias is None else scores + bias
-    chosen = np.argsort(-ranked, axis=-1, kind="stable")[:, : attrs["top_k"]]
-    weights = np.take_along_axis(scores, chosen, axis=-1)
-    if attrs["scoring"] == "topk_softmax":
-        weights = softmax.stable_softmax(weights)
-    if attrs["renormalize"]:
-        weights = weights / weights.sum(-1, keepdims=True)
-    return chosen, weights * attrs["routed_scale"]
+def _check_widths(node: Node) -> None:
+    widths, up = node.attrs["widths"], operands_of(node, 4)[2]
+    if not widths or up.shape is None:
+        return
+    experts, hidden = up.shape[:2]
+    if len(widths) != experts or any(width > hidden for width in widths if width != hidden):
+        raise node.error(
+            f"`widths` is {list(widths)} for {experts} experts of {hidden} hidden channels"
+        )
 
 
 def _eval(
@@ -152,10 +156,12 @@ def _eval(
     down_bias: Array | None,
     gate_bias: Array | None,
     score_bias: Array | None,
+    weight_gain: Array | None,
 ) -> Array:
     attrs = c.attrs
     tokens = x.reshape(-1, x.shape[-1])
-    chosen, weights = route(attrs, router.reshape(-1, router.shape[-1]), score_bias)
+    scores = router.reshape(-1, router.shape[-1])
+    taken, weights = route(attrs, scores, score_bias, weight_gain)
     act = ACTIVATIONS[attrs["activation"]]
     out = np.zeros((len(tokens), down.shape[1]), x.dtype)
 
@@ -164,14 +170,20 @@ def _eval(
         return result if bias is None else result + bias[expert]
 
     for expert in range(up.shape[0]):
-        token, slot = np.nonzero(chosen == expert)
-        rows = tokens[token]
+        token = np.flatnonzero(taken[:, expert])
+        rows, share = tokens[token], weights[token, expert, None]
+        if attrs["weigh_input"]:
+            rows, share = rows * share, (share != 0).astype(x.dtype)
         hidden = project(rows, up, up_bias, expert)
         if gate is None:
             hidden = act.eval(hidden)
         else:
-            hidden = act.eval(project(rows, gate, gate_bias, expert)) * hidden
-        out[token] += weights[token, slot, None] * project(hidden, down, down_bias, expert)
+            gates = project(rows, gate, gate_bias, expert)
+            if attrs["limit"]:
+                gates = np.minimum(gates, attrs["limit"])
+                hidden = np.clip(hidden, -attrs["limit"], attrs["limit"])
+            hidden = act.eval(gates) * (hidden + attrs["up_offset"])
+        out[token] += share * project(hidden, down, down_bias, expert)
     return out.reshape(*x.shape[:-1], down.shape[1])
 
 
@@ -181,19 +193,38 @@ def _flops(node: Node) -> DimLike | None:
         return None
     inputs = 1 if node.inputs[4] is None else 2
     top_k: int = node.attrs["top_k"]
-    per_token = up[1] * (inputs * x[-1] + down[1])
-    return 2 * top_k * product(x[:-1]) * per_token
+    per_token = inputs * x[-1] + down[1]
+    widths = node.attrs["widths"]
+    if widths:  # every expert as often as the others
+        whole = 2 * top_k * sum(widths) * product(x[:-1]) * per_token
+        return floordiv(whole, len(widths))
+    return 2 * top_k * up[1] * product(x[:-1]) * per_token
+
+
+def _axes(node: Node) -> str:
+    """An expert cannot be dropped: the others would be chosen instead."""
+    b = "*b!" if mixes_tokens(node.attrs) else "*b"
+    f = "f!" if node.attrs["widths"] else "~f"
+    return (
+        f"{b} ~d, {b} e!, e! {f} ~d, e! o {f}, e! {f} ~d, e! {f}, e! o, e! {f}, e!, e! -> {b} o"
+    )
 
 
 def _body(node: Node, b: Builder) -> Value:
     """Every expert computes every token; the weights of those not chosen are zero."""
     x, router, up, down = operands_of(node, 4)
-    gate, up_bias, down_bias, gate_bias, score_bias = node.inputs[4:9]
+    gate, up_bias, down_bias, gate_bias, score_bias, weight_gain = node.inputs[4:10]
     if x.shape is None or up.shape is None or down.shape is None or x.dtype is None:
         raise AssertionError("the body of moe needs shapes and an element type")
     num, D, E = product(x.shape[:-1]), x.shape[-1], up.shape[0]
-    weights = _dense_weights(node, b, b.op(reshaping.reshape, router, shape=(num, E)), score_bias)
+    scores = b.op(reshaping.reshape, router, shape=(num, E))
+    weights = write_routing(node, b, scores, score_bias, weight_gain)
+    if weights.dtype is not x.dtype:
+        weights = b.op(cast.cast, weights, to=x.dtype)
     tokens = b.op(reshaping.reshape, x, shape=(1, num, D))
+    attrs = node.attrs
+    if attrs["weigh_input"]:
+        tokens = b.op(arithmetic.mul, tokens, weights)
 
     def project(rows: Value, weight: Value, bias: Value | None) -> Value:
         turned = b.op(reshaping.transpose, weight, perm=(0, 2, 1))
@@ -207,41 +238,23 @@ def _body(node: Node, b: Builder) -> Value:
     if gate is None:
         hidden = act.write(b, hidden)
     else:
-        hidden = b.op(arithmetic.mul, act.write(b, project(tokens, gate, gate_bias)), hidden)
-    each = b.op(arithmetic.mul, project(hidden, down, down_bias), weights)
+        gates = project(tokens, gate, gate_bias)
+        if attrs["limit"]:
+            top = attrs["limit"]
+            gates = b.op(activation.clip, gates, max=top)
+            hidden = b.op(activation.clip, hidden, min=-top, max=top)
+        if attrs["up_offset"]:
+            hidden = b.op(arithmetic.add, hidden, b.constant(attrs["up_offset"], x.dtype))
+        hidden = b.op(arithmetic.mul, act.write(b, gates), hidden)
+    each = project(hidden, down, down_bias)
+    if not attrs["weigh_input"]:
+        each = b.op(arithmetic.mul, each, weights)
+    elif down_bias is not None or up_bias is not None or gate_bias is not None:
+        # an expert with biases gives something for zeros
+        zero = b.constant(0, x.dtype)
+        each = b.op(logical.where, b.op(logical.equal, weights, zero), zero, each)
     total = b.op(reduce.reduce_sum, each, axes=(0,), keepdims=False)
     return b.op(reshaping.reshape, total, shape=(*x.shape[:-1], down.shape[1]))
-
-
-def _dense_weights(node: Node, b: Builder, router: Value, bias: Value | None) -> Value:
-    """Returns the weight of every expert for every token, [E, tokens, 1]."""
-    attrs, dtype = node.attrs, router.dtype
-    if dtype is None or router.shape is None:
-        raise AssertionError("the body of moe needs shapes and an element type")
-    scores = router
-    if attrs["scoring"] == "sigmoid":
-        scores = b.op(activation.sigmoid, router)
-    elif attrs["scoring"] == "softmax":
-        scores = b.op(softmax.softmax, router, axis=-1)
-    ranked = scores if bias is None else b.op(arithmetic.add, scores, bias)
-    _, chosen = b.multi(selecting.top_k, ranked, k=attrs["top_k"], axis=-1)
-    on_off = b.constant(np.array([0, 1]), dtype)
-    # [tokens, top_k, E]
-    selected = b.op(selecting.one_hot, chosen, None, on_off, depth=router.shape[1], axis=-1)
-    rows = b.op(reshaping.unsqueeze, scores, axes=(1,))
-    picked = b.op(arithmetic.mul, selected, rows)
-    weights = b.op(reduce.reduce_sum, picked, axes=(2,), keepdims=True)  # [tokens, top_k, 1]
-    if attrs["scoring"] == "topk_softmax":
-        weights = b.op(softmax.softmax, weights, axis=1)
-    if attrs["renormalize"]:
-        total = b.op(reduce.reduce_sum, weights, axes=(1,), keepdims=True)
-        weights = b.op(arithmetic.div, weights, total)
-    if attrs["routed_scale"] != 1:
-        weights = b.op(arithmetic.mul, weights, b.constant(attrs["routed_scale"], dtype))
-    dense = b.op(
-        reduce.reduce_sum, b.op(arithmetic.mul, selected, weights), axes=(1,), keepdims=True
-    )
-    return b.op(reshaping.transpose, dense, perm=(2, 0, 1))
 
 
 moe = OpSpec(
@@ -257,6 +270,7 @@ moe = OpSpec(
         Operand("down_bias", optional=True),  # [E, O]
         Operand("gate_bias", optional=True),  # [E, F]
         Operand("score_bias", optional=True),  # [E], chooses but does not weigh
+        Operand("weight_gain", optional=True),  # [E], zeros give every chosen expert weight 1
     ),
     attrs=(
         Attr("top_k", AttrKind.INT),
@@ -264,10 +278,16 @@ moe = OpSpec(
         Attr("renormalize", AttrKind.BOOL, False),
         Attr("routed_scale", AttrKind.FLOAT, 1.0),
         Attr("activation", AttrKind.STR, "silu"),
+        Attr("select", AttrKind.STR, "top_k"),  # top_p, threshold, expert_choice
+        Attr("threshold", AttrKind.FLOAT, 0.0),
+        Attr("capacity", AttrKind.FLOAT, 0.0),  # 0: an expert takes all that choose it
+        Attr("widths", AttrKind.INTS, ()),  # hidden channels by expert; (): all
+        Attr("limit", AttrKind.FLOAT, 0.0),
+        Attr("up_offset", AttrKind.FLOAT, 0.0),
+        Attr("weigh_input", AttrKind.BOOL, False),
     ),
     traits=Trait.PURE | Trait.DISCRETE,
-    # an expert cannot be dropped: the others would be chosen instead
-    axes="*b ~d, *b e!, e! ~f ~d, e! o ~f, e! ~f ~d, e! ~f, e! o, e! ~f, e! -> *b o",
+    axes=_axes,
     infer=_infer,
     eval=_eval,
     flops=_flops,

@@ -91,6 +91,16 @@ def route_sigmoid(
     return chosen, weigh(scores.gather(-1, chosen), renormalize, scale)
 
 
+def route_given(
+    router: Tensor, top_k: int, bias: Tensor | None = None, renormalize: bool = False,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns (experts, weights); the router's numbers are the weights, zero: not chosen."""
+    scores = router.flatten(0, -2)
+    chosen = choose_experts(scores.abs(), top_k)
+    return chosen, weigh(scores.gather(-1, chosen), renormalize, scale)
+
+
 def apply_experts(
     x: Tensor,
     chosen: Tensor,
@@ -102,11 +112,15 @@ def apply_experts(
     up_bias: Tensor | None = None,
     down_bias: Tensor | None = None,
     gate_bias: Tensor | None = None,
+    limit: float = 0.0,
+    up_offset: float = 0.0,
+    weigh_input: bool = False,
 ) -> Tensor:
     """Returns the weighted sum over the chosen experts of their feed-forward layers.
 
-    Run as it is, every expert computes its tokens alone. In a graph, whose shapes cannot depend on
-    the routing, every expert computes every token.
+    Run as it is, tokens are sorted by expert and every expert computes its own: one grouped product
+    per layer. In a graph, whose shapes cannot depend on the routing, every expert computes every
+    token.
 
     Args:
         x: [*b, D].
@@ -119,50 +133,77 @@ def apply_experts(
         up_bias: [E, F].
         down_bias: [E, O].
         gate_bias: [E, F].
+        limit: What clips the gate from above and what it multiplies on both sides; 0: nothing.
+        up_offset: Added to what the gate multiplies.
+        weigh_input: Whether weights multiply what an expert reads.
     """
-    tokens = x.flatten(0, -2)
-    num = up.shape[0]
+    tokens, num = x.flatten(0, -2), up.shape[0]
     if torch.compiler.is_compiling():
         dense = torch.zeros((tokens.shape[0], num), dtype=weights.dtype, device=x.device)
-        dense = dense.scatter(1, chosen, weights)
-        each = [
-            run_expert(tokens, i, up, down, activation, gate, up_bias, down_bias, gate_bias)
-            * dense[:, i : i + 1]
-            for i in range(num)
-        ]
-        return torch.stack(each).sum(0).reshape(*x.shape[:-1], down.shape[1]).to(x.dtype)
-    order = chosen.flatten().argsort(stable=True)
+        share = dense.scatter(1, chosen, weights).t().unsqueeze(2)
+        rows = tokens.unsqueeze(0)
+        if weigh_input:
+            rows, share = (rows * share).to(x.dtype), (share != 0).to(x.dtype)
+        up_bias, down_bias, gate_bias = (
+            None if bias is None else bias.unsqueeze(1) for bias in (up_bias, down_bias, gate_bias)
+        )
+        hidden = add_bias(rows @ up.transpose(1, 2), up_bias)
+        gates = None if gate is None else add_bias(rows @ gate.transpose(1, 2), gate_bias)
+        hidden = gate_hidden(hidden, gates, activation, limit, up_offset)
+        each = add_bias(hidden @ down.transpose(1, 2), down_bias)
+        return (each * share).sum(0).reshape(*x.shape[:-1], down.shape[1]).to(x.dtype)
+    owner, order = chosen.flatten().sort(stable=True)
     rows = order // chosen.shape[1]
-    counts = torch.bincount(chosen.flatten(), minlength=num).tolist()
-    parts = [
-        run_expert(part, i, up, down, activation, gate, up_bias, down_bias, gate_bias)
-        for i, part in enumerate(tokens[rows].split(counts))
-        if len(part)
-    ]
-    if not parts:
-        return x.new_zeros((*x.shape[:-1], down.shape[1]))
-    scaled = torch.cat(parts) * weights.flatten()[order].unsqueeze(1)
+    counts = torch.bincount(owner, minlength=num)
+    share, part = weights.flatten()[order].unsqueeze(1), tokens[rows]
+    if weigh_input:
+        part, share = (part * share).to(x.dtype), (share != 0).to(x.dtype)
+    up_bias, down_bias, gate_bias = (
+        None if bias is None else bias[owner] for bias in (up_bias, down_bias, gate_bias)
+    )
+    hidden = add_bias(grouped_product(part, up, counts), up_bias)
+    gates = None if gate is None else add_bias(grouped_product(part, gate, counts), gate_bias)
+    hidden = gate_hidden(hidden, gates, activation, limit, up_offset)
+    scaled = add_bias(grouped_product(hidden, down, counts), down_bias) * share
     out = torch.zeros((tokens.shape[0], down.shape[1]), dtype=scaled.dtype, device=x.device)
-    out = out.index_add(0, rows, scaled)
-    return out.reshape(*x.shape[:-1], down.shape[1]).to(x.dtype)
+    return out.index_add(0, rows, scaled).reshape(*x.shape[:-1], down.shape[1]).to(x.dtype)
 
 
-def run_expert(
-    x: Tensor,
-    idx: int,
-    up: Tensor,
-    down: Tensor,
+def add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    """Returns x with a bias, where there is one."""
+    return x if bias is None else x + bias
+
+
+def gate_hidden(
+    hidden: Tensor,
+    gates: Tensor | None,
     activation: Callable[[Tensor], Tensor],
-    gate: Tensor | None,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    gate_bias: Tensor | None,
+    limit: float,
+    up_offset: float,
 ) -> Tensor:
-    """Returns one expert's feed-forward layer of rows x [N, D]."""
-    hidden = F.linear(x, up[idx], None if up_bias is None else up_bias[idx])
-    if gate is None:
-        hidden = activation(hidden)
-    else:
-        gates = F.linear(x, gate[idx], None if gate_bias is None else gate_bias[idx])
-        hidden = activation(gates) * hidden
-    return F.linear(hidden, down[idx], None if down_bias is None else down_bias[idx])
+    """Returns the hidden channels behind the activation; `apply_experts` says what they are."""
+    if gates is None:
+        return activation(hidden)
+    if limit:
+        gates, hidden = gates.clamp(max=limit), hidden.clamp(-limit, limit)
+    return activation(gates) * (hidden + up_offset if up_offset else hidden)
+
+
+def grouped_product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Returns [N, out]: every row of x times the transposed matrix of its expert.
+
+    One kernel where PyTorch has it (bfloat16 on a GPU, rows of whole 16 bytes), else one product
+    per expert that has rows. Both have gradients.
+
+    Args:
+        x: [N, in], sorted by expert.
+        weight: [E, out, in].
+        counts: i64[E], rows of every expert.
+    """
+    is_aligned = weight.shape[1] % 8 == 0 and weight.shape[2] % 8 == 0
+    if x.is_cuda and x.dtype is torch.bfloat16 and is_aligned and len(x):
+        ends = counts.cumsum(0).to(torch.int32)
+        return torch._grouped_mm(x, weight.transpose(1, 2), offs=ends)
+    sizes = counts.tolist()
+    parts = [F.linear(part, weight[i]) for i, part in enumerate(x.split(sizes)) if len(part)]
+    return torch.cat(parts) if parts else x.new_zeros((0, weight.shape[1]))

@@ -11,6 +11,7 @@ _ROUTES = {
     "softmax": library.route_softmax,
     "topk_softmax": library.route_chosen,
     "sigmoid": library.route_sigmoid,
+    "given": library.route_given,
 }
 _ACTIVATIONS = {
     "relu": library.expert_relu,
@@ -36,6 +37,11 @@ def _emit_moe(e: EmitContext) -> str:
     routed = e.temp(route, "routed")
     activation = e.helper(_ACTIVATIONS[e.attr("activation")])
     x, up, down = (given.pop(name) for name in ("x", "up", "down"))
+    for name in ("limit", "up_offset"):
+        if e.attr(name):
+            given[name] = repr(e.attr(name))
+    if e.attr("weigh_input"):
+        given["weigh_input"] = "True"
     return call_text(
         e.helper(library.apply_experts), x, f"*{routed}", up, down, activation, **given
     )

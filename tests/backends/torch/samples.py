@@ -338,6 +338,8 @@ SAMPLES: Mapping[str, Samples] = {
                 )
             ),
             {"top_k": 5, "routed_scale": 2.5},
+            {"top_k": 5, "scoring": "given", "limit": 0.7, "up_offset": 1.0},
+            {"top_k": 2, "scoring": "sigmoid", "weigh_input": True},
         ),
         Sample(
             (*_MOE, floats(5, 6), floats(5, 7), floats(5, 6), floats(5)),

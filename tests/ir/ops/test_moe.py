@@ -58,7 +58,7 @@ def _reference(scoring: str, activation: str, *, full: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("activation", sorted(ACTIVATE))
-@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("scoring", [each for each in SCORINGS if each != "given"])
 def test_moe_follows_its_definition_everywhere(scoring: str, activation: str, full: bool) -> None:
     rest = [GATE, UP_BIAS, DOWN_BIAS, GATE_BIAS, SCORE_BIAS] if full else []
     attrs = {"routed_scale": 1.5, "renormalize": True} if full else {}
@@ -67,6 +67,31 @@ def test_moe_follows_its_definition_everywhere(scoring: str, activation: str, fu
         top_k=2, scoring=scoring, activation=activation, **attrs,
     )  # fmt: skip
     expected = _reference(scoring, activation, full=full)
+    # sums of F x D products
+    atol = 64 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(out, expected, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("weigh_input", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_moe_given_weights_limits_and_offsets(biased: bool, weigh_input: bool) -> None:
+    weights = np.where(RNG.random(ROUTER.shape) < 0.5, ROUTER, 0)
+    weights[..., 0] = 0
+    rest = [GATE, UP_BIAS, DOWN_BIAS, GATE_BIAS] if biased else [GATE]
+    (out,) = computed(
+        moe, [X, weights, UP, DOWN, *rest], opset=17, top_k=E - 1, scoring="given", limit=0.7,
+        up_offset=1.0, weigh_input=weigh_input, routed_scale=2.0,
+    )  # fmt: skip
+    zero = np.zeros((E, F)), np.zeros((E, R)), np.zeros((E, F))
+    up_bias, down_bias, gate_bias = (UP_BIAS, DOWN_BIAS, GATE_BIAS) if biased else zero
+    expected = np.zeros((2, 7, R))
+    for i in np.ndindex(2, 7):
+        for e in np.flatnonzero(weights[i]):
+            share = 2.0 * float(weights[i][e])
+            read, share = (X[i] * share, 1.0) if weigh_input else (X[i], share)
+            gate = np.minimum(GATE[e] @ read + gate_bias[e], 0.7)
+            up = np.clip(UP[e] @ read + up_bias[e], -0.7, 0.7) + 1
+            expected[i] += share * (DOWN[e] @ (gate / (1 + np.exp(-gate)) * up) + down_bias[e])
     # sums of F x D products
     atol = 64 * np.finfo(np.float32).eps * np.abs(expected).max()
     np.testing.assert_allclose(out, expected, atol=atol, rtol=0)
@@ -103,5 +128,9 @@ def test_moe_says_which_sizes_disagree() -> None:
     inputs = [graph.add_input(None, TensorType(DType.F32, shape)) for shape in shapes]
     with pytest.raises(TypeInferenceError, match="the channels of x and `up` have sizes 5 and 4"):
         graph.create(moe, inputs, {"top_k": 1})
+    with pytest.raises(TypeInferenceError, match="given weights are neither"):
+        scaled = [*inputs[:2], None, *inputs[3:]]
+        scaled[2] = graph.add_input(None, TensorType(DType.F32, (E, F, D)))
+        graph.create(moe, scaled, {"top_k": 1, "scoring": "given", "renormalize": True})
     with pytest.raises(TypeInferenceError, match="`scoring` is `tanh`"):
         graph.create(moe, inputs, {"top_k": 1, "scoring": "tanh"})
