@@ -3,7 +3,7 @@
 ```
 score  = scoring(router)                                  [*b, E]
 chosen = the top_k largest of score (+ score_bias)        equal scores: the lower expert
-weight = score of the chosen, renormalized if asked for   (1 + weight_gain * that, with a gain)
+weight = score of the chosen, renormalized if asked for; with a gain 1 + weight_gain * that
 hidden = activation(gate_e x + gate_bias_e) * (up_e x + up_bias_e)     without gate: activation(up)
 out    = sum over the chosen e of routed_scale * weight_e * (down_e hidden + down_bias_e)
 ```
@@ -16,6 +16,10 @@ of a token are not zero.
 With a `limit` L, `min(gate, L)` goes into the activation, and what it multiplies is clipped to
 [-L, L]; `up_offset` is added to that (gpt-oss: 7 and 1). With `weigh_input` the weight multiplies
 what an expert reads, not what it gives (Llama 4).
+
+`select` and `capacity` are other ways to choose: `regraft.ir.ops.moe_routing`. Experts of unequal
+`widths` are filled up to the widest: the columns of `down` beyond an expert's width are zeros, and
+need not be computed.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.builder import Builder
-from regraft.ir.dims import DimLike, product
+from regraft.ir.dims import DimLike, floordiv, product
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import (
     activation,
@@ -37,8 +41,14 @@ from regraft.ir.ops import (
     logical,
     reduce,
     reshaping,
-    selecting,
-    softmax,
+)
+from regraft.ir.ops.moe_routing import (
+    SCORINGS,
+    SELECTIONS,
+    check_routing,
+    mixes_tokens,
+    route,
+    write_routing,
 )
 from regraft.ir.ops.shapes import operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
@@ -46,7 +56,7 @@ from regraft.ir.types import TensorType, Type
 
 Array = np.ndarray[Any, Any]
 
-SCORINGS = ("softmax", "topk_softmax", "sigmoid", "given")
+__all__ = ["ACTIVATIONS", "OPS", "SCORINGS", "SELECTIONS", "ExpertActivation", "moe", "route"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +121,6 @@ def _infer(node: Node) -> Type:
             raise node.error("the router scores have one row per token")
         for a, b in zip(x.shape[:-1], router.shape[:-1], strict=True):
             same_size(node, a, b, "the tokens of x and of the router scores")
-    if attrs["scoring"] == "given" and (attrs["renormalize"] or node.inputs[8] is not None):
-        raise node.error("given weights are neither renormalized nor chosen by a bias")
     _check_experts(node)
     _check_widths(node)
     out = node.fresh_dim(0, len(x.shape) - 1) if down.shape is None else down.shape[1]
@@ -205,9 +213,7 @@ def _axes(node: Node) -> str:
     """An expert cannot be dropped: the others would be chosen instead."""
     b = "*b!" if mixes_tokens(node.attrs) else "*b"
     f = "f!" if node.attrs["widths"] else "~f"
-    return (
-        f"{b} ~d, {b} e!, e! {f} ~d, e! o {f}, e! {f} ~d, e! {f}, e! o, e! {f}, e!, e! -> {b} o"
-    )
+    return f"{b} ~d, {b} e!, e! {f} ~d, e! o {f}, e! {f} ~d, e! {f}, e! o, e! {f}, e!, e! -> {b} o"
 
 
 def _body(node: Node, b: Builder) -> Value:

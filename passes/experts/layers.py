@@ -182,13 +182,13 @@ def loads_of(layer: MoeLayer, tokens: Array, scores: Array) -> tuple[Array, Arra
     """
     rows = tokens.reshape(-1, tokens.shape[-1]).astype(np.float32)
     flat = scores.reshape(-1, scores.shape[-1]).astype(np.float32)
-    bias = layer.weights.get("score_bias")
-    chosen, weights = moe.route(layer.node.attrs, flat, bias)
+    bias, gain = (layer.weights.get(name) for name in ("score_bias", "weight_gain"))
+    taken, weights = moe.route(layer.node.attrs, flat, bias, gain)
     counts, added = np.zeros(layer.num_experts, np.int64), np.zeros(layer.num_experts)
     for expert in range(layer.num_experts):
-        token, slot = np.nonzero(chosen == expert)
+        token = np.flatnonzero(taken[:, expert])
         counts[expert] = len(token)
         if len(token):
             norms = np.linalg.norm(outputs_of(layer, expert, rows[token]), axis=1)
-            added[expert] = float((weights[token, slot] * norms).sum(dtype=np.float64))
+            added[expert] = float((weights[token, expert] * norms).sum(dtype=np.float64))
     return counts, added
