@@ -77,6 +77,9 @@ def moe_layers_of(module: Module) -> tuple[list[MoeLayer], list[Skip]]:
         for node in graph:
             if node.op is not moe.moe:
                 continue
+            if node.attrs["scoring"] == "given":
+                skipped.append(Skip(str(node.output.name), "its weights are not made of scores"))
+                continue
             weights = {
                 name: constant_of(value, _ANY_SIZE)
                 for name, value in zip(_NAMES[2:], node.inputs[2:], strict=False)
@@ -107,7 +110,7 @@ def rewrite_layer(
     operands: list[Value | None] = [layer.x, scores(b, layer.scores)]
     for name, old in zip(_NAMES[2:], node.inputs[2:], strict=False):
         operands.append(None if old is None else _parameter(b, old, weights[name]))
-    result = b.op(moe.moe, *operands, **{**node.attrs, "top_k": top_k})
+    result = b.op(moe.moe, *operands, **{**node.attrs, "top_k": top_k, "widths": ()})
     layer.graph.replace(node, [result])
 
 
@@ -162,10 +165,16 @@ def outputs_of(layer: MoeLayer, expert: int, tokens: Array) -> Array:
         bias = weights.get(f"{name}_bias")
         return result if bias is None else result + bias[expert].astype(rows.dtype)
 
-    act = moe.ACTIVATIONS[layer.node.attrs["activation"]]
+    attrs = layer.node.attrs
+    act = moe.ACTIVATIONS[attrs["activation"]]
     up = project(tokens, "up")
-    hidden = act.eval(project(tokens, "gate")) * up if "gate" in weights else act.eval(up)
-    return project(hidden, "down")
+    if "gate" not in weights:
+        return project(act.eval(up), "down")
+    gate = project(tokens, "gate")
+    if attrs["limit"]:
+        gate = np.minimum(gate, attrs["limit"])
+        up = np.clip(up, -attrs["limit"], attrs["limit"])
+    return project(act.eval(gate) * (up + attrs["up_offset"]), "down")
 
 
 def loads_of(layer: MoeLayer, tokens: Array, scores: Array) -> tuple[Array, Array]:

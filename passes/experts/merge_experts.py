@@ -77,6 +77,10 @@ class MergeExperts:
             if layer.node.attrs["scoring"] == "sigmoid" or "score_bias" in layer.weights:
                 skipped.append(Skip(layer.name, "its scores are no logarithms of probabilities"))
                 continue
+            attrs = layer.node.attrs
+            if attrs["select"] != "top_k" or attrs["capacity"] or "weight_gain" in layer.weights:
+                skipped.append(Skip(layer.name, "a group's weight is not the sum of its members'"))
+                continue
             orders, groups = self._groups(layer)
             if len(groups) == layer.num_experts:
                 skipped.append(Skip(layer.name, "no two experts are alike"))

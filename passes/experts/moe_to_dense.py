@@ -22,6 +22,9 @@ Array = np.ndarray[Any, Any]
 
 _WHO = "pass `moe-to-dense`"
 
+_OF_ROUTING = frozenset({"score_bias", "weight_gain"})
+"""What says who computes a token, and with what weight."""
+
 
 @dataclass(frozen=True, slots=True)
 class MoeToDense:
@@ -71,7 +74,13 @@ class MoeToDense:
         Raises:
             UsageError: For a number that is no expert.
         """
-        layers, skipped = moe_layers_of(module)
+        found, skipped = moe_layers_of(module)
+        layers = [layer for layer in found if not _further(layer)]
+        skipped += [
+            Skip(layer.name, "its experts clip or shift what a plain block does not")
+            for layer in found
+            if _further(layer)
+        ]
         for layer in layers:
             if not 0 <= self.expert < layer.num_experts:
                 raise UsageError(
@@ -87,7 +96,7 @@ class MoeToDense:
 
     def _weights(self, layer: MoeLayer) -> dict[str, Array]:
         """Returns up and gate f[F, D], down f[O, F], biases f[*]."""
-        found = {name: array for name, array in layer.weights.items() if name != "score_bias"}
+        found = {name: array for name, array in layer.weights.items() if name not in _OF_ROUTING}
         num, total = layer.num_experts, _total(layer)
         made: dict[str, Array] = {}
         for name, array in found.items():
@@ -105,10 +114,16 @@ class MoeToDense:
         return made
 
 
+def _further(layer: MoeLayer) -> bool:
+    return any(layer.node.attrs[name] for name in ("limit", "up_offset", "weigh_input"))
+
+
 def _total(layer: MoeLayer) -> float:
     """Returns what the weights of the chosen sum to; for a router of zeros where it varies."""
     attrs = layer.node.attrs
     scale = float(attrs["routed_scale"])
+    if "weight_gain" in layer.weights:
+        return scale * layer.top_k
     if attrs["renormalize"] or attrs["scoring"] == "topk_softmax":
         return scale
     each = 0.5 if attrs["scoring"] == "sigmoid" else 1 / layer.num_experts

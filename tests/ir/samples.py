@@ -549,6 +549,14 @@ SAMPLES: dict[str, Samples] = {
             {"top_k": 2, "renormalize": True},
         ),
         Sample(
+            (floats(4, 4), floats(4, 3), floats(3, 5, 4), floats(3, 2, 5)),
+            {"top_k": 1, "select": "expert_choice", "capacity": 1.0},
+        ),
+        Sample(
+            (floats(4, 4), floats(4, 3), floats(3, 5, 4), floats(3, 2, 5)),
+            {"top_k": 2, "capacity": 0.5, "widths": (5, 5, 5)},
+        ),
+        Sample(
             (floats(2, 3, 4), floats(2, 3, 5), floats(5, 6, 4), floats(5, 7, 6)),
             {"top_k": 1, "scoring": "sigmoid", "activation": "relu"},
         ),

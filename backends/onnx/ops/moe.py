@@ -20,8 +20,10 @@ def _has_kernel(node: Node) -> bool:
         attrs["activation"] in _ACTIVATIONS
         and attrs["scoring"] in ("softmax", "topk_softmax")
         and attrs["routed_scale"] == 1
-        and node.inputs[4] is None
-        and node.inputs[8] is None
+        and attrs["select"] == "top_k"
+        and not attrs["capacity"]
+        and not attrs["weigh_input"]
+        and all(node.inputs[idx] is None for idx in (4, 8, 9))
         and x is not None
         and x.rank in (2, 3)
         and x.shape == node.output.shape

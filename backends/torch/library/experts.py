@@ -101,6 +101,73 @@ def route_given(
     return chosen, weigh(scores.gather(-1, chosen), renormalize, scale)
 
 
+def route_further(
+    router: Tensor,
+    top_k: int,
+    scoring: str,
+    select: str,
+    threshold: float,
+    capacity: float,
+    bias: Tensor | None = None,
+    gain: Tensor | None = None,
+    renormalize: bool = False,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (experts, weights, taken) of choices that are not all the best `top_k`.
+
+    Args:
+        router: Scores [*b, E].
+        top_k: Most experts of a token; where experts choose, their number on mean.
+        scoring: `softmax`, `topk_softmax` or `sigmoid`.
+        select: `top_k`, `top_p`, `threshold` or `expert_choice`.
+        threshold: Probability that suffices, or the least score.
+        capacity: Tokens of an expert, times tokens * top_k / E; 0: all that choose it.
+        bias: Chooses but does not weigh, [E].
+        gain: Weights are 1 + gain * weight, [E].
+        renormalize: Whether weights sum to 1.
+        scale: Multiplies weights.
+    """
+    scores = router.flatten(0, -2)
+    num_tokens, num = scores.shape
+    if scoring != "topk_softmax":
+        scores = scores.softmax(-1) if scoring == "softmax" else torch.sigmoid(scores)
+    ranked = scores if bias is None else scores + bias
+    if select == "expert_choice":
+        places = torch.arange(num_tokens, device=scores.device)
+        fits = num * places < capacity * (top_k * num_tokens)
+        order = ranked.sort(dim=0, descending=True, stable=True).indices
+        taken = torch.zeros_like(ranked, dtype=torch.bool)
+        taken = taken.scatter(0, order, fits.unsqueeze(1).expand_as(ranked))
+        chosen = torch.arange(num, device=scores.device).expand(num_tokens, num)
+        weights = scores.where(taken, 0)
+    else:
+        chosen = choose_experts(ranked, top_k)
+        weights = scores.gather(-1, chosen)
+        taken = torch.ones_like(weights, dtype=torch.bool)
+        if select == "top_p" and threshold < 1:
+            taken = weights.cumsum(-1).roll(1, -1) < threshold
+        elif select == "threshold":
+            taken = weights >= threshold
+        taken = torch.cat((torch.ones_like(taken[:, :1]), taken[:, 1:]), -1)
+        if scoring == "topk_softmax":
+            weights = weights.softmax(-1)
+        weights = weights.where(taken, 0)
+    if renormalize:
+        total = weights.sum(-1, keepdim=True)
+        weights = weights / total.where(total != 0, 1)
+    if capacity and select != "expert_choice":
+        # first choices before second ones, then in order of the tokens
+        asked = F.one_hot(chosen, num) * taken.unsqueeze(-1)
+        flat = asked.transpose(0, 1).reshape(-1, num)
+        fits = num * (flat.cumsum(0) - flat) < capacity * (top_k * num_tokens)
+        fits = fits.reshape(top_k, num_tokens, num).transpose(0, 1)
+        taken = taken & fits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+    if gain is not None:
+        weights = 1 + gain[chosen] * weights
+    weights = weights.where(taken, 0)
+    return chosen, weights if scale == 1 else weights * scale, taken
+
+
 def apply_experts(
     x: Tensor,
     chosen: Tensor,
@@ -115,6 +182,7 @@ def apply_experts(
     limit: float = 0.0,
     up_offset: float = 0.0,
     weigh_input: bool = False,
+    taken: Tensor | None = None,
 ) -> Tensor:
     """Returns the weighted sum over the chosen experts of their feed-forward layers.
 
@@ -136,6 +204,7 @@ def apply_experts(
         limit: What clips the gate from above and what it multiplies on both sides; 0: nothing.
         up_offset: Added to what the gate multiplies.
         weigh_input: Whether weights multiply what an expert reads.
+        taken: Which of the chosen compute the token, [tokens, top_k]; the weight of others is 0.
     """
     tokens, num = x.flatten(0, -2), up.shape[0]
     if torch.compiler.is_compiling():
@@ -153,6 +222,9 @@ def apply_experts(
         each = add_bias(hidden @ down.transpose(1, 2), down_bias)
         return (each * share).sum(0).reshape(*x.shape[:-1], down.shape[1]).to(x.dtype)
     owner, order = chosen.flatten().sort(stable=True)
+    if taken is not None:
+        kept = taken.flatten()[order]
+        owner, order = owner[kept], order[kept]
     rows = order // chosen.shape[1]
     counts = torch.bincount(owner, minlength=num)
     share, part = weights.flatten()[order].unsqueeze(1), tokens[rows]

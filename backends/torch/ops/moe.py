@@ -28,13 +28,7 @@ _ACTIVATIONS = {
 def _emit_moe(e: EmitContext) -> str:
     names = [operand.name for operand in ops.moe.operands]
     given = {name: text for name, text in zip(names, e.inputs, strict=False) if text != "None"}
-    router, bias = given.pop("router"), given.pop("score_bias", None)
-    renormalize, scale = e.attr("renormalize"), e.attr("routed_scale")
-    route = call_text(
-        e.helper(_ROUTES[e.attr("scoring")]), router, str(e.attr("top_k")), bias=bias,
-        renormalize="True" if renormalize else None, scale=None if scale == 1 else repr(scale),
-    )  # fmt: skip
-    routed = e.temp(route, "routed")
+    routed = _routed(e, given)
     activation = e.helper(_ACTIVATIONS[e.attr("activation")])
     x, up, down = (given.pop(name) for name in ("x", "up", "down"))
     for name in ("limit", "up_offset"):
@@ -43,8 +37,31 @@ def _emit_moe(e: EmitContext) -> str:
     if e.attr("weigh_input"):
         given["weigh_input"] = "True"
     return call_text(
-        e.helper(library.apply_experts), x, f"*{routed}", up, down, activation, **given
+        e.helper(library.apply_experts), x, *routed[:2], up, down, activation, **given,
+        taken=routed[2],
+    )  # fmt: skip
+
+
+def _routed(e: EmitContext, given: dict[str, str]) -> tuple[str, str, str | None]:
+    """Returns experts, weights, and which of them are taken, None where all are."""
+    router, bias = given.pop("router"), given.pop("score_bias", None)
+    gain = given.pop("weight_gain", None)
+    renormalize, scale = e.attr("renormalize"), e.attr("routed_scale")
+    rest = {
+        "bias": bias,
+        "renormalize": "True" if renormalize else None,
+        "scale": None if scale == 1 else repr(scale),
+    }
+    if gain is None and e.attr("select") == "top_k" and not e.attr("capacity"):
+        route = e.helper(_ROUTES[e.attr("scoring")])
+        routed = e.temp(call_text(route, router, str(e.attr("top_k")), **rest), "routed")
+        return f"{routed}[0]", f"{routed}[1]", None
+    settings = [repr(e.attr(name)) for name in ("scoring", "select", "threshold", "capacity")]
+    text = call_text(
+        e.helper(library.route_further), router, str(e.attr("top_k")), *settings, gain=gain, **rest
     )
+    routed = e.temp(text, "routed")
+    return f"{routed}[0]", f"{routed}[1]", f"{routed}[2]"
 
 
 EMITS = (Emit(ops.moe, _emit_moe),)

@@ -340,10 +340,20 @@ SAMPLES: Mapping[str, Samples] = {
             {"top_k": 5, "routed_scale": 2.5},
             {"top_k": 5, "scoring": "given", "limit": 0.7, "up_offset": 1.0},
             {"top_k": 2, "scoring": "sigmoid", "weigh_input": True},
+            {"top_k": 5, "select": "top_p", "threshold": 0.6, "renormalize": True},
+            {"top_k": 3, "select": "threshold", "threshold": 0.4, "scoring": "sigmoid"},
+            {"top_k": 2, "capacity": 0.8},
+            {"top_k": 2, "scoring": "topk_softmax", "capacity": 0.5, "routed_scale": 2.0},
+            {"top_k": 2, "select": "expert_choice", "capacity": 1.0, "renormalize": True},
         ),
         Sample(
             (*_MOE, floats(5, 6), floats(5, 7), floats(5, 6), floats(5)),
             {"top_k": 2, "scoring": "sigmoid"},
+        ),
+        *_each(
+            (*_MOE, floats(5, 6), floats(5, 7), floats(5, 6), floats(5), floats(5)),
+            {"top_k": 2, "scoring": "sigmoid"},
+            {"top_k": 2, "select": "expert_choice", "capacity": 1.5},
         ),
     ),
     "range": (

@@ -5,7 +5,7 @@ import pytest
 
 from regraft.ir.errors import TypeInferenceError
 from regraft.ir.graph import Graph
-from regraft.ir.ops.moe import ACTIVATIONS, SCORINGS, moe
+from regraft.ir.ops.moe import ACTIVATIONS, SCORINGS, moe, route
 from regraft.ir.types import DType, TensorType
 from regraft.soundness import Sample, attack, floats
 from tests.ir.ops.both_ways import computed
@@ -134,3 +134,128 @@ def test_moe_says_which_sizes_disagree() -> None:
         graph.create(moe, scaled, {"top_k": 1, "scoring": "given", "renormalize": True})
     with pytest.raises(TypeInferenceError, match="`scoring` is `tanh`"):
         graph.create(moe, inputs, {"top_k": 1, "scoring": "tanh"})
+
+
+def _routed(select: str, *, gain: bool, bias: bool, **attrs: float) -> np.ndarray:
+    """Token by token, expert by expert, as `moe_routing` states it: weights [tokens, E]."""
+    logits = ROUTER.reshape(-1, E).astype(np.float64)
+    soft = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    ranked = soft + (SCORE_BIAS if bias else 0)
+    weights = np.zeros_like(soft)
+    top_k = int(attrs["top_k"])
+    if select == "expert_choice":
+        room = int(np.ceil(attrs["capacity"] * len(soft) * top_k / E))
+        for e in range(E):
+            best = sorted(range(len(soft)), key=lambda t: (-ranked[t, e], t))[:room]
+            weights[best, e] = soft[best, e]
+    else:
+        for t, row in enumerate(ranked):
+            before = 0.0
+            for place, e in enumerate(sorted(range(E), key=lambda e: (-row[e], e))[:top_k]):
+                kept = (
+                    place == 0
+                    or {
+                        "top_k": True,
+                        "top_p": before < attrs.get("threshold", 0),
+                        "threshold": soft[t, e] >= attrs.get("threshold", 0),
+                    }[select]
+                )
+                before += soft[t, e]
+                weights[t, e] = soft[t, e] if kept else 0
+        if attrs.get("capacity"):
+            weights = _within(weights, ranked, attrs["capacity"], top_k)
+    if gain:
+        weights = np.where(weights > 0, 1 + GAIN * weights, 0)
+    return weights
+
+
+def _within(weights: np.ndarray, ranked: np.ndarray, capacity: float, top_k: int) -> np.ndarray:
+    """First choices of all tokens take their places, then second ones."""
+    room = np.full(E, int(np.ceil(capacity * len(weights) * top_k / E)))
+    kept = np.zeros_like(weights)
+    for place in range(top_k):
+        for t, row in enumerate(ranked):
+            e = sorted(range(E), key=lambda e: (-row[e], e))[place]  # noqa: B023
+            if weights[t, e] > 0 and room[e] > 0:
+                room[e] -= 1
+                kept[t, e] = weights[t, e]
+    return kept
+
+
+GAIN = _floats(E)
+
+
+@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("select", "attrs"),
+    [
+        ("top_k", {"top_k": 2, "capacity": 0.75}),
+        ("top_k", {"top_k": 1, "capacity": 1.0}),
+        ("top_p", {"top_k": 5, "threshold": 0.7}),
+        ("top_p", {"top_k": 3, "threshold": 0.5, "capacity": 1.25}),
+        ("threshold", {"top_k": 5, "threshold": 0.25}),
+        ("expert_choice", {"top_k": 2, "capacity": 1.0}),
+        ("expert_choice", {"top_k": 1, "capacity": 1.25}),
+    ],
+)
+def test_routing_follows_its_definition_everywhere(
+    select: str, attrs: dict[str, float], gain: bool, bias: bool
+) -> None:
+    operands = [X, ROUTER, UP, DOWN, None, None, None, None, SCORE_BIAS if bias else None]
+    given = [*operands, GAIN] if gain else operands if bias else operands[:4]
+    (out,) = computed(moe, given, opset=18, activation="relu", select=select, **attrs)
+    weights = _routed(select, gain=gain, bias=bias, **attrs)
+    tokens = X.reshape(-1, D).astype(np.float64)
+    each = [np.maximum(tokens @ UP[e].T, 0) @ DOWN[e].T * weights[:, e : e + 1] for e in range(E)]
+    expected = sum(each)
+    atol = 64 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(out.reshape(-1, R), expected, atol=atol, rtol=0)
+
+
+def test_a_gain_of_zeros_gives_every_chosen_expert_weight_one() -> None:
+    operands = [X, ROUTER, UP, DOWN, None, None, None, None, None, np.zeros(E, np.float32)]
+    (out,) = computed(moe, operands, opset=17, top_k=E, activation="relu")
+    tokens = X.reshape(-1, D)
+    expected = sum(np.maximum(tokens @ UP[e].T, 0) @ DOWN[e].T for e in range(E))
+    atol = 64 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(out.reshape(-1, R), expected, atol=atol, rtol=0)
+
+
+def test_top_p_takes_all_experts_at_one_and_one_expert_near_zero() -> None:
+    sizes = []
+    for threshold in (1e-9, 0.2, 0.4, 0.6, 0.8, 1.0):
+        attrs = {"top_k": E, "scoring": "softmax", "renormalize": False, "routed_scale": 1.0,
+                 "select": "top_p", "threshold": threshold, "capacity": 0.0}  # fmt: skip
+        taken, _ = route(attrs, ROUTER.reshape(-1, E))
+        sizes.append(taken.sum(-1).mean())
+    assert sizes[0] == 1
+    assert sizes[-1] == E
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.25])
+def test_capacity_drops_what_the_formula_says(factor: float) -> None:
+    # every token wants expert 0
+    router = np.tile(np.arange(E)[::-1].astype(np.float32), (20, 1))
+    attrs = {"top_k": 1, "scoring": "softmax", "renormalize": False, "routed_scale": 1.0,
+             "select": "top_k", "threshold": 0.0, "capacity": factor}  # fmt: skip
+    taken, weights = route(attrs, router)
+    assert taken.sum() == int(np.ceil(factor * 20 / E))
+    assert taken[: taken.sum(), 0].all()  # the first tokens
+    assert (weights[~taken] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("attrs", "message"),
+    [
+        ({"select": "top_p", "scoring": "sigmoid", "threshold": 0.5}, "sums probabilities"),
+        ({"select": "top_p"}, "has to be positive"),
+        ({"select": "expert_choice"}, "`capacity` is 0"),
+        ({"select": "threshold", "scoring": "topk_softmax"}, "before the choice"),
+        ({"widths": (3, 3)}, "`widths` is"),
+    ],
+)
+def test_routing_refuses_what_does_not_go_together(attrs: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeInferenceError, match=message):
+        computed(moe, [X, ROUTER, UP, DOWN], top_k=2, **attrs)
