@@ -7,9 +7,9 @@ and prints the lines of `forward`. If, loop and scan are statements: see `contro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -138,6 +138,25 @@ Emitter = Callable[[EmitContext], Emitted]
 
 
 @dataclass(frozen=True, slots=True)
+class Absorbed:
+    """A node that has no line of its own: the node that uses it says it too."""
+
+    by: Node
+
+
+class Fusions(Protocol):
+    """Expressions of several nodes at once."""
+
+    def find(self, nodes: Sequence[Node]) -> Mapping[Node, Absorbed]:
+        """Returns the nodes that others take in."""
+        ...
+
+    def emit(self, e: EmitContext, graph: GraphEmitter) -> str | None:
+        """Returns the expression of a node together with those it took in, or None."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """How one IR operator is emitted.
 
@@ -151,9 +170,15 @@ class Emit:
 
 
 class EmitTable:
-    """Emitters by operator."""
+    """Emitters by operator, and of several nodes at once.
 
-    def __init__(self, *families: tuple[Emit, ...]) -> None:
+    Args:
+        families: Emitters by operator.
+        fusions: Of several nodes; None for those of PyTorch.
+    """
+
+    def __init__(self, *families: tuple[Emit, ...], fusions: Fusions | None = None) -> None:
+        self.fusions = fusions
         self._rows: dict[OpSpec, Emitter] = {}
         for family in families:
             for item in family:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from regraft.backends.torch.calling import CallForm, Taken, call_form, taken
-from regraft.backends.torch.emitter import Emit, EmitTable
+from regraft.backends.torch.emitter import Emit, EmitTable, Fusions
 from regraft.backends.torch.graph_emitter import GraphEmitter
 from regraft.backends.torch.library import load, scope
 from regraft.backends.torch.library_source import LibrarySource
@@ -35,6 +36,8 @@ from regraft.ir.module import Module, State
 from regraft.ir.types import TensorType
 
 CLASS_NAME = "Model"
+BESIDE = "kernels"
+"""The Python file beside the generated one that emitters of kernels call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,10 @@ def generate(
     module: Module,
     *,
     families: Sequence[tuple[Emit, ...]] = FAMILIES,
+    fusions: Fusions | None = None,
     as_stored: bool = False,
     is_file: bool = False,
+    loader: Callable[..., Any] = load.load,
     states: str = BUFFERS,
     is_flat: bool = False,
 ) -> Generated:
@@ -72,9 +77,11 @@ def generate(
     Args:
         module: The module; it is not changed.
         families: Emitters by operator.
+        fusions: Emitters of several nodes; None for those of PyTorch.
         as_stored: Register every stored weight under its own name, however it was derived.
         is_file: Whether the source becomes a file with a weights file beside it, and so has a
             function `load`.
+        loader: That function, of the library.
         states: `buffers` or `explicit`; see `to_torch`.
         is_flat: Whether `forward` takes its inputs one after the other and returns all outputs,
             however the captured call was made.
@@ -82,7 +89,7 @@ def generate(
     Raises:
         UnsupportedError: When an operator has no PyTorch form, naming all that have none.
     """
-    table = EmitTable(*families)
+    table = EmitTable(*families, fusions=fusions)
     check_emittable(module, table)
     module = module.clone()
     inline_bodies(module, table)
@@ -125,7 +132,7 @@ def generate(
         if hasattr(scope, name):
             own.add(getattr(scope, name))
     if is_file:
-        own.add(load.load)
+        own.add(loader)
     model = class_text(
         CLASS_NAME, "", registered, _signature(arguments, form.result), emitter.lines.render(2)
     )
@@ -177,5 +184,9 @@ def _file(header: list[str], library: LibrarySource, own: LibrarySource, classes
     if re.search(r"\bF\.", code):
         blocks[-1].append("import torch.nn.functional as F")
     blocks[-1].append("from torch import Tensor, nn")
+    if re.search(rf"(?<![.\w]){BESIDE}\.", code):
+        blocks.append(
+            ["if __package__:", f"    from . import {BESIDE}", "else:", f"    import {BESIDE}"]
+        )
     imports = "\n\n".join("\n".join(block) for block in blocks if block)
     return f'"""{docstring}\n"""\n\n{imports}\n\n\n{code}\n'

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from regraft.backends.torch import control, peepholes
-from regraft.backends.torch.emitter import EmitContext, EmitTable
+from regraft.backends.torch.emitter import Absorbed, EmitContext, EmitTable, Fusions
 from regraft.backends.torch.library_source import LibrarySource
 from regraft.backends.torch.lines import Lines
 from regraft.backends.torch.naming import Variables, identifier, variable_hint
@@ -64,7 +64,8 @@ class GraphEmitter:
         self.arguments = arguments
         self.calls = PartCalls(()) if calls is None else calls
         self.names: dict[Value, str] = {}
-        self.absorbed: dict[Node, peepholes.Absorbed] = {}
+        self.fusions: Fusions = table.fusions or peepholes
+        self.absorbed: dict[Node, Absorbed] = {}
         self._deaths: dict[Node, list[Value]] = {}
         self._temps: list[str] = []
         self._on_device: str | None = None
@@ -131,6 +132,16 @@ class GraphEmitter:
         self.lines.add(f"{name} = {expression}", name)
         return name
 
+    def unpacked(self, expression: str, hints: Sequence[str]) -> list[str]:
+        """Adds the line `a, b = expression`; the variables live until the node is emitted.
+
+        A value that one of them is bound to (`bind`) lives on.
+        """
+        names = [self.variables.take(identifier(hint)) for hint in hints]
+        self._temps += names
+        self.lines.add(f"{', '.join(names)} = {expression}", *names)
+        return names
+
     def helper(self, function: Callable[..., Any]) -> str:
         """Returns the name of a function that is copied into the generated file."""
         return self.library.add(function)
@@ -183,7 +194,7 @@ class GraphEmitter:
     def emit_nodes(self, nodes: Sequence[Node], outputs: Sequence[Value]) -> None:
         """Emits nodes in order, whose operands have names; `outputs` live on after them."""
         outside = [node for node in nodes if node not in self.calls.readers]
-        self.absorbed.update(peepholes.find(outside))
+        self.absorbed.update(self.fusions.find(outside))
         readers = {node: taken.by for node, taken in self.absorbed.items()} | self.calls.readers
         self._deaths.update(_deaths(nodes, outputs, readers))
         for node in nodes:
@@ -204,7 +215,7 @@ class GraphEmitter:
         emitter = self.table.find(node.op)
         if emitter is None:
             raise AssertionError(f"`{node.op.name}` has no emitter")
-        emitted = peepholes.emit(e, self) or emitter(e)
+        emitted = self.fusions.emit(e, self) or emitter(e)
         if isinstance(emitted, str):
             if len(node.outputs) == 1:
                 self.bind(node.output, emitted)

@@ -6,7 +6,6 @@ import ast
 import inspect
 import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 _LIBRARY = "regraft.backends.torch.library"
@@ -21,7 +20,7 @@ class LibrarySource:
     def __init__(self) -> None:
         self.sources: dict[str, str] = {}
         self.imports: dict[tuple[str, str], None] = {}  # module (or ""), name
-        self._modules: dict[str, _Parsed] = {}
+        self._modules: dict[str, ParsedModule] = {}
         self._homes: dict[str, str] = {}
 
     def add(self, item: Callable[..., Any]) -> str:
@@ -33,13 +32,13 @@ class LibrarySource:
         self._copy(self._parsed(item.__module__), item.__name__)
         return item.__name__
 
-    def _parsed(self, module: str) -> _Parsed:
+    def _parsed(self, module: str) -> ParsedModule:
         found = self._modules.get(module)
         if found is None:
-            found = self._modules[module] = _Parsed(sys.modules[module])
+            found = self._modules[module] = ParsedModule(module)
         return found
 
-    def _copy(self, parsed: _Parsed, name: str) -> None:
+    def _copy(self, parsed: ParsedModule, name: str) -> None:
         home = self._homes.setdefault(name, parsed.name)
         if home != parsed.name:
             raise AssertionError(f"`{name}` is defined in {home} and in {parsed.name}")
@@ -47,7 +46,7 @@ class LibrarySource:
             return
         definition = parsed.definitions[name]
         self.sources[name] = ""  # holds its place while what it calls is copied
-        for used in _names_in(definition):
+        for used in names_in(definition):
             if used == _MODEL:
                 continue  # the generated class
             if used in parsed.imports:
@@ -76,14 +75,26 @@ def _spelled(alias: ast.alias) -> str:
     return alias.name if alias.asname is None else f"{alias.name} as {alias.asname}"
 
 
-class _Parsed:
-    """The top level of one library module."""
+class ParsedModule:
+    """The top level of one imported module of Python.
 
-    def __init__(self, module: ModuleType) -> None:
-        self.name = module.__name__
+    Args:
+        name: Its full name.
+
+    Attributes:
+        definitions: Functions, classes and assignments by name.
+        imports: Module and alias by the name that is imported.
+        statements: Calls of methods of what is defined (`name.method(...)`), with that name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        module = sys.modules[name]
+        self.docstring = module.__doc__ or ""
         self._lines = inspect.getsource(module).splitlines()
         self.definitions: dict[str, ast.stmt] = {}
         self.imports: dict[str, tuple[str, ast.alias]] = {}
+        self.statements: list[tuple[str, ast.stmt]] = []
         for item in ast.parse("\n".join(self._lines)).body:
             match item:
                 case ast.FunctionDef() | ast.ClassDef():
@@ -99,14 +110,18 @@ class _Parsed:
                     | ast.AnnAssign(target=ast.Name(id=target))
                 ):
                     self.definitions[target] = item
+                case ast.Expr(ast.Call(func=ast.Attribute(value=ast.Name(id=subject)))):
+                    self.statements.append((subject, item))
 
     def source_of(self, item: ast.stmt) -> str:
+        """Returns the text of a statement, decorators included."""
         first = item.lineno
         if isinstance(item, ast.FunctionDef | ast.ClassDef):
             first = min([first, *(each.lineno for each in item.decorator_list)])
         return "\n".join(self._lines[first - 1 : item.end_lineno])
 
 
-def _names_in(item: ast.stmt) -> list[str]:
+def names_in(item: ast.AST) -> list[str]:
+    """Returns the names that a piece of source mentions, in order."""
     names = [each.id for each in ast.walk(item) if isinstance(each, ast.Name)]
     return list(dict.fromkeys(names))

@@ -28,7 +28,7 @@ def _library_names() -> frozenset[str]:
 RESERVED = _library_names() | frozenset({
     "self", "torch", "F", "nn", "math", "Tensor", "annotations", "bool", "float", "int", "len",
     "list", "max", "min", "range", "reversed", "slice", "sum", "tuple", "zip", "enumerate", "abs",
-    "round", "isinstance", "sys", "Any", "Model",
+    "round", "isinstance", "sys", "Any", "Model", "kernels",
 })  # fmt: skip
 """What the generated code uses under its own name."""
 

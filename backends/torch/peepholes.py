@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from regraft.backends.torch.emitter import Absorbed
 from regraft.ir.constants import is_constant, weight
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.arithmetic import add
@@ -15,13 +15,6 @@ from regraft.ir.ops.reshaping import transpose
 if TYPE_CHECKING:
     from regraft.backends.torch.emitter import EmitContext
     from regraft.backends.torch.graph_emitter import GraphEmitter
-
-
-@dataclass(frozen=True, slots=True)
-class Absorbed:
-    """A node that has no line of its own: the node that uses it says it too."""
-
-    by: Node
 
 
 def find(nodes: Sequence[Node]) -> dict[Node, Absorbed]:
@@ -48,18 +41,19 @@ def emit(e: EmitContext, graph: GraphEmitter) -> str | None:
         if product is None or product not in graph.absorbed:
             return None
         bias = next(v for v in node.inputs if v is not None and v is not product.output)
-        return _linear(graph, product, graph.expression(bias))
+        return f"F.linear({linear_operands(graph, product, bias)})"
     if node.op is matmul and is_stored_matrix(node.inputs[1]):
-        return _linear(graph, node, None)
+        return f"F.linear({linear_operands(graph, node, None)})"
     return None
 
 
-def _linear(graph: GraphEmitter, product: Node, bias: str | None) -> str:
+def linear_operands(graph: GraphEmitter, product: Node, bias: Value | None) -> str:
+    """Returns `x, weight, bias` of a product with a stored matrix, whose rows are outputs."""
     x, w = product.inputs[0], product.inputs[1]
     if x is None or w is None:
         raise AssertionError("a product without operands")
     arguments = [graph.expression(x), graph.transposed(w)]
-    return f"F.linear({', '.join(arguments + ([bias] if bias else []))})"
+    return ", ".join(arguments + ([] if bias is None else [graph.expression(bias)]))
 
 
 def biased_product(node: Node) -> Node | None:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from regraft.backends.onnx import PROFILES
 from regraft.benching import bench
 from regraft.calibration import read_calibration
@@ -21,13 +23,14 @@ from regraft.contexts import Probes, make_context
 from regraft.conversion_records import recipe_of
 from regraft.emission import (
     BUILT,
+    TRITON,
     check_source,
     check_target,
     emit,
     model_file,
     written_runner,
 )
-from regraft.ir.errors import UnsupportedError, UsageError
+from regraft.ir.errors import UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.growth import Growth
 from regraft.ir.module import Module
@@ -57,7 +60,7 @@ from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source, open_source
 from regraft.training import read_training
 
-TARGETS = (*BUILT, "triton")
+TARGETS = BUILT
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class ConvertOptions:
     """Options of `convert`; see INTERFACE.
 
     Args:
-        target: `onnx`, `ort-cpu`, `ort-cuda` or `torch`.
+        target: `onnx`, `ort-cpu`, `ort-cuda`, `torch`, `hf` or `triton`.
         passes: Pipeline string, pass objects, or None for the target's default.
         opset: Emission opset, or None to keep the source's.
         freeze: Symbols to fix by name.
@@ -165,10 +168,6 @@ def convert(
         raise UsageError(
             f"unknown target `{options.target}`", hint=suggest(options.target, TARGETS)
         )
-    if options.target not in BUILT:
-        raise UnsupportedError(
-            f"target `{options.target}` is not built yet", hint=f"use {', '.join(BUILT)}"
-        )
     path = None if out is None else Path(out)
     if path is None and not options.dry_run:
         raise UsageError("an output path is needed", hint="give -o OUT, or --dry-run")
@@ -205,6 +204,7 @@ class _Conversion:
         self.seconds: dict[str, float] = {}
         self.before: GraphView | None = None
         self.original: Source | None = None
+        self.probes: Samples = ()
         self.parts: LossyParts | None = None
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
@@ -239,9 +239,10 @@ class _Conversion:
             checker = self._stage("samples", lambda: self._make_checker(source, given))
         if options.freeze:
             freeze(module, options.freeze)
+        self.probes = self._probes(source, checker)
         ctx = make_context(
-            options.extensions, samples=calibration or options.samples,
-            probes=self._probes(source, checker), target=options.target,
+            options.extensions, samples=calibration or options.samples, probes=self.probes,
+             target=options.target,
             dims={**options.dims, **options.freeze}, seed=options.seed,
             checkpoints=options.checkpoints, training=training, replay=options.replay,
             max_memory_bytes=options.max_memory_bytes, explain=options.explain,
@@ -276,6 +277,12 @@ class _Conversion:
             return [sample.inputs for sample in checker.samples]
         before = replace(source, module=source.module.clone())
         return Probes(lambda: self._make_checker(before, ()).samples)
+
+    def _example(self) -> Mapping[str, Any] | None:
+        """Returns the smallest inputs, for a target whose output tests itself."""
+        if self.options.target != TRITON:
+            return None
+        return min(self.probes, key=lambda sample: sum(np.size(each) for each in sample.values()))
 
     def _make_checker(self, source: Source, given: Sequence[Sample]) -> Checker:
         options = self.options
@@ -315,7 +322,7 @@ class _Conversion:
                 "emit",
                 lambda: emit(
                     module, model, target=options.target, opset=options.opset,
-                    extensions=options.extensions, watch=watch,
+                    extensions=options.extensions, watch=watch, sample=self._example(),
                 ),
             )  # fmt: skip
             size = sum(file.stat().st_size for file in files)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regraft.backends.huggingface.companions import copy_companions
 from regraft.backends.onnx import PROFILES, Watch, save_onnx
@@ -17,7 +18,7 @@ from regraft.huggingface_sources import (
     source_folder,
     written_folder,
 )
-from regraft.ir.errors import UsageError
+from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.module import Module
 from regraft.passes.check.runners import Runner
 from regraft.plugins import Extensions
@@ -26,8 +27,9 @@ if TYPE_CHECKING:  # importing it imports torch
     from regraft.backends.torch.emitter import Emit
 
 TORCH = "torch"
+TRITON = "triton"
 HUGGING_FACE = "hf"
-BUILT = (*PROFILES, TORCH, HUGGING_FACE)
+BUILT = (*PROFILES, TORCH, HUGGING_FACE, TRITON)
 """Targets that write files."""
 
 _TORCH_SUFFIX = ".py"
@@ -35,7 +37,7 @@ _TORCH_SUFFIX = ".py"
 
 def model_file(target: str) -> str:
     """Returns the name of the model's file in an output folder."""
-    return {TORCH: "model.py", HUGGING_FACE: CONFIG}.get(target, "model.onnx")
+    return {TORCH: "model.py", TRITON: "model.py", HUGGING_FACE: CONFIG}.get(target, "model.onnx")
 
 
 def check_target(path: Path | None, target: str) -> None:
@@ -49,6 +51,14 @@ def check_target(path: Path | None, target: str) -> None:
         check_transformers()
         if path is not None and path.suffix in (".json", ".safetensors", ".onnx", ".py"):
             raise UsageError(f"target `hf` writes a folder, not `{path.name}`")
+    if target == TRITON:
+        import_module("regraft.backends.torch")  # it says what is missing
+        if find_spec("triton") is None:
+            raise UnsupportedError(
+                "Triton is not installed", hint='install it: `pip install "regraft[triton]"`'
+            )
+        if path is not None and path.suffix:
+            raise UsageError(f"target `triton` writes a folder, not `{path.name}`")
     if target != TORCH:
         return
     import_module("regraft.backends.torch")  # it says what is missing
@@ -65,7 +75,7 @@ def check_source(module: Module, target: str, extensions: Extensions) -> None:
     Raises:
         UnsupportedError: Naming every operator without a form there.
     """
-    if target == TORCH:
+    if target in (TORCH, TRITON):
         # torch takes a second to import
         from regraft.backends.torch.emitter import EmitTable
         from regraft.backends.torch.prepare import check_emittable
@@ -81,6 +91,7 @@ def emit(
     opset: int | None,
     extensions: Extensions,
     watch: Watch,
+    sample: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Writes the model's file and its weights beside it; returns the files.
 
@@ -91,6 +102,7 @@ def emit(
         opset: Emission opset of an ONNX target.
         extensions: Emitters, those of plugins among them.
         watch: Called once, before weights are written; see `save_onnx`.
+        sample: Inputs by name for the self-test of a package.
 
     Raises:
         UnsupportedError: When the target cannot take the module.
@@ -104,10 +116,15 @@ def emit(
         from regraft.backends.torch import save_torch  # torch takes a second to import
 
         return save_torch(module, path, families=_torch_families(extensions))
+    if target == TRITON:
+        from regraft.backends.triton.package import save_package  # so does Triton
+
+        families = _torch_families(extensions)
+        return save_package(module, path.parent, sample=sample, families=families)
     if target == HUGGING_FACE:
         return save_folder(module, path.parent)
-    families = extensions.onnx_emitters
-    return save_onnx(module, path, profile=target, opset=opset, families=families, watch=watch)
+    rows = extensions.onnx_emitters
+    return save_onnx(module, path, profile=target, opset=opset, families=rows, watch=watch)
 
 
 def _torch_families(extensions: Extensions) -> Sequence[tuple[Emit, ...]]:
@@ -144,4 +161,8 @@ def written_runner(path: Path, module: Module) -> Runner:
         return OrtRunner(path)
     from regraft.backends.torch.executor import TorchRunner, load_file
 
+    if (path.parent / "__init__.py").is_file():
+        from regraft.backends.triton.package import load_package
+
+        return TorchRunner(load_package(path.parent), module)
     return TorchRunner(load_file(path), module)

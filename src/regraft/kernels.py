@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         layer_norm,
         rms_norm,
     )
-    from regraft.backends.triton.kernels.rope import rope
+    from regraft.backends.triton.kernels.rope import rope, rotary
     from regraft.backends.triton.kernels.softmax import softmax
 
 _PACKAGE = "regraft.backends.triton.kernels"
@@ -39,6 +39,7 @@ _MODULES = {
     "linear": "linear",
     "rms_norm": "norms",
     "rope": "rope",
+    "rotary": "rope",
     "softmax": "softmax",
     "swiglu": "gated",
 }
@@ -51,6 +52,7 @@ __all__ = [
     "linear",
     "rms_norm",
     "rope",
+    "rotary",
     "softmax",
     "swiglu",
 ]

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.backends.triton.kernels.gated import (
-    ACTIVATIONS as GATED_ACTIVATIONS,
+    GATED_ACTIVATIONS,
+    gated_backward_kernel,
+    gated_kernel,
 )
-from regraft.backends.triton.kernels.gated import gated_backward_kernel, gated_kernel
 from regraft.backends.triton.kernels.linear import linear_kernel
 from regraft.backends.triton.kernels.rope import rope_kernel
 from regraft.backends.triton.kernels.row_norm import row_norm_kernel

@@ -17,7 +17,7 @@ from torch.library import wrap_triton
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.operators import operator, rows_of
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+GATED_ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
 @triton.jit
@@ -106,7 +106,7 @@ def gated_backward_kernel(
     tl.store(dup_ptr + out, (dy * gate * s).to(dup_ptr.dtype.element_ty), mask=mask)
 
 
-def _activate(gate: Tensor, activation: str) -> Tensor:
+def _activate_gate(gate: Tensor, activation: str) -> Tensor:
     if activation == "silu":
         return torch.nn.functional.silu(gate)
     approximate = "tanh" if activation == "gelu_tanh" else "none"
@@ -115,7 +115,7 @@ def _activate(gate: Tensor, activation: str) -> Tensor:
 
 def reference_gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """Returns act(gate) * up."""
-    return _activate(gate, activation) * up
+    return _activate_gate(gate, activation) * up
 
 
 def reference_gated_backward(
@@ -127,25 +127,25 @@ def reference_gated_backward(
     else:
         approximate = "tanh" if activation == "gelu_tanh" else "none"
         slope = torch.ops.aten.gelu_backward(dy * up, gate, approximate=approximate)
-    return slope, dy * _activate(gate, activation)
+    return slope, dy * _activate_gate(gate, activation)
 
 
-def _rows(*tensors: Tensor) -> list[Tensor]:
+def _gated_rows(*tensors: Tensor) -> list[Tensor]:
     """Returns the tensors as [R, N]; one row where all are contiguous."""
     if all(t.is_contiguous() for t in tensors):
         return [t.reshape(1, -1) for t in tensors]
     return [rows_of(t) for t in tensors]
 
 
-def _allocate(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+def _allocate_gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     return torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
 
 
-def _launch(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    y = _allocate(gate, up, activation)
+def _launch_gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    y = _allocate_gated(gate, up, activation)
     if gate.numel() == 0:
         return y
-    gates, ups = _rows(gate, up)
+    gates, ups = _gated_rows(gate, up)
     R, N = gates.shape
     config = config_for("gated", gate, N)
     wrap_triton(gated_kernel)[(R * triton.cdiv(N, config["block"]),)](
@@ -162,20 +162,20 @@ def _launch(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     return y
 
 
-def _allocate_backward(
+def _allocate_gated_backward(
     dy: Tensor, gate: Tensor, up: Tensor, activation: str
 ) -> tuple[Tensor, Tensor]:
     dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     return dgate, torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
 
 
-def _launch_backward(
+def _launch_gated_backward(
     dy: Tensor, gate: Tensor, up: Tensor, activation: str
 ) -> tuple[Tensor, Tensor]:
-    dgate, dup = _allocate_backward(dy, gate, up, activation)
+    dgate, dup = _allocate_gated_backward(dy, gate, up, activation)
     if gate.numel() == 0:
         return dgate, dup
-    grads, gates, ups = _rows(dy, gate, up)
+    grads, gates, ups = _gated_rows(dy, gate, up)
     R, N = gates.shape
     config = config_for("gated", gate, N)
     wrap_triton(gated_backward_kernel)[(R * triton.cdiv(N, config["block"]),)](
@@ -196,30 +196,30 @@ def _launch_backward(
 
 
 gated = operator(
-    "gated", _launch, allocate=_allocate, reference=reference_gated, kernel=gated_kernel
+    "gated", _launch_gated, allocate=_allocate_gated, reference=reference_gated, kernel=gated_kernel
 )
 gated_backward = operator(
     "gated_backward",
-    _launch_backward,
-    allocate=_allocate_backward,
+    _launch_gated_backward,
+    allocate=_allocate_gated_backward,
     reference=reference_gated_backward,
     kernel=gated_backward_kernel,
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_gated(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     gate, up, activation = inputs
     ctx.save_for_backward(gate, up)
     ctx.activation = activation
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+def _differentiate_gated(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
     gate, up = ctx.saved_tensors
     dgate, dup = gated_backward(dy, gate, up, ctx.activation)
     return dgate, dup, None
 
 
-gated.register_autograd(_differentiate, setup_context=_keep)
+gated.register_autograd(_differentiate_gated, setup_context=_keep_gated)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

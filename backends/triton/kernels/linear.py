@@ -20,7 +20,7 @@ from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.gated import normal_cdf, tanh_gate
 from regraft.backends.triton.kernels.operators import operator, rows_of
 
-ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
+LINEAR_ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
 
 
 @triton.jit
@@ -99,16 +99,16 @@ def reference_linear(
             return y
 
 
-def _allocate(
+def _allocate_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str
 ) -> Tensor:
     return torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype, device=x.device)
 
 
-def _launch(
+def _launch_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, precision: str
 ) -> Tensor:
-    y = _allocate(x, weight, bias, activation, precision)
+    y = _allocate_linear(x, weight, bias, activation, precision)
     if y.numel() == 0:
         return y
     rows = rows_of(x)
@@ -141,18 +141,22 @@ def _launch(
 
 
 linear_forward = operator(
-    "linear", _launch, allocate=_allocate, reference=reference_linear, kernel=linear_kernel
+    "linear",
+    _launch_linear,
+    allocate=_allocate_linear,
+    reference=reference_linear,
+    kernel=linear_kernel,
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, bias, activation, precision = inputs
     ctx.save_for_backward(x, weight, bias)
     ctx.activation = activation
     ctx.precision = precision
 
 
-def _activation_gradient(dy: Tensor, total: Tensor, activation: str) -> Tensor:
+def _epilogue_gradient(dy: Tensor, total: Tensor, activation: str) -> Tensor:
     gradient: Tensor
     match activation:
         case "relu":
@@ -166,11 +170,11 @@ def _activation_gradient(dy: Tensor, total: Tensor, activation: str) -> Tensor:
     return gradient
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_linear(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     if ctx.activation != "none":
         total = linear_forward(x, weight, bias, "none", ctx.precision)
-        dy = _activation_gradient(dy, total, ctx.activation)
+        dy = _epilogue_gradient(dy, total, ctx.activation)
     rows = dy.reshape(-1, dy.shape[-1])
     dx = dy @ weight if ctx.needs_input_grad[0] else None
     dweight = rows.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
@@ -178,7 +182,7 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dweight, dbias, None, None
 
 
-linear_forward.register_autograd(_differentiate, setup_context=_keep)
+linear_forward.register_autograd(_differentiate_linear, setup_context=_keep_linear)
 
 
 def linear(
@@ -194,15 +198,15 @@ def linear(
         x: Any strides.
         weight: Any strides; the transpose of a [K, N] tensor is read in place.
         bias: [N].
-        activation: One of `ACTIVATIONS`.
+        activation: One of `LINEAR_ACTIVATIONS`.
         precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
 
     Raises:
         ValueError: The activation is not known.
     """
-    if activation not in ACTIVATIONS:
+    if activation not in LINEAR_ACTIVATIONS:
         raise ValueError(
-            f"linear: activation `{activation}` is not one of {', '.join(ACTIVATIONS)}\n"
+            f"linear: activation `{activation}` is not one of {', '.join(LINEAR_ACTIVATIONS)}\n"
             "hint: compute another one on the result"
         )
     y: Tensor = linear_forward(x, weight, bias, activation, precision)

@@ -10,7 +10,7 @@ from regraft.backends.triton.kernels.row_norm import row_norm
 from regraft.backends.triton.kernels.row_norm_backward import row_norm_backward
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, residual, weight, bias, _, center = inputs
     _, total, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
@@ -20,7 +20,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.has_residual = residual is not None
 
 
-def _differentiate(
+def _differentiate_norm(
     ctx: Any, dy: Tensor, dtotal: Tensor | None, dmean: None, drstd: None
 ) -> tuple[Tensor | None, ...]:
     t, weight, mean, rstd = ctx.saved_tensors
@@ -31,7 +31,7 @@ def _differentiate(
     return dt, residual, dweight, dbias if ctx.has_bias else None, None, None
 
 
-row_norm.register_autograd(_differentiate, setup_context=_keep)
+row_norm.register_autograd(_differentiate_norm, setup_context=_keep_norm)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.library import triton_op
 from triton.runtime.interpreter import InterpretedFunction
 
+NAMESPACE = "regraft"
+"""Of the operators; that of a package is its own."""
+
 
 def operator(
     name: str,
@@ -19,14 +22,14 @@ def operator(
     reference: Callable[..., Any],
     kernel: object,
 ) -> Any:
-    """Returns the operator `regraft::name`.
+    """Returns the operator `name` in the namespace.
 
     On a GPU it launches the kernel, visible to `torch.compile`; `torch.export` keeps it as one
     node. On a CPU it computes the reference, or runs the kernel in Triton's interpreter where
     `TRITON_INTERPRET=1` was set before Triton was imported.
 
     Args:
-        name: Name in the namespace `regraft`.
+        name: Name in the namespace.
         launch: Allocates the results and launches the kernel; its annotations are the schema.
         allocate: Returns uninitialized results for the same arguments; the fake implementation.
         reference: The same computed with PyTorch's own operators.
@@ -46,7 +49,7 @@ def operator(
             return results.contiguous()
         return tuple(result.contiguous() for result in results)
 
-    defined = triton_op(f"regraft::{name}", traced, mutates_args=())
+    defined = triton_op(f"{NAMESPACE}::{name}", traced, mutates_args=())
     defined.register_kernel("cpu")(launch if interpreted else on_cpu)
     defined.register_fake(allocate)
     return defined

@@ -145,17 +145,17 @@ def reference_rope(
     return turned_q, _rotate(k, cos, angle, interleaved).to(k.dtype)
 
 
-def _allocate(
+def _allocate_rope(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:
     turned_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     return turned_q, torch.empty(k.shape, dtype=k.dtype, device=k.device)
 
 
-def _launch(
+def _launch_rope(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
 ) -> tuple[Tensor, Tensor]:
-    turned_q, turned_k = _allocate(q, k, cos, sin, interleaved, inverse)
+    turned_q, turned_k = _allocate_rope(q, k, cos, sin, interleaved, inverse)
     B, H, S, D = q.shape
     if B * S * D == 0:
         return turned_q, turned_k
@@ -190,23 +190,31 @@ def _launch(
     return turned_q, turned_k
 
 
-rotate = operator("rope", _launch, allocate=_allocate, reference=reference_rope, kernel=rope_kernel)
+rotate = operator(
+    "rope", _launch_rope, allocate=_allocate_rope, reference=reference_rope, kernel=rope_kernel
+)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _keep_rope(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, _, cos, sin, interleaved, inverse = inputs
     ctx.save_for_backward(cos, sin)
     ctx.interleaved = interleaved
     ctx.inverse = inverse
 
 
-def _differentiate(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_rope(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
     cos, sin = ctx.saved_tensors
     dq, dk = rotate(dq, dk, cos, sin, ctx.interleaved, not ctx.inverse)
     return dq, dk, None, None, None, None
 
 
-rotate.register_autograd(_differentiate, setup_context=_keep)
+rotate.register_autograd(_differentiate_rope, setup_context=_keep_rope)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """Returns x [B, H, S, D] rotated by the angle of each position; see `rope`."""
+    turned: Tensor = rotate(x, x[:, :0], cos, sin, interleaved, False)[0]
+    return turned
 
 
 def rope(

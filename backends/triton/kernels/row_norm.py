@@ -125,7 +125,7 @@ def reference_row_norm(
     return y.to(x.dtype), kept, means, rstd.reshape(-1)
 
 
-def _allocate(
+def _allocate_row_norm(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,
@@ -141,7 +141,7 @@ def _allocate(
     return y, total, mean, torch.empty(num_rows, dtype=wide, device=x.device)
 
 
-def _launch(
+def _launch_row_norm(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor,
@@ -149,7 +149,7 @@ def _launch(
     eps: float,
     center: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, total, mean, rstd = _allocate(x, residual, weight, bias, eps, center)
+    y, total, mean, rstd = _allocate_row_norm(x, residual, weight, bias, eps, center)
     rows = rows_of(x)
     added = rows if residual is None else rows_of(residual)
     N = rows.shape[1]
@@ -184,8 +184,8 @@ def _launch(
 
 row_norm = operator(
     "row_norm",
-    _launch,
-    allocate=_allocate,
+    _launch_row_norm,
+    allocate=_allocate_row_norm,
     reference=reference_row_norm,
     kernel=row_norm_kernel,
 )

@@ -183,7 +183,7 @@ def reference_row_norm_backward(
     )
 
 
-def _allocate(
+def _allocate_row_norm_backward(
     dy: Tensor,
     dtotal: Tensor | None,
     t: Tensor,
@@ -199,7 +199,7 @@ def _allocate(
     return dt, dweight, torch.empty(N if has_bias else 0, dtype=weight.dtype, device=dy.device)
 
 
-def _launch(
+def _launch_row_norm_backward(
     dy: Tensor,
     dtotal: Tensor | None,
     t: Tensor,
@@ -209,7 +209,9 @@ def _launch(
     center: bool,
     has_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dt, dweight, dbias = _allocate(dy, dtotal, t, weight, mean, rstd, center, has_bias)
+    dt, dweight, dbias = _allocate_row_norm_backward(
+        dy, dtotal, t, weight, mean, rstd, center, has_bias
+    )
     grad = rows_of(dy)
     kept = rows_of(t)
     added = grad if dtotal is None else rows_of(dtotal)
@@ -274,8 +276,8 @@ def _launch(
 
 row_norm_backward = operator(
     "row_norm_backward",
-    _launch,
-    allocate=_allocate,
+    _launch_row_norm_backward,
+    allocate=_allocate_row_norm_backward,
     reference=reference_row_norm_backward,
     kernel=row_norm_backward_kernel,
 )

@@ -165,12 +165,12 @@ def reference_softmax_backward(dy: Tensor, y: Tensor) -> Tensor:
     return (p * (g - (g * p).sum(-1, keepdim=True))).to(y.dtype)
 
 
-def _allocate(x: Tensor, two_pass: bool) -> Tensor:
+def _allocate_softmax(x: Tensor, two_pass: bool) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _launch(x: Tensor, two_pass: bool) -> Tensor:
-    y = _allocate(x, two_pass)
+def _launch_softmax(x: Tensor, two_pass: bool) -> Tensor:
+    y = _allocate_softmax(x, two_pass)
     rows = rows_of(x)
     num_rows, N = rows.shape
     if rows.numel() == 0:
@@ -204,12 +204,12 @@ def _launch(x: Tensor, two_pass: bool) -> Tensor:
     return y
 
 
-def _allocate_backward(dy: Tensor, y: Tensor) -> Tensor:
+def _allocate_softmax_backward(dy: Tensor, y: Tensor) -> Tensor:
     return torch.empty(y.shape, dtype=y.dtype, device=y.device)
 
 
-def _launch_backward(dy: Tensor, y: Tensor) -> Tensor:
-    dx = _allocate_backward(dy, y)
+def _launch_softmax_backward(dy: Tensor, y: Tensor) -> Tensor:
+    dx = _allocate_softmax_backward(dy, y)
     grad, kept = rows_of(dy), rows_of(y)
     num_rows, N = kept.shape
     if kept.numel() == 0:
@@ -233,27 +233,31 @@ def _launch_backward(dy: Tensor, y: Tensor) -> Tensor:
 
 
 softmax_forward = operator(
-    "softmax", _launch, allocate=_allocate, reference=reference_softmax, kernel=softmax_kernel
+    "softmax",
+    _launch_softmax,
+    allocate=_allocate_softmax,
+    reference=reference_softmax,
+    kernel=softmax_kernel,
 )
 softmax_backward = operator(
     "softmax_backward",
-    _launch_backward,
-    allocate=_allocate_backward,
+    _launch_softmax_backward,
+    allocate=_allocate_softmax_backward,
     reference=reference_softmax_backward,
     kernel=softmax_backward_kernel,
 )
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_softmax(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(output)
 
 
-def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+def _differentiate_softmax(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
     (y,) = ctx.saved_tensors
     return softmax_backward(dy, y), None
 
 
-softmax_forward.register_autograd(_differentiate, setup_context=_keep)
+softmax_forward.register_autograd(_differentiate_softmax, setup_context=_keep_softmax)
 
 
 def softmax(x: Tensor, two_pass: bool = False) -> Tensor:

@@ -1,0 +1,22 @@
+"""The function by which the model of a package is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from regraft.backends.torch.library.reading import assign, read_tensors
+from regraft.backends.torch.library.scope import Scope as Model
+
+
+def load(path: str | os.PathLike[str] | None = None) -> Model:
+    """Returns the model with its weights, in evaluation mode.
+
+    Args:
+        path: The weights; default: `weights.safetensors` beside this file.
+    """
+    net = Model()
+    net.eval()
+    for name, tensor in read_tensors(path or Path(__file__).with_name("weights.safetensors")):
+        assign(net, name, tensor)
+    return net

@@ -1,0 +1,138 @@
+"""Emitters of operators as calls of kernels, where a kernel takes the operands as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from regraft.backends.torch.emitter import Emit, EmitContext, EmitTable, Emitted
+from regraft.backends.torch.ops.params import axis_of, float_text
+from regraft.backends.triton.kernels import norms, rope, softmax
+from regraft.ir.graph import Node, Value
+from regraft.ir.ops import norm as norm_ops
+from regraft.ir.ops import rotary as rotary_ops
+from regraft.ir.ops import softmax as softmax_ops
+from regraft.ir.types import DType
+
+KERNEL_TYPES = frozenset({DType.F32, DType.F16, DType.BF16})
+
+
+class KernelCalls:
+    """The functions of `kernels.py` that a model calls, in the order of their first use."""
+
+    def __init__(self) -> None:
+        self.functions: dict[Callable[..., Any], None] = {}
+
+    def name(self, function: Callable[..., Any]) -> str:
+        """Returns the expression of a function of the kernels, which the package then holds."""
+        self.functions.setdefault(function)
+        return f"kernels.{function.__name__}"
+
+
+def kernel_families(
+    families: Sequence[tuple[Emit, ...]], calls: KernelCalls
+) -> tuple[tuple[Emit, ...], ...]:
+    """Returns emitters that call kernels where one fits, and do as before elsewhere.
+
+    Args:
+        families: Emitters of PyTorch.
+        calls: Notes which kernels are called.
+    """
+    table = EmitTable(*families)
+
+    def layer(e: EmitContext) -> Emitted:
+        if not is_row_norm(e.node):
+            return _before(table, e)
+        call = calls.name(norms.layer_norm)
+        operands = ", ".join(e.inputs[:3])
+        return [f"{call}({operands}, eps={e.attr('epsilon')!r})", *_unused(e)]
+
+    def rms(e: EmitContext) -> Emitted:
+        if not is_row_norm(e.node):
+            return _before(table, e)
+        call = calls.name(norms.rms_norm)
+        return [f"{call}({e.input(0)}, {e.input(1)}, {_eps(e)})", *_unused(e)]
+
+    def soft(e: EmitContext) -> Emitted:
+        x = e.node.inputs[0]
+        if not _is_last(x, e.attr("axis")) or not fits(x):
+            return _before(table, e)
+        return f"{calls.name(softmax.softmax)}({e.input(0)})"
+
+    def turn(e: EmitContext) -> Emitted:
+        if not is_whole_rotation(e.node):
+            return _before(table, e)
+        settings = ", interleaved=True" if e.attr("interleaved") else ""
+        tables = ", ".join(tables_of(e))
+        return f"{calls.name(rope.rotary)}({e.input(0)}, {tables}{settings})"
+
+    own = {
+        norm_ops.layer_norm: layer,
+        norm_ops.rms_norm: rms,
+        softmax_ops.softmax: soft,
+        rotary_ops.rotary_embedding: turn,
+    }
+    rest = tuple(tuple(row for row in family if row.spec not in own) for family in families)
+    return (*rest, tuple(Emit(spec, emitter) for spec, emitter in own.items()))
+
+
+def _before(table: EmitTable, e: EmitContext) -> Emitted:
+    emitter = table.find(e.node.op)
+    if emitter is None:
+        raise AssertionError(f"`{e.node.op.name}` has no emitter to PyTorch")
+    return emitter(e)
+
+
+def _unused(e: EmitContext) -> list[str]:
+    return ["None" for _ in e.node.outputs[1:]]
+
+
+def _eps(e: EmitContext) -> str:
+    return f"eps={float_text(e.attr('epsilon'))}"
+
+
+def fits(*values: Value | None) -> bool:
+    """Whether kernels take values: all of one dtype that they know, with at least one axis."""
+    dtypes = {None if value is None else value.dtype for value in values}
+    return (
+        len(dtypes) == 1
+        and next(iter(dtypes)) in KERNEL_TYPES
+        and all(value is not None and bool(value.rank) for value in values)
+    )
+
+
+def is_row_norm(node: Node) -> bool:
+    """Whether a norm is one of rows with a gain per column, and no statistic of it is read."""
+    x, scale, *rest = node.inputs
+    bias = [value for value in rest if value is not None]
+    if x is None or x.shape is None or not fits(x, scale, *bias):
+        return False
+    gains = [value for value in (scale, *bias) if value is not None]
+    return (
+        _is_last(x, node.attrs["axis"])
+        and all(value.shape == x.shape[-1:] for value in gains)
+        and not any(value.num_uses for value in node.outputs[1:])
+    )
+
+
+def _is_last(x: Value | None, axis: int) -> bool:
+    return x is not None and bool(x.rank) and axis_of(x, axis) == (x.rank or 0) - 1
+
+
+def is_whole_rotation(node: Node) -> bool:
+    """Whether a rotary embedding turns all channels of heads that a kernel takes."""
+    x, cos, sin = node.inputs[:3]
+    size = node.attrs["rotary_size"]
+    if x is None or cos is None or sin is None or x.shape is None:
+        return False
+    is_whole = size is None or x.shape[-1] == size
+    # angles in another dtype make a product in that dtype, which PyTorch rounds once more
+    return is_whole and x.rank == 4 and fits(x, cos, sin)
+
+
+def tables_of(e: EmitContext) -> list[str]:
+    """Returns cos and sin of the positions in x: [S, R/2] or [B, S, R/2]."""
+    positions = e.optional(3)
+    if positions is None:
+        return [e.input(1), e.input(2)]
+    return [f"{table}[{positions}]" for table in (e.input(1), e.input(2))]
