@@ -1,4 +1,4 @@
-"""Hybrid attention in simpler operators: blocks of a window beside linear attention of what left it.
+"""Hybrid attention in simpler operators: blocks of a window, linear attention of what left it.
 
 The keys are lined up behind the last `window` ones before them. Linear attention then runs on that
 line as it is, `window` positions behind the queries; the window of a block of queries lies in two
@@ -101,7 +101,7 @@ def _window(
     K = (line.shape or ())[1]
     wide = q.dtype
     size: DimLike = max(window, _BLOCK)
-    if isinstance(T, int) and T <= max(window, _BLOCK):
+    if isinstance(T, int) and max(window, _BLOCK) >= T:
         size, N, width = T, 1, T + window  # one block and its own part of the line
     else:
         N, width = (T + (size - 1)) // size, 2 * size
@@ -110,7 +110,7 @@ def _window(
     rows = b.op(reshaping.reshape, padded, shape=(B, K, G, N, size, D))
     rows = b.op(reshaping.transpose, rows, perm=(0, 1, 3, 2, 4, 5))
     rows = b.op(reshaping.reshape, rows, shape=(B, K, N, G * size, D))
-    if width == 2 * size and N != 1 or not isinstance(T, int):
+    if (width == 2 * size and N != 1) or not isinstance(T, int):
         longer = _padded(b, line, 2, (N + 1) * size - window - T)
         blocks = b.op(reshaping.reshape, longer, shape=(B, K, N + 1, size, X))
         pair = (_cut(b, blocks, 2, 0, N), _cut(b, blocks, 2, 1, N + 1))
@@ -129,8 +129,10 @@ def _window(
     weights = b.op(functions.exp, b.op(arithmetic.sub, scores, top))
     sums = b.op(linalg.matmul, weights, values)
     E1 = (sums.shape or ())[4]
-    return tuple(  # type: ignore[return-value]  # two values, one per shape
-        _rows_back(b, x, (B, H, T, last), (K, G, N, size)) for x, last in ((sums, E1), (top, 1))
+    blocks_of = (K, G, N, size)
+    return (
+        _rows_back(b, sums, (B, H, T, E1), blocks_of),
+        _rows_back(b, top, (B, H, T, 1), blocks_of),
     )
 
 
@@ -147,8 +149,8 @@ def _rows_back(
 
 def _band(b: Builder, size: DimLike, width: DimLike, window: int, groups: int) -> Value:
     """Returns which of the line a block's queries see: bool [G * size, width]."""
-    if not isinstance(size, int) or not isinstance(width, int):
-        raise AssertionError("blocks have a static size")
+    assert isinstance(size, int), "blocks have a static size"
+    assert isinstance(width, int), "and so has what they see"
     behind = np.arange(width) - np.arange(size)[:, None]
     return b.constant(np.tile((behind > 0) & (behind <= window), (groups, 1)))
 

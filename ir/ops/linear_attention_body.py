@@ -83,7 +83,11 @@ def _all_at_once(node: Node, q: Value, k: Value, v: Value, b: Builder) -> tuple[
         means = [b.op(reduce.reduce_mean, x, axes=(2,), keepdims=True) for x in (wide_k, wide_v)]
         shared = b.op(linalg.matmul, scaled, b.op(reshaping.transpose, means[0], perm=(0, 1, 3, 2)))
         rest = b.op(arithmetic.sub, b.constant(1, wide), shared)
-        count = b.op(cast.cast, b.op(sizes.shape, wide_k, start=2, end=3), to=wide)
+        T = (k.shape or ())[2]
+        if isinstance(T, int):
+            count = b.constant(max(T, 1), wide)
+        else:
+            count = b.op(cast.cast, b.op(sizes.shape, wide_k, start=2, end=3), to=wide)
         out = b.op(arithmetic.div, out, count)
         out = b.op(arithmetic.add, out, b.op(arithmetic.mul, rest, means[1]))
     out = b.op(reshaping.reshape, out, shape=(B, H * G, S, E))

@@ -147,6 +147,7 @@ class Task:
         trained: Names of the weights that may change; default: all float parameters, with an
             adapter the matrices of linear layers.
         adapter: What is trained in their place, or None for the weights themselves.
+        beside: Names of weights that are trained themselves, beside an adapter.
         max_cache_bytes: What training does not change (values of the teachers, and of the module
             before its first trained weight) is computed once per batch where batches come back
             (`Numbered`); beyond this it lies in files.
@@ -156,11 +157,15 @@ class Task:
     schedule: Schedule
     trained: tuple[str, ...] | None = None
     adapter: Adapter | None = None
+    beside: tuple[str, ...] = ()
     max_cache_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         if not self.terms:
             raise UsageError("a task without terms has nothing to make small")
+        if self.beside and self.adapter is None:
+            raise UsageError("task: weights `beside` an adapter, and there is none",
+                             hint="name them in `trained`")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class _Run:
     facts: Mapping[str, str]
     held_out: Sequence[Batch] = field(default=())
     frozen: FrozenValues | None = None
+    beside: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class TorchTrainer:
         whole = NamedNet(module, values)
         paths = _trained_paths(whole, task.adapter, task.trained, frozenset())
         names = [whole.plan.names.get(path, path) for path in paths]
-        cut = frozen_values(module, values.values(), frozenset(names))
+        beside = [whole.plan.names.get(path, path) for path in whole.paths_of(task.beside)]
+        cut = frozen_values(module, values.values(), frozenset([*names, *beside]))
         inputs = {f"frozen {idx}": value for idx, value in enumerate(cut)}
         net = NamedNet(module, values, inputs)
         critics = critics_of(task.terms, values, task.schedule.seed)
@@ -114,7 +116,7 @@ class TorchTrainer:
                 _Run(
                     "distillation", net, objective_of(task.terms, len(teachers), critics),
                     task.schedule, data, net.paths_of(names), task.adapter, self.folder, facts,
-                    held_out, frozen,
+                    held_out, frozen, net.paths_of(beside),
                 )
             )  # fmt: skip
         finally:
@@ -197,6 +199,8 @@ class TorchTrainer:
             else:
                 zeros.check_adapter(run.adapter)
                 attach(inner, run.paths, run.adapter, run.schedule.seed)
+                for path in run.beside:
+                    inner.get_parameter(path).requires_grad_(True)
             loop = Loop(
                 run.net, run.objective, run.schedule, run.data,
                 Place(self.device, group, run.folder, self.progress),

@@ -67,9 +67,7 @@ def test_the_blocks_are_one_sum_over_all_keys(
 @pytest.mark.parametrize("merge", ["lolcats", "lse"])
 def test_a_window_over_everything_is_softmax(merge: str) -> None:
     operands = _operands(9)
-    out, *_ = computed(
-        hybrid_attention, operands, scale=0.5, window=9, kv_groups=G, merge=merge
-    )
+    out, *_ = computed(hybrid_attention, operands, scale=0.5, window=9, kv_groups=G, merge=merge)
     q, k, v = (np.asarray(x, np.float64) for x in operands[:3])
     scores = 0.5 * q @ np.repeat(k, G, axis=1).swapaxes(-1, -2)
     scores = np.where(np.tri(9, dtype=bool), scores, -np.inf)

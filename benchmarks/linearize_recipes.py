@@ -1,0 +1,196 @@
+"""Recipes that linearize the small language models, and what is measured of each.
+
+A recipe swaps attention, fits the feature maps (transfer), and trains low-rank adapters on the next
+token. Its figures are kept by name: a run that was stopped goes on with the next recipe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+import regraft
+from benchmarks.kept_figures import Figures, kept
+from benchmarks.measure import Settings
+from benchmarks.small_models import SmallModel, copying, corpus, get
+from benchmarks.small_models.decoders import COPY_LENGTHS
+from regraft.backends.onnx import to_proto
+from regraft.backends.onnx.runtime import OrtRunner
+from regraft.backends.torch.training import TorchTrainer
+from regraft.ir.module import Module
+from regraft.passes import quality
+from regraft.passes.linearization import LinearizeAttention
+from regraft.passes.linearization.audit import Ablation, ablated, layer_figures
+from regraft.passes.linearization.window_dropout import WindowDropout, droppable_windows
+from regraft.passes.protocol import Context
+from regraft.passes.recovery.data import Batch
+from regraft.passes.recovery.objective import CrossEntropy, Term
+from regraft.passes.recovery.task import Lora, Schedule, Task
+
+VERSION = 1
+"""Of the kept figures: counted up when recipes or what is measured change."""
+_TOPIC = "linearize"
+_TRAINING = 77
+"""Seed of batches, beside the model's: training of the models takes others."""
+LABELS = "labels"
+_IGNORED = -100
+_RATE, _LORA_RATE = 1e-2, 2e-3
+RANK = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model is linearized.
+
+    Args:
+        method: Option of the pass.
+        transfer: Updates of the feature maps.
+        lora: Updates of adapters and maps afterwards.
+        window: Keys that keep a softmax.
+        merge: Of window and linear branch.
+        loss: Of the transfer.
+        dropout: Part of the steps of the second stage without the window, in the beginning.
+        layers: Which; all when empty.
+    """
+
+    method: str = "hedgehog"
+    transfer: int = 150
+    lora: int = 200
+    window: int = 0
+    merge: str = "lse"
+    loss: str = "output"
+    dropout: float = 0.0
+    layers: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What its figures are kept under."""
+        layers = "".join(map(str, self.layers))
+        return "-".join(str(x) for x in (*list(asdict(self).values())[:-1], layers))
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokens:
+    """Batches of training text with the next token as label, the same for the same number.
+
+    Args:
+        name: The model's.
+        seed: Of the batches.
+    """
+
+    name: str
+    seed: int
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Yields batches from number `first` on."""
+        number = first
+        while True:
+            yield self.batch(number)
+            number += 1
+
+    def batch(self, number: int) -> Batch:
+        """Returns one."""
+        seed = 1000 * (_TRAINING + self.seed)
+        if self.name == "char-lm":
+            ids = corpus.training_batch(seed, number, 16, 128)["input_ids"]
+            after = ids
+        else:
+            made = copying.training_batch(seed, number, 32, *COPY_LENGTHS)
+            ids, after = made["input_ids"], made["labels"]
+        labels = np.full_like(ids, _IGNORED)
+        labels[:, :-1] = after[:, 1:]
+        mask = (
+            np.ones_like(ids) if self.name == "char-lm" else (ids != copying.PAD).astype(ids.dtype)
+        )
+        return {"input_ids": ids, "attention_mask": mask, LABELS: labels}
+
+
+def module_of(model: SmallModel) -> Module:
+    """Returns the module, recognized and fused."""
+    module = model.module()
+    regraft.apply(module, "canonicalize,fuse,canonicalize", check="off")
+    return module
+
+
+def figure(model: SmallModel, module: Module) -> float:
+    """Returns nats per character, or the part of copied letters that are right."""
+    runner = OrtRunner(to_proto(module))
+    if model.kind.name == "char-lm":
+        return math.log(quality.perplexity(runner, model.held_out()).perplexity)
+    return quality.accuracy(runner, model.held_out(), next_token=True).accuracy
+
+
+def linearized(module: Module, data: NextTokens, recipe: Recipe, *, steps: int) -> Module:
+    """Returns a copy behind the swap, and behind the transfer where there are steps."""
+    made = module.clone()
+    item = LinearizeAttention(
+        recipe.method, recipe.layers, recipe.window, recipe.merge, steps=steps, rate=_RATE,
+        loss=recipe.loss,
+    )  # fmt: skip
+    item.run(made, Context(trainer=TorchTrainer(progress=False), training=data))
+    return made
+
+
+def tuned(made: Module, data: NextTokens, recipe: Recipe, *, steps: int) -> None:
+    """Trains adapters of what attention reads and gives, and the maps, on the next token."""
+    task = Task(
+        (Term(CrossEntropy(), "logits", label=LABELS),),
+        Schedule(steps, _LORA_RATE, seed=data.seed), projections(made), Lora(RANK, 2.0 * RANK),
+        tuple(name for name in made.weights if name.startswith("attention.")),
+    )  # fmt: skip
+    if not recipe.dropout:
+        TorchTrainer(progress=False).distill(made, [], task, data)
+        return
+    dropped = WindowDropout(data, recipe.dropout, 0.0, steps, data.seed)
+    with droppable_windows(made):
+        TorchTrainer(progress=False).distill(made, [], task, dropped)
+
+
+def projections(module: Module) -> tuple[str, ...]:
+    """Returns the matrices that make queries, keys and values, and what attention gives."""
+    return tuple(
+        name for name in module.weights
+        if name.endswith(tuple(f"{x}_proj.weight" for x in "qkvo"))
+    )  # fmt: skip
+
+
+def measured(name: str, seed: int, recipe: Recipe, settings: Settings) -> Figures:
+    """Returns the figures of a recipe: after the swap, the transfer, and the adapters."""
+
+    def make() -> Figures:
+        model = get(name, seed)
+        whole, data = module_of(model), NextTokens(name, seed)
+        batches = [data.batch(10_000 + idx) for idx in range(2)]
+        found: Figures = {"teacher": figure(model, whole)}
+        swapped = linearized(whole, data, recipe, steps=0)
+        found["swap"] = figure(model, swapped)
+        found["swap attention"] = attention_figures(whole, swapped, batches)
+        made = swapped
+        if recipe.transfer:
+            made = linearized(whole, data, recipe, steps=recipe.transfer)
+            found["transfer"] = figure(model, made)
+            found["transfer attention"] = attention_figures(whole, made, batches)
+        if recipe.window:
+            found["transfer branches"] = branches(model, made)
+        if recipe.lora:
+            tuned(made, data, recipe, steps=recipe.lora)
+            found["lora"] = figure(model, made)
+            if recipe.window:
+                found["lora branches"] = branches(model, made)
+        return found
+
+    return kept(_TOPIC, f"{name}-{seed}-{recipe.key}", VERSION, settings, make)
+
+
+def attention_figures(whole: Module, made: Module, batches: list[Batch]) -> list[Figures]:
+    """Returns the audit of every layer, as plain data."""
+    found = layer_figures(whole, made, batches, lambda module: OrtRunner(to_proto(module)))
+    return [asdict(each) for each in found]
+
+
+def branches(model: SmallModel, made: Module) -> dict[str, float]:
+    """Returns the figure with both branches, the window alone, the linear one alone, and none."""
+    return {str(each): figure(model, ablated(made, each)) for each in Ablation}

@@ -1,0 +1,6 @@
+"""Attention whose memory does not grow with the text: linear, hybrid, and softmax-free forms."""
+
+from regraft.passes.linearization.linearize_attention import LinearizeAttention
+from regraft.passes.protocol import Pass
+
+PASSES: tuple[type[Pass], ...] = (LinearizeAttention,)

@@ -1,0 +1,229 @@
+"""The pass `linearize-attention`: softmax attention becomes linear, hybrid, or softmax-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from regraft.ir.builder import Builder
+from regraft.ir.errors import UsageError
+from regraft.ir.graph import Node
+from regraft.ir.module import Module
+from regraft.ir.ops.attention import attention
+from regraft.ir.ops.attention_weights import is_softmax
+from regraft.ir.rewrite import Rewriter, rewrite
+from regraft.passes.analysis.blocks import graphs_of
+from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.fusion.fuse import Fuse
+from regraft.passes.fusion.plan import Plan, Raise
+from regraft.passes.linearization.methods import METHODS, Method, Options
+from regraft.passes.linearization.place import Built, Place
+from regraft.passes.linearization.transfer import Losses, transfer
+from regraft.passes.pipeline import suggest
+from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip
+
+
+@dataclass(frozen=True, slots=True)
+class LinearizeAttention:
+    """Puts attention with a state of constant size in place of softmax attention.
+
+    ## What it does
+    Raises attention to the operator `attention`, whatever the exporter's spelling, numbers the
+    layers from 0 in order, and rewrites each by the `method` (docs/linearization.md lists them).
+    `window` keeps a softmax over the last keys beside the linear branch, under one sum
+    (`hybrid_attention`); its `merge` is that of LoLCATs, or `lse`, in which the window's share
+    follows its scores. With `steps`, the learned feature maps are fitted to the softmax attention
+    that they replace, every layer fed what the teacher has: on results (`loss=output`), on weights
+    (`weights`), both before the window is added, or on the results of both branches together
+    (`hybrid`, the recipe of LoLCATs). All other weights stay as they are; `recover` goes on.
+
+    ## When it applies
+    To every recognized attention over whole sequences. What stays is reported with the reason:
+    masks that differ from query to query, windows, sinks, a cache before the first query, and what
+    a method itself needs: an order, or all keys at once.
+
+    ## Example
+    ```
+    %y = attention(%q, %k, %v) {scale = 0.125, causal_offset = 0}
+    ```
+    with `linearize-attention{method=hedgehog}` becomes
+    ```
+    %fq = matmul(%q, @attention.0.q_features)
+    %fk = matmul(%k, @attention.0.k_features)
+    %y = linear_attention(%fq, %fk, %v) {feature_map = "hedgehog", normalizer = "sum"}
+    ```
+
+    ## Exactness
+    Lossy, to be trained. A window that reaches over the whole sequence is softmax attention.
+
+    ## References
+    docs/linearization.md names the paper of every method. Transfer: Zhang et al., LoLCATs, 2024;
+    before the window is added: Mitigating the bypass of linear attention in hybrids, 2025
+    (arXiv:2510.05901).
+
+    Args:
+        method: What replaces the softmax.
+        layers: Numbers of the attention layers, from 0; all when empty.
+        window: Keys that keep a softmax, the query's own included; 0: none.
+        merge: How window and linear branch come under one sum.
+        features: Columns of the learned maps; 0: the channels of a head.
+        landmarks: Of `soft`; 0: every token is one.
+        steps: Updates of the feature maps; 0: none.
+        rate: The highest learning rate.
+        loss: What they are fitted on.
+        batches: Batches per update.
+    """
+
+    name: ClassVar[str] = "linearize-attention"
+    contract: ClassVar[Contract] = Lossy("output")
+
+    method: str = "hedgehog"
+    layers: tuple[int, ...] = ()
+    window: int = 0
+    merge: Literal["lolcats", "lse"] = "lse"
+    features: int = 0
+    landmarks: int = 0
+    steps: int = 0
+    rate: float = 1e-2
+    loss: Losses = "output"
+    batches: int = 1
+
+    def run(self, module: Module, ctx: Context) -> PassResult:
+        """Raises, builds every branch beside its attention, fits them, and replaces.
+
+        Raises:
+            UsageError: For an unknown method, an option that it does not take, a layer not there,
+                or where steps are asked for without data.
+        """
+        method = self._method()
+        raised = Fuse().run(module, ctx)
+        skipped = [skip for skip in raised.skipped if skip.reason.startswith("attention: ")]
+        nodes = list(_attentions(module))
+        self._check_layers(len(nodes))
+        places: list[tuple[Place, Built]] = []
+        plan = Plan()
+        for number, node in enumerate(nodes):
+            if self.layers and number not in self.layers:
+                continue
+            reason = _misfit(node, self.window) or method.misfit(node)
+            if reason:
+                skipped.append(Skip(str(node.output.name), f"attention: {reason}"))
+                continue
+            place = Place(node, number, _builder_at(node))
+            built = method.build(place, self._options())
+            places.append((place, built))
+            plan.add(node, "linearize-attention", _replaced_by(built))
+        stats: dict[str, int | float] = {"attention": len(nodes), "linearized": len(places)}
+        if self.steps and places:
+            stats |= transfer(
+                module, ctx, places, steps=self.steps, rate=self.rate, loss=self.loss,
+                batches=self.batches,
+            )  # fmt: skip
+        rewrite(module, plan.rules(), start=plan.in_order(), observer=ctx.observer)
+        drop_dead_code(module)
+        return PassResult(raised.changed or bool(places), stats, tuple(skipped))
+
+    def _options(self) -> Options:
+        return Options(self.features, self.window, self.merge, self.landmarks)
+
+    def _method(self) -> Method:
+        method = METHODS.get(self.method)
+        if method is None:
+            raise UsageError(
+                f"pass `{self.name}`, option `method`: `{self.method}` is not known",
+                hint=suggest(self.method, METHODS),
+            )
+        problems = [
+            (name, f"{value} is not allowed", f"it is {least} or more")
+            for name, value, least in (
+                ("window", self.window, 0), ("features", self.features, 0),
+                ("landmarks", self.landmarks, 0), ("steps", self.steps, 0),
+                ("batches", self.batches, 1),
+            )
+            if value < least
+        ]  # fmt: skip
+        if self.window and not method.has_window:
+            having = ", ".join(name for name, each in METHODS.items() if each.has_window)
+            problems.append(("window", f"method `{method.name}` has none", f"these have: {having}"))
+        if method.name == "window" and not self.window:
+            problems.append(("window", "method `window` needs one", "such as `window=64`"))
+        if self.loss == "hybrid" and not self.window:
+            problems.append(("loss", "`hybrid` needs a `window`", "or `output`, or `weights`"))
+        for name, problem, hint in problems[:1]:
+            raise UsageError(f"pass `{self.name}`, option `{name}`: {problem}", hint=hint)
+        return method
+
+    def _check_layers(self, count: int) -> None:
+        unknown = [number for number in self.layers if not 0 <= number < count]
+        if unknown:
+            raise UsageError(
+                f"pass `{self.name}`, option `layers`: no layer {', '.join(map(str, unknown))}",
+                hint=f"{count} layers of attention were recognized"
+                + (f", 0 to {count - 1}" if count else ""),
+            )
+
+
+def _attentions(module: Module) -> Iterator[Node]:
+    """Yields the operators `attention` of a module and its bodies, in order."""
+    for graph in graphs_of(module.graph):
+        for node in graph:
+            if node.op is attention:
+                yield node
+
+
+def _builder_at(node: Node) -> Builder:
+    if node.graph is None:
+        raise AssertionError("an attention is in a graph")
+    return Builder(node.graph, node, node.loc)
+
+
+def _misfit(node: Node, window: int) -> str:
+    """Returns why an attention stays a softmax, or ""."""
+    q, k, v = node.inputs[:3]
+    shapes = [None if x is None else x.shape for x in (q, k, v)]
+    if q is None or q.dtype is None or None in shapes:
+        return "the sizes of its operands are not known"
+    static = [(shapes[0] or ())[1], (shapes[0] or ())[3], (shapes[2] or ())[3]]
+    if not all(isinstance(size, int) for size in static):
+        return "the number of its heads or channels is known at run time only"
+    if not is_softmax(node.attrs):
+        return "its weights are not those of a softmax"
+    if node.operand("sinks") is not None:
+        return "it has sinks, and a linear sum has no such rest"
+    return _misplaced(node, window) or _mismasked(node)
+
+
+def _misplaced(node: Node, window: int) -> str:
+    offset, (left, right) = node.attrs["causal_offset"], node.attrs["window"]
+    if node.operand("causal_offset") is not None or offset not in (None, 0):
+        return (
+            "a cache lies before its first query: linearize the module without a cache, and "
+            "give that one states"
+        )
+    if offset == 0 and left >= 0:
+        return "it sees a window already: its memory is constant"
+    if offset == 0 and right > 0:
+        return "it sees a fixed number of later keys"
+    if window and not (offset == 0 and right == 0):
+        return "it is not causal, and the window of a hybrid is the last keys"
+    return ""
+
+
+def _mismasked(node: Node) -> str:
+    mask, k = node.operand("mask"), node.inputs[1]
+    if mask is None:
+        return ""
+    shape = mask.shape
+    if shape is None or k is None or not shape or shape[-1] != (k.shape or ())[2]:
+        return "its mask has sizes that are not known"
+    if any(size != 1 for size in shape[-3:-1]):
+        return "its mask differs from query to query, or from head to head"
+    return ""
+
+
+def _replaced_by(built: Built) -> Raise:
+    def apply(node: Node, rw: Rewriter) -> None:
+        rw.replace(node, built.out)
+
+    return apply
