@@ -134,6 +134,19 @@ def test_batch() -> Batch:
     return Examples(items, len(items), seed=None).collate(items)
 
 
+def documents() -> tuple[Batch, Any]:
+    """Returns the beginnings of these texts, and how alike people find each two, f64[50, 50]."""
+    file, tokenize = find(TEST_TEXT), _tokenizer()
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    items = [
+        {name: np.asarray(ids, np.int64) for name, ids in tokenize(line).items()}
+        for line in lines
+        if line.strip()
+    ]
+    people = np.loadtxt(file.parent / "similarities0-1.txt")
+    return Examples(items, len(items), seed=None).collate(items), people
+
+
 def cosines(a: Any, b: Any) -> Any:
     """Returns the cosine of each pair of embeddings of length one, f64[batch]."""
     return np.einsum("bd,bd->b", np.asarray(a, np.float64), np.asarray(b, np.float64))

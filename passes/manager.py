@@ -24,6 +24,7 @@ from regraft.passes.check.runners import EvalRunner, Runner
 from regraft.passes.check.samples import Sample
 from regraft.passes.check.second_look import second_look
 from regraft.passes.pipeline import format_pass, format_pipeline
+from regraft.passes.plots import Plot
 from regraft.passes.protocol import (
     Context,
     LayerError,
@@ -68,6 +69,7 @@ class PassRecord:
         nodes_after: Compute nodes after.
         targets: Figures that were asked for.
         layers: What rounding costs each layer, the worst first.
+        plots: What was measured, for reports to draw.
     """
 
     name: str
@@ -84,6 +86,7 @@ class PassRecord:
     unproved: tuple[Skip, ...] = ()
     targets: tuple[Target, ...] = ()
     layers: tuple[LayerError, ...] = ()
+    plots: tuple[Plot, ...] = ()
 
 
 class Watcher(Protocol):
@@ -186,6 +189,7 @@ class PassManager:
             item.name, format_pass(item), result.changed, seconds, str(item.contract), verified,
             stats, result.skipped, result.decisions, before, count_nodes(module.graph),
             (*result.unproved, *unchecked), result.targets, result.layers,
+            result.plots,
         )  # fmt: skip
 
     def _recover(

@@ -13,6 +13,7 @@ from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Observer
 from regraft.ir.types import DType
+from regraft.passes.plots import Plot
 from regraft.passes.recovery.data import Batch, Data
 from regraft.passes.recovery.task import Reconstruction, Refit, Task, TrainingReport
 
@@ -156,6 +157,7 @@ class PassResult:
             reason; the check of the whole module covers them.
         targets: Figures that were asked for.
         layers: What rounding costs each layer, the worst first.
+        plots: What was measured, for reports to draw.
     """
 
     changed: bool
@@ -166,6 +168,7 @@ class PassResult:
     unproved: tuple[Skip, ...] = ()
     targets: tuple[Target, ...] = ()
     layers: tuple[LayerError, ...] = ()
+    plots: tuple[Plot, ...] = ()
 
 
 class Executor(Protocol):

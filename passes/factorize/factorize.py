@@ -17,8 +17,18 @@ from regraft.passes.calibration.tied import Matrices, matrices_of
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.factorize.emit import refusal, write_factors
 from regraft.passes.factorize.families import Method, Option, Shape, options_of
+from regraft.passes.plots import Plot
 from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
-from regraft.passes.solver import CurveStore, Problem, SeparateCosts, Unit, measure_curves, solve
+from regraft.passes.solver import (
+    CurveStore,
+    Problem,
+    SeparateCosts,
+    Unit,
+    Words,
+    measure_curves,
+    solve,
+    solver_plots,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -111,7 +121,7 @@ class Factorize:
         items, skipped = matrices_of(module, self.keep)
         items, refused = _factorable(items, shape)
         layers = self._layers(module, items, shape, ctx)
-        chosen = self._chosen(module, layers, ctx)
+        chosen, plots = self._chosen(module, layers, ctx)
         report, bounds, ranks = [], {}, {}
         for layer, option in zip(layers, chosen, strict=True):
             if option is None:
@@ -137,7 +147,7 @@ class Factorize:
         return PassResult(
             bool(report), stats, (*skipped, *refused),
             decisions={"method": shape.method, "ranks": ranks, "bounds": bounds},
-            layers=tuple(report),
+            layers=tuple(report), plots=plots,
         )  # fmt: skip
 
     def _shape(self, ctx: Context) -> Shape:
@@ -176,13 +186,13 @@ class Factorize:
 
     def _chosen(
         self, module: Module, layers: Sequence[_Layer], ctx: Context
-    ) -> list[Option | None]:
-        """Returns the size of every layer, None for what stays whole."""
+    ) -> tuple[list[Option | None], tuple[Plot, ...]]:
+        """Returns the size of every layer, None for what stays whole, and what it is judged by."""
         if self.rank is not None or self.name in ctx.replay:
-            return [layer.options[0] if layer.options else None for layer in layers]
+            return [layer.options[0] if layer.options else None for layer in layers], ()
         keep = 1 - self.rate
         if self.allocation == "uniform":
-            return [_within(layer, keep) for layer in layers]
+            return [_within(layer, keep) for layer in layers], ()
         if self.allocation == "measured":
             units, options = self._measured(module, layers, ctx)
         else:
@@ -192,17 +202,21 @@ class Factorize:
                 for idx, layer in enumerate(layers)
             )
         if not units:
-            return []
+            return [], ()
         costs = [
             np.array([*(float(each.num_weights) for each in some), float(layer.matrix.size)])
             for layer, some in zip(layers, options, strict=True)
         ]
         budget = keep * sum(layer.matrix.size for layer in layers)
-        found = solve(Problem(units, SeparateCosts(costs), budget), "dp")
-        return [
+        problem = Problem(units, SeparateCosts(costs), budget)
+        found = solve(problem, "dp")
+        names = {unit.name: layer.item.name for unit, layer in zip(units, layers, strict=True)}
+        plots = solver_plots(problem, found.choice, Words(names, "fraction of numbers", "numbers"))
+        chosen = [
             some[k] if k < len(some) else None
             for some, k in zip(options, found.choice, strict=True)
         ]
+        return chosen, plots
 
     def _measured(
         self, module: Module, layers: Sequence[_Layer], ctx: Context

@@ -18,6 +18,7 @@ from regraft.passes.check.samples import input_symbols
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.cleanup.folding import fold_trained
 from regraft.passes.pipeline import suggest
+from regraft.passes.plots import Plot
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Target
 from regraft.passes.pruning.alike import Classes, alike, each_alone
 from regraft.passes.pruning.allocate import Allocation
@@ -218,7 +219,10 @@ class Prune:
                 decisions[LATENCY] = stats["latency"] = achieved = picked.latency
             met = goal.met_by(achieved)
             targets = (Target(goal.measure, goal.fraction, round(achieved, 6), met),)
-        return PassResult(bool(plan.groups), stats, _skips(coupling), decisions, targets=targets)
+        return PassResult(
+            bool(plan.groups), stats, _skips(coupling), decisions, targets=targets,
+            plots=picked.plots,
+        )  # fmt: skip
 
     def _pick(
         self, coupling: Coupling, cost: CostModel, goal: Goal | None, ctx: Context
@@ -262,9 +266,10 @@ class Prune:
         )  # fmt: skip
         if goal.measure == LATENCY:
             fitted = search.fit()
-            return _Picked(fitted.choice, {**stats, **search.stats}, {}, round(fitted.achieved, 4))
+            reached = round(fitted.achieved, 4)
+            return _Picked(fitted.choice, {**stats, **search.stats}, {}, reached, search.plots())
         found = search.choose()
-        return _Picked(found, {**stats, **search.stats}, {})
+        return _Picked(found, {**stats, **search.stats}, {}, plots=search.plots())
 
     def _gates(self, coupling: Coupling, cost: CostModel, goal: Goal, ctx: Context) -> Scores:
         """Learns gates, from those of another task where `gates` names what is there."""
@@ -329,6 +334,7 @@ class _Picked:
     stats: Mapping[str, int | float]
     merged: Mapping[Group, Redundant]
     latency: float | None = None
+    plots: tuple[Plot, ...] = ()
 
 
 def _sizes(module: Module, ctx: Context) -> dict[str, int]:

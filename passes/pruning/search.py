@@ -11,6 +11,7 @@ import numpy as np
 
 from regraft.ir.errors import TargetError, UsageError
 from regraft.passes.analysis.coupling import Coupling, Group
+from regraft.passes.plots import Plot
 from regraft.passes.protocol import Context
 from regraft.passes.pruning.alike import Classes
 from regraft.passes.pruning.allocate import Allocation, allocate, choose, settle
@@ -22,7 +23,7 @@ from regraft.passes.pruning.latency import Fitted, fit_latency
 from regraft.passes.pruning.limits import limits_of
 from regraft.passes.pruning.measured import samples_of
 from regraft.passes.pruning.plan import Choice
-from regraft.passes.pruning.sensitivity import PrunedLoss, Sensitivity
+from regraft.passes.pruning.sensitivity import Measured, PrunedLoss, Sensitivity
 from regraft.passes.pruning.spectra import spectral_sizes
 from regraft.passes.solver import CurveStore
 
@@ -65,6 +66,7 @@ class Search:
     steps: int
     stats: dict[str, int | float] = field(default_factory=dict)
     _sensitivity: Sensitivity | None = None
+    _solved: Measured | None = None
     _kept: dict[Group, int] | None = None
 
     def choose(self) -> Choice:
@@ -95,6 +97,12 @@ class Search:
             f"nearest (least {least:.4g}, tolerance {goal.tolerance:.0%})",
             hint=self._stopped_by(least > goal.fraction),
         )
+
+    def plots(self) -> tuple[Plot, ...]:
+        """Returns what was measured, and the choices that it allows."""
+        if self._solved is None:
+            return ()
+        return self._solved.plots(self.coupling, self.cost.measure)
 
     def fit(self) -> Fitted:
         """Searches for a measured latency; one floor holds throughout.
@@ -142,7 +150,7 @@ class Search:
                 self.coupling, classes, self.scores, self.ctx.activations, samples_of(self.ctx)
             )
             self._sensitivity = Sensitivity(loss, store)
-        found = self._sensitivity.sizes(self.cost, budget, classes)
+        found = self._solved = self._sensitivity.sizes(self.cost, budget, classes)
         self.stats["measured-losses"] = found.num_measured
         self.stats["additivity-r2"] = round(found.r_squared, 4)
         return found.sizes

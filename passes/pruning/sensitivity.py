@@ -7,16 +7,17 @@ multiply (rows times columns), so the solver takes them at the current point.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from regraft.ir.module import Module
-from regraft.passes.analysis.coupling import Coupling
+from regraft.passes.analysis.coupling import Coupling, Group
 from regraft.passes.calibration.output_error import OutputError
 from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.plots import Plot
 from regraft.passes.protocol import ActivationSource, Samples
 from regraft.passes.pruning.alike import Classes
 from regraft.passes.pruning.allocate import choose, settle
@@ -24,7 +25,16 @@ from regraft.passes.pruning.cost import Cost
 from regraft.passes.pruning.criteria import Scores
 from regraft.passes.pruning.plan import Choice, choice_of, make_plan
 from regraft.passes.pruning.slicing import slice_module
-from regraft.passes.solver import CurveStore, Problem, Unit, additivity, measure_curves, solve
+from regraft.passes.solver import (
+    CurveStore,
+    Problem,
+    Unit,
+    Words,
+    additivity,
+    measure_curves,
+    solve,
+    solver_plots,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -127,13 +137,41 @@ class ClassCosts:
         return np.array([each[k] for each, k in zip(self.options, choice, strict=True)], np.int64)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """Sizes that a solver chose, i64[groups], with how well losses added up."""
+    """Sizes that a solver chose, i64[groups], with how well losses added up.
+
+    Args:
+        sizes: Of every group.
+        num_measured: Levels that had to be measured.
+        r_squared: Of joint losses against sums.
+        curves: What classes lose alone.
+        problem: What was solved.
+        choice: The options next to the sizes.
+        classes: Whose sizes were chosen.
+    """
 
     sizes: Array
     num_measured: int
     r_squared: float
+    curves: tuple[Unit, ...]
+    problem: Problem
+    choice: Array
+    classes: Classes
+
+    def plots(self, coupling: Coupling, measure: str) -> tuple[Plot, ...]:
+        """Returns what every class loses alone, and the least loss at every budget.
+
+        Args:
+            coupling: Whose groups are meant.
+            measure: What the budget counts.
+        """
+        members: dict[str, list[Group]] = {unit.name: [] for unit in self.problem.units}
+        for group, idx in zip(coupling.groups, self.classes.of, strict=True):
+            members[f"c{idx}"].append(group)
+        names = {name: _class_name(groups) for name, groups in members.items()}
+        words = Words(names, "fraction of units kept", measure)
+        return solver_plots(self.problem, self.choice, words, self.curves)
 
 
 class Sensitivity:
@@ -188,7 +226,21 @@ class Sensitivity:
         choice = solve(problem, "dp").choice if reachable else problem.cheapest
         sizes = np.array([each[k] for each, k in zip(options, choice, strict=True)], np.int64)
         settled = settle(cost, budget, classes, sizes)
-        return Measured(settled, self.store.num_measured, self.r_squared)
+        nearest = [
+            int(np.abs(each - size).argmin())
+            for each, size in zip(options, classes.means(settled), strict=True)
+        ]
+        return Measured(
+            settled, self.store.num_measured, self.r_squared, tuple(self.curves.values()), problem,
+            np.array(nearest), classes,
+        )  # fmt: skip
+
+
+def _class_name(groups: Sequence[Group]) -> str:
+    """Returns what a class is called: its first group, and the first weight that has it."""
+    first = groups[0]
+    text = first.name if len(groups) == 1 else f"{first.name} and {len(groups) - 1} alike"
+    return f"{text}: {first.weights[0][0]}" if first.weights else text
 
 
 def _levels(size: int) -> tuple[float, ...]:

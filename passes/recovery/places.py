@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from regraft.ir.derive import source_names
 from regraft.ir.extract import nodes_between
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import Module
+from regraft.ir.ops.norm import batch_norm
 from regraft.ir.opspec import Trait
 from regraft.ir.weights import Role
 from regraft.passes.analysis.layers import Layer, repeated_layers
@@ -147,7 +148,7 @@ def _varying(graph: Graph) -> set[Value]:
 def _read(module: Module, nodes: Iterable[Node], varying: set[Value]) -> Iterator[str]:
     """Yields the float parameters that nodes read, rearranged or not, each once."""
     constants = dict.fromkeys(
-        v for node in nodes for v in node.inputs if v is not None and v not in varying
+        v for node in nodes for v in _fitted(node) if v is not None and v not in varying
     )
     makers, _ = nodes_between(frozenset(), constants)
     names: dict[str, None] = {}
@@ -158,6 +159,11 @@ def _read(module: Module, nodes: Iterable[Node], varying: set[Value]) -> Iterato
         if module.weights.role(name) is Role.PARAM and module.weights[name].dtype.is_float:
             names.update(dict.fromkeys(source_names(name, module.weights[name])))
     yield from names
+
+
+def _fitted(node: Node) -> Sequence[Value | None]:
+    """Returns the operands that training may move: statistics are measured, not fitted."""
+    return node.inputs[:3] if node.op is batch_norm else node.inputs
 
 
 def matrices(shared: Shared, names: Iterable[str]) -> tuple[str, ...]:

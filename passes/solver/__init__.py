@@ -6,6 +6,7 @@ and a loss.
 
 from regraft.passes.solver.additivity import Additivity, additivity
 from regraft.passes.solver.curves import CurveStore, LossSource, measure_curves
+from regraft.passes.solver.drawing import Words, solver_plots
 from regraft.passes.solver.problem import (
     Costs,
     PairwiseCosts,
@@ -28,7 +29,9 @@ __all__ = [
     "SeparateCosts",
     "Solution",
     "Unit",
+    "Words",
     "additivity",
     "measure_curves",
     "solve",
+    "solver_plots",
 ]

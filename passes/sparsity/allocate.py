@@ -12,7 +12,16 @@ import numpy as np
 from regraft.ir.module import Module
 from regraft.passes.calibration.output_error import OutputError, RewriteLoss
 from regraft.passes.calibration.tied import Matrices
-from regraft.passes.solver import CurveStore, Problem, SeparateCosts, additivity, solve
+from regraft.passes.plots import Plot
+from regraft.passes.solver import (
+    CurveStore,
+    Problem,
+    SeparateCosts,
+    Words,
+    additivity,
+    solve,
+    solver_plots,
+)
 from regraft.passes.solver.curves import measure_curves
 from regraft.passes.solver.spectral import spectral_weights, tail_exponent
 from regraft.passes.sparsity.masks import Pattern, Scope
@@ -37,11 +46,13 @@ class Rates:
         rates: f64[layers].
         num_measured: Runs that were made.
         r_squared: Of joint losses against sums of single ones; None where none were measured.
+        plots: What was measured and chosen.
     """
 
     rates: Array
     num_measured: int = 0
     r_squared: float | None = None
+    plots: tuple[Plot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +134,16 @@ def measured_rates(
     units = measure_curves(source, dict.fromkeys(names, LEVELS), store)
     sizes = [float(item.size) for item in items]
     costs = SeparateCosts([np.array(LEVELS) * size for size in sizes])
-    found = solve(Problem(units, costs, (1 - rate) * sum(sizes)), "dp")
+    problem = Problem(units, costs, (1 - rate) * sum(sizes))
+    found = solve(problem, "dp")
     joint = additivity(source, units, count=_JOINT, store=store)
-    levels = found.levels(Problem(units, costs, 1.0))
+    levels = found.levels(problem)
     rates = np.array([1 - levels[name] for name in names])
-    return Rates(rates, store.num_measured, joint.r_squared)
+    called = {name: item.name for name, item in zip(names, items, strict=True)}
+    plots = solver_plots(
+        problem, found.choice, Words(called, "fraction of numbers kept", "numbers")
+    )
+    return Rates(rates, store.num_measured, joint.r_squared, plots)
 
 
 def exponents_of(layers: Sequence[Layer]) -> list[float]:

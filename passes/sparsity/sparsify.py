@@ -130,7 +130,7 @@ class Sparsify:
         chosen = {item.name: float(rate) for item, rate in zip(items, rates.rates, strict=True)}
         return PassResult(
             bool(items), stats, tuple(skipped), decisions={"method": method, "rates": chosen},
-            layers=tuple(errors),
+            layers=tuple(errors), plots=rates.plots,
         )  # fmt: skip
 
     def _pattern(self) -> Pattern:

@@ -63,6 +63,7 @@ def pass_entry(record: PassRecord, check: CheckReport | None = None) -> dict[str
         "skipped": [asdict(skip) for skip in record.skipped],
         "unproved": [asdict(place) for place in record.unproved],
         **({"layers": [layer_entry(layer) for layer in record.layers]} if record.layers else {}),
+        **({"plots": [asdict(plot) for plot in record.plots]} if record.plots else {}),
         "nodes": [record.nodes_before, record.nodes_after],
     }
 

@@ -29,11 +29,32 @@ from regraft.cli.show import (
     progress,
     warn,
 )
-from regraft.cli.verb import Verb, check_option, planned
+from regraft.cli.verb import Verb, check_option
 from regraft.units import human_bytes
 
 _WORST = 5
 """Layers that are shown without -v; all are in the report."""
+
+_TOLD = (
+    "achieved",
+    "error-pruned",
+    "error-repaired",
+    "additivity-r2",
+    "numbers-before",
+    "numbers",
+    "sparsity",
+    "realized",
+    "layers-before",
+    "layers",
+    "joint-loss",
+    "removals",
+    "loss-before",
+    "loss-after",
+    "steps",
+    "loss-first",
+    "loss-last",
+)
+"""Figures of lossy passes that are shown without -v: what was asked for, and what it cost."""
 
 
 @click.command(
@@ -41,13 +62,13 @@ _WORST = 5
 )
 @click.argument("source")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="A folder, or a file name.")
-@click.option("--target", help="onnx, ort-cpu, ort-cuda, torch or hf; default: ort-cpu.")
+@click.option("--target", help="onnx, ort-cpu, ort-cuda, torch, hf or triton; default: ort-cpu.")
 @pipeline_options
 @click.option("--dtype", help="fp32, fp16 or bf16: adds the pass `cast`.")
 @click.option("--opset", type=int, help="Opset to write, 13 to 26; default: the source's.")
 @click.option("--freeze", type=Assignments(), default=dict, help="Fix sizes: batch=1.")
 @quality_options
-@planned("--aot", "compile kernels ahead of time", metavar="ARCHS")
+@click.option("--aot", metavar="ARCHS", help="Compile kernels of a package for sm_90,sm_80,gfx942.")
 @check_option("module")
 @click.option(
     "--calibrate",
@@ -90,6 +111,7 @@ def command(
     metric: str | None,
     data: Path | None,
     max_drop: str | None,
+    aot: str | None,
     check: str,
     calibrate: Path | None,
     tokenizer: Path | None,
@@ -136,7 +158,8 @@ def command(
         train=train, checkpoints=checkpoints,
         check=CheckMode(check), rtol=rtol, atol=atol,
         max_memory_bytes=max_memory, quality=asked, force=force, dry_run=dry_run,
-        extensions=extensions, explain=explain, plugins=plugins, bench=bench, **settings,
+        extensions=extensions, explain=explain, plugins=plugins, bench=bench,
+        aot=tuple(aot.split(",")) if aot else (), **settings,
     )  # fmt: skip
     with progress(enabled=not quiet and not as_json) as say:
         result = convert(source, out, options, progress=say)
@@ -173,6 +196,7 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
     ]  # fmt: skip
     columns = ("pass", "changed:", "contract:", "verified:", "seconds")
     print_table(console, "passes", columns, passes)
+    _print_losses(console, report)
     if verbose:
         for entry in report["passes"]:
             for name, count in entry["stats"].items():
@@ -196,6 +220,19 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
     if report.get("page", "").startswith("no"):
         console.print(f"report.html: {report['page']}")
     console.print(f"written: {out}" if out is not None else "written: nothing (dry run)")
+
+
+def _print_losses(console: Any, report: Any) -> None:
+    """Prints what each lossy pass gave away, and for what."""
+    for entry in report["passes"]:
+        told = {name: entry["stats"][name] for name in _TOLD if name in entry["stats"]}
+        if entry["contract"].startswith("lossy") and told:
+            figures = ", ".join(f"{name} {_short(value)}" for name, value in told.items())
+            console.print(f"{entry['name']}: {figures}")
+
+
+def _short(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _print_layers(console: Any, report: Any, verbose: int) -> None:

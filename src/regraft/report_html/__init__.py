@@ -1,6 +1,20 @@
-"""Self-contained pages: the report of a conversion, `inspect --html`, `bench --html`."""
+"""Self-contained pages: the report of a conversion, `inspect --html`, `bench --html`, plots."""
 
 from regraft.report_html.graph_view import GraphView, view_of
-from regraft.report_html.pages import bench_page, can_render, inspect_page, report_page
+from regraft.report_html.pages import (
+    bench_page,
+    can_render,
+    inspect_page,
+    lines_page,
+    report_page,
+)
 
-__all__ = ["GraphView", "bench_page", "can_render", "inspect_page", "report_page", "view_of"]
+__all__ = [
+    "GraphView",
+    "bench_page",
+    "can_render",
+    "inspect_page",
+    "lines_page",
+    "report_page",
+    "view_of",
+]

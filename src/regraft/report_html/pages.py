@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from regraft.ir.errors import UnsupportedError
 from regraft.report_html.graph_view import GraphView, as_data, statuses
+from regraft.report_html.line_plots import line_plots
 from regraft.report_html.plots import latency_plot, tradeoff_plot
 from regraft.units import human_bytes, human_count
 
@@ -45,6 +46,7 @@ def report_page(report: Mapping[str, Any], before: GraphView, after: GraphView) 
         operators=_operator_rows(report["operators"]["before"], report["operators"]["after"]),
         outputs=_output_rows(report["check"]["outputs"]),
         layers=[layer for p in report["passes"] for layer in p.get("layers", ())],
+        drawings=line_plots([plot for p in report["passes"] for plot in p.get("plots", ())]),
         skipped=_places(report, "skipped"), unproved=_places(report, "unproved"), graphs=graphs,
         **_plots(report.get("bench")),
     )  # fmt: skip
@@ -57,6 +59,17 @@ def bench_page(title: str, bench: Mapping[str, Any]) -> str:
         UnsupportedError: When jinja2 is missing.
     """
     return _render("bench_page.html.j2", title=title, graphs=None, **_plots(bench))
+
+
+def lines_page(title: str, about: str, plots: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a page of plots as `report.json` holds them: title, x, y, lines, note.
+
+    Raises:
+        UnsupportedError: When jinja2 is missing.
+    """
+    return _render(
+        "lines_page.html.j2", title=title, about=about, drawings=line_plots(plots), graphs=None
+    )
 
 
 def _plots(bench: Mapping[str, Any] | None) -> dict[str, Any]:

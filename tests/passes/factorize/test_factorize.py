@@ -250,7 +250,8 @@ graph(%x : f32[B, 64]) {
 def test_measured_losses_choose_ranks() -> None:
     module, reference = net(), net()
     ctx = context(with_samples=True)
-    Factorize(method="svd", rate=0.3, allocation="measured").run(module, ctx)
+    result = Factorize(method="svd", rate=0.3, allocation="measured").run(module, ctx)
+    assert {line.name for line in result.plots[0].lines} == {"left", "up", "down"}
     other = net()
     Factorize(method="svd", rate=0.3, allocation="uniform").run(other, ctx)
 

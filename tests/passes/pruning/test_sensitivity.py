@@ -45,6 +45,17 @@ def test_layers_that_matter_keep_more_and_less_is_lost(tmp_path: Path) -> None:
             assert widths[1] < min(widths[0], widths[2])
             assert result.stats["measured-losses"] >= 9
             assert result.stats["additivity-r2"] <= 1
+            sensitivity, frontier = result.plots
+            lines = {line.name.split(": ")[1]: line for line in sensitivity.lines}
+            assert sensitivity.lines[-1] is lines["up1"]  # what loses least comes last
+            assert lines["up1"].chosen is not None
+            assert lines["up0"].chosen is not None
+            assert lines["up1"].chosen[0] < lines["up0"].chosen[0]
+            solver, _ = frontier.lines
+            assert solver.chosen is not None
+            assert solver.chosen[0] == pytest.approx(result.stats["achieved"], rel=0.05)
+        else:
+            assert result.plots == ()
     assert errors["measured"] < 0.5 * errors["uniform"]
 
 

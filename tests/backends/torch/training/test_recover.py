@@ -219,3 +219,34 @@ def test_samples_are_trained_on_where_there_is_no_other_data() -> None:
     assert set(record.decisions["trained"]) == {
         f"{i}.{part}" for i in (2, 3) for part in ("up", "down", "bias")
     }
+
+
+def test_statistics_of_normalizations_are_not_trained() -> None:
+    text = """
+    module "normed"
+    symbol B
+    weight @"w" : f32[8, 4, 1, 1] role=param = random(1)
+    weight @"gain" : f32[8] role=param = random(2)
+    weight @"shift" : f32[8] role=param = random(3)
+    weight @"mean" : f32[8] role=param = random(4)
+    weight @"var" : f32[8] role=param = [1, 1, 1, 1, 1, 1, 1, 1]
+    graph(%x : f32[B, 4, 5, 5]) {
+      %w = weight @"w"
+      %c = conv(%x, %w) {strides = [1, 1], pads = [0, 0, 0, 0], dilations = [1, 1], groups = 1}
+      %r = relu(%c)
+      %gain = weight @"gain"
+      %shift = weight @"shift"
+      %mean = weight @"mean"
+      %var = weight @"var"
+      %n = batch_norm(%r, %gain, %shift, %mean, %var) {epsilon = 1e-5}
+      %out = reduce_mean(%n) {axes = [1, 2, 3], keepdims = false}
+      return %out
+    }
+    """
+    module = parse_module(text)
+    x = np.random.default_rng(0).standard_normal((6, 4, 5, 5)).astype(np.float32)
+    records = regraft.apply(
+        module, "prune{target=flops:0.5,criterion=l2,repair=none},recover{steps=2}", check="off",
+        training=FixedBatches([{"x": x}]),
+    )  # fmt: skip
+    assert set(records[-1].decisions["trained"]) == {"w", "gain", "shift"}
