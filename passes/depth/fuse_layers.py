@@ -115,7 +115,10 @@ class FuseLayers:
             UnsupportedError: When a layer hands more than the stream to the rest of the model.
         """
         if bool(self.layers) == bool(self.count):
-            raise UsageError(f"{_WHO}: give `layers`, or a `count`")
+            raise UsageError(
+                f"{_WHO}: give either `layers` or a `count`",
+                hint="`fuse-layers{count=1}` takes the layer that is missed least",
+            )
         if self.steps and (ctx.trainer is None or not (ctx.training or ctx.samples)):
             raise UsageError(
                 f"{_WHO} trains: it needs PyTorch, and `--train` or `--calibrate`",
