@@ -72,6 +72,17 @@ class Statistics:
         """f64[K]."""
         return self.total / max(self.rows, 1)
 
+    @property
+    def spread(self) -> Array:
+        """f64[K, K], second moments about the mean, for errors whose mean a bias takes back.
+
+        Of few rows the mean is uncertain, and a part of it stays in.
+        """
+        if self.moments is None:
+            raise AssertionError("second moments were not gathered")
+        certain = self.rows / (self.rows + len(self.total))
+        return self.moments - certain * max(self.rows, 1) * np.outer(self.mean, self.mean)
+
     @staticmethod
     def joined(items: Sequence[Statistics]) -> Statistics:
         """Returns the statistics of several values of one size together."""

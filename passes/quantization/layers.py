@@ -115,7 +115,7 @@ def rewrite_readers(
     has_all = all(x in seen for x in by_input)
     stats = Statistics.joined([seen[x] for x in by_input]) if has_all else None
     rounding = _rounding(readers, plan, stats)
-    curved = None if stats is None or stats.moments is None else curvature(stats.moments)
+    curved = None if stats is None or stats.moments is None else curvature(stats.spread)
     inputs: dict[Value, Input] = {}
     held: dict[str, Value] = {}
     found: dict[str, LayerError] = {}

@@ -1,126 +1,45 @@
-"""Layers, or rows of their outputs, in 8 bits where 4 cost most: chosen by measured damage.
+"""Layers, or parts of them, in 8 bits where 4 cost most: chosen by measured damage.
 
-Every layer is encoded once in both formats. What 4 bits of one layer alone do to the outputs of the
-module is measured, and the shared solver takes the choice of least damage within the target. With
-`rows`, a layer's damage is spread over its outputs as the errors of their sums are, and the worst
-outputs of each layer can be in 8 bits by themselves (Zheng et al., MixLLM, 2024).
+Every layer is encoded in its forms once. What 4 bits of one layer alone do to the outputs of the
+module is measured, on samples that no code was found on, and the shared solver takes the choice of
+least damage within the target. Of a layer with some outputs in 8 bits (Zheng et al., MixLLM, 2024)
+the damage is measured as well where something stands between it and the next that makes outputs
+count differently; of one with some inputs in 8 bits it falls as the error of its results does.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from regraft.ir.errors import TargetError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
-from regraft.passes.calibration.curvature import curvature
-from regraft.passes.calibration.statistics import Statistics
-from regraft.passes.protocol import ActivationSource, LayerError, Samples
-from regraft.passes.quantization.encoding import Encoded
-from regraft.passes.quantization.formats import UINT8, Format
-from regraft.passes.quantization.methods import Method, encode
-from regraft.passes.quantization.mixed_rows import write_mixed
+from regraft.passes.protocol import ActivationSource, Samples
+from regraft.passes.quantization.mixed_layer import ALL_HIGH, LOW, Form, Layer, Split
+from regraft.passes.quantization.mixed_parts import write_mixed
 from regraft.passes.quantization.sites import Linear
-from regraft.passes.solver import CurveStore, Problem, SeparateCosts, Unit, measure_curves, solve
+from regraft.passes.solver import CurveStore, Problem, SeparateCosts, Unit, solve
 
 Array = np.ndarray[Any, Any]
+Forms = Mapping[str, Form]
 
-HIGH = UINT8
-_ROW_STEP = 32
-"""Outputs that change format together: kernels work on as many at once."""
-_ROW_OPTIONS = (0.0, 0.02, 0.0625, 0.125, 0.25, 0.5, 1.0)
-"""Shares of a layer's outputs in 8 bits that are looked at."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Layer:
-    """A linear layer in both formats.
-
-    Args:
-        site: The layer.
-        low: Its weight in few bits.
-        high: Its weight in 8 bits.
-        shift_low: f32[N], what the mean of the results loses with `low`.
-        shift_high: The same with `high`.
-        row_error: f64[N], mean square of each output's error with `low` over that with `high`,
-            times how much it counts.
-        errors: Relative error of the results, in few bits and in 8.
-    """
-
-    site: Linear
-    low: Encoded
-    high: Encoded
-    shift_low: Array
-    shift_high: Array
-    row_error: Array
-    errors: tuple[float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Formats:
-    """What layers are encoded in.
-
-    Args:
-        low: The format of few bits.
-        group: Inputs that share a scale.
-        method: How codes are found.
-    """
-
-    low: Format
-    group: int
-    method: Method
-
-
-def encoded_layer(
-    site: Linear, formats: Formats, stats: Statistics | None, gains: Array | float = 1.0
-) -> Layer:
-    """Returns a layer in both formats, on the inputs of the float module.
-
-    Args:
-        site: The layer.
-        formats: What it is encoded in.
-        stats: Of its input, None without samples.
-        gains: How much an error of each output counts, see `row_gains`.
-    """
-    matrix = site.matrix()
-    curved = None
-    method: Method = "search" if formats.method == "gptq" else formats.method
-    if stats is not None and stats.moments is not None:
-        curved, method = curvature(stats.moments), formats.method
-    low = encode(matrix, formats.low, formats.group, method, stats, curved)
-    high = encode(matrix, HIGH, formats.group, "round", stats)
-    lost_low, lost_high = matrix - low.decode(), matrix - high.decode()
-    mean = np.zeros(matrix.shape[0]) if stats is None else stats.mean
-    rows = [_row_errors(lost, stats) for lost in (lost_low, lost_high)]
-    whole = float(_row_errors(matrix, stats).sum()) or 1.0
-    return Layer(
-        site, low, high, (mean @ lost_low).astype(np.float32),
-        (mean @ lost_high).astype(np.float32), np.maximum(rows[0] - rows[1], 0) * gains,
-        (float(np.sqrt(rows[0].sum() / whole)), float(np.sqrt(rows[1].sum() / whole))),
-    )  # fmt: skip
-
-
-def _row_errors(lost: Array, stats: Statistics | None) -> Array:
-    """Returns the mean square of what each output loses, f64[N]."""
-    found: Array
-    if stats is None:
-        found = np.einsum("kn,kn->n", lost, lost, dtype=np.float64)
-    elif stats.moments is not None:
-        wide = stats.moments.astype(np.float32) @ lost
-        found = np.einsum("kn,kn->n", lost, wide, dtype=np.float64) / max(stats.rows, 1)
-    else:
-        found = np.einsum("kn,kn,k->n", lost, lost, stats.mean_square, optimize=True)
-    return found
+_SPLITS: tuple[frozenset[Split], ...] = (
+    frozenset(),
+    frozenset({"outputs"}),
+    frozenset({"inputs"}),
+    frozenset({"outputs", "inputs"}),
+)
 
 
 @dataclass(slots=True)
 class Alone:
-    """Measures what layers in few bits do to the outputs (`LossSource`).
+    """Measures what forms of layers do to the outputs.
 
     Attributes:
         module: The float module.
@@ -142,24 +61,25 @@ class Alone:
         """Changes with the module, the codes and the samples."""
         digest = hashlib.sha256(str(self.module).encode())
         for name, layer in self.layers.items():
-            digest.update(f"{name} {layer.errors} {layer.low.grid.group}".encode())
+            digest.update(f"{name} {layer.losses} {layer.low.grid.group}".encode())
         for sample in self.samples:
             for name, array in sorted(sample.items()):
                 digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def loss(self, levels: Mapping[str, float]) -> float:
+        """Returns what some shares of the outputs of layers in 8 bits lose (`LossSource`)."""
+        return self.loss_of({name: output_form(level) for name, level in levels.items()})
+
+    def loss_of(self, forms: Forms) -> float:
         """Returns the mean square of the error of the outputs over that of the outputs.
 
         Args:
-            levels: By name, the share of the outputs of a layer in 8 bits; layers that are not
-                named stay in float.
+            forms: By name; layers that are not named stay in float.
         """
         values: dict[Value, Value] = {}
         copy = self.module.clone(values)
-        chosen = [self.layers[name] for name in levels]
-        masks = {name: high_rows(self.layers[name], share) for name, share in levels.items()}
-        assemble(copy, chosen, masks, values, self.folder)
+        assemble(copy, [self.layers[name] for name in forms], forms, values, self.folder)
         if self._reference is None:
             self._reference = self._outputs(self.module)
         lost = whole = 0.0
@@ -175,8 +95,15 @@ class Alone:
         return [[np.array(item[value]) for value in outputs] for item in found]
 
 
+def output_form(share: float) -> Form:
+    """Returns the form with a share of the outputs in 8 bits."""
+    if share in (0.0, 1.0):
+        return ALL_HIGH if share else LOW
+    return Form("outputs", share)
+
+
 def assemble(
-    module: Module, layers: Sequence[Layer], masks: Mapping[str, Array],
+    module: Module, layers: Sequence[Layer], forms: Forms,
     values: Mapping[Value, Value] | None, folder: Path | None = None,
 ) -> None:  # fmt: skip
     """Writes layers into their module, or into a copy of it.
@@ -184,15 +111,13 @@ def assemble(
     Args:
         module: The module, changed in place.
         layers: The layers.
-        masks: bool[N] by name: the outputs in 8 bits.
+        forms: By name.
         values: From values of the layers' module to those of the copy; None for that module itself.
         folder: For large codes.
     """
     for layer in layers:
         site = layer.site if values is None else _translated(layer.site, values)
-        mask = masks[site.name]
-        shift = np.where(mask, layer.shift_high, layer.shift_low)
-        write_mixed(module, site, layer.low, layer.high, mask, shift, folder)
+        write_mixed(module, site, layer, forms[site.name], folder)
 
 
 def _translated(site: Linear, values: Mapping[Value, Value]) -> Linear:
@@ -203,99 +128,109 @@ def _translated(site: Linear, values: Mapping[Value, Value]) -> Linear:
     return Linear(maker, values[site.x], values[site.weight], bias, site.transposed)
 
 
-def high_rows(layer: Layer, share: float) -> Array:
-    """Returns which outputs are in 8 bits when a share of them is: the worst, bool[N]."""
-    size = layer.row_error.size
-    count = size if share >= 1 else min(round(share * size / _ROW_STEP) * _ROW_STEP, size)
-    mask = np.zeros(size, bool)
-    mask[np.argsort(-layer.row_error, kind="stable")[:count]] = True
-    return mask
-
-
-def num_bytes(layer: Layer, share: float) -> float:
-    """Returns the size of a layer with a share of its outputs in 8 bits."""
-    part = float(high_rows(layer, share).mean())
-    return part * layer.high.num_bytes + (1 - part) * layer.low.num_bytes
-
-
-def num_bits(layer: Layer, share: float) -> float:
-    """Returns the bits of its codes."""
-    part = float(high_rows(layer, share).mean())
-    low = layer.low.grid.format.bits
-    return float(layer.low.codes.size * (part * HIGH.bits + (1 - part) * low))
-
-
-def problem(
-    layers: Mapping[str, Layer], alone: Mapping[str, float], *, rows: bool, in_bits: bool
-) -> tuple[tuple[Unit, ...], SeparateCosts]:
-    """Returns units and costs: the share of each layer's outputs in 8 bits.
+def damages(
+    source: Alone, splits: frozenset[Split] = frozenset(), path: Path | None = None
+) -> dict[str, dict[Form, float]]:
+    """Returns what forms of each layer alone lose; what a file knows is not measured again.
 
     Args:
-        layers: By name.
-        alone: What few bits of each layer lose.
-        rows: Whether a layer can be in both formats.
-        in_bits: Whether costs are bits of codes, else bytes with scales and zero points.
+        source: Measures.
+        splits: Which parts of layers may be in 8 bits.
+        path: Keeps measurements.
     """
-    cost = num_bits if in_bits else num_bytes
-    units, tables = [], []
-    for name, layer in layers.items():
-        total = float(layer.row_error.sum()) or 1.0
-        shares = (
-            sorted({float(high_rows(layer, s).mean()) for s in _ROW_OPTIONS}) if rows else [0, 1]
-        )
-        left = [float(layer.row_error[~high_rows(layer, share)].sum()) / total for share in shares]
-        levels = np.array([0.5 + share / 2 for share in shares])
-        units.append(Unit(name, levels, alone[name] * np.array(left)))
-        tables.append(np.array([cost(layer, share) for share in shares]))
-    return tuple(units), SeparateCosts(tables)
-
-
-def allocate(
-    layers: Mapping[str, Layer], alone: Mapping[str, float], budget: float, *, rows: bool,
-    in_bits: bool,
-) -> dict[str, Array]:  # fmt: skip
-    """Returns the outputs in 8 bits by layer, bool[N], of the least damage within a budget.
-
-    Raises:
-        TargetError: When even few bits everywhere are not within it.
-    """
-    units, costs = problem(layers, alone, rows=rows, in_bits=in_bits)
-    found = solve(Problem(units, costs, budget))
-    levels = found.levels(Problem(units, costs, budget))
-    return {name: high_rows(layers[name], 2 * levels[name] - 1) for name in layers}
-
-
-def best_within(
-    source: Alone, alone: Mapping[str, float], budget: float, *, rows: bool, in_bits: bool
-) -> dict[str, Array]:
-    """Returns what `allocate` does; with `rows`, only where that is measured to lose less."""
-    whole = allocate(source.layers, alone, budget, rows=False, in_bits=in_bits)
-    if not rows:
-        return whole
-    split = allocate(source.layers, alone, budget, rows=True, in_bits=in_bits)
-    lost = [
-        source.loss({name: float(mask.mean()) for name, mask in masks.items()})
-        for masks in (whole, split)
-    ]
-    return split if lost[1] < lost[0] else whole
-
-
-def damages(source: Alone, path: Path | None = None) -> dict[str, float]:
-    """Returns what few bits of each layer alone lose; what a file knows is not measured again."""
     store = CurveStore(path)
-    units = measure_curves(source, dict.fromkeys(source.layers, (0.0, 1.0)), store)
-    return {unit.name: float(unit.losses[0]) for unit in units}
+    found: dict[str, dict[Form, float]] = {}
+    for name, layer in source.layers.items():
+        lost = found[name] = {LOW: store.get(source, {name: 0.0}), ALL_HIGH: 0.0}
+        scale = lost[LOW] / max(layer.losses[LOW], 1e-300)
+        for form in layer.forms:
+            if form.split == "inputs" and "inputs" in splits:
+                lost[form] = scale * layer.losses[form]
+            if form.split == "outputs" and "outputs" in splits and layer.follows:
+                lost[form] = store.get(source, {name: form.share})
+    return found
 
 
-def layer_errors(layers: Mapping[str, Layer], masks: Mapping[str, Array]) -> list[LayerError]:
-    """Returns what rounding costs each layer, and its size."""
-    found = []
-    for name, layer in layers.items():
-        part = float(masks[name].mean())
-        low, high = layer.errors
-        error = float(np.sqrt(part * high**2 + (1 - part) * low**2))
-        names = layer.low.grid.format.name, HIGH.name
-        form = names[1] if part == 1 else names[0] if part == 0 else f"{part:.0%} {names[1]}"
-        size = round(part * layer.high.num_bytes + (1 - part) * layer.low.num_bytes)
-        found.append(LayerError(name, form, error, True, size, 4 * layer.low.codes.size))
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """Choices among encoded layers, by what may be spent.
+
+    Args:
+        source: The layers, and what measures them.
+        alone: What forms of each lose, see `damages`.
+        known: What choices were measured to lose.
+    """
+
+    source: Alone
+    alone: Mapping[str, Mapping[Form, float]]
+    known: dict[tuple[Form, ...], float] = field(default_factory=dict)
+
+    def bits(self, forms: Forms) -> float:
+        """Returns average bits of a code."""
+        layers = self.source.layers
+        total = sum(layer.num_codes for layer in layers.values())
+        return sum(layers[name].num_bits(form) for name, form in forms.items()) / total
+
+    def num_bytes(self, forms: Forms) -> int:
+        """Returns the size of all layers."""
+        return sum(self.source.layers[name].num_bytes(form) for name, form in forms.items())
+
+    def loss(self, forms: Forms) -> float:
+        """Returns what a choice is measured to lose."""
+        key = tuple(forms[name] for name in self.source.layers)
+        if key not in self.known:
+            self.known[key] = self.source.loss_of(forms)
+        return self.known[key]
+
+    def of_bits(self, bits: float) -> dict[str, Form]:
+        """Returns the choice of least measured loss within average bits of a code."""
+        total = sum(layer.num_codes for layer in self.source.layers.values())
+        return self._best(bits * total, in_bits=True)
+
+    def of_bytes(self, size: float) -> dict[str, Form]:
+        """Returns the choice of least measured loss within a size."""
+        return self._best(size, in_bits=False)
+
+    def _best(self, budget: float, *, in_bits: bool) -> dict[str, Form]:
+        offered: set[Split] = {form.split for lost in self.alone.values() for form in lost}
+        found = [
+            self._allocated(budget, splits, in_bits=in_bits)
+            for splits in _SPLITS if splits <= offered
+        ]  # fmt: skip
+        return found[0] if len(found) == 1 else min(found, key=self.loss)
+
+    def _allocated(
+        self, budget: float, splits: frozenset[Split], *, in_bits: bool
+    ) -> dict[str, Form]:
+        """Returns the choice of least sum of damages.
+
+        Raises:
+            TargetError: When even few bits everywhere are not within the budget.
+        """
+        units, tables, kept = [], [], []
+        for name, lost in self.alone.items():
+            layer = self.source.layers[name]
+            cost = {f: layer.num_bits(f) if in_bits else float(layer.num_bytes(f)) for f in lost}
+            forms = _falling(
+                {f: lost[f] for f in lost if f.split == "none" or f.split in splits}, cost
+            )
+            units.append(Unit(name, np.linspace(0.5, 1, len(forms)),
+                              np.array([lost[form] for form in forms])))  # fmt: skip
+            tables.append(np.array([cost[form] for form in forms]))
+            kept.append(forms)
+        problem = Problem(tuple(units), SeparateCosts(tables), budget)
+        try:
+            chosen = solve(problem).choice
+        except TargetError as error:
+            error.add_note("of linear layers: codes with their scales and zero points")
+            raise
+        return {unit.name: forms[k] for unit, forms, k in zip(units, kept, chosen, strict=True)}
+
+
+def _falling(lost: Mapping[Form, float], cost: Mapping[Form, float]) -> list[Form]:
+    """Returns the forms that lose less than all that cost no more, by cost."""
+    found: list[Form] = []
+    for form in sorted(lost, key=lambda each: (cost[each], lost[each])):
+        if not found or lost[form] < lost[found[-1]]:
+            found.append(form)
     return found

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-import numpy as np
+from typing import ClassVar, Literal
 
 from regraft.ir.errors import TargetError, UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
-from regraft.passes.calibration.statistics import Statistics, gather_statistics
 from regraft.passes.cleanup.canonicalize import Canonicalize
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Target
-from regraft.passes.quantization.formats import Format, format_of
-from regraft.passes.quantization.mixed import (
+from regraft.passes.quantization.formats import format_of
+from regraft.passes.quantization.mixed import Alone, Choice, Forms, assemble, damages
+from regraft.passes.quantization.mixed_encoding import encoded_layers, parted
+from regraft.passes.quantization.mixed_layer import (
     HIGH,
-    Alone,
     Formats,
-    Layer,
-    allocate,
-    assemble,
-    best_within,
-    damages,
-    encoded_layer,
-    layer_errors,
-    num_bits,
-    num_bytes,
+    Split,
+    report,
 )
-from regraft.passes.quantization.row_gains import row_gains
-from regraft.passes.quantization.sites import Linear, linears
+from regraft.passes.quantization.sites import linears
 
-Array = np.ndarray[Any, Any]
-Masks = Mapping[str, Array]
-
-_INPUTS_AT_ONCE = 8
-"""Inputs whose second moments are in memory together."""
-_JUDGED = 24
-"""Samples that damages are measured on."""
 _HALVINGS = 6
 _KINDS = ("bits", "bytes", "drop", "latency")
 
@@ -51,9 +34,9 @@ class QuantizeMixed:
 
     ## What it does
     Every linear layer is encoded in both formats. What few bits of one layer alone do to the
-    outputs is measured on the samples, and the shared solver takes the choice of least damage
-    within the target. With `rows`, the worst outputs of a layer can be in 8 bits by themselves: the
-    layer becomes two products whose results are joined.
+    outputs is measured on samples, and the shared solver takes the choice of least damage within
+    the target. Parts of a layer can be in 8 bits by themselves (`split`): its worst outputs, or the
+    inputs that can best make up for the errors of the others. Then it becomes two products.
 
     ## When it applies
     To products with a constant matrix, with samples. `latency` needs a way to measure it.
@@ -62,18 +45,20 @@ class QuantizeMixed:
     ```
     %y = matmul(%x, %w)                     // f32[B, 384] by f32[384, 1536]
     ```
-    becomes, with a quarter of the outputs in 8 bits:
+    becomes, with a quarter of the inputs in 8 bits:
     ```
-    %a = matmul(%x, dequantize(%w.low))     // u4, groups of 32
-    %b = matmul(%x, dequantize(%w.high))    // u8, groups of 32
-    %y = gather(concat(%a, %b), %order)
+    %a = gather(%x, %most) {axis = -1}      // f32[B, 288]
+    %b = gather(%x, %few) {axis = -1}       // f32[B, 96]
+    %l = matmul(%a, dequantize(%w.low))     // u4, groups of 32
+    %h = matmul(%b, dequantize(%w.high))    // u8, groups of 32
+    %y = add(%l, %h)
     ```
 
     ## Exactness
     Lossy.
 
     ## References
-    Zheng et al., MixLLM, 2024.
+    Zheng et al., MixLLM, 2024; Lee et al., OWQ, 2024.
 
     Args:
         target: `bits:5` on average, `bytes:12e6` of all weights with their scales, `drop:0.005` of
@@ -81,7 +66,8 @@ class QuantizeMixed:
         weights: The format of few bits: `uint4`, `int4`, `uint2`, `int2`.
         group: Inputs that share a scale.
         method: How the codes of few bits are found: `round`, `search`, `gptq`.
-        rows: Whether single outputs of a layer can be in 8 bits.
+        split: What parts of a layer can be in 8 bits: `outputs`, `inputs` (with `gptq`), `both`, of
+            which the one is taken that is measured to lose less, or `none`.
         curves: A file that keeps what was measured, for other targets.
         keep: Weights that stay in float, as names or globs.
     """
@@ -93,7 +79,7 @@ class QuantizeMixed:
     weights: str = "uint4"
     group: int = 32
     method: Literal["round", "search", "gptq"] = "gptq"
-    rows: bool = False
+    split: Literal["none", "outputs", "inputs", "both"] = "both"
     curves: str = ""
     keep: tuple[str, ...] = ()
 
@@ -122,30 +108,39 @@ class QuantizeMixed:
         skipped = tuple(Skip(s.name, "kept by option") for s in every if self._kept(s.name))
         if not sites:
             return PassResult(False, skipped=skipped)
-        layers = self._layers(module, sites, low, ctx)
-        source = Alone(module, layers, ctx.activations, ctx.samples[:_JUDGED], ctx.work_dir)
-        alone = damages(source, Path(self.curves) if self.curves else None)
-        choice = _Choice(layers, alone, self.rows)
-        masks, found = _chosen(kind, asked, choice, source, ctx)
-        drop = source.loss({name: float(mask.mean()) for name, mask in masks.items()})
-        assemble(module, list(layers.values()), masks, None, ctx.work_dir)
+        formats = Formats(low, self.group, self.method)
+        fitted, held = parted(ctx.samples)
+        layers = encoded_layers(module, sites, formats, self._splits, ctx)
+        source = Alone(module, layers, ctx.activations, held, ctx.work_dir)
+        alone = damages(source, self._splits, Path(self.curves) if self.curves else None)
+        choice = Choice(source, alone)
+        forms, found = _chosen(kind, asked, choice, ctx)
+        drop = choice.loss(forms)
+        assemble(module, list(layers.values()), forms, None, ctx.work_dir)
         Canonicalize().run(module, ctx)
-        errors = sorted(layer_errors(layers, masks), key=lambda each: (-each.error, each.name))
+        parts = [layers[name].part(form) for name, form in forms.items()]
         stats: dict[str, int | float] = {
             "linear-layers": len(layers),
-            "in-8-bits": sum(bool(mask.all()) for mask in masks.values()),
-            "in-both": sum(bool(mask.any() and not mask.all()) for mask in masks.values()),
-            "average-bits": round(choice.bits(masks), 4),
-            "bytes": round(sum(num_bytes(layer, _share(masks[n])) for n, layer in layers.items())),
+            "in-8-bits": sum(part == 1 for part in parts),
+            "in-both": sum(0 < part < 1 for part in parts),
+            "average-bits": round(choice.bits(forms), 4),
+            "bytes": choice.num_bytes(forms),
             "drop": drop,
-            "sum-of-single-drops": sum(
-                alone[n] * (1 - _share(masks[n])) for n in layers if not masks[n].all()
-            ),
+            "sum-of-single-drops": sum(alone[name][form] for name, form in forms.items()),
+            "samples-for-codes": len(fitted),
+            "samples-for-drops": len(held),
         }  # fmt: skip
         return PassResult(
-            True, stats, skipped, layers=tuple(errors),
+            True, stats, skipped, layers=tuple(report(list(layers.values()), forms)),
             targets=(Target(kind, asked, found, met=found <= asked * (1 + 1e-9)),),
         )  # fmt: skip
+
+    @property
+    def _splits(self) -> frozenset[Split]:
+        every: frozenset[Split] = frozenset({"outputs", "inputs"})
+        if self.split == "both":
+            return every
+        return frozenset({self.split} & every)
 
     def _asked(self) -> tuple[str, float]:
         kind, _, number = self.target.partition(":")
@@ -163,117 +158,58 @@ class QuantizeMixed:
     def _kept(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep)
 
-    def _layers(
-        self, module: Module, sites: Sequence[Linear], low: Format, ctx: Context
-    ) -> dict[str, Layer]:
-        formats = Formats(low, self.group, self.method)
-        inputs: dict[Value, list[Linear]] = {}
-        for site in sites:
-            inputs.setdefault(site.x, []).append(site)
-        plain = gather_statistics(module, list(inputs), ctx) if self.rows else {}
-        layers: dict[str, Layer] = {}
-        for first in range(0, len(inputs), _INPUTS_AT_ONCE):
-            chunk = list(inputs)[first : first + _INPUTS_AT_ONCE]
-            wanted = chunk if self.method == "gptq" else []
-            found: Mapping[Value, Statistics] = gather_statistics(module, chunk, ctx, wanted)
-            for x in chunk:
-                for site in inputs[x]:
-                    if site.name in layers:
-                        raise UsageError(
-                            f"pass `quantize-mixed`: `{site.name}` is the weight of two products",
-                            hint="keep it in float: `keep=NAME`",
-                        )
-                    gains = row_gains(site, inputs, {**plain, **found}) if self.rows else 1.0
-                    layers[site.name] = encoded_layer(site, formats, found[x], gains)
-        return layers
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Choice:
-    """Choices among encoded layers, by what may be spent.
-
-    Args:
-        layers: By name.
-        alone: What few bits of each lose.
-        rows: Whether single outputs can be in 8 bits.
-    """
-
-    layers: Mapping[str, Layer]
-    alone: Mapping[str, float]
-    rows: bool
-
-    def of_bits(self, bits: float) -> Masks:
-        total = sum(layer.low.codes.size for layer in self.layers.values())
-        budget = bits * total
-        return allocate(self.layers, self.alone, budget, rows=self.rows, in_bits=True)
-
-    def bits(self, masks: Masks) -> float:
-        """Returns average bits of a code."""
-        total = sum(layer.low.codes.size for layer in self.layers.values())
-        return sum(num_bits(self.layers[n], _share(mask)) for n, mask in masks.items()) / total
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """Least and most bits."""
-        least = next(iter(self.layers.values())).low.grid.format.bits
-        return float(least), float(HIGH.bits)
-
-
-def _share(mask: Array) -> float:
-    return float(mask.mean())
-
-
-def _chosen(
-    kind: str, asked: float, choice: _Choice, source: Alone, ctx: Context
-) -> tuple[Masks, float]:
-    """Returns the outputs in 8 bits, and what of the target they reach."""
-    layers = choice.layers
-    if kind == "bits":
-        total = sum(layer.low.codes.size for layer in layers.values())
-        masks = best_within(source, choice.alone, asked * total, rows=choice.rows, in_bits=True)
-        return masks, choice.bits(masks)
-    if kind == "bytes":
-        masks = best_within(source, choice.alone, asked, rows=choice.rows, in_bits=False)
-        return masks, sum(num_bytes(layer, _share(masks[n])) for n, layer in layers.items())
-    if kind == "drop":
-
-        def drop(masks: Masks) -> float:
-            return source.loss({name: _share(mask) for name, mask in masks.items()})
-
-        return _least(choice, asked, drop, "the outputs of 8 bits everywhere lose")
+def _chosen(kind: str, asked: float, choice: Choice, ctx: Context) -> tuple[Forms, float]:
+    """Returns the forms of the layers, and what of the target they reach."""
+    forms: Forms
+    match kind:
+        case "bits":
+            forms = choice.of_bits(asked)
+            return forms, choice.bits(forms)
+        case "bytes":
+            forms = choice.of_bytes(asked)
+            return forms, choice.num_bytes(forms)
+        case "drop":
+            return _least(choice, asked)
     latency = ctx.latency
     if latency is None:
         raise UsageError(
             "pass `quantize-mixed`: nothing measures latency here", hint="use bits, bytes or drop"
         )
+    source = choice.source
 
-    def ratio(masks: Masks) -> float:
+    def ratio(forms: Forms) -> float:
         values: dict[Value, Value] = {}
         copy = source.module.clone(values)
-        assemble(copy, list(layers.values()), masks, values, ctx.work_dir)
+        assemble(copy, list(source.layers.values()), forms, values, ctx.work_dir)
         return latency.ratio(source.module, copy)
 
     return _most(choice, asked, ratio)
 
 
-def _least(
-    choice: _Choice, asked: float, measure: Callable[[Masks], float], what: str
-) -> tuple[Masks, float]:
-    """Returns the choice of fewest bits that is measured within a bound."""
-    low, high = choice.range
+def _range(choice: Choice) -> tuple[float, float]:
+    """Returns the least and the most bits."""
+    layer = next(iter(choice.source.layers.values()))
+    return float(layer.low.grid.format.bits), float(HIGH.bits)
+
+
+def _least(choice: Choice, asked: float) -> tuple[Forms, float]:
+    """Returns the choice of fewest bits that is measured within a loss."""
+    low, high = _range(choice)
     best = choice.of_bits(high)
-    reached = measure(best)
+    reached = choice.loss(best)
     if reached > asked:
         raise TargetError(
-            f"pass `quantize-mixed`: {what} {reached:.3g}, {asked:.3g} was asked for",
+            "pass `quantize-mixed`: the outputs of 8 bits everywhere lose "
+            f"{reached:.3g}, {asked:.3g} was asked for",
             hint="allow more, or `keep` the worst layers",
         )
-    return _bisected(choice, asked, measure, (best, reached), high, low)
+    return _bisected(choice, asked, choice.loss, (best, reached), high, low)
 
 
-def _most(choice: _Choice, asked: float, measure: Callable[[Masks], float]) -> tuple[Masks, float]:
+def _most(choice: Choice, asked: float, measure: Callable[[Forms], float]) -> tuple[Forms, float]:
     """Returns the choice of most bits that is measured within a bound."""
-    low, high = choice.range
+    low, high = _range(choice)
     best = choice.of_bits(low)
     reached = measure(best)
     if reached > asked:
@@ -286,13 +222,13 @@ def _most(choice: _Choice, asked: float, measure: Callable[[Masks], float]) -> t
 
 
 def _bisected(
-    choice: _Choice,
+    choice: Choice,
     asked: float,
-    measure: Callable[[Masks], float],
-    best: tuple[Masks, float],
+    measure: Callable[[Forms], float],
+    best: tuple[Forms, float],
     within: float,
     beyond: float,
-) -> tuple[Masks, float]:
+) -> tuple[Forms, float]:
     """Returns the choice nearest to `beyond` bits that is measured within a bound, and its measure.
 
     Args:
@@ -305,10 +241,10 @@ def _bisected(
     """
     for _ in range(_HALVINGS):
         middle = (within + beyond) / 2
-        masks = choice.of_bits(middle)
-        found = measure(masks)
+        forms = choice.of_bits(middle)
+        found = measure(forms)
         if found <= asked:
-            best, within = (masks, found), middle
+            best, within = (forms, found), middle
         else:
             beyond = middle
     return best

@@ -24,8 +24,10 @@ _TINY = 1e-12
 
 def row_gains(
     site: Linear, readers: Mapping[Value, Sequence[Linear]], found: Mapping[Value, Statistics]
-) -> Array:
+) -> Array | None:
     """Returns what the square of an error of each output is multiplied by, f64[N], 1 on average.
+
+    None where what reads the outputs does not follow from them one by one.
 
     The slope of what stands between, squared, is taken to be the variance after over that before.
 
@@ -38,7 +40,7 @@ def row_gains(
     after = _next_input(site, readers)
     own = found.get(site.x)
     if after is None or own is None or own.moments is None or after not in found:
-        return np.ones(width)
+        return None
     matrix = site.matrix().astype(np.float64)
     square = np.einsum("kn,kn->n", matrix, own.moments @ matrix) / max(own.rows, 1)
     before = square - np.square(own.mean @ matrix)
