@@ -22,6 +22,7 @@ from regraft.backends.torch.save import write_tensors
 from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.weight_source import is_inline
 from regraft.backends.triton import selftest
+from regraft.backends.triton.binaries import write_binaries
 from regraft.backends.triton.kernel_emits import KernelCalls, kernel_families
 from regraft.backends.triton.kernel_fusions import KernelFusions
 from regraft.backends.triton.kernel_source import KernelSource
@@ -44,6 +45,7 @@ def save_package(
     *,
     sample: Mapping[str, Any] | None = None,
     families: Sequence[tuple[Emit, ...]] = FAMILIES,
+    aot: Sequence[str] = (),
 ) -> list[Path]:
     """Writes `model.py`, `kernels.py`, the weights and a self-test.
 
@@ -52,6 +54,7 @@ def save_package(
         folder: Where they go; it exists.
         sample: Inputs by name for the self-test; without them there is none.
         families: Emitters by operator to PyTorch.
+        aot: GPUs that kernels are compiled for, which needs a sample; see `binaries`.
 
     Returns:
         The files written.
@@ -87,8 +90,11 @@ def save_package(
     files = [folder / name for name in (*texts, WEIGHTS)]
     if sample is not None:
         shutil.copyfile(selftest.__file__, folder / SELFTEST)
-        torch.save(_example(module, sample, families), folder / EXAMPLE)
+        example = _example(module, sample, families)
+        torch.save(example, folder / EXAMPLE)
         files += [folder / SELFTEST, folder / EXAMPLE]
+        if aot:
+            files += write_binaries(folder, load_package(folder), example, aot)
     return files
 
 

@@ -95,6 +95,7 @@ class ConvertOptions:
         bench: Measure the latency of source and result, interleaved.
         plugins: Where `extensions` come from (`FILE.py:NAME` or the name of an installed one),
             recorded for `rerun`.
+        aot: GPUs that the kernels of a package are compiled for (`sm_90`, `sm_80`, `gfx942`).
     """
 
     target: str = "ort-cpu"
@@ -122,6 +123,7 @@ class ConvertOptions:
     replay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     plugins: Sequence[str] = ()
     bench: bool = False
+    aot: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def convert(
             f"`--bench` measures ONNX files, the target is `{options.target}`",
             hint=f"use --target {', '.join(PROFILES)}",
         )
-    check_target(path, options.target)
+    check_target(path, options.target, options.aot)
     if path is not None and not options.dry_run:
         check_destination(path, force=options.force)
     passes = resolve_passes(options.passes, options.extensions.passes)
@@ -323,6 +325,7 @@ class _Conversion:
                 lambda: emit(
                     module, model, target=options.target, opset=options.opset,
                     extensions=options.extensions, watch=watch, sample=self._example(),
+                    aot=options.aot,
                 ),
             )  # fmt: skip
             size = sum(file.stat().st_size for file in files)

@@ -40,25 +40,32 @@ def model_file(target: str) -> str:
     return {TORCH: "model.py", TRITON: "model.py", HUGGING_FACE: CONFIG}.get(target, "model.onnx")
 
 
-def check_target(path: Path | None, target: str) -> None:
+def check_target(path: Path | None, target: str, aot: Sequence[str] = ()) -> None:
     """Checks before any work begins that a target can write to a place.
 
     Raises:
         UsageError: When Python source would go into another kind of file, or a folder into one.
         UnsupportedError: When what the target needs is not installed.
     """
+    if aot and target != TRITON:
+        raise UsageError(f"`--aot` compiles kernels, which target `{target}` has none of",
+                         hint="use --target triton")  # fmt: skip
     if target == HUGGING_FACE:
         check_transformers()
         if path is not None and path.suffix in (".json", ".safetensors", ".onnx", ".py"):
             raise UsageError(f"target `hf` writes a folder, not `{path.name}`")
     if target == TRITON:
+        if path is not None and path.suffix:
+            raise UsageError(f"target `triton` writes a folder, not `{path.name}`")
         import_module("regraft.backends.torch")  # it says what is missing
         if find_spec("triton") is None:
             raise UnsupportedError(
                 "Triton is not installed", hint='install it: `pip install "regraft[triton]"`'
             )
-        if path is not None and path.suffix:
-            raise UsageError(f"target `triton` writes a folder, not `{path.name}`")
+        if aot:
+            from regraft.backends.triton.binaries import check_targets  # it imports Triton
+
+            check_targets(aot)
     if target != TORCH:
         return
     import_module("regraft.backends.torch")  # it says what is missing
@@ -92,6 +99,7 @@ def emit(
     extensions: Extensions,
     watch: Watch,
     sample: Mapping[str, Any] | None = None,
+    aot: Sequence[str] = (),
 ) -> list[Path]:
     """Writes the model's file and its weights beside it; returns the files.
 
@@ -103,6 +111,7 @@ def emit(
         extensions: Emitters, those of plugins among them.
         watch: Called once, before weights are written; see `save_onnx`.
         sample: Inputs by name for the self-test of a package.
+        aot: GPUs that its kernels are compiled for.
 
     Raises:
         UnsupportedError: When the target cannot take the module.
@@ -120,7 +129,7 @@ def emit(
         from regraft.backends.triton.package import save_package  # so does Triton
 
         families = _torch_families(extensions)
-        return save_package(module, path.parent, sample=sample, families=families)
+        return save_package(module, path.parent, sample=sample, families=families, aot=aot)
     if target == HUGGING_FACE:
         return save_folder(module, path.parent)
     rows = extensions.onnx_emitters

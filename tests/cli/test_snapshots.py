@@ -42,7 +42,7 @@ CASES = {
     "convert-snake-case": "convert model.onnx --dry_run --no_check",
     "convert-target": "convert model.onnx -o out --target onnx",
     "convert-target-ort-cuda": "convert model.onnx -o out --target ort-cuda",
-    "convert-target-planned": "convert model.onnx -o out --target triton",
+    "convert-target-triton-file": "convert model.onnx -o out.py --target triton",
     "convert-target-unknown": "convert model.onnx -o out --target ort-cpo",
     "convert-passes": "convert model.onnx --dry-run --passes canonicalize{max-fold-bytes=16}",
     "convert-passes-none": "convert model.onnx --dry-run --passes ''",

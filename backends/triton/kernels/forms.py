@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from regraft.backends.triton.kernels.gated import (
@@ -24,6 +24,9 @@ from regraft.backends.triton.kernels.softmax import (
     softmax_kernel,
     two_pass_softmax_kernel,
 )
+
+COUNTS = ("num_rows", "M", "q_heads", "k_heads", "S")
+"""Arguments that are counts: no kernel takes it for granted that 16 divides them."""
 
 
 class Bound(enum.Enum):
@@ -59,7 +62,7 @@ class Form:
     stages: int = 3
     wide: tuple[str, ...] = ()
     floats: tuple[str, ...] = ()
-    unaligned: tuple[str, ...] = field(default=("num_rows", "M", "q_heads", "k_heads", "S"))
+    unaligned: tuple[str, ...] = COUNTS
 
 
 def forms() -> Iterator[Form]:

@@ -52,6 +52,8 @@ def operator(
     defined = triton_op(f"{NAMESPACE}::{name}", traced, mutates_args=())
     defined.register_kernel("cpu")(launch if interpreted else on_cpu)
     defined.register_fake(allocate)
+    # compilation ahead of time notes the launches of a call on a CPU
+    defined.launch, defined.on_cpu = launch, on_cpu
     return defined
 
 

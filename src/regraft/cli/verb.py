@@ -1,4 +1,4 @@
-"""The class of all verbs: `--check[=MODE]`, planned options, and errors with suggestions."""
+"""The class of all verbs: `--check[=MODE]`, and errors with suggestions."""
 
 from __future__ import annotations
 
@@ -58,21 +58,3 @@ def check_option(when_bare: str) -> Callable[[F], F]:
         return function
 
     return decorate
-
-
-def planned(flag: str, what: str, *, metavar: str | None = None) -> Callable[[F], F]:
-    """Adds an option of the interface that is not built yet: using it is an error with exit 1."""
-
-    def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-        if value:
-            from regraft.ir.errors import UnsupportedError
-
-            raise UnsupportedError(f"`{flag}` is not built yet", hint=f"it will {what}")
-
-    if metavar is None:
-        return click.option(
-            flag, is_flag=True, expose_value=False, callback=refuse, help="Not built yet."
-        )
-    return click.option(
-        flag, metavar=metavar, expose_value=False, callback=refuse, help="Not built yet."
-    )

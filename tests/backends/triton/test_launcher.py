@@ -1,0 +1,100 @@
+"""The launcher of binaries, with a driver that notes what it is asked for."""
+
+import ctypes
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+pytest.importorskip("triton", reason="needs the extra `triton`")
+
+from regraft.backends.triton.launcher import Binaries, packed
+
+ROW = {
+    "kernel": "scale",
+    "target": "sm_90",
+    "file": "sm_90/scale.cubin",
+    "symbol": "scale_entry",
+    "constants": {"BLOCK": 64, "stride": 1},
+    "divisible": ["x_ptr", "N"],
+    "arguments": [["x_ptr", "*fp16"], ["N", "i32"], ["num_rows", "i32"], ["eps", "fp32"]],
+    "scratch_pointers": 2,
+    "shared": 65536,
+    "warps": 4,
+    "stages": 3,
+    "threads_per_warp": 32,
+}
+
+
+class Kernel:
+    __name__ = "scale"
+    arg_names = ("x_ptr", "stride", "N", "num_rows", "eps", "BLOCK")
+
+
+class Noted:
+    """A driver, and what Triton would compile."""
+
+    def __init__(self):
+        self.loaded, self.launched, self.compiled = [], [], []
+
+    def load(self, binary, name, shared):
+        self.loaded.append((binary, name, shared))
+        return "function"
+
+    def launch(self, function, grid, threads, shared, values):
+        self.launched.append((function, grid, threads, shared, values))
+
+    def __call__(self, kernel):
+        return {(3,): lambda *args, **named: self.compiled.append((args, named))}
+
+
+@pytest.fixture
+def binaries(tmp_path):
+    (tmp_path / "sm_90").mkdir()
+    (tmp_path / "sm_90" / "scale.cubin").write_bytes(b"code")
+    (tmp_path / "manifest.json").write_text(json.dumps({"triton": "3.8.0", "binaries": [ROW]}))
+    noted = Noted()
+    return noted, Binaries(noted, "sm_90", noted, tmp_path)
+
+
+def launch(found, x, *, stride=1, N=32, eps=0.5, block=64, **more):
+    found(Kernel())[(3,)](x, stride, N, 7, eps, BLOCK=block, num_warps=4, **more)
+
+
+def aligned(dtype=torch.float16):
+    x = torch.zeros(64, dtype=dtype)
+    return x if x.data_ptr() % 16 == 0 else x[8 - x.data_ptr() % 16 // 2 :]
+
+
+def test_a_launch_that_fits_takes_the_binary_and_loads_it_once(binaries):
+    noted, found = binaries
+    launch(found, aligned())
+    launch(found, aligned())
+    assert noted.loaded == [(b"code", "scale_entry", 65536)]
+    assert [call[:4] for call in noted.launched] == [("function", (3, 1, 1), 128, 65536)] * 2
+    assert (found.missed, noted.compiled) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "other", [{"stride": 2}, {"N": 33}, {"block": 128}, {"num_stages": 4}, {"N": 2**31}], ids=str
+)
+def test_a_launch_that_does_not_fit_is_compiled_by_triton(binaries, other):
+    noted, found = binaries
+    launch(found, aligned(), **other)
+    assert (noted.launched, found.missed, len(noted.compiled)) == ([], 1, 1)
+
+
+def test_other_dtypes_and_addresses_do_not_fit(binaries):
+    noted, found = binaries
+    launch(found, aligned(torch.float32))
+    launch(found, aligned()[1:])
+    assert (noted.launched, found.missed) == ([], 2)
+
+
+def test_arguments_are_packed_as_c_has_them():
+    x = aligned()
+    given = {"x_ptr": x, "N": 32, "num_rows": 7, "eps": 0.5}
+    holders, pointers = packed(ROW, given)
+    assert [holder.value for holder in holders] == [x.data_ptr(), 32, 7, 0.5, None, None]
+    assert len(pointers) == 6
+    assert ctypes.cast(pointers[1], ctypes.POINTER(ctypes.c_int32)).contents.value == 32
