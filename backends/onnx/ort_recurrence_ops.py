@@ -11,7 +11,17 @@ from regraft.backends.onnx.ort_ops import merge_heads, split_heads
 from regraft.ir.builder import Builder
 from regraft.ir.dims import DimLike, exactdiv, product
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import causal_conv, linear_attention, repeating, reshaping
+from regraft.ir.ops import (
+    arithmetic,
+    causal_conv,
+    cumulative,
+    linear_attention,
+    reduce,
+    repeating,
+    reshaping,
+    slicing,
+)
+from regraft.ir.ops.feature_maps import FEATURE_MAPS
 from regraft.ir.ops.shapes import operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.rewrite import LocalRule, Reject, Rewriter
@@ -19,8 +29,11 @@ from regraft.ir.types import DType, TensorType, Type
 
 Array = np.ndarray[Any, Any]
 
-_COLUMNS = 8
-"""The kernel is three times slower where the state has another number of columns than multiples."""
+_HEADS_OUTSIDE = (0, 2, 1, 3)
+_END = np.iinfo(np.int64).max
+
+_LINEAR = "linear"
+"""The rule whose chunks are sometimes faster than the kernel: measured costs decide."""
 
 
 def _infer(node: Node) -> tuple[Type, Type]:
@@ -129,6 +142,9 @@ def recurrence(node: Node, rw: Rewriter) -> bool | Reject:
         return Reject("the kernel is for f32 and heads of known number and size")
     b = rw.builder(node)
     plain = (attrs["feature_map"], attrs["normalizer"]) == ("none", "none")
+    if _has_running_sum(node):
+        rw.replace(node, *_with_running_sum(node, b))
+        return True
     if not attrs["causal"] or not plain:
         body = node.op.body
         assert body is not None, "linear_attention has a body"
@@ -137,9 +153,16 @@ def recurrence(node: Node, rw: Rewriter) -> bool | Reject:
         return True
     if attrs["scale"] == 0.0:
         return Reject("the kernel takes a scale of 0 for its own default")
+    if attrs["rule"] == _LINEAR:
+        return False  # there is a choice
+    rw.replace(node, *kernel(node, b))
+    return True
+
+
+def kernel(node: Node, b: Builder) -> list[Value]:
+    """Returns the results of a causal recurrence without map and normalizer by the kernel."""
+    attrs = node.attrs
     q, k, v = operands_of(node, 3)
-    if attrs["rule"] == "linear" and int(str((v.shape or ())[3])) % _COLUMNS:
-        return Reject("chunks are faster than the kernel for values of this size")
     state, decay, beta = node.inputs[3:6]
     out, last = b.multi(
         flat_linear_attention, *(_flat(b, x) for x in (q, k, v)), state,
@@ -150,8 +173,74 @@ def recurrence(node: Node, rw: Rewriter) -> bool | Reject:
     )  # fmt: skip
     B, H, T, E = node.outputs[0].shape or ()
     split = b.op(reshaping.reshape, out, shape=(B, T, H, E))
-    rw.replace(node, b.op(reshaping.transpose, split, perm=(0, 2, 1, 3)), last)
-    return True
+    return [b.op(reshaping.transpose, split, perm=_HEADS_OUTSIDE), last]
+
+
+def is_choice(node: Node) -> bool:
+    """Whether a node is a recurrence that chunks and the kernel can compute."""
+    attrs = node.attrs
+    plain = (attrs["feature_map"], attrs["normalizer"]) == ("none", "none")
+    return (
+        plain and attrs["causal"] and attrs["rule"] == _LINEAR and attrs["scale"] != 0.0
+        and _is_known(node)
+    )  # fmt: skip
+
+
+def _has_running_sum(node: Node) -> bool:
+    """Whether the sum of the keys can be taken apart from the state; one step is faster whole."""
+    attrs = node.attrs
+    T = (operands_of(node, 3)[1].shape or ())[2]
+    is_sum = attrs["causal"] and attrs["normalizer"] == "sum" and attrs["scale"] > 0
+    return bool(is_sum and attrs["rule"] == _LINEAR and T != 1)
+
+
+def _with_running_sum(node: Node, b: Builder) -> list[Value]:
+    """Features in the order of memory, the recurrence, and beside it the sum of the keys.
+
+    As the state's last column the sum would give it a size that the kernel is slow for. Features
+    are made before heads are moved: the kernel wants them where they were.
+    """
+    attrs = node.attrs
+    feature_map = FEATURE_MAPS[attrs["feature_map"]]
+    q, k, v = operands_of(node, 3)
+    state = node.inputs[3]
+    q, k = (feature_map.build(b, b.op(reshaping.transpose, x, perm=_HEADS_OUTSIDE)) for x in (q, k))
+    B, T, H, F = k.shape or ()
+    E, G = (v.shape or ())[3], attrs["kv_groups"]
+    held = None
+    if state is not None:
+        state, total = (
+            b.op(slicing.slice_, state, starts=(start,), ends=(end,), axes=(3,), steps=(1,))
+            for start, end in ((0, E), (E, int(str(E)) + 1))
+        )
+        held = b.op(reshaping.reshape, total, shape=(B, 1, H, F))
+    # one of the factors of scale cancels: it goes to epsilon
+    plain = {"feature_map": "none", "normalizer": "none", "epsilon": 0.0, "scale": 1.0}
+    moved = (b.op(reshaping.transpose, x, perm=_HEADS_OUTSIDE) for x in (q, k))
+    out, last = b.multi(node.op, *moved, v, state, **{**attrs, **plain})
+    out = b.op(reshaping.transpose, out, perm=_HEADS_OUTSIDE)  # [B, T, H * G, E]
+    sums = b.op(cumulative.cumsum, k, axis=1)
+    if held is not None:
+        sums = b.op(arithmetic.add, sums, held)
+    grouped, shared = q, sums
+    if G != 1:
+        grouped = b.op(reshaping.reshape, q, shape=(B, T, H, G, F))
+        shared = b.op(reshaping.unsqueeze, sums, axes=(3,))
+    weights = b.op(arithmetic.mul, grouped, shared)
+    rank = weights.rank or 0
+    total = b.op(reduce.reduce_sum, weights, axes=(rank - 1,), keepdims=True)
+    if attrs["epsilon"]:
+        epsilon = b.constant(attrs["epsilon"] / attrs["scale"], total.dtype)
+        total = b.op(arithmetic.add, total, epsilon)
+    if G != 1:
+        total = b.op(reshaping.reshape, total, shape=(*(out.shape or ())[:3], 1))
+    made = b.op(arithmetic.div, out, total)
+    end = b.op(slicing.slice_, sums, starts=(-1,), ends=(_END,), axes=(1,), steps=(1,))
+    column = b.op(reshaping.reshape, end, shape=(B, H, F, 1))
+    return [
+        b.op(reshaping.transpose, made, perm=_HEADS_OUTSIDE),
+        b.op(slicing.concat, last, column, axis=3),
+    ]
 
 
 def _full(b: Builder, x: Value, like: Value, axes: tuple[int, ...]) -> Value:
@@ -165,7 +254,7 @@ def _full(b: Builder, x: Value, like: Value, axes: tuple[int, ...]) -> Value:
 def _flat(b: Builder, x: Value) -> Value:
     """Returns [B, H, T, D] as [B, T, H * D]."""
     B, H, T, D = x.shape or ()
-    lined = b.op(reshaping.transpose, x, perm=(0, 2, 1, 3))
+    lined = b.op(reshaping.transpose, x, perm=_HEADS_OUTSIDE)
     return b.op(reshaping.reshape, lined, shape=(B, T, H * D))
 
 

@@ -11,12 +11,13 @@ from regraft.backends.onnx.legalize.costs import CostTable, read_table, shipped_
 from regraft.backends.onnx.legalize.dense import GeluSite, ResidualNormSite
 from regraft.backends.onnx.legalize.legalizer import OrtLegalizer
 from regraft.backends.onnx.legalize.quantized import RULES
+from regraft.backends.onnx.legalize.recurrence import RecurrenceSite
 from regraft.backends.onnx.legalize.site import Site
 from regraft.backends.onnx.legalize.standard import PROFILE, StandardLegalizer
 from regraft.backends.onnx.legalize.window import RULES as WINDOW_RULES
 from regraft.backends.onnx.ops import FAMILIES
 
-SITES: tuple[Site, ...] = (AttentionSite(), ResidualNormSite(), GeluSite())
+SITES: tuple[Site, ...] = (AttentionSite(), RecurrenceSite(), ResidualNormSite(), GeluSite())
 """Where ONNX Runtime offers more than one form."""
 
 _RULES = (*RULES, *ort_table_ops.RULES, *ort_recurrence_ops.RULES, *WINDOW_RULES)

@@ -172,7 +172,7 @@ def _is_merged(node: Node) -> bool:
     return len(merged) == 1 and merged[0].op is reshaping.reshape and merged[0].output.rank == 3
 
 
-def _flatten(b: Builder, x: Value) -> Value:
+def flattened(b: Builder, x: Value) -> Value:
     """Returns [B, H, S, D] as [B, S, H * D]; cleanup cancels it against the split."""
     rotated = _rotated(x)
     if rotated is not None and _has_flat_form(rotated):
@@ -180,7 +180,7 @@ def _flatten(b: Builder, x: Value) -> Value:
         if inner is not None and inner.shape is not None:
             heads = inner.shape[1]
             return b.op(
-                ort_ops.flat_rotary, _flatten(b, inner), cos, sin, positions,
+                ort_ops.flat_rotary, flattened(b, inner), cos, sin, positions,
                 heads=heads, **rotated.attrs,
             )  # fmt: skip
     B, H, S, D = x.shape or ()
@@ -221,19 +221,19 @@ def _native(node: Node, call: _Call, b: Builder) -> Value:
 
 
 def _flat(node: Node, call: _Call, b: Builder) -> Value:
-    operands = [_flatten(b, x) for x in call.operands]
+    operands = [flattened(b, x) for x in call.operands]
     out = b.op(ort_ops.flat_attention, *operands, _full_mask(call, b), **_flat_attrs(node, call))
     return _unflatten(b, out, call.heads[0])
 
 
 def _multi_head(node: Node, call: _Call, b: Builder) -> Value:
-    operands = [_flatten(b, x) for x in call.operands]
+    operands = [flattened(b, x) for x in call.operands]
     out = b.op(ort_ops.multi_head_attention, *operands, **_flat_attrs(node, call))
     return _unflatten(b, out, call.heads[0])
 
 
 def _group_query(node: Node, call: _Call, b: Builder) -> Value:
-    operands = [_flatten(b, x) for x in call.operands]
+    operands = [flattened(b, x) for x in call.operands]
     B, _, T, _ = call.operands[1].shape or ()
     past = _filled(b, (B, call.heads[1], 0, call.size), np.zeros((1,), np.float32))
     total = _size(b, call.operands[1], 2, T)

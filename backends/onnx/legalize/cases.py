@@ -13,11 +13,22 @@ from typing import Any
 
 import numpy as np
 
+from regraft.backends.onnx.legalize.recurrence import LENGTHS as RECURRENCE_LENGTHS
+from regraft.backends.onnx.legalize.recurrence import columns
 from regraft.ir.builder import Builder
 from regraft.ir.dims import Dim
 from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module
-from regraft.ir.ops import activation, arithmetic, attention, linalg, norm, reshaping, rotary
+from regraft.ir.ops import (
+    activation,
+    arithmetic,
+    attention,
+    linalg,
+    linear_attention,
+    norm,
+    reshaping,
+    rotary,
+)
 from regraft.ir.types import DType, TensorType
 from regraft.ir.weights import ArrayWeight, Role
 
@@ -153,6 +164,39 @@ def _attention(
     return Case("attention", words, {"S": length, "D": size}, build, inputs, quick)
 
 
+def _recurrence(length: int, size: int, value_size: int, *, quick: bool) -> Case:
+    heads = max(4, 512 // size)
+    width = heads * size
+
+    def build() -> Module:
+        block = _Block(width)
+        b, B, S = block.b, block.B, block.S
+        parts = []
+        for channels in (size, size, value_size):
+            flat = block.linear(block.x, width, heads * channels)
+            split = b.op(reshaping.reshape, flat, shape=(B, S, heads, channels))
+            parts.append(b.op(reshaping.transpose, split, perm=(0, 2, 1, 3)))
+        out = b.op(linear_attention.linear_attention, *parts, rule="linear", scale=size**-0.5)
+        out = b.op(reshaping.transpose, out, perm=(0, 2, 1, 3))
+        out = b.op(reshaping.reshape, out, shape=(B, S, heads * value_size))
+        return block.module(block.add(block.x, block.linear(out, heads * value_size, width)))
+
+    return Case(
+        "recurrence", {"columns": columns(value_size)},
+        {"S": length, "D": size, "E": value_size}, build,
+        lambda: _Block(width).inputs(length), quick,
+    )  # fmt: skip
+
+
+def _recurrence_cases() -> Iterator[Case]:
+    for size, value_size in (
+        (32, 32), (64, 32), (64, 64), (128, 64), (128, 128), (8, 8), (16, 16), (32, 16), (64, 48),
+        (80, 80), (33, 33), (64, 65),
+    ):  # fmt: skip
+        for length in RECURRENCE_LENGTHS:
+            yield _recurrence(length, size, value_size, quick=(size, value_size) == (64, 64))
+
+
 def _residual_norm(rows: int, width: int, kind: str, *, quick: bool) -> Case:
     def build() -> Module:
         block = _Block(width)
@@ -215,6 +259,7 @@ def _attention_cases() -> Iterator[Case]:
 def cases() -> Iterator[Case]:
     """Yields every case; those of the quick set carry its mark."""
     yield from _attention_cases()
+    yield from _recurrence_cases()
     for width in (128, 384, 768):
         for rows in (16, 128, 512) if width == 384 else (128,):
             quick = width == 384

@@ -79,16 +79,39 @@ def test_the_kernel_is_taken_and_equal(gate: str, beta: Array | None, normalizer
         attrs["feature_map"] = "softmax"
     module, feeds = _module(linear_attention, [Q, K, V, None, gates, beta], T, **attrs)
     expected = list(evaluate(module, feeds).values())
-    in_chunks = normalizer == "sum" and attrs["rule"] == "linear"  # the kernel is slow there
-    assert ("LinearAttention" in _lowered(module)) is not in_chunks
+    assert "LinearAttention" in _lowered(module)
     found = run_ort(to_proto(module, profile="ort-cpu"), list(feeds.values()))
     for own, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(own, want, rtol=0, atol=1e-5 * max(1, np.abs(want).max()))
-    if in_chunks:
-        return
     # the file is read back as what it was
     loaded = regraft.load(to_proto(module, profile="ort-cpu"))
     assert linear_attention in {node.op for node in loaded.graph}
+
+
+@pytest.mark.parametrize("length", [1, 3, T])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("feature_map", ["relu", "hedgehog"])
+def test_the_sum_beside_the_kernel_goes_on_from_a_state(
+    feature_map: str, given: bool, length: int
+) -> None:
+    features = 2 * D if feature_map == "hedgehog" else D
+    state = np.abs(_floats(B, H // G, features, E + 1)) if given else None
+    attrs = {"rule": "linear", "scale": 0.4, "kv_groups": G, "normalizer": "sum",
+             "feature_map": feature_map, "epsilon": 1e-3}  # fmt: skip
+    operands = [x[:, :, :length] for x in (Q, K, V)]
+    module, feeds = _module(linear_attention, [*operands, state], length, **attrs)
+    expected = list(evaluate(module, feeds).values())
+    assert {"LinearAttention", "CumSum"} <= _lowered(module)
+    found = run_ort(to_proto(module, profile="ort-cpu"), list(feeds.values()))
+    for own, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, want, rtol=0, atol=1e-5 * max(1, np.abs(want).max()))
+
+
+@pytest.mark.parametrize("columns", [32, 40])
+def test_the_kernel_is_taken_where_measured_costs_say_so(columns: int) -> None:
+    operands = [_floats(1, 4, 512, 32), _floats(1, 4, 512, 32), _floats(1, 4, 512, columns)]
+    module, _ = _module(linear_attention, operands, -1, rule="linear", scale=0.2)
+    assert ("LinearAttention" in _lowered(module)) is (columns == 32)
 
 
 @pytest.mark.parametrize("spec", [linear_attention, causal_conv], ids=lambda spec: spec.name)
@@ -142,7 +165,7 @@ def test_a_causal_convolution_takes_its_kernel(activation: str, past: bool) -> N
         np.testing.assert_allclose(own, want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [32, 37])
+@pytest.mark.parametrize("length", [40, 37])
 @pytest.mark.parametrize("normalizer", ["softmax", "stablemax"])
 def test_a_narrow_window_is_computed_in_blocks(length: int, normalizer: str) -> None:
     operands = [_floats(B, H, length, D), *(_floats(B, H // G, length, D) for _ in "kv")]
@@ -159,4 +182,26 @@ def test_a_narrow_window_is_computed_in_blocks(length: int, normalizer: str) -> 
     assert shapes
     assert all(shape.count(length) < 2 for shape in shapes)  # no scores of all pairs
     (found,) = run_ort(proto, list(feeds.values()))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 7, 40, 81])
+def test_a_narrow_window_is_exact_at_lengths_that_only_run_time_knows(length: int) -> None:
+    operands = [_floats(B, H, length, D), *(_floats(B, H // G, length, D) for _ in "kv")]
+    symbol = Dim.of((module := Module(Graph())).graph.scope.symbol("T", lo=1))
+    values = [
+        module.graph.add_input(
+            f"x{i}", TensorType(dtype_of(x), tuple(symbol if s == length else s for s in x.shape))
+        )
+        for i, x in enumerate(operands)
+    ]
+    made = module.graph.create(
+        attention, [*values], {"scale": 0.4, "kv_groups": G, "causal_offset": 0, "window": (9, 0)}
+    )
+    module.graph.add_output("y", made.output)
+    feeds = {f"x{i}": x for i, x in enumerate(operands)}
+    (expected,) = evaluate(module, feeds).values()
+    regraft.apply(module, "canonicalize,legalize{target=ort-cpu}", check="off")
+    assert any("legalize-window" in str(place) for node in module.graph for place in node.loc)
+    (found,) = run_ort(to_proto(module, profile="ort-cpu"), operands)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
