@@ -7,8 +7,8 @@ that `ort-cpu` has for causal softmax attention, both from [B, T, heads * size] 
 mixer has features of every query and key, their sum as normalizer, and a window of softmax over 32
 positions beside, in equal parts, as Liger has it (Lan et al., 2025; the half of each is a factor of
 the layer behind): features are the softmax over a head's channels, which has no parameters. Those
-of Hedgehog, of twice the size, are shown as well, and both at heads of 64. The third bar holds a step of decoding with the state after 16,384
-positions against one after 128.
+of Hedgehog, of twice the size, are shown as well, and both at heads of 64. The third bar holds a
+step of decoding with the state after 16,384 positions against one after 128.
 """
 
 from __future__ import annotations
