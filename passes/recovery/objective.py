@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
@@ -79,7 +80,32 @@ class Discriminator:
     hidden: int = 64
 
 
-Loss = Mse | NormalizedMse | Kl | Nkd | CrossEntropy | Discriminator
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How unevenly experts are chosen: `E Σ f_i p_i` of a router's scores, 1 where they are even.
+
+    Source: Fedus et al., Switch Transformers, 2021, eq. 4; Qiu et al., Demons in the Detail, 2025,
+    eq. 3 (`scope="global"`).
+
+    Args:
+        top_k: Experts of a token.
+        scope: `batch` counts the tokens of a batch; `global` those of all batches of a step so
+            far, in all processes: what is to be even is the data's share, not every batch's.
+    """
+
+    top_k: int
+    scope: Literal["batch", "global"] = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class RouterZ:
+    """Mean of the squared logarithm of the sum of a router's exponentials: scores stay small.
+
+    Source: Zoph et al., ST-MoE, 2022, eq. 5.
+    """
+
+
+Loss = Mse | NormalizedMse | Kl | Nkd | CrossEntropy | Discriminator | Balance | RouterZ
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +116,7 @@ class Term:
         loss: What is measured.
         student: Name of an output of the module, or a value of its graph.
         teacher: The same for the teachers: an output's name, or one value per teacher; None for a
-            loss with labels alone.
+            loss with labels alone, or of a router's scores.
         label: Entry of the batch that holds integer labels.
         mask: Entry of the batch that is nonzero where positions count; its axes are the leading
             ones of the value.
@@ -106,7 +132,7 @@ class Term:
 
     def __post_init__(self) -> None:
         needs_label = isinstance(self.loss, CrossEntropy | Nkd)
-        needs_teacher = not isinstance(self.loss, CrossEntropy)
+        needs_teacher = not isinstance(self.loss, CrossEntropy | Balance | RouterZ)
         kind = type(self.loss).__name__
         if needs_label != (self.label is not None):
             raise UsageError(

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from regraft.backends.torch.training import losses
+from regraft.backends.torch.training import routing_losses as routing
 from regraft.backends.torch.training.critics import Critic
 from regraft.ir.errors import InputError, UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.passes.recovery.objective import (
+    Balance,
     CrossEntropy,
     Discriminator,
     Kl,
@@ -21,6 +23,7 @@ from regraft.passes.recovery.objective import (
     Mse,
     Nkd,
     NormalizedMse,
+    RouterZ,
     Term,
 )
 
@@ -63,7 +66,10 @@ def teacher_entry(teacher: int, term: int) -> str:
 
 
 def objective_of(
-    terms: Sequence[Term], num_teachers: int, critics: Mapping[str, Critic]
+    terms: Sequence[Term],
+    num_teachers: int,
+    critics: Mapping[str, Critic],
+    batches_per_step: int = 1,
 ) -> Callable[[nn.Module, Mapping[str, Tensor]], Tensor]:
     """Returns the sum of the terms as a function of the student's net and a batch.
 
@@ -73,7 +79,13 @@ def objective_of(
         terms: The summands.
         num_teachers: How many teachers there are.
         critics: Discriminators by the terms' numbers; the student's net trains them as well.
+        batches_per_step: Batches of a step: what `Balance` counts globally.
     """
+    counts = {
+        str(idx): routing.StepCounts(batches_per_step)
+        for idx, term in enumerate(terms)
+        if isinstance(term.loss, Balance) and term.loss.scope == "global"
+    }
 
     def total(net: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         student = net(batch)
@@ -83,7 +95,7 @@ def objective_of(
             targets = [batch[teacher_entry(t, idx)] for t in range(num_teachers) if has_teacher]
             part = loss_of(
                 term.loss, student[str(idx)], targets, _entry(batch, term.label),
-                _entry(batch, term.mask), critics.get(str(idx)),
+                _entry(batch, term.mask), critics.get(str(idx)), counts.get(str(idx)),
             )  # fmt: skip
             parts.append(term.weight * part)
         return torch.stack(parts).sum()
@@ -98,6 +110,7 @@ def loss_of(
     label: Tensor | None = None,
     mask: Tensor | None = None,
     critic: Critic | None = None,
+    counts: routing.StepCounts | None = None,
 ) -> Tensor:
     """Returns one loss; several teachers are averaged, as features or as distributions."""
     match loss:
@@ -118,6 +131,10 @@ def loss_of(
                 raise AssertionError("terms with a discriminator come with one")
             each = critic.loss(student, losses.ensemble_logits(teachers))
             return losses.masked_mean(each, mask)
+        case Balance(top_k):
+            return routing.balance(student, top_k, mask, counts)
+        case RouterZ():
+            return routing.router_z(student, mask)
         case _:
             assert_never(loss)
 

@@ -110,13 +110,13 @@ class TorchTrainer:
             "teachers": str(len(teachers)),
             "adapter": repr(task.adapter),
         }
+        objective = objective_of(task.terms, len(teachers), critics, task.schedule.batches_per_step)
         frozen = FrozenValues(fixed, task.max_cache_bytes, self.folder)
         try:
             return self._fit(
                 _Run(
-                    "distillation", net, objective_of(task.terms, len(teachers), critics),
-                    task.schedule, data, net.paths_of(names), task.adapter, self.folder, facts,
-                    held_out, frozen, net.paths_of(beside),
+                    "distillation", net, objective, task.schedule, data, net.paths_of(names),
+                    task.adapter, self.folder, facts, held_out, frozen, net.paths_of(beside),
                 )
             )  # fmt: skip
         finally:
