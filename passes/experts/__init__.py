@@ -2,8 +2,9 @@
 
 from regraft.passes.experts.merge_experts import MergeExperts
 from regraft.passes.experts.moe_to_dense import MoeToDense
+from regraft.passes.experts.partition_ffn import PartitionFfn
 from regraft.passes.experts.prune_experts import PruneExperts
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
 from regraft.passes.protocol import Pass
 
-PASSES: tuple[type[Pass], ...] = (UpcycleFfn, PruneExperts, MergeExperts, MoeToDense)
+PASSES: tuple[type[Pass], ...] = (UpcycleFfn, PartitionFfn, PruneExperts, MergeExperts, MoeToDense)

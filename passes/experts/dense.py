@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,13 +131,25 @@ def _keeps_order(node: Node, axis: int, moved: int) -> bool:
     return perm == sorted(perm)
 
 
-def dense_of(block: FfnBlock) -> Dense:
-    """Reads the weights of a block; `refusal` found nothing."""
-    up, up_bias = _read(block.up)
-    down, down_bias = _read(block.down)
+def content_of(value: Value) -> Array:
+    """Returns the content of a constant."""
+    array = constant_of(value, _ANY_SIZE)
+    assert array is not None, "refused otherwise"
+    return array
+
+
+def dense_of(block: FfnBlock, content: Callable[[Value], Array] = content_of) -> Dense:
+    """Reads the weights of a block; `refusal` found nothing.
+
+    Args:
+        block: The block.
+        content: Gives the array of a weight or bias: its content, or one of that shape.
+    """
+    up, up_bias = _read(block.up, content)
+    down, down_bias = _read(block.down, content)
     if block.gate is None:
         return Dense(up, down, None, up_bias, None, down_bias)
-    gate, gate_bias = (up, up_bias) if block.gate is block.up else _read(block.gate)
+    gate, gate_bias = (up, up_bias) if block.gate is block.up else _read(block.gate, content)
     if block.gate is block.up:
         assert block.parts is not None, "refused otherwise"
         ours, theirs = (list(part) for part in block.parts)
@@ -146,17 +159,14 @@ def dense_of(block: FfnBlock) -> Dense:
     return Dense(up, down, gate, up_bias, gate_bias, down_bias)
 
 
-def _read(layer: Linear) -> tuple[Array, Array | None]:
+def _read(layer: Linear, content: Callable[[Value], Array]) -> tuple[Array, Array | None]:
     """Returns a layer's weight [out, in] and bias [out]."""
-    array = constant_of(layer.weight, _ANY_SIZE)
-    assert array is not None, "refused otherwise"
+    array = content(layer.weight)
     turned = np.moveaxis(array, (layer.weight_out, layer.weight_in), (0, 1))
     matrix = turned.reshape(turned.shape[:2])
     if layer.bias is None:
         return matrix, None
-    bias = constant_of(layer.bias, _ANY_SIZE)
-    assert bias is not None, "refused otherwise"
-    flat = np.broadcast_to(bias.reshape(-1), (matrix.shape[0],))
+    flat = np.broadcast_to(content(layer.bias).reshape(-1), (matrix.shape[0],))
     return matrix, flat
 
 

@@ -97,7 +97,7 @@ def write_experts(
     b = Builder(graph, node, node.loc)
     x = channels_last(b, block.up.input, block.up.in_axis)
     result = _experts(b, x, x, names, routing)
-    graph.replace(node, [_laid_out(b, result, block.down.output, block.down.out_axis)])
+    graph.replace(node, [laid_out(b, result, block.down.output, block.down.out_axis)])
 
 
 def write_adapters(
@@ -113,7 +113,7 @@ def write_adapters(
         raise AssertionError("refused otherwise")
     if rows.shape[:-1] != x.shape[:-1]:
         rows = b.op(reshaping.reshape, rows, shape=(*x.shape[:-1], rows.shape[-1]))
-    added = _laid_out(b, _experts(b, rows, x, names, routing), dense, axis)
+    added = laid_out(b, _experts(b, rows, x, names, routing), dense, axis)
     graph.replace(node, [b.op(arithmetic.add, dense, added)])
 
 
@@ -145,7 +145,7 @@ def channels_last(b: Builder, value: Value, axis: int) -> Value:
     return b.op(reshaping.transpose, value, perm=(*order, axis + rank))
 
 
-def _laid_out(b: Builder, rows: Value, like: Value, axis: int) -> Value:
+def laid_out(b: Builder, rows: Value, like: Value, axis: int) -> Value:
     """Returns rows `[*, O]` in the shape of a value that has the channels at `axis`."""
     assert like.shape is not None, "refused otherwise"
     rank, place = len(like.shape), axis + len(like.shape)
