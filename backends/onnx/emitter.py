@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 MIN_OPSET, MAX_OPSET = 13, 26
+NEWEST_OPSET = 27
+"""What can be asked for; runtimes do not load it by default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import helper
 
-from regraft.backends.onnx.emitter import MAX_OPSET, MIN_OPSET, EmitTable
+from regraft.backends.onnx.emitter import MAX_OPSET, MIN_OPSET, NEWEST_OPSET, EmitTable
 from regraft.backends.onnx.half_types import least_opset_of_types
 from regraft.ir.constants import literal, opaque, weight
 from regraft.ir.errors import UnsupportedError, UsageError
@@ -28,8 +28,10 @@ def choose_opset(module: Module, table: EmitTable, requested: int | None, profil
         UsageError: When `requested` is out of range.
         UnsupportedError: When no opset fits, naming the node and the versions.
     """
-    if requested is not None and not MIN_OPSET <= requested <= MAX_OPSET:
-        raise UsageError(f"opset {requested} is out of range", hint=f"{MIN_OPSET} to {MAX_OPSET}")
+    if requested is not None and not MIN_OPSET <= requested <= NEWEST_OPSET:
+        raise UsageError(
+            f"opset {requested} is out of range", hint=f"{MIN_OPSET} to {NEWEST_OPSET}"
+        )
     source: int = module.meta.get("onnx.opset") or MIN_OPSET
     least, needs = _least_opset(module, table)
     if requested is None:

@@ -176,14 +176,16 @@ def kernel(node: Node, b: Builder) -> list[Value]:
     return [b.op(reshaping.transpose, split, perm=_HEADS_OUTSIDE), last]
 
 
-def is_choice(node: Node) -> bool:
-    """Whether a node is a recurrence that chunks and the kernel can compute."""
+def is_kernel(node: Node) -> bool:
+    """Whether a node is the recurrence that the kernel computes, and no more."""
     attrs = node.attrs
     plain = (attrs["feature_map"], attrs["normalizer"]) == ("none", "none")
-    return (
-        plain and attrs["causal"] and attrs["rule"] == _LINEAR and attrs["scale"] != 0.0
-        and _is_known(node)
-    )  # fmt: skip
+    return bool(plain and attrs["causal"] and attrs["scale"] != 0.0 and _is_known(node))
+
+
+def is_choice(node: Node) -> bool:
+    """Whether a node is a recurrence that chunks and the kernel can compute."""
+    return node.attrs["rule"] == _LINEAR and is_kernel(node)
 
 
 def _has_running_sum(node: Node) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from regraft.backends.onnx import ort_recurrence_ops as recurrences
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.ir.builder import Builder
 from regraft.ir.dims import DimLike
@@ -26,7 +27,7 @@ from regraft.ir.ops.attention_weights import is_softmax
 from regraft.ir.ops.finite import holds_lowest
 from regraft.ir.types import DType
 
-_NATIVE_SINCE, _LENGTHS_SINCE = 23, 24
+_NATIVE_SINCE, _LENGTHS_SINCE, _RECURRENCE_SINCE = 23, 24, 27
 
 
 def emit_native(e: EmitContext) -> None:
@@ -160,8 +161,25 @@ def _is_rotary_inlined(node: Node, opset: int, profile: str) -> bool:
     return not has_kernel
 
 
+def _is_recurrence_inlined(node: Node, opset: int, profile: str) -> bool:
+    """Whether more than the recurrence is asked for, or the operator is not there."""
+    is_there = profile == "onnx" and opset >= _RECURRENCE_SINCE
+    return not is_there or not recurrences.is_kernel(node)
+
+
+def _linear_attention(e: EmitContext) -> None:
+    if _is_recurrence_inlined(e.node, e.opset, e.profile):
+        e.inline()
+    else:
+        e.inline(recurrences.kernel)
+
+
 EMITS: tuple[Emit, ...] = (
     Emit(attention.attention, {13: EmitContext.inline, _NATIVE_SINCE: emit_native}),
     Emit(rotary.rotary_embedding, {13: _rotary}, inlined=_is_rotary_inlined),
-    Emit(linear_attention.linear_attention, {13: EmitContext.inline}),
+    Emit(
+        linear_attention.linear_attention,
+        {13: EmitContext.inline, _RECURRENCE_SINCE: _linear_attention},
+        inlined=_is_recurrence_inlined,
+    ),
 )

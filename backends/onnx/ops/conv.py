@@ -71,9 +71,19 @@ def _emit_causal_conv(e: EmitContext) -> None:
         e.emit("Slice", [padded, *bounds], [e.name(present)])
 
 
+def _emit_standard_causal_conv(e: EmitContext) -> None:
+    """Emits the operator of opset 27, which only files of standard operators ask for."""
+    weight = e.node.inputs[1]
+    if e.profile != "onnx" or weight is None or weight.shape is None or weight.shape[2] == 1:
+        _emit_causal_conv(e)
+        return
+    names = [e.name(value) if value.num_uses else e.temp("unused") for value in e.node.outputs]
+    e.emit("CausalConvWithState", e.inputs, names, activation=e.node.attrs["activation"])
+
+
 EMITS: tuple[Emit, ...] = (
     Emit(ops.conv, {13: _emit_conv}),
     Emit(ops.conv_transpose, {13: _emit_conv_transpose}),
-    Emit(causal_conv.causal_conv, {13: _emit_causal_conv}),
+    Emit(causal_conv.causal_conv, {13: _emit_causal_conv, 27: _emit_standard_causal_conv}),
     Emit(deform.deform_conv, {19: _emit_deform_conv}),
 )

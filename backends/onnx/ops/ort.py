@@ -104,7 +104,8 @@ def _gather_blocks(e: EmitContext) -> None:
 def _linear_attention(e: EmitContext) -> None:
     attrs = e.node.attrs
     e.emit(
-        "LinearAttention", e.inputs, _all_outputs(e), domain=_MICROSOFT,
+        "LinearAttention", e.inputs, _all_outputs(e),
+        domain="" if e.profile == "onnx" else _MICROSOFT,
         q_num_heads=attrs["heads"], kv_num_heads=attrs["kv_heads"],
         scale=attrs["scale"], update_rule=attrs["rule"],
     )  # fmt: skip

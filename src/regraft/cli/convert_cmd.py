@@ -65,7 +65,7 @@ _TOLD = (
 @click.option("--target", help="onnx, ort-cpu, ort-cuda, torch, hf or triton; default: ort-cpu.")
 @pipeline_options
 @click.option("--dtype", help="fp32, fp16 or bf16: adds the pass `cast`.")
-@click.option("--opset", type=int, help="Opset to write, 13 to 26; default: the source's.")
+@click.option("--opset", type=int, help="Opset to write, 13 to 27; default: the source's.")
 @click.option("--freeze", type=Assignments(), default=dict, help="Fix sizes: batch=1.")
 @quality_options
 @click.option("--aot", metavar="ARCHS", help="Compile kernels of a package for sm_90,sm_80,gfx942.")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 import regraft
 from regraft.backends.onnx import to_proto
@@ -105,6 +106,45 @@ def test_the_sum_beside_the_kernel_goes_on_from_a_state(
     found = run_ort(to_proto(module, profile="ort-cpu"), list(feeds.values()))
     for own, want in zip(found, expected, strict=True):
         np.testing.assert_allclose(own, want, rtol=0, atol=1e-5 * max(1, np.abs(want).max()))
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("beta", [None, BETA], ids=["add", "delta"])
+def test_opset_27_has_the_recurrence_as_an_operator(beta: Array | None, gate: str) -> None:
+    gates = GATES[gate]
+    names = ("" if gates is None else "gated", "" if beta is None else "delta")
+    attrs: dict[str, Any] = {
+        "rule": "_".join(filter(None, names)) or "linear", "scale": 0.4, "kv_groups": G,
+        "normalizer": "sum", "feature_map": "softmax",
+    }  # fmt: skip
+    if gates is not None and gates.shape[0] == 1:  # the reference broadcasts no decay
+        gates = np.broadcast_to(gates, (B, H // G, T, 1)).copy()
+    module, feeds = _module(linear_attention, [Q, K, V, None, gates, beta], T, **attrs)
+    expected = list(evaluate(module, feeds).values())
+    regraft.apply(module, "canonicalize,legalize{target=onnx,opset=27}", check="off")
+    proto = to_proto(module, profile="onnx", opset=27)
+    assert [(node.domain, node.op_type) for node in proto.graph.node].count(
+        ("", "LinearAttention")
+    ) == 1
+    assert {each.version for each in proto.opset_import} == {27}
+    onnx.checker.check_model(proto, full_check=True)
+    found = ReferenceEvaluator(proto).run(None, feeds)
+    for own, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, want, rtol=0, atol=1e-5 * max(1, np.abs(want).max()))
+
+
+def test_opset_27_has_the_causal_convolution_as_an_operator() -> None:
+    operands = [_floats(B, 5, T), _floats(5, 1, 4), _floats(5), _floats(B, 5, 3)]
+    module, feeds = _module(causal_conv, operands, T, activation="silu")
+    expected = list(evaluate(module, feeds).values())
+    proto = to_proto(module, profile="onnx", opset=27)
+    assert {node.op_type for node in proto.graph.node} == {"CausalConvWithState"}
+    found = ReferenceEvaluator(proto).run(None, feeds)
+    for own, want in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, want, rtol=0, atol=1e-5)
+    assert {"Conv", "CausalConvWithState"} & {
+        node.op_type for node in to_proto(module, profile="onnx").graph.node
+    } == {"Conv"}
 
 
 @pytest.mark.parametrize("columns", [32, 40])
