@@ -14,12 +14,16 @@ from benchmarks import timing
 from benchmarks.fixtures import hf_large
 from benchmarks.measure import GIB, MB, ROOT, Measurement, Row, Settings, at_most, shown
 from regraft.ir.module import Module
+from regraft.passes.protocol import Samples
 
 _RSS_BAR = 2 * GIB
 _WIDE = (2, *hf_large.SEVEN_B[1:])
 """Two layers of a 7B Llama, for machines without the time: layers pass one by one, so that the peak
 is that of the widest matrix (words by width) whatever their number."""
 _FREE_BYTES = 30_000 * MB
+_NARROW, _HALF = (2, 1024, 2752, 8000), (2, 2048, 5504, 16000)
+"""A quarter and half of the width of a 7B Llama, two layers: GPTQ takes the third power of it."""
+_SAMPLES, _TOKENS = 16, 64
 _MODULE = "benchmarks.quant_memory"
 _ONNX_BYTES = 2_254_857_830  # 2.1 GiB
 
@@ -35,6 +39,31 @@ def checkpoint(folder: Path, out: Path) -> None:
     _quantize(regraft.load(folder), out)
 
 
+def gptq(folder: Path, out: Path) -> None:
+    """Quantizes a folder of `transformers` to 4 bits by GPTQ, and saves it."""
+    warnings.simplefilter("ignore")
+    import numpy as np
+
+    from benchmarks.fixtures import vision_ops
+
+    vision_ops.declare()
+    import regraft
+
+    rng = np.random.default_rng(0)
+    module = regraft.load(folder)
+    sizes = {"input_ids": 1000, "attention_mask": 1}
+    samples = [
+        {
+            str(value.name): np.ones((1, _TOKENS), np.int64)
+            if sizes[str(value.name)] == 1
+            else rng.integers(0, sizes[str(value.name)], (1, _TOKENS))
+            for value in module.graph.inputs
+        }
+        for _ in range(_SAMPLES)
+    ]
+    _quantize(module, out, samples)
+
+
 def file(path: Path, out: Path) -> None:
     """Quantizes an ONNX file to 4 bits without data, and saves it."""
     import regraft
@@ -42,14 +71,16 @@ def file(path: Path, out: Path) -> None:
     _quantize(regraft.load(path), out)
 
 
-def _quantize(module: Module, out: Path) -> None:
+def _quantize(module: Module, out: Path, samples: Samples = ()) -> None:
     import regraft
+    from regraft.backends.onnx.activations import OrtActivations
     from regraft.passes.protocol import Context
     from regraft.passes.quantization import Quantize
 
     out.mkdir(parents=True, exist_ok=True)
     regraft.apply(module, "canonicalize", check="off")
-    Quantize(weights="uint4", method="round").run(module, Context(work_dir=out))
+    ctx = Context(work_dir=out, samples=samples, activations=OrtActivations() if samples else None)
+    Quantize(weights="uint4", method="gptq" if samples else "round").run(module, ctx)
     regraft.apply(module, "legalize{target=ort-cpu}", check="off")
     regraft.save(module, out / "model.onnx", target="ort-cpu")
 
@@ -71,6 +102,29 @@ def _checkpoint(settings: Settings) -> Iterator[Row]:
         f"Llama of {total / 1e9:.1f} GB in bf16 to 4 bits, no data: peak memory",
         done.peak_rss_bytes / MB, _RSS_BAR / MB, "MB",
         "all layers" if whole else "two layers of the 7B shape; `--again` takes all 32",
+    )  # fmt: skip
+    yield shown("the same: time", done.wall_s, "s")
+
+
+def _gptq(settings: Settings) -> Iterator[Row]:
+    work = settings.work / "quant-gptq"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    shape = _HALF if settings.again else _NARROW
+    hf_large.make(work / "source", *shape)
+    hf_large.fill(work / "source")
+    done = timing.run(
+        [sys.executable, "-m", _MODULE, "gptq", str(work / "source"), str(work / "out")],
+        timeout_s=3600, cwd=ROOT,
+    ).require_success("quantize the checkpoint by GPTQ")  # fmt: skip
+    shutil.rmtree(work)
+    _, width, inner, _ = shape
+    block = 4 * (4 * width**2 + 3 * width * inner)
+    yield at_most(
+        f"layers of a Llama {width} wide to 4 bits by GPTQ: peak memory", done.peak_rss_bytes / MB,
+        (block + 2 * GIB) / MB, "MB",
+        f"bar: a layer in f32 ({block / MB:.0f} MB) and 2 GiB; "
+        f"{_SAMPLES} samples of {_TOKENS} tokens; `--again` takes twice the width",
     )  # fmt: skip
     yield shown("the same: time", done.wall_s, "s")
 
@@ -112,9 +166,10 @@ def stock(path: Path, out: Path) -> None:
 
 MEASUREMENTS: tuple[Measurement, ...] = (
     Measurement("memory-checkpoint", "a bf16 checkpoint to 4 bits without data", _checkpoint),
+    Measurement("memory-gptq", "a bf16 checkpoint to 4 bits by GPTQ", _gptq),
     Measurement("memory-file", "an ONNX file of 2.1 GiB to 4 bits, beside ONNX Runtime's", _file),
 )
 
 if __name__ == "__main__":
-    _VERBS = {"checkpoint": checkpoint, "file": file, "stock": stock}
+    _VERBS = {"checkpoint": checkpoint, "gptq": gptq, "file": file, "stock": stock}
     _VERBS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

@@ -64,6 +64,19 @@ def inverse_factor(moments: Array) -> tuple[Array, float]:
     """
     if not np.isfinite(moments).all():
         raise np.linalg.LinAlgError("second moments hold NaN or Inf")
+    lower, fraction = _damped_factor(moments)
+    # of wide layers each of these is a gigabyte: no more than two at a time
+    inverse = np.linalg.inv(lower)
+    del lower
+    whole = inverse.T @ inverse  # H = L Lᵀ gives H⁻¹ = L⁻ᵀ L⁻¹
+    del inverse
+    upper = np.linalg.cholesky(whole).T
+    del whole
+    return np.ascontiguousarray(upper), fraction
+
+
+def _damped_factor(moments: Array) -> tuple[Array, float]:
+    """Returns the lower Cholesky factor of damped second moments, and the damping."""
     matrix = moments.astype(np.float64, copy=True)
     diagonal = np.einsum("kk->k", matrix)
     diagonal[diagonal == 0] = 1.0
@@ -72,11 +85,7 @@ def inverse_factor(moments: Array) -> tuple[Array, float]:
     for fraction in _DAMPING:
         np.einsum("kk->k", matrix)[:] = base + fraction * mean
         try:
-            lower = np.linalg.cholesky(matrix)
+            return np.linalg.cholesky(matrix), fraction
         except np.linalg.LinAlgError:
             continue
-        # chol(H⁻¹) upper: H = L Lᵀ gives H⁻¹ = L⁻ᵀ L⁻¹, whose upper factor comes by reversing
-        inverse = np.linalg.inv(lower)
-        whole = inverse.T @ inverse
-        return np.linalg.cholesky(whole).T.copy(), fraction
     raise np.linalg.LinAlgError("no damping makes the second moments definite")

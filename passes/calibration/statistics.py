@@ -11,7 +11,7 @@ import numpy as np
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
-from regraft.passes.protocol import Context
+from regraft.passes.protocol import ActivationSource, Context
 
 Array = np.ndarray[Any, Any]
 
@@ -153,6 +153,17 @@ def gather_statistics(
     Raises:
         UsageError: Without samples or a source, or when a value holds NaN or Inf.
     """
+    source = check_samples(ctx, who)
+    wanted = list(dict.fromkeys(values))
+    return gathered(source.activations(module, wanted, ctx.samples), moments)
+
+
+def check_samples(ctx: Context, who: str = "pass `quantize`") -> ActivationSource:
+    """Returns what runs the samples.
+
+    Raises:
+        UsageError: Without samples or a source.
+    """
     if not ctx.samples:
         raise UsageError(
             f"{who} needs samples, and there are none",
@@ -160,8 +171,7 @@ def gather_statistics(
         )
     if ctx.activations is None:
         raise UsageError(f"{who} needs values inside the module, and there is no source")
-    wanted = list(dict.fromkeys(values))
-    return gathered(ctx.activations.activations(module, wanted, ctx.samples), moments)
+    return ctx.activations
 
 
 def gathered(

@@ -17,7 +17,7 @@ from regraft.ir.errors import TargetError, UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.ops import conv
-from regraft.passes.calibration.statistics import Statistics, gather_statistics
+from regraft.passes.calibration.statistics import Statistics, check_samples, gather_statistics
 from regraft.passes.cleanup.canonicalize import Canonicalize
 from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
 from regraft.passes.quantization.convolutions import Convolved, quantize_convolutions
@@ -27,7 +27,7 @@ from regraft.passes.quantization.histogram import Criterion
 from regraft.passes.quantization.layers import Plan, rewrite_readers, sharing_weights
 from regraft.passes.quantization.methods import Method
 from regraft.passes.quantization.rewrite import write_table
-from regraft.passes.quantization.rounded_inputs import RoundedInputs
+from regraft.passes.quantization.rounded_inputs import FloatInputs, InputsInOrder
 from regraft.passes.quantization.sites import FLOATS, Linear, left_in_float, linears, tables
 from regraft.passes.quantization.widening import widen_layers
 
@@ -214,8 +214,9 @@ class Quantize:
             by_input.setdefault(site.x, []).append(site)
         found: Mapping[Value, Statistics] = {}
         inputs = list(by_input)
-        needed = mode == "static" or method in _NEED_MOMENTS
-        if inputs and (needed or (ctx.samples and ctx.activations)):
+        needed = mode == "static"
+        in_order = method in _NEED_MOMENTS
+        if inputs and not in_order and (needed or (ctx.samples and ctx.activations)):
             found = gather_statistics(module, inputs, ctx)
         plan = Plan(
             fmt,
@@ -227,11 +228,15 @@ class Quantize:
             ctx.work_dir,
         )
         layers: list[LayerError] = []
-        running = RoundedInputs(module, ctx) if method in _NEED_MOMENTS and sites else None
+        if in_order and inputs:
+            check_samples(ctx)
+        before = FloatInputs(module, ctx) if in_order and inputs else None
+        running = InputsInOrder(module, ctx, with_moments=True) if in_order and inputs else None
         for group in sharing_weights(by_input):
             seen = found
-            if running is not None:
-                seen = running.statistics({x: by_input[x][0] for x in group})
+            if before is not None and running is not None:
+                readers = {x: by_input[x][0] for x in group}
+                found, seen = before.statistics(readers), running.statistics(readers)
             layers += rewrite_readers(module, {x: by_input[x] for x in group}, plan, seen, found)
         return _Linears(every, sites, skipped, layers)
 

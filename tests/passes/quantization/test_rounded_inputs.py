@@ -11,11 +11,13 @@ import pytest
 from regraft.backends.onnx.activations import OrtActivations
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
+from regraft.ir.weights import ArrayWeight
 from regraft.passes.calibration.statistics import gather_statistics
 from regraft.passes.protocol import Context, Samples
 from regraft.passes.quantization import quantize
 from regraft.passes.quantization.quantize import Quantize
-from regraft.passes.quantization.rounded_inputs import RoundedInputs
+from regraft.passes.quantization.rounded_inputs import FloatInputs, InputsInOrder
+from regraft.passes.quantization.sites import linears
 from tests.passes.analysis.spelled import spelled
 
 
@@ -63,7 +65,7 @@ def test_every_product_runs_once_in_float_and_once_rounded(num_layers: int) -> N
 def test_statistics_are_those_of_the_whole_module(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    class Compared(RoundedInputs):
+    class Compared(InputsInOrder):
         def statistics(self, readers: Any) -> Any:
             found = super().statistics(readers)
             now = {x: site.node.inputs[0] for x, site in readers.items()}
@@ -77,6 +79,22 @@ def test_statistics_are_those_of_the_whole_module(monkeypatch: pytest.MonkeyPatc
                 seen.append(x)
             return found
 
-    monkeypatch.setattr(quantize, "RoundedInputs", Compared)
+    monkeypatch.setattr(quantize, "InputsInOrder", Compared)
     Quantize(weights="int4", method="gptq").run(_deep(4), _context(_Counted()))
     assert len(seen) == 8
+
+
+def test_float_statistics_stay_those_of_the_module_before() -> None:
+    module, source = _deep(4), _Counted()
+    ctx = _context(source)
+    sites = list(linears(module.graph))
+    whole = gather_statistics(module, [site.x for site in sites], ctx)
+    source.num_products = 0
+    before = FloatInputs(module, ctx)
+    for site in sites:
+        stats = before.statistics({site.x: site})[site.x]
+        assert stats.moments is None
+        np.testing.assert_allclose(stats.mean, whole[site.x].mean, atol=1e-5)
+        halved = module.weights[site.name].numpy() / 2  # what comes after must not see it
+        module.weights.set(site.name, ArrayWeight(halved))
+    assert source.num_products <= len(sites)
