@@ -7,14 +7,16 @@ token. Its figures are kept by name: a run that was stopped goes on with the nex
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
 import regraft
 from benchmarks.kept_figures import Figures, kept
-from benchmarks.measure import Settings
+from benchmarks.measure import CACHE, Settings
 from benchmarks.small_models import SmallModel, copying, corpus, get
 from benchmarks.small_models.decoders import COPY_LENGTHS
 from regraft.backends.onnx import to_proto
@@ -22,8 +24,10 @@ from regraft.backends.onnx.runtime import OrtRunner
 from regraft.backends.torch.training import TorchTrainer
 from regraft.ir.module import Module
 from regraft.passes import quality
-from regraft.passes.linearization import LinearizeAttention
 from regraft.passes.linearization.audit import Ablation, ablated, layer_figures
+from regraft.passes.linearization.linearize_attention import LinearizeAttention
+from regraft.passes.linearization.methods import Merge
+from regraft.passes.linearization.transfer import Losses
 from regraft.passes.linearization.window_dropout import WindowDropout, droppable_windows
 from regraft.passes.protocol import Context
 from regraft.passes.recovery.data import Batch
@@ -51,6 +55,7 @@ class Recipe:
         lora: Updates of adapters and maps afterwards.
         window: Keys that keep a softmax.
         merge: Of window and linear branch.
+        features: Columns of the learned maps; 0: the channels of a head.
         loss: Of the transfer.
         dropout: Part of the steps of the second stage without the window, in the beginning.
         layers: Which; all when empty.
@@ -60,8 +65,9 @@ class Recipe:
     transfer: int = 150
     lora: int = 200
     window: int = 0
-    merge: str = "lse"
-    loss: str = "output"
+    merge: Merge = "share"
+    features: int = 0
+    loss: Losses = "output"
     dropout: float = 0.0
     layers: tuple[int, ...] = ()
 
@@ -123,30 +129,45 @@ def figure(model: SmallModel, module: Module) -> float:
     return quality.accuracy(runner, model.held_out(), next_token=True).accuracy
 
 
-def linearized(module: Module, data: NextTokens, recipe: Recipe, *, steps: int) -> Module:
-    """Returns a copy behind the swap, and behind the transfer where there are steps."""
+def linearized(
+    module: Module, data: NextTokens, recipe: Recipe, *, steps: int, folder: Path | None = None
+) -> Module:
+    """Returns a copy behind the swap, and behind the transfer where there are steps.
+
+    Args:
+        module: The teacher, recognized.
+        data: Of the transfer.
+        recipe: The method and its options.
+        steps: Of the transfer.
+        folder: Of checkpoints: a run that was stopped goes on.
+    """
     made = module.clone()
     item = LinearizeAttention(
-        recipe.method, recipe.layers, recipe.window, recipe.merge, steps=steps, rate=_RATE,
-        loss=recipe.loss,
+        recipe.method, recipe.layers, recipe.window, recipe.merge, recipe.features,
+        steps=steps, rate=_RATE, loss=recipe.loss,
     )  # fmt: skip
-    item.run(made, Context(trainer=TorchTrainer(progress=False), training=data))
+    trainer = TorchTrainer(progress=False, folder=folder)
+    item.run(made, Context(trainer=trainer, training=data))
     return made
 
 
-def tuned(made: Module, data: NextTokens, recipe: Recipe, *, steps: int) -> None:
+def tuned(
+    made: Module, data: NextTokens, recipe: Recipe, *, steps: int, folder: Path | None = None
+) -> None:
     """Trains adapters of what attention reads and gives, and the maps, on the next token."""
     task = Task(
         (Term(CrossEntropy(), "logits", label=LABELS),),
-        Schedule(steps, _LORA_RATE, seed=data.seed), projections(made), Lora(RANK, 2.0 * RANK),
+        Schedule(steps, _LORA_RATE, seed=data.seed, checkpoint_every=50), projections(made),
+        Lora(RANK, 2.0 * RANK),
         tuple(name for name in made.weights if name.startswith("attention.")),
     )  # fmt: skip
+    trainer = TorchTrainer(progress=False, folder=folder)
     if not recipe.dropout:
-        TorchTrainer(progress=False).distill(made, [], task, data)
+        trainer.distill(made, [], task, data)
         return
     dropped = WindowDropout(data, recipe.dropout, 0.0, steps, data.seed)
     with droppable_windows(made):
-        TorchTrainer(progress=False).distill(made, [], task, dropped)
+        trainer.distill(made, [], task, dropped)
 
 
 def projections(module: Module) -> tuple[str, ...]:
@@ -169,17 +190,20 @@ def measured(name: str, seed: int, recipe: Recipe, settings: Settings) -> Figure
         found["swap"] = figure(model, swapped)
         found["swap attention"] = attention_figures(whole, swapped, batches)
         made = swapped
+        folder = CACHE / _TOPIC / f"{name}-{seed}-{recipe.key}-{VERSION}.run"
         if recipe.transfer:
-            made = linearized(whole, data, recipe, steps=recipe.transfer)
+            steps, run = recipe.transfer, folder / "transfer"
+            made = linearized(whole, data, recipe, steps=steps, folder=run)
             found["transfer"] = figure(model, made)
             found["transfer attention"] = attention_figures(whole, made, batches)
         if recipe.window:
             found["transfer branches"] = branches(model, made)
         if recipe.lora:
-            tuned(made, data, recipe, steps=recipe.lora)
+            tuned(made, data, recipe, steps=recipe.lora, folder=folder / "lora")
             found["lora"] = figure(model, made)
             if recipe.window:
                 found["lora branches"] = branches(model, made)
+        shutil.rmtree(folder, ignore_errors=True)
         return found
 
     return kept(_TOPIC, f"{name}-{seed}-{recipe.key}", VERSION, settings, make)

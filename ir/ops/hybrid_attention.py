@@ -3,14 +3,16 @@
 ```
 s_ij = scale * q_i.k_j          of the last `window` keys, the query's own included
 l_ij = fq_i.fk_j                of all keys before these
-out  = (gain * sum_j exp(s_ij - m_i) v_j + c_i sum_j l_ij v_j)
-       / (gain * sum_j exp(s_ij - m_i) + c_i sum_j l_ij + epsilon)
+out  = (gain * a_i sum_j exp(s_ij - m_i) v_j + c_i sum_j l_ij v_j)
+       / (gain * a_i sum_j exp(s_ij - m_i) + c_i sum_j l_ij + epsilon)
 ```
 
-With the merge `lolcats`, m_i is the largest score of the window and c_i is 1: the share of the
-window does not follow its scores. With `lse`, l_ij is the exponential of a score on the scale of
-s_ij: m_i is the largest of the window's scores and 0, and c_i is exp(-m_i). A window that reaches
-over the whole sequence is softmax attention, with both.
+With the merge `lolcats`, m_i is the largest score of the window, and a_i and c_i are 1: the share
+of the window does not follow its scores. With `lse`, l_ij is the exponential of a score on the
+scale of s_ij: m_i is the largest of the window's scores and 0, and c_i is exp(-m_i). With `share`,
+a_i is what makes the window's sum that of its own l_ij (and 1e-6 more): the linear branch, fitted
+to all keys by itself, says how much the window gets, and the softmax divides it. A window that
+reaches over the whole sequence is softmax attention, with each.
 
 The state is a matrix per key head, whose last column is the sum of the features, and the last
 `window` positions: of each its key, its features, its value, and 1 (0 where there is none). Both
@@ -29,14 +31,14 @@ import numpy as np
 
 from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node
-from regraft.ir.ops.hybrid_attention_body import hybrid_attention_body
+from regraft.ir.ops.hybrid_attention_body import SHARE_FLOOR, hybrid_attention_body
 from regraft.ir.ops.shapes import operands_of, same_size
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec
 from regraft.ir.types import DType, TensorType, Type
 
 Array = np.ndarray[Any, Any]
 
-MERGES = ("lolcats", "lse")
+MERGES = ("lolcats", "lse", "share")
 BRANCHES = ("both", "window", "linear", "none")
 
 
@@ -102,7 +104,10 @@ def _eval(
         recent = np.zeros((B, K, window, D + F + E + 1), kind)
     line = np.concatenate([recent.astype(kind), new], axis=2)
     S = np.zeros((B, K, F, E + 1), kind) if state is None else state.astype(kind)
-    keys, values = (np.repeat(x, groups, axis=1) for x in (line[..., :D], line[..., D + F :]))
+    keys, features, values = (
+        np.repeat(x, groups, axis=1)
+        for x in (line[..., :D], line[..., D : D + F], line[..., D + F :])
+    )
     out = np.zeros((B, H, T, E), kind)
     factor = np.ones((1, H, 1), kind) if gain is None else gain.reshape(1, H, 1)
     for t in range(T):
@@ -117,7 +122,12 @@ def _eval(
         if attrs["merge"] == "lse":
             top = np.maximum(top, 0)
             rest = np.exp(-top)
-        near = np.einsum("bhw,bhwe->bhe", np.exp(scores - top), values[:, :, span]) * factor
+        near = np.einsum("bhw,bhwe->bhe", np.exp(scores - top), values[:, :, span])
+        if attrs["merge"] == "share":
+            products = np.einsum("bhf,bhwf->bhw", fq[:, :, t], features[:, :, span])
+            mass = np.sum(products, axis=2, keepdims=True) + SHARE_FLOOR
+            near = near * (mass / np.maximum(near[..., -1:], 1e-30))
+        near = near * factor
         far = np.einsum("bhf,bhfe->bhe", fq[:, :, t], np.repeat(S, groups, axis=1)) * rest
         both = {"both": near + far, "window": near, "linear": far, "none": 0 * far}
         total = both[attrs["branches"]]

@@ -8,6 +8,7 @@ blocks of the line.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from regraft.ir.types import DType
 _BLOCK = 16
 """Queries of a block at least: shorter windows waste more than blocks save."""
 _LOWEST = -1e30
+_TINY = 1e-30
+SHARE_FLOOR = 1e-6
+"""Joins the window's share of the merge `share`: a window without features is a softmax still."""
 
 
 def hybrid_attention_body(node: Node, b: Builder) -> Sequence[Value]:
@@ -62,7 +66,12 @@ def hybrid_attention_body(node: Node, b: Builder) -> Sequence[Value]:
         _cut(b, left, 3, D + F, D + F + E + 1), _as(b, state, wide),
         rule="linear", scale=1.0, kv_groups=attrs["kv_groups"],
     )  # fmt: skip
-    near, top = _window(node, b, q, line, (D, D + F, D + F + E + 1))
+    window_of = _Window(node, b, line, (D, D + F, D + F + E + 1))
+    near, top = window_of.sums(q)
+    if attrs["merge"] == "share":
+        least = b.constant(_TINY, wide)
+        own = b.op(arithmetic.max_, _cut(b, near, 3, E, E + 1), least)
+        near = b.op(arithmetic.mul, near, b.op(arithmetic.div, window_of.mass(fq), own))
     if attrs["merge"] == "lse":
         rest = b.op(functions.exp, b.op(arithmetic.neg, top))
         far = b.op(arithmetic.mul, far, rest)
@@ -92,48 +101,85 @@ def _present(b: Builder, visible: Value | None, sizes: tuple[DimLike, ...], wide
     return b.op(repeating.expand, lined, shape=(B, K, T, 1))
 
 
-def _window(
-    node: Node, b: Builder, q: Value, line: Value, ends: tuple[DimLike, DimLike, DimLike]
-) -> tuple[Value, Value]:
-    """Returns the window's sums [B, H, T, E + 1] and what was taken off its scores [B, H, T, 1]."""
-    window, G = node.attrs["window"], node.attrs["kv_groups"]
-    B, H, T, D = q.shape or ()
-    K = (line.shape or ())[1]
-    wide = q.dtype
-    size: DimLike = max(window, _BLOCK)
-    if isinstance(T, int) and max(window, _BLOCK) >= T:
-        size, N, width = T, 1, T + window  # one block and its own part of the line
-    else:
-        N, width = (T + (size - 1)) // size, 2 * size
-    X = ends[2]
-    padded = _padded(b, q, 2, N * size - T)
-    rows = b.op(reshaping.reshape, padded, shape=(B, K, G, N, size, D))
-    rows = b.op(reshaping.transpose, rows, perm=(0, 1, 3, 2, 4, 5))
-    rows = b.op(reshaping.reshape, rows, shape=(B, K, N, G * size, D))
-    if (width == 2 * size and N != 1) or not isinstance(T, int):
-        longer = _padded(b, line, 2, (N + 1) * size - window - T)
-        blocks = b.op(reshaping.reshape, longer, shape=(B, K, N + 1, size, X))
-        pair = (_cut(b, blocks, 2, 0, N), _cut(b, blocks, 2, 1, N + 1))
-        spans = b.op(slicing.concat, *pair, axis=3)
-    else:
-        spans = b.op(reshaping.reshape, line, shape=(B, K, 1, width, X))
-    keys, values = _cut(b, spans, 4, 0, D), _cut(b, spans, 4, ends[1], X)
-    keys = b.op(reshaping.transpose, keys, perm=(0, 1, 2, 4, 3))
-    scaled = b.op(arithmetic.mul, rows, b.constant(node.attrs["scale"], wide))
-    scores = b.op(linalg.matmul, scaled, keys)  # [B, K, N, G * size, width]
-    shown = b.op(logical.logical_and, _band(b, size, width, window, G), _there(b, values))
-    scores = b.op(logical.where, shown, scores, b.constant(-np.inf, wide))
-    top = b.op(reduce.reduce_max, scores, axes=(4,), keepdims=True)
-    floor = 0.0 if node.attrs["merge"] == "lse" else _LOWEST
-    top = b.op(arithmetic.max_, top, b.constant(floor, wide))
-    weights = b.op(functions.exp, b.op(arithmetic.sub, scores, top))
-    sums = b.op(linalg.matmul, weights, values)
-    E1 = (sums.shape or ())[4]
-    blocks_of = (K, G, N, size)
-    return (
-        _rows_back(b, sums, (B, H, T, E1), blocks_of),
-        _rows_back(b, top, (B, H, T, 1), blocks_of),
-    )
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The line of keys in the parts that blocks of queries see.
+
+    Attributes:
+        node: The operator.
+        b: Where to build.
+        line: [B, K, window + T, X]: keys, features, values, and 1.
+        ends: Where keys, features, and all end along the last axis.
+    """
+
+    node: Node
+    b: Builder
+    line: Value
+    ends: tuple[DimLike, DimLike, DimLike]
+
+    def sums(self, q: Value) -> tuple[Value, Value]:
+        """Returns exponentials' sums [B, H, T, E + 1], and what was taken off scores [B, H, T, 1].
+
+        Args:
+            q: [B, H, T, D].
+        """
+        b, attrs, wide = self.b, self.node.attrs, q.dtype
+        rows, spans, shown, blocks = self._parts(q)
+        keys, values = _cut(b, spans, 4, 0, self.ends[0]), _cut(b, spans, 4, *self.ends[1:])
+        scaled = b.op(arithmetic.mul, rows, b.constant(attrs["scale"], wide))
+        scores = b.op(linalg.matmul, scaled, _flipped(b, keys))  # [B, K, N, G * size, width]
+        scores = b.op(logical.where, shown, scores, b.constant(-np.inf, wide))
+        top = b.op(reduce.reduce_max, scores, axes=(4,), keepdims=True)
+        floor = 0.0 if attrs["merge"] == "lse" else _LOWEST
+        top = b.op(arithmetic.max_, top, b.constant(floor, wide))
+        weights = b.op(functions.exp, b.op(arithmetic.sub, scores, top))
+        sums = b.op(linalg.matmul, weights, values)
+        lead = (q.shape or ())[:3]
+        return (
+            _rows_back(b, sums, (*lead, (sums.shape or ())[4]), blocks),
+            _rows_back(b, top, (*lead, 1), blocks),
+        )
+
+    def mass(self, fq: Value) -> Value:
+        """Returns sums of products of features over the window, a little more, [B, H, T, 1]."""
+        b = self.b
+        rows, spans, shown, blocks = self._parts(fq)
+        features = _cut(b, spans, 4, *self.ends[:2])
+        products = b.op(linalg.matmul, rows, _flipped(b, features))
+        products = b.op(logical.where, shown, products, b.constant(0, fq.dtype))
+        total = b.op(reduce.reduce_sum, products, axes=(4,), keepdims=True)
+        total = b.op(arithmetic.add, total, b.constant(SHARE_FLOOR, fq.dtype))
+        return _rows_back(b, total, (*(fq.shape or ())[:3], 1), blocks)
+
+    def _parts(self, x: Value) -> tuple[Value, Value, Value, tuple[DimLike, ...]]:
+        """Returns rows of x in blocks, what each sees of the line, which of it, and K, G, N, size.
+
+        Rows are [B, K, N, G * size, D], parts of the line [B, K, N, width, X].
+        """
+        b, window, G = self.b, self.node.attrs["window"], self.node.attrs["kv_groups"]
+        B, _, T, D = x.shape or ()
+        K, X = (self.line.shape or ())[1], self.ends[2]
+        size = max(window, _BLOCK)
+        if isinstance(T, int) and size >= T:  # one block, and all of the line
+            size, N, width = T, 1, T + window
+            spans = b.op(reshaping.reshape, self.line, shape=(B, K, 1, width, X))
+        else:
+            N, width = (T + (size - 1)) // size, 2 * size
+            longer = _padded(b, self.line, 2, (N + 1) * size - window - T)
+            blocks = b.op(reshaping.reshape, longer, shape=(B, K, N + 1, size, X))
+            pair = (_cut(b, blocks, 2, 0, N), _cut(b, blocks, 2, 1, N + 1))
+            spans = b.op(slicing.concat, *pair, axis=3)
+        padded = _padded(b, x, 2, N * size - T)
+        rows = b.op(reshaping.reshape, padded, shape=(B, K, G, N, size, D))
+        rows = b.op(reshaping.transpose, rows, perm=(0, 1, 3, 2, 4, 5))
+        rows = b.op(reshaping.reshape, rows, shape=(B, K, N, G * size, D))
+        there = _there(b, _cut(b, spans, 4, X - 1, X))
+        shown = b.op(logical.logical_and, _band(b, size, width, window, G), there)
+        return rows, spans, shown, (K, G, N, size)
+
+
+def _flipped(b: Builder, x: Value) -> Value:
+    return b.op(reshaping.transpose, x, perm=(0, 1, 2, 4, 3))
 
 
 def _rows_back(
@@ -147,20 +193,16 @@ def _rows_back(
     return _cut(b, b.op(reshaping.reshape, x, shape=(B, H, N * size, X)), 2, 0, T)
 
 
-def _band(b: Builder, size: DimLike, width: DimLike, window: int, groups: int) -> Value:
+def _band(b: Builder, size: int, width: int, window: int, groups: int) -> Value:
     """Returns which of the line a block's queries see: bool [G * size, width]."""
-    assert isinstance(size, int), "blocks have a static size"
-    assert isinstance(width, int), "and so has what they see"
     behind = np.arange(width) - np.arange(size)[:, None]
     return b.constant(np.tile((behind > 0) & (behind <= window), (groups, 1)))
 
 
-def _there(b: Builder, values: Value) -> Value:
+def _there(b: Builder, marks: Value) -> Value:
     """Returns which positions of the line hold a key: bool [B, K, N, 1, width]."""
-    last = (values.shape or ())[4]
-    mark = _cut(b, values, 4, last - 1, last)
-    is_there = b.op(logical.greater, mark, b.constant(0, values.dtype))
-    return b.op(reshaping.transpose, is_there, perm=(0, 1, 2, 4, 3))
+    is_there = b.op(logical.greater, marks, b.constant(0, marks.dtype))
+    return _flipped(b, is_there)
 
 
 def _padded(b: Builder, x: Value, axis: int, count: DimLike) -> Value:

@@ -12,6 +12,7 @@ from regraft.ir.ops.attention import attention, visible_keys
 from regraft.ir.ops.attention_weights import masked_softmax
 from regraft.ir.ops.feature_maps import FEATURE_MAPS
 from regraft.ir.ops.hybrid_attention import hybrid_attention
+from regraft.ir.ops.hybrid_attention_body import SHARE_FLOOR
 
 Array = np.ndarray[Any, Any]
 Operands = Mapping[str, Array]
@@ -48,7 +49,7 @@ def _softmax(node: Node, given: Operands) -> Array:
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
     offset = given.get("causal_offset", attrs["causal_offset"])
-    visible = visible_keys(attrs, *scores.shape[2:], given.get("kv_lengths"), offset)
+    visible = visible_keys(attrs, scores.shape[2], scores.shape[3], given.get("kv_lengths"), offset)
     if visible is not None:
         scores = np.where(visible, scores, -np.inf)
     return masked_softmax(scores, given.get("sinks"))[..., : scores.shape[3]]
@@ -90,7 +91,11 @@ def _hybrid(node: Node, given: Operands) -> Array:
         rest = np.exp(-top)
     gain = given["gain"].reshape(1, -1, 1, 1) if "gain" in given else 1.0
     far = given["fq"] @ _per_query(node, given["fk"]).swapaxes(-1, -2) * rest
-    window = gain * np.exp(scores - top)
+    window = np.exp(scores - top)
+    if attrs["merge"] == "share":
+        mass = np.where(near, far, 0).sum(-1, keepdims=True) + SHARE_FLOOR
+        window = window * (mass / np.maximum(window.sum(-1, keepdims=True), 1e-30))
+    window = gain * window
     linear = np.where((apart >= attrs["window"]) & shown, far, 0)
     parts = {"both": window + linear, "window": window, "linear": linear, "none": 0 * linear}
     return _normalized(parts[attrs["branches"]], attrs["epsilon"])

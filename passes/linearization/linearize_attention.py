@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from regraft.ir.builder import Builder
 from regraft.ir.errors import UsageError
@@ -17,7 +17,7 @@ from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.fusion.fuse import Fuse
 from regraft.passes.fusion.plan import Plan, Raise
-from regraft.passes.linearization.methods import METHODS, Method, Options
+from regraft.passes.linearization.methods import METHODS, Merge, Method, Options
 from regraft.passes.linearization.place import Built, Place
 from regraft.passes.linearization.transfer import Losses, transfer
 from regraft.passes.pipeline import suggest
@@ -32,11 +32,12 @@ class LinearizeAttention:
     Raises attention to the operator `attention`, whatever the exporter's spelling, numbers the
     layers from 0 in order, and rewrites each by the `method` (docs/linearization.md lists them).
     `window` keeps a softmax over the last keys beside the linear branch, under one sum
-    (`hybrid_attention`); its `merge` is that of LoLCATs, or `lse`, in which the window's share
-    follows its scores. With `steps`, the learned feature maps are fitted to the softmax attention
-    that they replace, every layer fed what the teacher has: on results (`loss=output`), on weights
-    (`weights`), both before the window is added, or on the results of both branches together
-    (`hybrid`, the recipe of LoLCATs). All other weights stay as they are; `recover` goes on.
+    (`hybrid_attention`). Its `merge` is that of LoLCATs; `lse`, in which the window's share follows
+    its scores; or `share`, in which the linear branch says how much the window gets. With `steps`,
+    the learned feature maps are fitted to the softmax attention that they replace, every layer fed
+    what the teacher has: on results (`loss=output`), on weights (`weights`), both before the window
+    is added, or on the results of both branches together (`hybrid`, the recipe of LoLCATs). All
+    other weights stay as they are; `recover` goes on.
 
     ## When it applies
     To every recognized attention over whole sequences. What stays is reported with the reason:
@@ -81,7 +82,7 @@ class LinearizeAttention:
     method: str = "hedgehog"
     layers: tuple[int, ...] = ()
     window: int = 0
-    merge: Literal["lolcats", "lse"] = "lse"
+    merge: Merge = "share"
     features: int = 0
     landmarks: int = 0
     steps: int = 0

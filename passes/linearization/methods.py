@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -30,6 +31,8 @@ from regraft.passes.linearization.place import Built, Place
 from regraft.passes.linearization.soft import soft
 from regraft.passes.linearization.weights import log_weights
 
+Merge = Literal["lolcats", "lse", "share"]
+
 _EPSILON = 1e-6
 _FIRST_SHARE = 0.1
 """Share of the window to begin with: LoLCATs begins at sigmoid(-2.197)."""
@@ -42,7 +45,7 @@ class Options:
 
     features: int = 0
     window: int = 0
-    merge: str = "lse"
+    merge: Merge = "share"
     landmarks: int = 0
 
 
@@ -100,7 +103,7 @@ def _mapped(made: LearnedMap, place: Place, options: Options) -> Built:
     return Built(out, linear, logs, transferred)
 
 
-def _gain(place: Place, merge: str) -> Value:
+def _gain(place: Place, merge: Merge) -> Value:
     """Returns the learned factor of the window of every head, [H]."""
     b = place.b
     if merge == "lolcats":

@@ -23,6 +23,8 @@ from regraft.passes.recovery.task import Schedule, Task
 Losses = Literal["output", "weights", "hybrid"]
 
 _NAME = "pass `linearize-attention`"
+_CHECKPOINT_EVERY = 50
+"""Updates, where the trainer has a folder for checkpoints."""
 
 
 def transfer(
@@ -65,7 +67,9 @@ def transfer(
             hint="leave `steps` out; `recover` trains what is around it",
         )
     data = ctx.training or FixedBatches(ctx.samples, ctx.seed)
-    schedule = Schedule(steps, rate, batches_per_step=batches, seed=ctx.seed)
+    schedule = Schedule(
+        steps, rate, batches_per_step=batches, seed=ctx.seed, checkpoint_every=_CHECKPOINT_EVERY
+    )
     task = Task(tuple(terms), schedule, tuple(trained))
     report = ctx.trainer.distill(module, [module], task, data)
     tail = report.losses[-max(1, len(report.losses) // 20) :]

@@ -34,7 +34,7 @@ def test_import_regraft_loads_numpy_at_most() -> None:
     assert loaded("import regraft") <= {"regraft", "numpy"}
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["audit"], []])
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["search"], []])
 def test_help_loads_click_only(args: list[str]) -> None:
     assert loaded(f"from regraft.cli import main; main({args})") <= {"regraft", "click"}
 

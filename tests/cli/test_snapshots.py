@@ -28,7 +28,7 @@ CASES = {
     "help": "--help",
     "help-short": "-h",
     "unknown-verb": "convrt model.onnx",
-    "planned-verb": "audit model.onnx",
+    "planned-verb": "search model.onnx",
     "planned-verb-search": "search model.onnx",
     "unknown-flag-before-verb": "--verbos",
     # -- convert

@@ -18,6 +18,7 @@ VERBS: dict[str, str] = {
     "inspect": "Parameters, bytes, FLOPs, peak activation, operators.",
     "compare": "Compare the outputs of two models.",
     "bench": "Latency of models, interleaved, relative to the first.",
+    "audit": "What a linearized model really does, branch by branch.",
     "tune": "Measure the cost table of this machine.",
     "lint": "Known traps of a model for a target, with the fix.",
     "bisect": "Find the first pass and match that change outputs; minimal reproducer.",
@@ -29,7 +30,7 @@ VERBS: dict[str, str] = {
 }
 """Verb -> one line; the command is `regraft.cli.<verb>_cmd:command`."""
 
-PLANNED = ("audit", "search")
+PLANNED = ("search",)
 """Verbs of the interface that are not built yet."""
 
 INTERRUPTED = 130

@@ -2,6 +2,7 @@
 
 from regraft.report_html.graph_view import GraphView, view_of
 from regraft.report_html.pages import (
+    audit_page,
     bench_page,
     can_render,
     inspect_page,
@@ -11,6 +12,7 @@ from regraft.report_html.pages import (
 
 __all__ = [
     "GraphView",
+    "audit_page",
     "bench_page",
     "can_render",
     "inspect_page",

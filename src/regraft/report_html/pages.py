@@ -97,6 +97,19 @@ def inspect_page(label: str, report: Mapping[str, Any], view: GraphView) -> str:
     )  # fmt: skip
 
 
+def audit_page(label: str, report: Mapping[str, Any]) -> str:
+    """Returns the page of `audit --html`.
+
+    Raises:
+        UnsupportedError: When jinja2 is missing.
+    """
+    names = {
+        "both": "as it is", "window": "window alone", "linear": "linear branch alone",
+        "none": "no attention",
+    }  # fmt: skip
+    return _render("audit.html.j2", title=Path(label).name, report=report, names=names, graphs={})
+
+
 def _render(template: str, **values: Any) -> str:
     if not can_render():
         raise UnsupportedError(

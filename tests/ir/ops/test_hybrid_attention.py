@@ -45,11 +45,14 @@ def _weights(operands: list[Array | None], window: int, merge: str) -> Array:
     top = np.maximum(scores.max(-1, keepdims=True), -1e30)
     if merge == "lse":
         top = np.zeros_like(top)
-    made = gain.reshape(1, -1, 1, 1) * np.exp(scores - top)
-    return np.asarray(made + np.where(far, fq @ fk.swapaxes(-1, -2), 0))
+    made, linear = np.exp(scores - top), fq @ fk.swapaxes(-1, -2)
+    if merge == "share":
+        mass = np.where(near, linear, 0).sum(-1, keepdims=True) + 1e-6
+        made = made * mass / np.maximum(made.sum(-1, keepdims=True), 1e-30)
+    return np.asarray(gain.reshape(1, -1, 1, 1) * made + np.where(far, linear, 0))
 
 
-@pytest.mark.parametrize("merge", ["lolcats", "lse"])
+@pytest.mark.parametrize("merge", ["lolcats", "lse", "share"])
 @pytest.mark.parametrize(("length", "window"), [(1, 3), (11, 1), (11, 4), (11, 30), (70, 17)])
 @pytest.mark.parametrize("is_masked", [False, True], ids=["full", "masked"])
 def test_the_blocks_are_one_sum_over_all_keys(
@@ -64,7 +67,7 @@ def test_the_blocks_are_one_sum_over_all_keys(
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("merge", ["lolcats", "lse"])
+@pytest.mark.parametrize("merge", ["lolcats", "lse", "share"])
 def test_a_window_over_everything_is_softmax(merge: str) -> None:
     operands = _operands(9)
     out, *_ = computed(hybrid_attention, operands, scale=0.5, window=9, kv_groups=G, merge=merge)
@@ -76,7 +79,7 @@ def test_a_window_over_everything_is_softmax(merge: str) -> None:
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("merge", ["lolcats", "lse"])
+@pytest.mark.parametrize("merge", ["lolcats", "lse", "share"])
 @pytest.mark.parametrize("cuts", [(0, 4, 11), (0, 1, 2, 9, 11), tuple(range(12))])
 def test_states_chain_at_any_cut_and_have_one_size(merge: str, cuts: tuple[int, ...]) -> None:
     operands = _operands(11, is_masked=True)
@@ -114,7 +117,7 @@ def test_branches_are_the_parts_of_the_sum() -> None:
 
 def test_large_scores_stay_finite() -> None:
     operands = _operands(11, scale=60.0)
-    for merge in ("lolcats", "lse"):
+    for merge in ("lolcats", "lse", "share"):
         out, *_ = computed(
             hybrid_attention, operands, scale=0.5, window=3, kv_groups=G, merge=merge
         )

@@ -77,7 +77,7 @@ def _run(module: Module, feeds: Mapping[str, Array]) -> Array:
     return own
 
 
-@pytest.mark.parametrize("merge", ["lolcats", "lse"])
+@pytest.mark.parametrize("merge", ["lolcats", "lse", "share"])
 @pytest.mark.parametrize("method", ["hedgehog", "t2r", "elu", "exp", "taylor"])
 def test_a_window_over_the_whole_sequence_is_softmax(method: str, merge: str) -> None:
     module, feeds = _module(CAUSAL), _feeds()

@@ -1,0 +1,116 @@
+"""`regraft audit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from regraft.cli.options import load_extensions, load_samples, output_options, source_options
+from regraft.cli.show import out_console, print_json, print_table, warn
+from regraft.cli.verb import Verb
+from regraft.units import human_bytes
+
+_COLUMNS = (
+    "layer", "kind:", "attention KL", "worst head", "output error", "spikiness", "original",
+    "monotone",
+)  # fmt: skip
+
+
+@click.command(
+    "audit", cls=Verb,
+    epilog="Example: regraft audit linear.rg --against model.onnx --inputs texts.npz",
+)  # fmt: skip
+@click.argument("source")
+@click.option("--against", required=True, metavar="ORIGINAL", help="The model before.")
+@click.option(
+    "--inputs", type=click.Path(path_type=Path), required=True,
+    help="Samples of real use: an .npz file or a folder of them.",
+)  # fmt: skip
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page.")
+@click.option("--force", is_flag=True, help="Replace an existing page.")
+@source_options
+@output_options
+def command(
+    source: str,
+    against: str,
+    inputs: Path,
+    html: Path | None,
+    force: bool,
+    plugins: tuple[str, ...],
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Show what the linearized model SOURCE really does, beside what it was made from.
+
+    Every branch of a hybrid is taken away once; the verdict says which of them matter.
+    """
+    from regraft.auditing import audit_module
+    from regraft.output import check_destination
+    from regraft.sources import open_source
+
+    if html is not None:
+        check_destination(html, force=force)
+    extensions = load_extensions(plugins, trust_remote_code)
+    opened, original = open_source(source, extensions), open_source(against, extensions)
+    report = audit_module(opened.module, original.module, load_samples(inputs))
+    warn([*opened.module.warnings, *original.module.warnings], quiet=quiet)
+    if html is not None:
+        _write_page(html, opened.label, report, force=force)
+    if as_json:
+        print_json(report)
+        return
+    console = out_console()
+    rows = [
+        (
+            layer["number"], layer["kind"], f"{_mean(layer['kl']):.3f}",
+            f"{max(layer['kl']):.3f}", f"{layer['error']:.3f}",
+            f"{_mean(layer['spikiness']):.2f}", f"{_mean(layer['teacher_spikiness']):.2f}",
+            f"{_mean(layer['monotonicity']):.2f}",
+        )
+        for layer in report["layers"]
+    ]  # fmt: skip
+    print_table(console, opened.label, _COLUMNS, rows)
+    _print_parts(console, f"data, {report['measure']}", report)
+    probe = report.get("probe")
+    if probe is not None:
+        title = f"copies of {probe['period']} tokens, accuracy, chance {probe['chance']:.3f}"
+        _print_parts(console, title, probe)
+        if not probe["says"]:
+            console.print("the original does not copy either: the probe says nothing")
+    state, cache = human_bytes(report["state_bytes"]), human_bytes(report["kv_bytes_per_token"])
+    console.print(f"states of {state} in place of a cache of {cache} per token")
+    console.print(f"verdict: {report['verdict']}")
+
+
+def _mean(values: Any) -> float:
+    return float(sum(values) / len(values))
+
+
+def _print_parts(console: Any, title: str, found: Any) -> None:
+    rows = [("original", f"{found['original']:.4f}")]
+    rows += [(_NAMES[name], f"{value:.4f}") for name, value in found["ablations"].items()]
+    if "linear_share" in found:
+        rows.append(("lost without the linear branch", f"{100 * found['linear_share']:.1f} %"))
+        rows.append(("lost without the window", f"{100 * found['window_share']:.1f} %"))
+    rows.append(("verdict", found["verdict"]))
+    print_table(console, title, ("", "value:"), rows)
+
+
+_NAMES = {
+    "both": "as it is",
+    "window": "window alone",
+    "linear": "linear branch alone",
+    "none": "no attention",
+}
+
+
+def _write_page(html: Path, label: str, report: Any, *, force: bool) -> None:
+    from regraft.output import staged
+    from regraft.report_html import audit_page
+
+    with staged(html, force=force) as temp:
+        (temp / html.name).write_text(audit_page(label, report), encoding="utf-8")
