@@ -60,7 +60,7 @@ CASES = {
     "convert-dtype-other": "convert model.onnx --dry-run --dtype fp16",
     "convert-dtype-unknown": "convert model.onnx --dry-run --dtype fp17",
     "convert-opset": "convert model.onnx -o out.onnx --opset 20",
-    "convert-opset-too-new": "convert model.onnx -o out.onnx --opset 27",
+    "convert-opset-too-new": "convert model.onnx -o out.onnx --opset 28",
     "convert-opset-no-number": "convert model.onnx -o out.onnx --opset new",
     "convert-freeze": "convert model.onnx --dry-run --freeze batch=2",
     "convert-freeze-unknown": "convert model.onnx --dry-run --freeze bach=2",
