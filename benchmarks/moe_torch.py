@@ -10,6 +10,7 @@ import regraft
 from benchmarks.measure import Measurement, Row, Settings, at_least, at_most
 from benchmarks.moe_identity import worst_difference
 from regraft.ir.evaluate import evaluate
+from regraft.passes.experts.partition_ffn import PartitionFfn
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
 from regraft.passes.protocol import Context
 
@@ -22,6 +23,7 @@ _FAMILIES = (
 _STARTS = {
     "copy": UpcycleFfn(experts=4),
     "virtual groups": UpcycleFfn(method="virtual-groups", experts=8, top_k=4, groups=2),
+    "parts, all on": PartitionFfn(experts=4, shared=1, router="mean"),
 }
 
 

@@ -102,8 +102,9 @@ ACTIVATIONS: dict[str, ExpertActivation] = {
     "gelu_tanh": ExpertActivation(activation.gelu, {"tanh": True}),
     "hard_swish": ExpertActivation(activation.hard_swish, {}),
     "sigmoid": ExpertActivation(activation.sigmoid, {}),
+    "identity": ExpertActivation(cast.identity, {}),
 }
-"""By the names that recognition gives them."""
+"""By the names that recognition gives them; `identity` is that of experts of low rank."""
 
 
 def _infer(node: Node) -> Type:
@@ -171,7 +172,8 @@ def _eval(
     scores = router.reshape(-1, router.shape[-1])
     taken, weights = route(attrs, scores, score_bias, weight_gain)
     act = ACTIVATIONS[attrs["activation"]]
-    out = np.zeros((len(tokens), down.shape[1]), x.dtype)
+    # results of experts cancel: their sum is rounded once
+    out = np.zeros((len(tokens), down.shape[1]))
 
     def project(rows: Array, weight: Array, bias: Array | None, expert: int) -> Array:
         result: Array = rows @ weight[expert].T
@@ -191,8 +193,8 @@ def _eval(
                 gates = np.minimum(gates, attrs["limit"])
                 hidden = np.clip(hidden, -attrs["limit"], attrs["limit"])
             hidden = act.eval(gates) * (hidden + attrs["up_offset"])
-        out[token] += share * project(hidden, down, down_bias, expert)
-    return out.reshape(*x.shape[:-1], down.shape[1])
+        out[token] += share.astype(np.float64) * project(hidden, down, down_bias, expert)
+    return out.astype(x.dtype).reshape(*x.shape[:-1], down.shape[1])
 
 
 def _flops(node: Node) -> DimLike | None:

@@ -14,11 +14,12 @@ in all its matrices, or (`independent`, as the released converter does it) chose
 The converter also permutes the channels of each expert, which changes no result and no statistic.
 
 *Adapters* read what the one block gives, F = FFN(x): `F + sum(w_i U_i gelu(D_i F))`, where `U_i`
-begins at zero.
+begins at zero. *LoRA experts* read what the block reads: `F + sum(w_i U_i D_i x)`.
 
 Source: Komatsuzaki et al., Sparse Upcycling, 2023, section 3; He et al., Upcycling Large Language
 Models into Mixture of Experts, 2024, section 3.2; Nakamura et al., Drop-Upcycling, 2025, section 3;
-Wu et al., Parameter-Efficient Sparsity Crafting, 2024, section 3.2.
+Wu et al., Parameter-Efficient Sparsity Crafting, 2024, section 3.2; Dou et al., LoRAMoE, 2024,
+section 3.2 (here for the whole block).
 """
 
 from __future__ import annotations
@@ -76,12 +77,26 @@ def shards(dense: Dense, num: int, groups: int) -> Experts:
 
 
 def adapters(
-    num_channels: int, num: int, rank: int, seed: tuple[int, ...], dtype: np.dtype[Any]
+    num_read: int,
+    num_given: int,
+    num: int,
+    rank: int,
+    seed: tuple[int, ...],
+    dtype: np.dtype[Any],
 ) -> Experts:
-    """Returns experts of `rank` hidden channels whose last layer is zero."""
+    """Returns experts of `rank` hidden channels whose last layer is zero.
+
+    Args:
+        num_read: Channels that they read.
+        num_given: Channels that they give.
+        num: How many.
+        rank: Hidden channels.
+        seed: Of the first layer.
+        dtype: Of the weights.
+    """
     rng = np.random.default_rng([*seed, rank])
-    up = rng.normal(0, num_channels**-0.5, (num, rank, num_channels))
-    down = np.zeros((num, num_channels, rank), dtype)
+    up = rng.normal(0, num_read**-0.5, (num, rank, num_read))
+    down = np.zeros((num, num_given, rank), dtype)
     return Experts({"up": up.astype(dtype), "down": down}, {})
 
 

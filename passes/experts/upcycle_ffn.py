@@ -81,21 +81,22 @@ class UpcycleFfn:
     ```
 
     ## Exactness
-    Exact for `adapter`; for `copy` and `virtual-groups`, and for `drop` and `noise` with `ratio=0`,
-    where the weights of the chosen experts sum to 1 (`renormalize`, or `scoring=topk_softmax`) or
-    the router is zero. Lossy otherwise. A router that is random and not renormalized scales every
-    result: refused without `lossy`.
+    Exact for `adapter` and `lora`; for `copy` and `virtual-groups`, and for `drop` and `noise` with
+    `ratio=0`, where the weights of the chosen experts sum to 1 (`renormalize`, or
+    `scoring=topk_softmax`) or the router is zero. Lossy otherwise. A router that is random and not
+    renormalized scales every result: refused without `lossy`.
 
     ## References
     Komatsuzaki et al., Sparse Upcycling, 2023; He et al., Upcycling Large Language Models into
     Mixture of Experts, 2024 (`virtual-groups`); Nakamura et al., Drop-Upcycling, 2025 (`drop`);
-    Wu et al., Parameter-Efficient Sparsity Crafting, 2024 (`adapter`).
+    Wu et al., Parameter-Efficient Sparsity Crafting, 2024 (`adapter`); Dou et al., LoRAMoE, 2024
+    (`lora`).
 
     Args:
         experts: How many.
         top_k: How many of them compute a token.
         method: What they begin as.
-        rank: `adapter`: hidden channels of an expert.
+        rank: `adapter`, `lora`: hidden channels of an expert.
         groups: `virtual-groups`: narrow experts that make a copy.
         ratio: `drop`, `noise`: fraction of the hidden channels that changes.
         independent: `drop`, `noise`: channels are chosen matrix by matrix.
@@ -115,7 +116,7 @@ class UpcycleFfn:
 
     experts: int = 8
     top_k: int = 2
-    method: Literal["copy", "drop", "noise", "virtual-groups", "adapter"] = "copy"
+    method: Literal["copy", "drop", "noise", "virtual-groups", "adapter", "lora"] = "copy"
     rank: int = 64
     groups: int = 2
     ratio: float = 0.5
@@ -134,8 +135,12 @@ class UpcycleFfn:
     def is_identity(self) -> bool:
         """Whether the module computes what it did."""
         changes = self.method in ("drop", "noise") and self.ratio > 0
-        keeps = self.method == "adapter" or self._sums_to_one or self.router == "zero"
+        keeps = self._adds or self._sums_to_one or self.router == "zero"
         return keeps and not changes
+
+    @property
+    def _adds(self) -> bool:
+        return self.method in ("adapter", "lora")
 
     @property
     def _sums_to_one(self) -> bool:
@@ -181,8 +186,12 @@ class UpcycleFfn:
             if key not in tied:
                 experts, router = self._made(block, ctx.seed)
                 tied[key] = add_weights(module, block, experts.weights, router)
-            write = write_adapters if self.method == "adapter" else write_experts
-            write(graph, block, tied[key], self._routing(block))
+            routing = self._routing(block)
+            if self._adds:
+                of_input = self.method == "lora"
+                write_adapters(graph, block, tied[key], routing, of_input=of_input)
+            else:
+                write_experts(graph, block, tied[key], routing)
         if found:
             drop_dead_code(module)
         after = sum(weight.nbytes for weight in map(module.weights.__getitem__, module.weights))
@@ -209,7 +218,7 @@ class UpcycleFfn:
                     f"{_WHO}, option `{name}`: {value} is no multiple of {groups} groups",
                     hint="the narrow experts of a copy are chosen together",
                 )
-        if self.method == "adapter" or self._sums_to_one or self.router == "zero" or self.lossy:
+        if self._adds or self._sums_to_one or self.router == "zero" or self.lossy:
             return
         why = (
             "the one chosen expert is multiplied by its probability"
@@ -244,8 +253,11 @@ class UpcycleFfn:
         parts = (seed, zlib.crc32(str(block.down.weight.name).encode()))
         deviation = 0.0 if self.router == "zero" else self.router_std
         router = router_of(dense.up.shape[1], self.experts, self._groups, deviation, parts)
-        if self.method == "adapter":
-            return adapters(len(dense.down), self.experts, self.rank, parts, dense.up.dtype), router
+        if self._adds:
+            given = len(dense.down)
+            read = dense.up.shape[1] if self.method == "lora" else given
+            made = adapters(read, given, self.experts, self.rank, parts, dense.up.dtype)
+            return made, router
         if self._groups > 1:
             made = shards(dense, self.experts, self._groups)
         else:
@@ -257,5 +269,6 @@ class UpcycleFfn:
         return scaled(made, self._groups / self._total, 1 / self._total), router
 
     def _routing(self, block: FfnBlock) -> Routing:
-        activation = "gelu" if self.method == "adapter" else block.activation
+        added = {"adapter": "gelu", "lora": "identity"}
+        activation = added.get(self.method, block.activation)
         return Routing(self.top_k, self.scoring, self.renormalize, activation)

@@ -101,9 +101,12 @@ def write_experts(
 
 
 def write_adapters(
-    graph: Graph, block: FfnBlock, names: Mapping[str, str], routing: Routing
+    graph: Graph, block: FfnBlock, names: Mapping[str, str], routing: Routing, *, of_input: bool
 ) -> None:
-    """Adds to the result of a block what experts make of it; arguments as of `write_experts`."""
+    """Adds to the result of a block what experts make of it, or of what the block reads.
+
+    The other arguments are those of `write_experts`.
+    """
     node, axis = block.down.nodes[0], block.down.out_axis
     b = Builder(graph, node, node.loc)
     x = channels_last(b, block.up.input, block.up.in_axis)
@@ -113,7 +116,8 @@ def write_adapters(
         raise AssertionError("refused otherwise")
     if rows.shape[:-1] != x.shape[:-1]:
         rows = b.op(reshaping.reshape, rows, shape=(*x.shape[:-1], rows.shape[-1]))
-    added = laid_out(b, _experts(b, rows, x, names, routing), dense, axis)
+    read = x if of_input else rows
+    added = laid_out(b, _experts(b, read, x, names, routing), dense, axis)
     graph.replace(node, [b.op(arithmetic.add, dense, added)])
 
 

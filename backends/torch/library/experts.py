@@ -34,6 +34,11 @@ def expert_sigmoid(x: Tensor) -> Tensor:
     return torch.sigmoid(x)
 
 
+def expert_identity(x: Tensor) -> Tensor:
+    """Returns x."""
+    return x
+
+
 def expert_silu(x: Tensor) -> Tensor:
     """Returns x * sigmoid(x)."""
     return F.silu(x)

@@ -22,6 +22,7 @@ _ACTIVATIONS = {
     "gelu_tanh": library.expert_gelu_tanh,
     "hard_swish": library.expert_hard_swish,
     "sigmoid": library.expert_sigmoid,
+    "identity": library.expert_identity,
 }
 
 

@@ -337,7 +337,7 @@ SAMPLES: Mapping[str, Samples] = {
                     ("topk_softmax", False, "sigmoid"),
                 )
             ),
-            {"top_k": 5, "routed_scale": 2.5},
+            {"top_k": 5, "routed_scale": 2.5, "activation": "identity"},
             {"top_k": 5, "scoring": "given", "limit": 0.7, "up_offset": 1.0},
             {"top_k": 2, "scoring": "sigmoid", "weigh_input": True},
             {"top_k": 5, "select": "top_p", "threshold": 0.6, "renormalize": True},

@@ -236,6 +236,31 @@ def test_adapters_share_one_block() -> None:
     assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
 
 
+def test_lora_experts_add_what_they_make_of_the_input() -> None:
+    changed, _ = upcycled(block("swiglu"), method="lora", rank=4, experts=8)
+    check_same(changed, block("swiglu"), X)
+    assert UpcycleFfn(method="lora", renormalize=False).contract == Exact()
+    weights = _weights(changed)
+    (name,) = (name for name in weights if name.endswith("experts.down"))
+    drawn = np.random.default_rng(0).standard_normal((8, 16, 4)).astype(np.float32)
+    _set(changed, name, drawn)
+    up, router = (
+        next(array for key, array in weights.items() if key.endswith(end)).astype(np.float64)
+        for end in ("experts.up", "router")
+    )
+    want = evaluate(block("swiglu"), X, oracle=True)["y"]
+    x = X["x"].astype(np.float64)
+    scores = x @ router
+    chosen = np.argsort(-scores, axis=-1, kind="stable")[..., :2]
+    share = np.exp(np.take_along_axis(scores, chosen, -1))
+    share /= share.sum(-1, keepdims=True)
+    for place in np.ndindex(2, 5):
+        for expert, weight in zip(chosen[place], share[place], strict=True):
+            want[place] += weight * (drawn[expert].astype(np.float64) @ (up[expert] @ x[place]))
+    got = evaluate(changed, X, oracle=True)["y"]
+    assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
+
+
 def _weights(module: Module) -> dict[str, Array]:
     return {name: module.weights[name].numpy() for name in module.weights}
 
