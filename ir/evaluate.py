@@ -225,7 +225,7 @@ class _Run:
             other = self.observe(value, array)
             array = array if other is None else other
         self.values[value] = array
-        _bind_type(value, array, self.env)
+        bind_type(value, array, self.env)
 
     def fetch(self, value: Value | None) -> Any:
         if value is None:
@@ -309,7 +309,8 @@ def _bind_attr(node: Node, name: str, value: Any, env: Env) -> Any:
     return bound
 
 
-def _bind_type(value: Value, array: Any, env: Env) -> None:
+def bind_type(value: Value, array: Any, env: Env) -> None:
+    """Adds the sizes of symbols that a value's content tells to `env`."""
     shape = value.shape
     if shape is not None and isinstance(array, np.ndarray) and array.ndim == len(shape):
         for dim, size in zip(shape, array.shape, strict=True):

@@ -25,17 +25,20 @@ _READS = ("__getitem__", "item")
 def static_experts(module: torch.nn.Module) -> Iterator[None]:
     """Lets every mixture of experts in a module compute without looking at the data."""
     stacked = [part for part in module.modules() if _is_stacked(part)]
+    sorted_ = [part for part in module.modules() if _is_sorted(part)]
     layers = [part for part in module.modules() if _num_experts(part) is not None]
     kept = list(dict.fromkeys(part for layer in layers for part in layer.modules()))
     for part in stacked:
         part.forward = partial(_compute_all, part)
+    for part in sorted_:
+        part.forward = partial(_compute_all_unsorted, part)
     for part in kept:
         part.to = partial(_to, part)
     try:
         with _StaticLoops() if layers else contextlib.nullcontext():
             yield
     finally:
-        for part in stacked:
+        for part in (*stacked, *sorted_):
             del part.forward
         for part in kept:
             del part.to
@@ -107,10 +110,7 @@ def _compute_all(
     prefix = "gate_up" if experts.has_gate else "up"
     up_bias = getattr(experts, f"{prefix}_proj_bias") if experts.has_bias else None
     down_bias = experts.down_proj_bias if experts.has_bias else None
-    num = first.shape[0]
-    numbers = torch.arange(num, device=top_k_index.device)
-    chosen = (top_k_index.unsqueeze(-1) == numbers).to(top_k_weights.dtype)  # [T, K, E]
-    weights = (chosen * top_k_weights.unsqueeze(-1)).sum(1)  # [T, E]
+    weights = _dense_weights(top_k_index, top_k_weights, first.shape[0])
     hidden = _project(
         hidden_states.unsqueeze(0), first, up_bias, is_transposed=experts.is_transposed
     )
@@ -120,6 +120,54 @@ def _compute_all(
         each = experts.post_expert_norm(each)
     total = (each * weights.transpose(0, 1).unsqueeze(-1)).sum(0)
     return total.to(hidden_states.dtype)
+
+
+# -- experts whose tokens are sorted ------------------------------------------------------------
+
+
+def _is_sorted(module: torch.nn.Module) -> bool:
+    """Returns whether a module sorts tokens by expert, for two layers of stacked weights (JetMoe).
+
+    How many tokens an expert has is a number of Python there, which no export knows.
+    """
+    first, last = (getattr(module, f"{name}_linear", None) for name in ("input", "output"))
+    router = getattr(module, "router", None)
+    stacks = [getattr(each, "weight", None) for each in (first, last)]
+    return (
+        all(isinstance(stack, torch.Tensor) and stack.dim() == 3 for stack in stacks)
+        and isinstance(getattr(router, "layer", None), torch.nn.Linear)
+        and isinstance(getattr(router, "top_k", None), int)
+        and callable(getattr(module, "activation", None))
+        and isinstance(getattr(module, "bias", None), torch.Tensor)
+    )
+
+
+def _compute_all_unsorted(experts: Any, layer_input: torch.Tensor) -> torch.Tensor:
+    """Every expert computes every token; those that a token did not choose weigh zero.
+
+    Args:
+        experts: The module.
+        layer_input: `[*b, D]`.
+    """
+    tokens = layer_input.reshape(-1, layer_input.shape[-1])
+    logits = experts.router.layer(tokens).float()
+    scores, chosen = logits.topk(experts.router.top_k, dim=1)
+    weights = _dense_weights(chosen, scores.softmax(1).type_as(tokens), logits.shape[1])
+    hidden = _project(tokens.unsqueeze(0), experts.input_linear.weight, None, is_transposed=False)
+    gate, up = hidden.chunk(2, dim=-1)
+    hidden = experts.activation(gate) * up
+    each = _project(hidden, experts.output_linear.weight, None, is_transposed=False)
+    total = (each * weights.transpose(0, 1).unsqueeze(-1)).sum(0)
+    return total.reshape(layer_input.shape) + experts.bias
+
+
+def _dense_weights(
+    top_k_index: torch.Tensor, top_k_weights: torch.Tensor, num: int
+) -> torch.Tensor:
+    """Returns `[T, E]`, what every expert weighs for every token."""
+    numbers = torch.arange(num, device=top_k_index.device)
+    chosen = (top_k_index.unsqueeze(-1) == numbers).to(top_k_weights.dtype)  # [T, K, E]
+    return (chosen * top_k_weights.unsqueeze(-1)).sum(1)
 
 
 # -- loops over the chosen experts --------------------------------------------------------------

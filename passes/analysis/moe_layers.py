@@ -10,7 +10,9 @@ from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import (
     activation,
     arithmetic,
+    conv,
     gathering,
+    linalg,
     moe,
     repeating,
     selecting,
@@ -96,19 +98,53 @@ def _by_share(
 ) -> dict[FfnBlock, tuple[Value, Value]]:
     """Returns the blocks that compute every token and are weighed by a share of a choice.
 
-    Their key is what they read and the tensor that holds the shares of all experts.
+    Their key is what they read and the tensor that holds the shares of all experts, or what was
+    chosen where every share follows from it.
     """
     found: dict[tuple[Value, Value], list[FfnBlock]] = {}
+    compared: dict[tuple[Value, Value], list[FfnBlock]] = {}
     for block in blocks:
         shares = _shares(block)
         if shares is not None and _choice(block, is_constant) is not None:
             found.setdefault((block.input, shares), []).append(block)
-    return {
-        block: key
-        for key, group in found.items()
+        elif shares is None and (chosen := _compared_choice(block, is_constant)) is not None:
+            compared.setdefault((block.input, chosen), []).append(block)
+    found = {
+        key: group for key, group in found.items()
         if len(group) > 1 and len(group) in (key[1].shape or ())
-        for block in group
-    }
+    }  # fmt: skip
+    found |= {key: group for key, group in compared.items() if len(group) > 1}
+    return {block: key for key, group in found.items() for block in group}
+
+
+def _compared_choice(block: FfnBlock, is_constant: IsConstant) -> Value | None:
+    """Returns the chosen experts that decide what a block's result is multiplied by, or None.
+
+    They are compared with the number of the expert: no layer lies between.
+    """
+    users = block.output.users
+    if len(users) != 1 or users[0].op is not arithmetic.mul:
+        return None
+    queue = [value for value in users[0].inputs if value is not block.output]
+    if queue[0] is None or queue[0].shape is None or queue[0].shape[-1:] != (1,):
+        return None
+    seen: set[Value] = set()
+    while queue and len(seen) < _MAX_ROUTING:
+        value = queue.pop(0)
+        node = None if value is None else value.producer
+        if value is None or node is None or value in seen or is_constant(value):
+            continue
+        seen.add(value)
+        if node.op is selecting.top_k:
+            return node.outputs[1]
+        if node.op is selecting.arg_max:
+            return node.output
+        if node.op not in _LAYERS:
+            queue += node.inputs
+    return None
+
+
+_LAYERS = frozenset({linalg.matmul, linalg.gemm, conv.conv})
 
 
 def _shares(block: FfnBlock) -> Value | None:

@@ -124,6 +124,8 @@ class MatchChecker:
             if cut.new_sees_more:
                 return conclusive or Verdict("unknown", "the common frontier is too far away")
             lowered = not cut.is_full and deepen(cut)
+            if not lowered and not cut.is_closed:  # more nodes than a cut has room for
+                return conclusive or Verdict("unknown", "the common frontier is too far away")
             if not lowered:
                 return differs or Verdict("unknown", "it was not evaluated")  # nothing is below
             close(cut)

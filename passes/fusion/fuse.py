@@ -9,9 +9,10 @@ from typing import ClassVar
 from regraft.ir.collector import collector_paused
 from regraft.ir.graph import Node
 from regraft.ir.module import Module
+from regraft.ir.ops import moe, selecting
 from regraft.ir.rewrite import rewrite
 from regraft.passes.analysis.attention import AttentionFinder
-from regraft.passes.analysis.blocks import graphs_of
+from regraft.passes.analysis.blocks import Recognizer, graphs_of
 from regraft.passes.analysis.group_norms import join_groups
 from regraft.passes.analysis.norms import NormFinder
 from regraft.passes.analysis.rotary import find_rotary
@@ -21,16 +22,20 @@ from regraft.passes.fusion.plan import Plan
 from regraft.passes.fusion.prove import Prover
 from regraft.passes.fusion.raise_activations import plan_activations
 from regraft.passes.fusion.raise_attention import plan_attention
+from regraft.passes.fusion.raise_experts import plan_experts
 from regraft.passes.fusion.raise_norms import plan_norms
 from regraft.passes.fusion.raise_rotary import plan_rotary
+from regraft.passes.fusion.raise_routing import plan_routing
 from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
 
 _MAX_ROUNDS = 8
+_CHOICES = frozenset({selecting.top_k, selecting.arg_max, selecting.one_hot, moe.moe})
+"""Every layer of experts has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fuse:
-    """Raises normalizations, activation functions, attention and rotary embedding to operators.
+    """Raises norms, activation functions, attention, rotary embedding and experts to operators.
 
     ## What it does
     Finds what computes a layer, RMS, group or instance norm, a GELU, SiLU, hard-swish and the other
@@ -38,7 +43,10 @@ class Fuse:
     found by evaluating it, so that it does not matter how an exporter spelled it. Attention is
     found by its skeleton (a product, a softmax, a product with a third tensor), whatever the
     layout, and its scale, soft cap, masks, windows and groups of heads are read off; rotary
-    embedding by the channels it turns. Both are evaluated against the source first.
+    embedding by the channels it turns. Layers of experts become `moe`, whatever their form: experts
+    stacked or one after the other, for all tokens or for those that chose them, or their matrices
+    gathered; what decides their weights is found by drawing scores. All are evaluated against the
+    source first.
 
     ## When it applies
     Where nothing else uses the inside of a place. Places that nearly are a norm (epsilon added to
@@ -108,6 +116,12 @@ def _plan(module: Module, prover: Prover) -> Plan:
         plan_activations(activations.find(graph, taken), plan)
         plan_rotary(find_rotary(graph), plan, prover)
         plan_attention(attentions.find(graph), plan, prover)
+    if not plan.places:
+        recognizer = Recognizer()
+        for graph in graphs_of(module.graph):
+            if any(node.op in _CHOICES for node in graph):
+                plan_experts(recognizer.graph(graph).moe, plan, prover)
+                plan_routing(graph, plan)
     plan.skipped += [
         Skip(str(value.name), f"attention: {reason}") for value, reason in attentions.rejected
     ]

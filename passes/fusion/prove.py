@@ -6,7 +6,7 @@ part hidden with at least the first key left. Places of equal structure are eval
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from regraft.ir.constants import constant_of
 from regraft.ir.dims import Dim, DimLike, Symbol, bind, symbols_of
 from regraft.ir.errors import RegraftError
-from regraft.ir.evaluate import evaluate_node
+from regraft.ir.evaluate import bind_type, evaluate_node
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.opspec import AttrKind, Trait
 from regraft.ir.types import DType
@@ -22,7 +22,7 @@ from regraft.ir.types import DType
 Array = np.ndarray[Any, Any]
 Env = dict[str, int]
 
-_MAX_NODES = 160
+_MAX_NODES, _MAX_LOOP_NODES = 160, 6000
 _MAX_ELEMENTS = 1 << 22
 _RTOL = 1e-6
 """Relative to the largest element; in f64 only rounded constants (1/sqrt(d) in f32) differ."""
@@ -37,7 +37,7 @@ _PROBE_ERRORS = (
 )  # fmt: skip
 
 
-class _CannotEvaluateError(Exception):
+class CannotEvaluateError(Exception):
     """A place cannot be evaluated; the message says why."""
 
 
@@ -60,35 +60,42 @@ class Prover:
         """Places that are too large to evaluate, or that no sizes tried fit."""
         return len(self.unproved)
 
-    def refute(self, old: Value, new: Value, scratch: Graph) -> str:
+    def refute(
+        self, old: Value, new: Value, scratch: Graph, ends: Sequence[Value] | None = None
+    ) -> str:
         """Returns how `new` differs from `old`, "" when it does not or cannot be evaluated.
 
         Args:
             old: A value of the module.
             new: A value of `scratch`, whose nodes read values of the module.
             scratch: Its graph.
+            ends: Values that are drawn; default: those that the new nodes read.
         """
         try:
-            reason = self._difference(old, new, scratch)
-        except _CannotEvaluateError as error:
+            reason = self._difference(old, new, scratch, ends)
+        except CannotEvaluateError as error:
             self.unproved[str(old.name)] = str(error)
             return ""
         self.num_proved += not reason
         return reason
 
-    def _difference(self, old: Value, new: Value, scratch: Graph) -> str:
-        frontier = _frontier(scratch)
-        nodes, made = _between(old, frontier), list(scratch)
+    def _difference(
+        self, old: Value, new: Value, scratch: Graph, ends: Sequence[Value] | None
+    ) -> str:
+        read = _frontier(scratch)
+        frontier = read if ends is None else list(ends)
+        nodes = _between([old, *read], frontier, _MAX_NODES if ends is None else _MAX_LOOP_NODES)
+        made = list(scratch)
         key = _key(frontier, [*nodes, *made])
         if key not in self._known:
             self.num_evaluated += 1
             try:
                 self._known[key] = _compare(old, new, frontier, nodes, made), ""
-            except _CannotEvaluateError as error:
+            except CannotEvaluateError as error:
                 self._known[key] = "", str(error)
         reason, unknown = self._known[key]
         if unknown:
-            raise _CannotEvaluateError(unknown)
+            raise CannotEvaluateError(unknown)
         return reason
 
 
@@ -103,15 +110,17 @@ def _frontier(scratch: Graph) -> list[Value]:
     return list(found)
 
 
-def _between(old: Value, frontier: Sequence[Value]) -> list[Node]:
-    """Returns the nodes that compute `old` from the frontier, in order.
+def _between(
+    wanted: Sequence[Value], frontier: Sequence[Value], most: int = _MAX_NODES
+) -> list[Node]:
+    """Returns the nodes that compute values from the frontier, in order.
 
     Raises:
-        _CannotEvaluateError: When there are too many, or one that cannot be evaluated.
+        CannotEvaluateError: When there are too many, or one that cannot be evaluated.
     """
     ends = set(frontier)
     found: dict[Node, None] = {}
-    stack = [old]
+    stack = [*wanted]
     while stack:
         value = stack.pop()
         if value in ends:
@@ -119,14 +128,14 @@ def _between(old: Value, frontier: Sequence[Value]) -> list[Node]:
         node = value.producer
         if node is None:
             # the old side depends on an input that the new one does not read
-            raise _CannotEvaluateError(f"it depends on `{value.name}`, which its operator does not")
+            raise CannotEvaluateError(f"it depends on `{value.name}`, which its operator does not")
         if node in found:
             continue
         found[node] = None
-        if len(found) > _MAX_NODES:
-            raise _CannotEvaluateError(f"more than {_MAX_NODES} nodes compute it")
+        if len(found) > most:
+            raise CannotEvaluateError(f"more than {most} nodes compute it")
         if not node.op.is_pure or node.op.eval is None or node.bodies:
-            raise _CannotEvaluateError(f"a node `{node.op.name}` among what computes it")
+            raise CannotEvaluateError(f"a node `{node.op.name}` among what computes it")
         if not _has_content(node):
             stack.extend(v for v in node.inputs if v is not None)
     return sorted(found, key=lambda node: node.order)
@@ -169,7 +178,7 @@ def _compare(
     """Evaluates both sides; returns how they differ, "" when they do not.
 
     Raises:
-        _CannotEvaluateError: When no sizes fit, or an input has no generator.
+        CannotEvaluateError: When no sizes fit, or an input has no generator.
     """
     done = 0
     values = [*frontier, *_results(nodes), *_results(made)]
@@ -179,13 +188,15 @@ def _compare(
         has_run = False
         for style in range(_NUM_STYLES):
             drawn = _drawn(frontier, env, style, np.random.default_rng([number, style]))
+            sizes = dict(env)  # gains those that the run finds
             try:
-                expected = _run(nodes, drawn, env)[old]
+                known = _run(nodes, drawn, sizes)
             except _PROBE_ERRORS:
                 break  # these sizes do not fit the old side
+            expected = known[old]
             if np.isnan(expected).all():
                 continue  # every key is hidden: proves nothing
-            reason = _difference(expected, _run(made, drawn, env)[new])
+            reason = _difference(expected, _run(made, known, sizes)[new])
             if reason:
                 return f"{reason} at {', '.join(f'{k}={v}' for k, v in env.items())}"
             has_run = True
@@ -193,8 +204,34 @@ def _compare(
         if done == 2:
             return ""
     if not done:
-        raise _CannotEvaluateError("it runs at none of the sizes tried")
+        raise CannotEvaluateError("it runs at none of the sizes tried")
     return ""
+
+
+def evaluated(
+    value: Value, end: Value, draw: Callable[[tuple[int, ...]], Array]
+) -> tuple[Array, Array]:
+    """Returns what is drawn for `end` and what `value` then is, in f64.
+
+    Sizes that are not static are large: what depends on how many rows there are shows.
+
+    Raises:
+        CannotEvaluateError: When more than `end` decides it, or it runs at none of the sizes.
+    """
+    nodes = _between([value], [end])
+    values = [end, *_results(nodes)]
+    symbols = _symbols(values, nodes)
+    for number in (64, 16, 1):
+        env = {symbol.name: _clamped(number, symbol) for symbol in symbols}
+        if not _fits(values, env):
+            continue
+        shape = tuple(bind(dim, env) for dim in end.shape or ())
+        drawn = draw(tuple(int(size) for size in shape if isinstance(size, int)))
+        try:
+            return drawn, np.asarray(_run(nodes, {end: drawn}, env)[value])
+        except _PROBE_ERRORS:
+            continue
+    raise CannotEvaluateError("it runs at none of the sizes tried")
 
 
 def _results(nodes: Sequence[Node]) -> list[Value]:
@@ -202,6 +239,7 @@ def _results(nodes: Sequence[Node]) -> list[Value]:
 
 
 def _run(nodes: Sequence[Node], drawn: Mapping[Value, Array], env: Env) -> dict[Value, Any]:
+    """Evaluates nodes; `env` gains the sizes that they find."""
     known: dict[Value, Any] = dict(drawn)
     for node in nodes:
         if _has_content(node):
@@ -214,6 +252,8 @@ def _run(nodes: Sequence[Node], drawn: Mapping[Value, Array], env: Env) -> dict[
         operands = [None if v is None else known[v] for v in node.inputs]
         results = evaluate_node(node, operands, env, oracle=True)
         known.update(zip(node.outputs, results, strict=False))
+        for value in node.outputs:
+            bind_type(value, known[value], env)
     return known
 
 
@@ -249,7 +289,7 @@ def _bindings(values: Sequence[Value], nodes: Sequence[Node]) -> Iterator[Env]:
 
 
 def _symbols(values: Sequence[Value], nodes: Sequence[Node]) -> list[Symbol]:
-    found: dict[Symbol, None] = {}
+    found: dict[Symbol, None] = {}  # those that the run defines come with it
     for value in values:
         for dim in value.shape or ():
             if isinstance(dim, Dim):
@@ -260,7 +300,7 @@ def _symbols(values: Sequence[Value], nodes: Sequence[Node]) -> list[Symbol]:
             if attr.kind in (AttrKind.DIM, AttrKind.DIMS) and given is not None:
                 dims = given if isinstance(given, tuple) else (given,)
                 found.update(dict.fromkeys(sorted(symbols_of(dims), key=lambda s: s.name)))
-    return list(found)
+    return [symbol for symbol in found if not symbol.defined]
 
 
 def _clamped(size: int, symbol: Symbol) -> int:
@@ -276,7 +316,11 @@ def _fits(values: Sequence[Value], env: Env) -> bool:
                 size = bind(dim, env)
             except ZeroDivisionError:
                 return False
-            if not isinstance(size, int) or size < 0:
+            if not isinstance(size, int):
+                if any(symbol.defined for symbol in symbols_of((size,))):
+                    continue  # what the run finds is no larger than what it is found in
+                return False
+            if size < 0:
                 return False
             total *= size
         if total > _MAX_ELEMENTS:
@@ -297,7 +341,7 @@ def _drawn(
         shape = tuple(bind(dim, env) for dim in value.shape or ())
         dtype = value.dtype
         if value.shape is None or dtype is None or not all(isinstance(d, int) for d in shape):
-            raise _CannotEvaluateError(f"the type {value.type} of `{value.name}`")
+            raise CannotEvaluateError(f"the type {value.type} of `{value.name}`")
         sizes = tuple(int(d) for d in shape if isinstance(d, int))
         if dtype.is_float:
             drawn[value] = rng.standard_normal(sizes)
@@ -306,7 +350,7 @@ def _drawn(
         elif dtype.is_integer:
             drawn[value] = rng.integers(0, 2, sizes).astype(dtype.numpy)
         else:
-            raise _CannotEvaluateError(f"no values are generated for {dtype}")
+            raise CannotEvaluateError(f"no values are generated for {dtype}")
     return drawn
 
 

@@ -1,0 +1,402 @@
+"""What a layer of experts sums: experts, what they read, and the weight of each for every token.
+
+Three forms, whatever exporter wrote them. *Dense*: experts stacked in one product compute every
+token, and a weight per expert and token multiplies what they give (or what they read) before it is
+summed. *Loop*: expert after expert computes every token, or picks its own and adds what it gives,
+times a weight, to their places. *Picked*: for every choice of a token the expert's matrices are
+gathered. What decides the weights is not asked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from regraft.ir.constants import constant_of, is_constant
+from regraft.ir.dims import DimLike, known_equal, product
+from regraft.ir.graph import Node, Value
+from regraft.ir.ops import arithmetic, fill, gathering, reduce, repeating, reshaping, scattering
+from regraft.passes.analysis.ffn import FfnBlock
+from regraft.passes.analysis.linear_layers import MOVES, moved_axis, only_user
+from regraft.passes.analysis.moe_layers import MoeBlock
+from regraft.passes.cleanup.facts import uniform
+
+_MAX_STEPS = 12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseWeights:
+    """One weight per expert and token.
+
+    Args:
+        value: The weights; axes of size 1 aside, the tokens in order and the experts.
+        axis: That of the experts, counted from the end.
+    """
+
+    value: Value
+    axis: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedWeights:
+    """For every expert the weights of the tokens that it picks.
+
+    Args:
+        tokens: By expert, i64[n, 1] or i64[n], the tokens.
+        weights: By expert, [n] or [n, 1].
+        factor: What they all are multiplied by.
+    """
+
+    tokens: tuple[Value, ...]
+    weights: tuple[Value, ...]
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ColumnWeights:
+    """For every expert its weight for every token.
+
+    Args:
+        columns: By expert, [*b, 1], the tokens in order.
+    """
+
+    columns: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChosenWeights:
+    """For every choice of a token its expert and its weight, token by token.
+
+    Args:
+        experts: i64, as many as there are choices.
+        weights: As many.
+        top_k: Choices of a token.
+    """
+
+    experts: Value
+    weights: Value
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertSum:
+    """A layer of experts.
+
+    Args:
+        block: As recognition found it.
+        output: The weighted sum.
+        tokens: What experts read, tokens in order and channels, moves aside.
+        num_tokens: How many.
+        weights: The weight of each expert for every token.
+        weigh_input: Whether they multiply what experts read.
+    """
+
+    block: MoeBlock
+    output: Value
+    tokens: Value
+    num_tokens: DimLike
+    weights: DenseWeights | PlacedWeights | ColumnWeights | ChosenWeights
+    weigh_input: bool = False
+
+
+def expert_sum(block: MoeBlock) -> ExpertSum | str:
+    """Returns what a layer of experts sums, or why that cannot be read."""
+    first = block.experts[0]
+    if first.norm is not None or first.depthwise is not None:
+        return "a norm or a convolution inside its experts"
+    if first.up.picked is not None:
+        return _picked(block, first)
+    if first.num_experts > 1:
+        return _dense(block, first)
+    if first.is_expert:
+        return _placed(block)
+    return _shared(block)
+
+
+# -- dense ----------------------------------------------------------------------------------
+
+
+def _dense(block: MoeBlock, expert: FfnBlock) -> ExpertSum | str:
+    value, axis, weights = expert.output, -3, None
+    for _ in range(_MAX_STEPS):
+        node = only_user(value)
+        if node is None:
+            return "what its experts give is used elsewhere"
+        if node.op is arithmetic.mul and weights is None:
+            other = _other(node, value)
+            weights = DenseWeights(other, axis)
+            if node.output.shape != value.shape or not _is_one(other, -1):
+                return f"`{other.name}` is not one weight per expert and token"
+        elif node.op in MOVES:
+            moved = moved_axis(node, axis)
+            if moved is None:
+                return f"`{node.op.name}` merges the axis of experts"
+            axis = moved
+        elif node.op is reduce.reduce_sum:
+            return _summed(block, expert, node, axis, weights)
+        else:
+            return f"`{node.op.name}` between experts and their sum"
+        value = node.output
+    return "no sum over its experts"
+
+
+def _summed(
+    block: MoeBlock, expert: FfnBlock, node: Node, axis: int, weights: DenseWeights | None
+) -> ExpertSum | str:
+    x = node.inputs[0]
+    axes = node.static("axes")
+    if x is None or x.shape is None or not isinstance(axes, tuple):
+        return "the axes of its sum are not static"
+    if {a % len(x.shape) for a in axes} != {axis % len(x.shape)}:
+        return "its sum is not over the experts"
+    source, weigh_input = expert.up.input, False
+    if weights is None:
+        found = _scaled_input(source, expert.num_experts)
+        if found is None:
+            return "nothing weighs its experts"
+        (source, weights), weigh_input = found, True
+    elif not _reads_all(source, expert.num_experts):
+        return "its experts do not read the same tokens"
+    number = product(node.output.shape[:-1]) if node.output.shape else 0
+    return ExpertSum(block, node.output, source, number, weights, weigh_input)
+
+
+def _reads_all(value: Value, num: int) -> bool:
+    """Returns whether [1, T, D] or [T, D] is what every expert reads."""
+    shape = value.shape
+    return shape is not None and all(size == 1 for size in shape[:-2]) and num > 1
+
+
+def _scaled_input(value: Value, num: int) -> tuple[Value, DenseWeights] | None:
+    """Returns tokens and weights of [E, T, D], the tokens once per expert times a weight each."""
+    for _ in range(_MAX_STEPS):
+        node = value.producer
+        if node is None:
+            return None
+        if node.op is arithmetic.mul:
+            break
+        if node.op not in MOVES or node.inputs[0] is None:
+            return None
+        value = node.inputs[0]
+    else:
+        return None
+    for tokens, weights in (node.inputs, node.inputs[::-1]):
+        if tokens is None or weights is None:
+            continue
+        maker = tokens.producer
+        while maker is not None and maker.op in MOVES and maker.inputs[0] is not None:
+            maker = maker.inputs[0].producer
+        if maker is None or maker.op not in (repeating.tile, repeating.expand):
+            continue
+        source = maker.inputs[0]
+        inner = _unmoved(weights)
+        if source is None or inner is None or not _is_one(weights, -1):
+            continue
+        for axis in (-1, -2):  # [E, T] of which [E * T, 1] was made, or what that is a transpose of
+            if inner.shape is not None and len(inner.shape) == 2 and inner.shape[axis] == num:
+                return source, DenseWeights(inner, axis)
+    return None
+
+
+# -- loops ----------------------------------------------------------------------------------
+
+
+def _placed(block: MoeBlock) -> ExpertSum | str:
+    tokens: list[Value] = []
+    shares: list[Value] = []
+    factors: set[float] = set()
+    before: Value | None = None
+    last: Node | None = None
+    for expert in block.experts:
+        found = _contribution(expert)
+        if isinstance(found, str):
+            return found
+        node, index, share, factor = found
+        factors.add(factor)
+        if before is not None and node.inputs[0] is not before:
+            return "what its experts add is not one sum"
+        if before is None and not _is_zero(node.inputs[0]):
+            return "its sum does not begin at zero"
+        tokens.append(index)
+        shares.append(share)
+        before, last = node.output, node
+    if last is None or last.output.shape is None or len(last.output.shape) != 2:
+        return "its sum is not one row per token"
+    if len(factors) > 1:
+        return "its experts are multiplied by several numbers"
+    return ExpertSum(
+        block, last.output, block.input, last.output.shape[0],
+        PlacedWeights(tuple(tokens), tuple(shares), *factors),
+    )  # fmt: skip
+
+
+def _contribution(expert: FfnBlock) -> tuple[Node, Value, Value, float] | str:
+    """Returns the node that adds what an expert gives, the tokens' places, weights and a factor."""
+    node = only_user(expert.output)
+    if node is None or node.op is not arithmetic.mul:
+        return "what its experts give is not multiplied by one weight per token"
+    share = _other(node, expert.output)
+    if not _is_one(share, -1):
+        return f"`{share.name}` is not one weight per token"
+    adds, value, factor = only_user(node.output), node.output, 1.0
+    while adds is not None and (adds.op in MOVES or adds.op is arithmetic.mul):
+        if adds.op is arithmetic.mul:
+            number = uniform(_other(adds, value))
+            if number is None:
+                return "what its experts give is multiplied twice"
+            factor *= float(number)
+        value = adds.output
+        adds = only_user(value)
+    if adds is None or adds.op is not scattering.scatter_nd or adds.attrs["reduction"] != "add":
+        return "what its experts give is not added to the places of their tokens"
+    index, picked = adds.inputs[1], _picked_index(expert.input)
+    if index is None or picked is None or _root(index) is not _root(picked):
+        return "its experts add to other places than they read"
+    return adds, index, share, factor
+
+
+def _picked_index(value: Value) -> Value | None:
+    """Returns what picks the tokens that an expert reads."""
+    for _ in range(_MAX_STEPS):
+        node = value.producer
+        if node is None:
+            return None
+        if node.op is gathering.gather or node.op is gathering.gather_nd:
+            return node.inputs[1]
+        if node.op not in MOVES or node.inputs[0] is None:
+            return None
+        value = node.inputs[0]
+    return None
+
+
+def _shared(block: MoeBlock) -> ExpertSum | str:
+    """Every expert computes every token, one after the other."""
+    columns: list[Value] = []
+    parts: dict[Value, None] = {}
+    for expert in block.experts:
+        node = only_user(expert.output)
+        if node is None or node.op is not arithmetic.mul:
+            return "what its experts give is not multiplied by one weight per token"
+        share = _other(node, expert.output)
+        if not _is_one(share, -1) or node.output.shape != expert.output.shape:
+            return f"`{share.name}` is not one weight per token"
+        columns.append(share)
+        parts[node.output] = None
+    last = max(parts, key=lambda value: 0 if value.producer is None else value.producer.order)
+    value = last
+    while (node := only_user(value)) is not None and node.op in (*MOVES, arithmetic.add):
+        value = node.output
+        if _terms(value, parts) == len(parts):
+            shape = value.shape
+            if shape is None:
+                return "the sizes of its sum are not known"
+            return ExpertSum(
+                block, value, block.experts[0].up.input, product(shape[:-1]),
+                ColumnWeights(tuple(columns)),
+            )  # fmt: skip
+    return "what its experts give is not one sum"
+
+
+def _terms(value: Value, parts: Mapping[Value, None]) -> int | None:
+    """Returns of how many of `parts` a value is the sum, None when of others too."""
+    if value in parts:
+        return 1
+    if _is_zero(value):
+        return 0
+    node = value.producer
+    if node is None or node.op not in (*MOVES, arithmetic.add):
+        return None
+    counts = [None if each is None else _terms(each, parts) for each in node.inputs]
+    if node.op in MOVES:
+        counts = counts[:1]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+# -- picked ---------------------------------------------------------------------------------
+
+
+def _picked(block: MoeBlock, expert: FfnBlock) -> ExpertSum | str:
+    value, share = expert.output, None
+    picked = expert.up.picked
+    assert picked is not None, "asked of experts whose matrices are gathered"
+    for _ in range(_MAX_STEPS):
+        node = only_user(value)
+        if node is None:
+            return "what its experts give is used elsewhere"
+        if node.op is arithmetic.mul and share is None:
+            share = _other(node, value)
+        elif node.op is reduce.reduce_sum and share is not None:
+            return _over_choices(block, expert, node, picked, share)
+        elif node.op not in MOVES:
+            return f"`{node.op.name}` between experts and their sum"
+        value = node.output
+    return "no sum over its experts"
+
+
+def _over_choices(
+    block: MoeBlock, expert: FfnBlock, node: Node, picked: Value, share: Value
+) -> ExpertSum | str:
+    x, axes = node.inputs[0], node.static("axes")
+    if x is None or x.shape is None or not isinstance(axes, tuple) or len(axes) != 1:
+        return "the axis of its sum is not static"
+    top_k, axis = x.shape[axes[0]], axes[0] % len(x.shape)
+    rest = [size for i, size in enumerate(x.shape[:-1]) if i != axis]
+    if not isinstance(top_k, int) or axis == len(x.shape) - 1:
+        return "how many experts a token chooses is not static"
+    if any(size != 1 for size in x.shape[axis + 1 : -1]):
+        return "its sum is not over the choices of a token"
+    number = product(rest)
+    for value in (picked, share):
+        if value.shape is None or not known_equal(product(value.shape), number * top_k):
+            return f"`{value.name}` is not one number per choice"
+    return ExpertSum(
+        block, node.output, block.input, number, ChosenWeights(picked, share, top_k)
+    )  # fmt: skip
+
+
+# -- values ---------------------------------------------------------------------------------
+
+
+def _other(node: Node, value: Value) -> Value:
+    other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+    assert other is not None, "a product has two operands"
+    return other
+
+
+def _is_one(value: Value, axis: int) -> bool:
+    shape = value.shape
+    return shape is not None and len(shape) >= -axis and shape[axis] == 1
+
+
+def _is_zero(value: Value | None) -> bool:
+    """Returns whether a sum begins at zero; what depends on the data does not."""
+    if value is None:
+        return False
+    node = value.producer
+    if node is not None and node.op is repeating.expand:
+        return _is_zero(node.inputs[0])
+    if node is not None and node.op is fill.constant_of_shape:
+        return not np.any(node.attrs["value"])
+    if not is_constant(value):
+        return False
+    array = constant_of(value, 1 << 30)
+    return array is not None and not array.any()
+
+
+def _unmoved(value: Value) -> Value | None:
+    """Returns what reshapes made a value of."""
+    node = value.producer
+    while node is not None and node.op is reshaping.reshape and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer
+    return value
+
+
+def _root(value: Value) -> Value:
+    node = value.producer
+    while node is not None and node.op in MOVES and node.inputs[0] is not None:
+        value = node.inputs[0]
+        node = value.producer
+    return value
