@@ -1,4 +1,4 @@
-"""Weights of 4 bits of a small trained language model: divergence, perplexity, beside rounding."""
+"""Small weights of a trained language model: divergence, perplexity, what is sampled."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,6 +24,10 @@ _CALIBRATION = (16, 8, 128)
 """Batches, windows in each, characters of a window: training text, drawn anew."""
 _TEST = (64, 16, 128)
 """Windows of files that were not trained on, windows in a batch, characters."""
+
+_SAMPLED = 8
+_FORMATS = ("int8", "nf4", "fp4", "int4")
+_TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
 
 
 def _feed(ids: Array) -> dict[str, Array]:
@@ -53,6 +57,52 @@ def _divergence(want: Sequence[Array], got: Sequence[Array]) -> float:
     """Mean Kullback-Leibler divergence per position."""
     each = [(np.exp(a) * (a - b)).sum(-1).mean() for a, b in zip(want, got, strict=True)]
     return float(np.mean(each))
+
+
+def agreement(
+    want: Sequence[Array], got: Sequence[Array], temperature: float, seed: int = 0
+) -> float:
+    """Returns the share of positions at which two models give the same token.
+
+    Args:
+        want: Log-probabilities f64[B, S, V] by batch.
+        got: Those of the other model.
+        temperature: 0 takes the likeliest; else both sample, by the same random numbers.
+        seed: Of these.
+    """
+    rng = np.random.default_rng(seed)
+    same = count = 0
+    for a, b in zip(want, got, strict=True):
+        # the largest of logits / T + Gumbel noise is a sample of the softmax
+        noise = rng.gumbel(size=a.shape) if temperature else np.zeros(a.shape)
+        picked = [(each / (temperature or 1.0) + noise).argmax(-1) for each in (a, b)]
+        same += int((picked[0] == picked[1]).sum())
+        count += picked[0].size
+    return same / count
+
+
+def _temperatures(settings: Settings) -> Iterator[Row]:
+    from benchmarks.small_models import corpus, store
+
+    module = store.get("char-lm").module()
+    regraft.apply(module, "canonicalize,fuse", check="off")
+    _, size, length = _TEST
+    test = [batch["input_ids"] for batch in corpus.held_out_batches(_SAMPLED, size, length)]
+    want = _scores(module, test)
+    for weights in _FORMATS:
+        after = module.clone()
+        group = 0 if weights == "int8" else 64
+        options = Quantize(
+            weights=weights, group=group, method="round", activations="none", embeddings="none"
+        )
+        options.run(after, Context())
+        got = _scores(after, test)
+        for temperature in _TEMPERATURES:
+            how = f"sampled at T={temperature:g}" if temperature else "greedy"
+            yield shown(
+                f"{weights}: the same token, {how}", 100 * agreement(want, got, temperature), "%",
+                f"{sum(map(len, test))} windows of {length} characters",
+            )  # fmt: skip
 
 
 def _decoder(settings: Settings) -> Iterator[Row]:
@@ -90,4 +140,5 @@ def _decoder(settings: Settings) -> Iterator[Row]:
 
 MEASUREMENTS: tuple[Measurement, ...] = (
     Measurement("decoder", "4-bit weights of a small language model", _decoder),
+    Measurement("temperatures", "formats of weights under decoding temperatures", _temperatures),
 )
