@@ -2,7 +2,8 @@
 
 `python -m benchmarks.prune_quality [--only NAME] [--list]` prints a table and writes
 `benchmarks/results/prune_quality-<cpu>.json`. Each family of methods is a file of its own,
-`benchmarks/prune_quality_<family>.py`, whose measurements are merged here. The small models
+`benchmarks/prune_quality_<family>.py`, whose measurements are merged here; curves are drawn on a
+page beside the file of results. The small models
 (`make small-models`) and the real ones (`make models prune-models recovery-models`) have to be
 there.
 """
@@ -12,7 +13,8 @@ import sys
 from pathlib import Path
 
 from benchmarks.measure import Measurement
-from benchmarks.suite import run
+from benchmarks.prune_curves_page import write_page
+from benchmarks.suite import result_path, run
 
 FAMILIES: tuple[str, ...] = tuple(
     sorted(path.stem for path in Path(__file__).parent.glob("prune_quality_*.py"))
@@ -29,4 +31,7 @@ def measurements() -> tuple[Measurement, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(run("prune_quality", __doc__, measurements()))
+    status = run("prune_quality", __doc__, measurements())
+    if (results := result_path("prune_quality")).exists():
+        write_page(results)
+    sys.exit(status)

@@ -31,8 +31,9 @@ from regraft.passes.recovery.recover import Recover
 
 VERSION = 1
 FRACTION = 0.8
-STEPS = 1000
-RECOVER = Recover(steps=STEPS, rate=3e-4, warmup=0.03, checkpoint_every=50)
+STEPS = 2000
+RECOVER = Recover(steps=STEPS, rate=3e-4, warmup=0.03, refit=False, checkpoint_every=50)
+"""Without a refit: the repair of `prune` has solved for every layer."""
 LOST = 0.01
 MINUTES, THREADS = 15.0, 2
 _TOPIC = "prune_quality"

@@ -17,6 +17,7 @@ from regraft.ir.weights import ArrayWeight, Role
 from regraft.passes.calibration.products import ConstantProduct
 from regraft.passes.factorize.blocks import Blocks
 from regraft.passes.factorize.mpo import Train
+from regraft.passes.recovery.fading import let_fade
 
 Array = np.ndarray[Any, Any]
 Factors = Blocks | Train
@@ -65,16 +66,18 @@ def write_factors(
         blend: Part of the result that comes from the whole matrix, 0 for none.
     """
     values = add_factors(module, products[0], name, factors)
+    share = _share(module, products[0], name, blend) if blend else None
     for product in products:
         node = product.node
         b = Builder(module.graph, node, node.loc)
         result = product_by_factors(b, product, factors, values)
-        if blend:
+        if share is not None:
             operands = product.x, product.weight
             whole = b.op(
                 node.op, *operands[:: 1 - 2 * product.x_idx], *_no_bias(node), **node.attrs
             )
-            result = _mixed(b, whole, result, blend)
+            beyond = b.op(arithmetic.sub, result, whole)
+            result = b.op(arithmetic.add, whole, b.op(arithmetic.mul, beyond, share))
         bias = node.inputs[2] if node.op is linalg.gemm else None
         if bias is not None:
             result = b.op(arithmetic.add, result, bias)
@@ -100,16 +103,19 @@ def _no_bias(node: Node) -> tuple[None, ...]:
     return (None,) * (len(node.inputs) - 2)
 
 
-def _mixed(b: Builder, whole: Value, part: Value, blend: float) -> Value:
-    """Returns `blend * whole + (1 - blend) * part`, as the self-guided training of factors has it.
+def _share(module: Module, product: ConstantProduct, name: str, blend: float) -> Value:
+    """Adds the share of the factors in `whole + share * (factors - whole)`, as a weight.
 
-    Source: Wei et al., Building on Efficient Foundations, 2024, eq. 5.
+    It stands in one place, so that training can draw it to one; at zero the result is the whole.
+
+    Source: Wei et al., Building on Efficient Foundations, 2024, eq. 5 (self-guided training).
     """
-
-    def scaled(value: Value, factor: float) -> Value:
-        return b.op(arithmetic.mul, value, b.constant(np.asarray(factor, np.float32), value.dtype))
-
-    return b.op(arithmetic.add, scaled(whole, blend), scaled(part, 1 - blend))
+    dtype = product.weight.dtype
+    assert dtype is not None, "a constant has a type"
+    b = Builder(module.graph, product.node, product.node.loc)
+    content = ArrayWeight(np.asarray(1 - blend, dtype.numpy))
+    let_fade(module, [f"{name}.share"])
+    return b.weight(f"{name}.share", content, Role.PARAM)
 
 
 def _contents(product: ConstantProduct, factors: Factors) -> list[tuple[str, Array]]:

@@ -19,6 +19,7 @@ from regraft.ir.weights import Role
 from regraft.passes.analysis.layers import Layer, repeated_layers
 from regraft.passes.analysis.linear_layers import Linear, linear_layers
 from regraft.passes.analysis.position_mask import mask_of
+from regraft.passes.recovery.fading import rising_shares
 from regraft.passes.recovery.task import Block, Refit
 from regraft.passes.recovery.zeros import sparse_tensors
 
@@ -132,7 +133,7 @@ def _weights_of(shared: Shared, nodes: set[Node]) -> tuple[str, ...]:
     varying = _varying(module.graph)
     inside = [node for node in module.graph if node in nodes]
     outside = [node for node in module.graph if node not in nodes and node.output in varying]
-    kept = set(_read(module, outside, varying))
+    kept = {*_read(module, outside, varying), *rising_shares(module)}
     return tuple(name for name in _read(module, inside, varying) if name not in kept)
 
 

@@ -14,6 +14,7 @@ from regraft.ir.types import TensorType
 from regraft.passes.analysis.position_mask import mask_of
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip, Trainer
 from regraft.passes.recovery.data import Batch, Data
+from regraft.passes.recovery.fading import drop_faded
 from regraft.passes.recovery.fixed import FixedBatches
 from regraft.passes.recovery.objective import Kl, Loss, Mse, NormalizedMse, Term
 from regraft.passes.recovery.places import (
@@ -48,7 +49,9 @@ class Recover:
     layer at the end of every branch is solved for by least squares, so that the stream comes
     nearest to the teacher's. `blocks`: every changed layer is trained by itself, fed what the
     teacher has. `steps`: everything that changed is trained end to end on the outputs and the
-    results of layers. What lies before the first change is computed once per batch.
+    results of layers. What lies before the first change is computed once per batch. Where
+    `factorize` left a part of the whole matrices beside their factors, that part fades in the first
+    half of the steps, and is gone in the end.
 
     ## When it applies
     After lossy passes, with data: `--train`, or the samples that passes measure on. Layers are
@@ -146,6 +149,9 @@ class Recover:
             tail = report.losses[-max(1, len(report.losses) // 20) :]
             stats |= {"steps": report.steps, "loss-first": report.losses[0],
                       "loss-last": sum(tail) / len(tail)}  # fmt: skip
+            gone = drop_faded(module)
+            if gone:
+                stats["faded"] = gone
         return PassResult(True, stats, tuple(skipped), decisions={"trained": list(trained)})
 
     def _train_blocks(

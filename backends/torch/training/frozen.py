@@ -21,6 +21,7 @@ from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.opspec import Trait
 from regraft.ir.types import TensorType
+from regraft.passes.recovery.fading import rising_shares
 
 Key = tuple[str, int]
 """What a batch is known by: the data that it is from, and its number there."""
@@ -38,6 +39,7 @@ def frozen_values(module: Module, outputs: Iterable[Value], trained: frozenset[s
         trained: Names of checkpoint tensors.
     """
     wanted = list(outputs)
+    trained = trained | frozenset(rising_shares(module))  # other numbers in every step
     nodes, _ = nodes_between(frozenset(), wanted)
     varying = set(module.graph.inputs)  # what does not vary is no part of a batch
     changing: set[Value] = set()
@@ -67,7 +69,8 @@ def _reads(module: Module, node: Node, names: frozenset[str]) -> bool:
     for each in (node, *inner):
         if each.op is weight:
             name = module.weights.resolve(each.attrs["name"])
-            if not names.isdisjoint(source_names(name, module.weights[name])):
+            # content that is held as it is may still say what it was made of
+            if not names.isdisjoint((name, *source_names(name, module.weights[name]))):
                 return True
     return False
 

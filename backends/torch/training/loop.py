@@ -92,6 +92,7 @@ class Loop:
         label: Name of the run.
         facts: What else tells this run from others.
         prepare: Called with every batch on its way to the objective.
+        before_step: Called with the number of every step before it, and at the end with theirs.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Loop:
         label: str = "training",
         facts: Facts | None = None,
         prepare: Prepare = lambda key, batch: batch,
+        before_step: Callable[[int], None] = lambda step: None,
     ) -> None:
         torch.manual_seed(schedule.seed)
         self.net = net.to(place.device)
@@ -118,6 +120,7 @@ class Loop:
         self._held_out = held_out
         self._label = label
         self._prepare = prepare
+        self._before_step = before_step
         self._precision = _resolved(schedule.precision)
         self._local = place.group.share(schedule.batches_per_step)
         self._trained = {n: p for n, p in net.named_parameters() if p.requires_grad}
@@ -155,6 +158,7 @@ class Loop:
                     if every and history.step % every == 0 and history.step < schedule.steps:
                         self._write()
         finally:
+            self._before_step(schedule.steps)
             self.net.eval()
         self._write()
         if history.best_weights:
@@ -166,6 +170,7 @@ class Loop:
 
     def _step(self, batches: Iterator[Mapping[str, Tensor]]) -> float:
         """Updates the weights once; returns the loss, averaged over the step's batches."""
+        self._before_step(self.history.step)
         for group in self._optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.history.step)
         self._optimizer.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ from regraft.backends.torch.results import named_outputs
 from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.weight_plan import WeightPlan, plan_weights
 from regraft.ir.constants import weight
+from regraft.ir.derive import source_names
 from regraft.ir.errors import InputError, UnsupportedError, UsageError
 from regraft.ir.extract import extract
 from regraft.ir.graph import Node, Value
@@ -83,16 +84,30 @@ class NamedNet(nn.Module):
             UsageError: For a name that is no float parameter that the values depend on.
         """
         parameters = dict(self.net.named_parameters())
-        known = {self.plan.names.get(path, path): path for path in parameters}
-        found = []
+        known: dict[str, str] = {self.plan.names.get(path) or path: path for path in parameters}
+        made_of = self._made_of(known)
+        found: dict[str, None] = {}
         for name in names:
             path = known.get(name, known.get(self.module.weights.resolve(name)))
-            if path is None:
+            paths = made_of.get(name, []) if path is None else [path]
+            if not paths:
                 raise UsageError(
                     f"`{name}` is no float parameter that the objective depends on",
                     hint=f"there are {len(known)}, the first is `{next(iter(known), None)}`",
                 )
-            found.append(path)
+            found.update(dict.fromkeys(paths))
+        return list(found)
+
+    def _made_of(self, known: Mapping[str, str]) -> dict[str, list[str]]:
+        """Returns the parameters that hold content made of other tensors, by those.
+
+        A module that was read from its text form has such content as it is.
+        """
+        found: dict[str, list[str]] = {}
+        for name, path in known.items():
+            if name in self.module.weights:
+                for source in source_names(name, self.module.weights[name]):
+                    found.setdefault(source, []).append(path)
         return found
 
     def matrices(self) -> list[str]:

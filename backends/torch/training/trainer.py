@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regraft.backends.torch.training.adapters import attach, fold
 from regraft.backends.torch.training.critics import critics_of
+from regraft.backends.torch.training.fading import Fading
 from regraft.backends.torch.training.frozen import FrozenValues, Key, frozen_values
 from regraft.backends.torch.training.hidden_states import HiddenStates
 from regraft.backends.torch.training.loop import Loop, Objective, Place
@@ -206,6 +207,7 @@ class TorchTrainer:
                 Place(self.device, group, run.folder, self.progress),
                 held_out=run.held_out, label=run.label, facts=run.facts,
                 prepare=_unprepared if run.frozen is None else run.frozen.add_to,
+                before_step=Fading(run.net, run.schedule.steps).before,
             )  # fmt: skip
             stopped = loop.run()
         if run.adapter is not None:

@@ -12,9 +12,12 @@ from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.analysis.coupling import Coupling
+from regraft.passes.attention.replace_softmax import ReplaceSoftmax
+from regraft.passes.depth.stack import layers_of, without
 from regraft.passes.protocol import Context
 from regraft.passes.pruning.ablate import Ablate
 from tests.passes.analysis.spelled import spelled
+from tests.passes.depth.stacks import samples, stack
 from tests.passes.pruning.masked import run_masked
 
 Array = np.ndarray[Any, Any]
@@ -92,3 +95,84 @@ def test_options_are_checked() -> None:
         Ablate(parts=(1.5,)).run(_module(), _context())
     with pytest.raises(UsageError, match="nothing here runs"):
         Ablate().run(_module(), Context(samples=_samples()))
+
+
+def _with_a_harmful_layer() -> tuple[Module, list[dict[str, Array]]]:
+    """A stack whose second layer only disturbs what the others say, with labels without it."""
+    module = stack(4, scale=0.3)
+    clean = without(module, [1])
+    given = [
+        {**sample, "labels": evaluate(clean, sample, oracle=True)["y"].argmax(-1)}
+        for sample in samples()
+    ]
+    return module, given
+
+
+def test_whole_layers_that_are_not_missed_go_first() -> None:
+    module, given = _with_a_harmful_layer()
+    ctx = Context(samples=given, activations=OrtActivations())
+    result = Ablate(parts=()).run(module, ctx)
+    assert result.decisions["layers"] == [1]
+    assert result.stats["dropped-layers"] == 1
+    assert len(layers_of(module)) == 3
+    trace = result.decisions["trace"]
+    assert all(after <= before for before, after in itertools.pairwise(trace))
+    again, _ = _with_a_harmful_layer()
+    Ablate(parts=()).run(again, Context(replay={"ablate": result.decisions}))
+    feeds = {"h0": given[0]["h0"]}
+    np.testing.assert_array_equal(evaluate(again, feeds)["y"], evaluate(module, feeds)["y"])
+    kept, _ = _with_a_harmful_layer()
+    assert not Ablate(parts=(), layers=False).run(kept, ctx).changed
+
+
+KEYS = 6
+
+
+def _attention() -> Module:
+    return spelled(
+        """
+        %q = matmul(%x, %wq)
+        %k = matmul(%x, %wk)
+        %a = attention(%q, %k, %x) {scale = 0.5}
+        %b = attention(%a, %k, %x) {scale = 0.5}
+        %s = reduce_mean(%b) {axes = [1, 2], keepdims = false}
+        %y = matmul(%s, %head)
+        """,
+        f"B, 2, {KEYS}, 8",
+        weights={"wq": "f32[8, 8]", "wk": "f32[8, 8]", "head": f"f32[8, {CLASSES}]"},
+    )
+
+
+def _attended(teacher: Module) -> Context:
+    rng = np.random.default_rng(3)
+    given = [{"x": rng.standard_normal((8, 2, KEYS, 8)).astype(np.float32)} for _ in range(4)]
+    labels = [evaluate(teacher, sample, oracle=True)["y"].argmax(-1) for sample in given]
+    labelled = [{**s, "labels": each} for s, each in zip(given, labels, strict=True)]
+    return Context(samples=labelled, activations=OrtActivations())
+
+
+def test_attention_to_as_many_keys_as_there_are_is_the_same() -> None:
+    dense, module = _attention(), _attention()
+    ctx = _attended(dense)
+    result = Ablate(parts=(), top_keys=KEYS, tolerance=1e-6).run(module, ctx)
+    assert result.decisions["attention"] == [0, 1]
+    feeds = {"x": ctx.samples[0]["x"]}
+    np.testing.assert_allclose(
+        evaluate(module, feeds, oracle=True)["y"], evaluate(dense, feeds, oracle=True)["y"],
+        rtol=0, atol=1e-6,
+    )  # fmt: skip
+
+
+def test_attention_looks_at_its_top_keys_where_that_does_no_harm() -> None:
+    narrow = _attention()
+    ReplaceSoftmax("top-k", layers=(1,), k=1).run(narrow, Context())
+    # labels of a model whose second attention looks at one key
+    module, ctx = _attention(), _attended(narrow)
+    result = Ablate(parts=(), top_keys=1).run(module, ctx)
+    assert 1 in result.decisions["attention"]
+    trace = result.decisions["trace"]
+    assert all(after <= before for before, after in itertools.pairwise(trace))
+    again = _attention()
+    Ablate(parts=(), top_keys=1).run(again, Context(replay={"ablate": result.decisions}))
+    feeds = {"x": ctx.samples[0]["x"]}
+    np.testing.assert_array_equal(evaluate(again, feeds)["y"], evaluate(module, feeds)["y"])

@@ -20,6 +20,7 @@ from regraft.passes.pruning.cost import cost_model
 from regraft.passes.pruning.criteria import score
 from regraft.passes.pruning.gates import Learning, kept_above, learn_thresholds
 from tests.passes.analysis.spelled import spelled
+from tests.passes.pruning.masked import run_masked
 
 Array = np.ndarray[Any, Any]
 
@@ -104,6 +105,10 @@ def test_thresholds_meet_the_budget_and_the_sliced_module_costs_what_they_say() 
     again = cost_model(after, "flops", {"B": 1, "S": 128})
     sizes = np.array([item.size for item in after.groups])
     assert again.total(sizes) == result.stats["flops-after"]
+    feeds = {"x": ctx.samples[0]["x"]}
+    masked = run_masked(Coupling(_module()), result.decisions["plan"], feeds)
+    for name, array in evaluate(module, feeds, oracle=True).items():
+        np.testing.assert_allclose(array, masked[name], rtol=0, atol=1e-5)
 
 
 def test_learning_needs_gradients() -> None:

@@ -127,6 +127,22 @@ def test_exponents_of_random_matrices_do_not_depend_on_their_shape() -> None:
     assert whole[0] == pytest.approx(windows[0], rel=0.25)
 
 
+def test_exponents_of_gaussian_matrices_do_not_rise_with_their_width() -> None:
+    """64 rows and 64 to 1,024 columns: whole spectra say 2.1 to 6, windows 2.1 throughout."""
+    rng = np.random.default_rng(0)
+    matrices = [rng.standard_normal((64, n)) for n in (64, 128, 256, 512, 1024)]
+    whole = []
+    for matrix in matrices:
+        spectrum = np.linalg.svd(matrix, compute_uv=False) ** 2
+        tail = spectrum[:32]
+        whole.append(1 + 32 / np.log(tail / spectrum[32]).sum())
+    assert whole == sorted(whole)
+    assert whole[-1] > 2.4 * whole[0]
+    found = [tail_exponent(matrix, window=64) for matrix in matrices]
+    assert max(found) < 1.05 * min(found)
+    assert found[-1] == pytest.approx(whole[0], rel=0.05)
+
+
 def test_kernels_have_a_spectrum_of_all_taps() -> None:
     rng = np.random.default_rng(0)
     kernel = np.stack([_heavy(rng, (64, 64), 3.0) for _ in range(9)], -1).reshape(64, 64, 3, 3)

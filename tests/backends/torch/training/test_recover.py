@@ -12,10 +12,14 @@ from regraft.ir.errors import UsageError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.ir.text import parse_module
+from regraft.passes.protocol import Context
 from regraft.passes.recovery.fixed import FixedBatches
 from regraft.passes.recovery.places import blocks, compare, hidden_pairs, refits, trained_weights
+from regraft.passes.recovery.recover import Recover
 
 pytest.importorskip("torch", reason="recovery trains with PyTorch")
+
+from regraft.backends.torch.training import TorchTrainer
 
 NUM_LAYERS = 4
 
@@ -250,3 +254,22 @@ def test_statistics_of_normalizations_are_not_trained() -> None:
         training=FixedBatches([{"x": x}]),
     )  # fmt: skip
     assert set(records[-1].decisions["trained"]) == {"w", "gain", "shift"}
+
+
+def test_a_module_that_was_saved_as_text_is_trained(tmp_path: Path) -> None:
+    """Its matrices are content of their own, made of tensors that are not there any more."""
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    teacher = regraft.capture(net.eval(), (torch.randn(3, 8),))
+    regraft.apply(teacher, "canonicalize,fuse", check="off")
+    pruned = teacher.clone()
+    regraft.apply(pruned, "prune{target=params:0.51,criterion=l2,repair=none}", check="off")
+    module = regraft.load(regraft.save(pruned, tmp_path / "pruned.rg"))
+    before = {name: _weight(module, name).copy() for name in module.weights}
+    x = str(module.graph.inputs[0].name)
+    data = FixedBatches([{x: np.ones((3, 8), np.float32)}])
+    Recover(steps=2).run(
+        module, Context(trainer=TorchTrainer(progress=False), training=data, teacher=teacher)
+    )
+    changed = [name for name in before if (before[name] != _weight(module, name)).any()]
+    assert len(changed) == 4

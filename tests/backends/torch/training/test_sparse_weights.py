@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,10 @@ from regraft.backends.onnx.activations import OrtActivations
 from regraft.ir.errors import UsageError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
+from regraft.ir.verify import verify
 from regraft.passes.protocol import Context
+from regraft.passes.recovery.data import Batch
+from regraft.passes.recovery.fading import rising_shares
 from regraft.passes.recovery.fixed import FixedBatches
 from regraft.passes.recovery.task import Dsee
 from regraft.passes.recovery.zeros import sparse_tensors
@@ -118,3 +124,47 @@ def test_parameters_of_a_captured_model_keep_their_names_and_are_sparse() -> Non
         kept = state[name] != 0
         torch.testing.assert_close(state[name][kept], net.state_dict()[name][kept], rtol=0, atol=0)
     assert sparse_tensors(module) == ("0.weight", "2.weight")
+
+
+def test_a_whole_matrix_fades_while_its_factors_are_trained() -> None:
+    """Self-guided training: it begins at the dense model and ends at the factors alone."""
+    passes = "factorize{method=block-shuffle,rank=2,blocks=2%s}"
+    begun, plain, guided = stack(3), stack(3), stack(3)
+    regraft.apply(begun, passes % ",blend=1", check="off")
+    x = samples(1)[0]
+    np.testing.assert_array_equal(evaluate(begun, x)["y"], evaluate(stack(3), x)["y"])
+    regraft.apply(plain, passes % "", check="off")
+    records = regraft.apply(
+        guided, passes % ",blend=1" + ",recover{steps=150,rate=5e-3}", check="off",
+        training=FixedBatches(samples()),
+    )  # fmt: skip
+    assert records[-1].stats["faded"] == len(rising_shares(begun)) > 0
+    # no whole matrix is left, and no share
+    assert sorted(guided.weights) == sorted(plain.weights)
+    assert not rising_shares(guided)
+    verify(guided)
+    assert lost(guided) < 0.8 * lost(plain)
+
+
+def test_an_interrupted_fading_ends_at_the_same_bits(tmp_path: Path) -> None:
+    passes = (
+        "factorize{method=svd,rank=2,blend=1},"
+        "recover{steps=12,checkpoint-every=3,precision=fp32,refit=false}"
+    )
+
+    class Interrupted(FixedBatches):
+        def batches(self, first: int = 0) -> Iterator[Batch]:
+            for number, batch in enumerate(super().batches(first), first):
+                if number == 8:
+                    raise KeyboardInterrupt
+                yield batch
+
+    whole, cut, again = stack(3), stack(3), stack(3)
+    regraft.apply(whole, passes, check="off", training=FixedBatches(samples()))
+    with pytest.raises(KeyboardInterrupt):
+        regraft.apply(
+            cut, passes, check="off", training=Interrupted(samples()), work_dir=tmp_path
+        )  # fmt: skip
+    regraft.apply(again, passes, check="off", training=FixedBatches(samples()), work_dir=tmp_path)
+    for name in whole.weights:
+        np.testing.assert_array_equal(again.weights[name].numpy(), whole.weights[name].numpy())
