@@ -20,10 +20,14 @@ _COLUMNS = (
 
 @click.command(
     "audit", cls=Verb,
-    epilog="Example: regraft audit linear.rg --against model.onnx --inputs texts.npz",
+    epilog="Example: regraft audit linear.rg --against model.onnx --inputs texts.npz, "
+    "or regraft audit moe.onnx --inputs texts.npz",
 )  # fmt: skip
 @click.argument("source")
-@click.option("--against", required=True, metavar="ORIGINAL", help="The model before.")
+@click.option(
+    "--against", metavar="ORIGINAL",
+    help="The model before it was linearized; without it, experts of SOURCE are audited.",
+)  # fmt: skip
 @click.option(
     "--inputs", type=click.Path(path_type=Path), required=True,
     help="Samples of real use: an .npz file or a folder of them.",
@@ -34,7 +38,7 @@ _COLUMNS = (
 @output_options
 def command(
     source: str,
-    against: str,
+    against: str | None,
     inputs: Path,
     html: Path | None,
     force: bool,
@@ -44,9 +48,10 @@ def command(
     quiet: bool,
     verbose: int,
 ) -> None:
-    """Show what the linearized model SOURCE really does, beside what it was made from.
+    """Show what the linearized model SOURCE really does, or what its experts do.
 
-    Every branch of a hybrid is taken away once; the verdict says which of them matter.
+    Beside the original, every branch of a hybrid is taken away once; the verdict says which of them
+    matter. Without it: loads, entropies and likeness of experts, and the active part of their cost.
     """
     from regraft.auditing import audit_module
     from regraft.output import check_destination
@@ -55,6 +60,11 @@ def command(
     if html is not None:
         check_destination(html, force=force)
     extensions = load_extensions(plugins, trust_remote_code)
+    if against is None:
+        if html is not None:
+            raise click.UsageError("--html needs --against\nhint: --json prints what was found")
+        _show_experts(open_source(source, extensions), load_samples(inputs), as_json, quiet)
+        return
     opened, original = open_source(source, extensions), open_source(against, extensions)
     report = audit_module(opened.module, original.module, load_samples(inputs))
     warn([*opened.module.warnings, *original.module.warnings], quiet=quiet)
@@ -84,6 +94,36 @@ def command(
     state, cache = human_bytes(report["state_bytes"]), human_bytes(report["kv_bytes_per_token"])
     console.print(f"states of {state} in place of a cache of {cache} per token")
     console.print(f"verdict: {report['verdict']}")
+
+
+_EXPERT_COLUMNS = (
+    "layer:", "experts", "per token", "worst load", "unused", "load entropy", "router entropy",
+    "weights alike", "results alike", "norm by score",
+)  # fmt: skip
+
+
+def _show_experts(opened: Any, samples: Any, as_json: bool, quiet: bool) -> None:
+    from regraft.auditing_experts import audit_experts
+
+    report = audit_experts(opened.module, samples)
+    warn(opened.module.warnings, quiet=quiet)
+    if as_json:
+        print_json(report)
+        return
+    console = out_console()
+    rows = [
+        (
+            layer["name"], layer["experts"], f"{layer['chosen']:.2f}",
+            f"{layer['worst_load']:.2f}", layer["unused"], f"{layer['load_entropy']:.2f}",
+            f"{layer['router_entropy']:.2f}", f"{layer['weight_cosine']:.2f}",
+            f"{layer['output_cosine']:.2f}", f"{layer['norm_choice']:.2f}",
+        )
+        for layer in report["experts"]
+    ]  # fmt: skip
+    print_table(console, opened.label, _EXPERT_COLUMNS, rows)
+    for each in report["skipped"]:
+        console.print(f"left out: {each['node']}: {each['reason']}")
+    console.print(f"active: {100 * report['active_fraction']:.1f} % of the experts' FLOPs")
 
 
 def _mean(values: Any) -> float:

@@ -18,7 +18,7 @@ VERBS: dict[str, str] = {
     "inspect": "Parameters, bytes, FLOPs, peak activation, operators.",
     "compare": "Compare the outputs of two models.",
     "bench": "Latency of models, interleaved, relative to the first.",
-    "audit": "What a linearized model really does, branch by branch.",
+    "audit": "What a linearized model really does, branch by branch; what experts do.",
     "tune": "Measure the cost table of this machine.",
     "lint": "Known traps of a model for a target, with the fix.",
     "bisect": "Find the first pass and match that change outputs; minimal reproducer.",
