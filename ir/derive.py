@@ -17,6 +17,7 @@ from typing import Any, assert_never
 import ml_dtypes
 import numpy as np
 
+from regraft.ir.stacked import StackedWeight
 from regraft.ir.steps import (
     Add,
     Cast,
@@ -89,6 +90,13 @@ class _Reading:
 
     cache: WeightCache | None
     loaded: dict[int, Array] = field(default_factory=dict)
+    last: tuple[StackedWeight, int, Array] | None = None
+
+    def entry(self, weight: StackedWeight, idx: int) -> Array:
+        """Returns one entry of a stack; windows read it several times in a row."""
+        if self.last is None or self.last[0] is not weight or self.last[1] != idx:
+            self.last = weight, idx, weight.entry(idx)
+        return self.last[2]
 
     def source(self, weight: Weight) -> Array:
         array = self.loaded.get(id(weight))
@@ -177,7 +185,8 @@ def source_names(name: str, weight: Weight) -> list[str]:
     """Returns the names of the checkpoint tensors that a weight follows from."""
     if isinstance(weight, DerivedWeight):
         return list(dict.fromkeys(source.name for source in sources(weight.tree)))
-    made_from = weight.made_from if isinstance(weight, ArrayWeight | MappedWeight) else ()
+    has_noted = isinstance(weight, ArrayWeight | MappedWeight | StackedWeight)
+    made_from = weight.made_from if has_noted else ()
     return list(made_from) or [name]
 
 
@@ -194,6 +203,11 @@ def _read(tree: Tree, window: Window, reading: _Reading) -> Array:
 
 def _evaluate(tree: Tree, window: Window, reading: _Reading) -> Array:
     match tree:
+        case Source(_, StackedWeight() as weight):
+            first, last = window[0]
+            rest = tuple(slice(*span) for span in window[1:])
+            rows = [reading.entry(weight, i)[rest] for i in range(first, last)]
+            return np.stack(rows) if rows else weight.numpy()[:0][(slice(None), *rest)]
         case Source(_, weight):
             return reading.source(weight)[tuple(slice(*span) for span in window)]
         case Literal():

@@ -8,6 +8,7 @@ import numpy as np
 
 from regraft.ir.derive import DerivedWeight
 from regraft.ir.errors import InputError
+from regraft.ir.stacked import StackedWeight
 from regraft.ir.streaming import fill
 from regraft.ir.weights import ArrayWeight, MappedWeight, Weight, pack
 
@@ -31,6 +32,9 @@ def packed_parts(weight: Weight) -> Iterator[memoryview]:
         case DerivedWeight() if weight.shape and weight.dtype.bits >= 8:
             for _, block in weight.blocks():
                 yield memoryview(pack(block, weight.dtype))
+        case StackedWeight() if weight.dtype.bits >= 8:
+            for entry in weight.entries():
+                yield memoryview(pack(entry, weight.dtype))
         case ArrayWeight() if weight.dtype.bits >= 8 and weight.array.flags.c_contiguous:
             yield weight.array.reshape(-1).view(np.uint8).data
         case _:

@@ -18,6 +18,7 @@ import numpy as np
 from regraft.ir.derive import DerivedWeight, derive
 from regraft.ir.module import Module
 from regraft.ir.origins import Relation, origins_of
+from regraft.ir.stacked import StackedWeight
 from regraft.ir.steps import (
     Cast,
     Gather,
@@ -138,7 +139,7 @@ def recover(module: Module, shapes: Mapping[str, tuple[int, ...]]) -> Recovery:
 def _made_from(weight: Weight) -> set[str]:
     if isinstance(weight, DerivedWeight):
         return {n for source in sources(weight.tree) for n in _made_from(source.weight)}
-    return set(weight.made_from) if isinstance(weight, ArrayWeight) else set()
+    return set(weight.made_from) if isinstance(weight, ArrayWeight | StackedWeight) else set()
 
 
 def _collect(

@@ -24,7 +24,7 @@ section 3.2 (here for the whole block).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from regraft.passes.experts.dense import Dense
 Array = np.ndarray[Any, Any]
 
 _MATRICES = ("up", "gate", "down")
+_PARTS = ("up", "gate", "down", "up_bias", "gate_bias")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,25 +56,6 @@ def copies(dense: Dense, num: int) -> Experts:
     return Experts(
         {name: np.repeat(array[None], num, axis=0) for name, array in _parts(dense).items()}, {}
     )
-
-
-def shards(dense: Dense, num: int, groups: int) -> Experts:
-    """Returns `num` experts, of which expert e is shard `e % groups` of a copy.
-
-    Their `down` is as it was: `scaled` gives it its gain.
-    """
-    width = dense.hidden // groups
-    assert width * groups == dense.hidden, "refused otherwise"
-    found: dict[str, Array] = {}
-    for name, array in _parts(dense).items():
-        if name == "down_bias":
-            parts = np.repeat(array[None], groups, axis=0)
-        elif name == "down":
-            parts = array.reshape(len(array), groups, width).swapaxes(0, 1)
-        else:
-            parts = array.reshape(groups, width, *array.shape[1:])
-        found[name] = np.concatenate([parts] * (num // groups))
-    return Experts(found, {})
 
 
 def adapters(
@@ -112,25 +94,34 @@ def scaled(experts: Experts, gain: float, bias_gain: float) -> Experts:
     return Experts(weights, experts.drawn)
 
 
-def redrawn(experts: Experts, ratio: float, seed: tuple[int, ...], *, independent: bool) -> Experts:
-    """Returns experts with a part of their hidden channels drawn anew (Drop-Upcycling)."""
+def redrawn(
+    experts: Experts, ratio: float, seed: tuple[int, ...], *, independent: bool, first: int = 0
+) -> Experts:
+    """Returns experts with a part of their hidden channels drawn anew (Drop-Upcycling).
+
+    What is drawn depends on an expert's number alone, of which `first` is that of the first one.
+    """
 
     def draw(rng: np.random.Generator, old: Array) -> Array:
         new: Array = rng.normal(old.mean(), old.std(), old.shape)
         return new
 
-    return _changed(experts, ratio, seed, draw, independent=independent)
+    return _changed(experts, ratio, seed, draw, independent=independent, first=first)
 
 
 def disturbed(
-    experts: Experts, ratio: float, noise: float, seed: tuple[int, ...], *, independent: bool
-) -> Experts:
-    """Returns experts with normal noise of deviation `noise` on a part of their channels."""
+    experts: Experts, ratio: float, noise: float, seed: tuple[int, ...], *, independent: bool,
+    first: int = 0,
+) -> Experts:  # fmt: skip
+    """Returns experts with normal noise of deviation `noise` on a part of their channels.
+
+    `first` is as of `redrawn`.
+    """
 
     def draw(rng: np.random.Generator, old: Array) -> Array:
         return old + rng.normal(0, noise, old.shape)
 
-    return _changed(experts, ratio, seed, draw, independent=independent)
+    return _changed(experts, ratio, seed, draw, independent=independent, first=first)
 
 
 def _changed(
@@ -140,28 +131,42 @@ def _changed(
     draw: Callable[[np.random.Generator, Array], Array],
     *,
     independent: bool,
+    first: int,
 ) -> Experts:
-    """Replaces rows of `up` and `gate`, columns of `down`, and the hidden channels' biases."""
-    num, hidden = experts.weights["up"].shape[:2]
+    """Replaces rows of `up` and `gate`, columns of `down`, and the hidden channels' biases.
+
+    Every part has its own generator: it is the same whether the others are made or not.
+    """
+    known = [(name, array) for name, array in experts.weights.items() if name != "down_bias"]
+    if not known:
+        return experts
+    num, hidden = len(known[0][1]), known[0][1].shape[2 if known[0][0] == "down" else 1]
     count = int(ratio * hidden)
     weights = {name: array.copy() for name, array in experts.weights.items()}
     drawn = {
         name: np.zeros((num, count), np.int64) for name in _MATRICES if name in experts.weights
     }
     for expert in range(num if count else 0):
-        rng = np.random.default_rng([*seed, expert])
-        shared = np.sort(rng.permutation(hidden)[:count])
-        for name, chosen in drawn.items():
-            own = np.sort(rng.permutation(hidden)[:count]) if independent else shared
-            chosen[expert] = own
-            for part in (name, f"{name}_bias"):
-                if part not in weights or part == "down_bias":
-                    continue
-                content = weights[part][expert]
-                place = (slice(None), own) if part == "down" else own
-                new = draw(rng, content[place].astype(np.float64))
-                content[place] = new.astype(content.dtype)
+        shared = _channels([*seed, first + expert], hidden, count)
+        for idx, part in enumerate(_PARTS):
+            if part not in weights:
+                continue
+            matrix = part.removesuffix("_bias")
+            place = (*seed, first + expert, 1 + _MATRICES.index(matrix))
+            own = _channels(place, hidden, count) if independent else shared
+            if part == matrix:
+                drawn[part][expert] = own
+            content = weights[part][expert]
+            at = (slice(None), own) if part == "down" else own
+            rng = np.random.default_rng([*seed, first + expert, len(_PARTS) + idx])
+            content[at] = draw(rng, content[at].astype(np.float64)).astype(content.dtype)
     return Experts(weights, drawn)
+
+
+def _channels(seed: Sequence[int], hidden: int, count: int) -> Array:
+    """Returns some of the hidden channels, in order."""
+    chosen: Array = np.random.default_rng([*seed]).permutation(hidden)[:count]
+    return np.sort(chosen)
 
 
 def router_of(

@@ -89,6 +89,26 @@ def centroid_router(
     return Router(rows, bias)
 
 
+def clustered_rows(x: Array, count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Returns rows f64[E, D] and biases f64[E] of a router whose experts get like tokens, equally.
+
+    Scores are those of the nearest of `count` centres of balanced k-means, scaled so that experts
+    differ by about one.
+
+    Args:
+        x: f[N, D], what is routed.
+        count: Experts.
+        rng: Draws the first centres.
+    """
+    wide = x.astype(np.float64)
+    first = wide[rng.permutation(len(wide))[:count]]
+    owner = balanced(wide, first, equal_sizes(len(wide), count))
+    rows = np.stack([wide[owner == centre].mean(0) for centre in range(count)])
+    bias = -np.square(rows).sum(1) / 2
+    spread = (wide @ rows.T + bias).std(1).mean() or 1.0
+    return rows / spread, bias / spread
+
+
 def competition_router(
     parts: Parts, dense: Dense, evidence: Evidence, top_k: int, *, centred: bool
 ) -> Router:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import fnmatch
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from regraft.ir.errors import UsageError
-from regraft.ir.graph import Graph
+from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module
+from regraft.ir.weights import ArrayWeight, Weight
 from regraft.passes.analysis.blocks import Recognizer, graphs_of
 from regraft.passes.analysis.ffn import FfnBlock
 from regraft.passes.cleanup.dead import drop_dead_code
-from regraft.passes.experts.dense import dense_of, identity_of, refusal
-from regraft.passes.experts.made import (
-    Experts,
-    adapters,
-    copies,
-    disturbed,
-    redrawn,
-    router_of,
-    scaled,
-    shards,
-)
+from regraft.passes.experts.dense import identity_of, refusal
+from regraft.passes.experts.evidence import gather_rows
+from regraft.passes.experts.made import adapters, router_of
+from regraft.passes.experts.routers import clustered_rows
+from regraft.passes.experts.streamed import Recipe, streamed
 from regraft.passes.experts.written import (
     Routing,
     add_weights,
@@ -34,6 +30,8 @@ from regraft.passes.experts.written import (
     write_experts,
 )
 from regraft.passes.protocol import Context, Contract, Exact, Lossy, PassResult, Skip
+
+Array = np.ndarray[Any, Any]
 
 _WHO = "pass `upcycle-ffn`"
 
@@ -101,7 +99,8 @@ class UpcycleFfn:
         ratio: `drop`, `noise`: fraction of the hidden channels that changes.
         independent: `drop`, `noise`: channels are chosen matrix by matrix.
         noise: `noise`: its deviation.
-        router: What its weights begin as.
+        router: What its weights begin as; `centroid`: centres of what the block reads on samples,
+            so that experts get like tokens from the first step, and equally many.
         router_std: Deviation of a random router.
         scoring: How scores become weights.
         renormalize: Divide weights by their sum.
@@ -122,7 +121,7 @@ class UpcycleFfn:
     ratio: float = 0.5
     independent: bool = False
     noise: float = 0.02
-    router: Literal["random", "zero"] = "random"
+    router: Literal["random", "zero", "centroid"] = "random"
     router_std: float = 0.02
     scoring: Literal["softmax", "topk_softmax", "sigmoid"] = "softmax"
     renormalize: bool = True
@@ -170,6 +169,8 @@ class UpcycleFfn:
         for graph in graphs_of(module.graph):
             for block in recognizer.graph(graph).ffn:
                 reason = self._reason(block)
+                if reason is None and self.router == "centroid" and graph is not module.graph:
+                    reason = "within a body, where nothing is measured"
                 if reason is None:
                     found.append((graph, block))
                 else:
@@ -179,13 +180,14 @@ class UpcycleFfn:
             for idx, (_, block) in enumerate(found) if (idx + 1) % self.every
         ]  # fmt: skip
         found = found[self.every - 1 :: self.every]
+        rows = self._rows([block for _, block in found], module, ctx)
         tied: dict[tuple[object, ...], dict[str, str]] = {}
         before = sum(weight.nbytes for weight in map(module.weights.__getitem__, module.weights))
         for graph, block in found:
             key = identity_of(block)
             if key not in tied:
-                experts, router = self._made(block, ctx.seed)
-                tied[key] = add_weights(module, block, experts.weights, router)
+                experts, router, bias = self._made(block, ctx.seed, rows.get(block.up.input))
+                tied[key] = add_weights(module, block, experts, router, bias)
             routing = self._routing(block)
             if self._adds:
                 of_input = self.method == "lora"
@@ -247,26 +249,47 @@ class UpcycleFfn:
             return f"{block.hidden} hidden channels are no multiple of {self._groups} groups"
         return reason
 
-    def _made(self, block: FfnBlock, seed: int) -> tuple[Experts, np.ndarray[Any, Any]]:
-        """Returns a block's experts and its router f64[D, E]; the same for the same seed."""
-        dense = dense_of(block)
+    def _rows(self, blocks: Sequence[FfnBlock], module: Module, ctx: Context) -> dict[Value, Array]:
+        """Returns what blocks read on samples, where the router is made of it."""
+        if self.router != "centroid" or not blocks:
+            return {}
+        return gather_rows(module, blocks, ctx, _WHO)[0]
+
+    def _made(
+        self, block: FfnBlock, seed: int, x: Array | None
+    ) -> tuple[Mapping[str, Weight], Array, Array | None]:
+        """Returns a block's experts, its router f64[D, E] and bias; the same for the same seed."""
+        channels = block.up.in_size
+        assert isinstance(channels, int), "refused otherwise"
         parts = (seed, zlib.crc32(str(block.down.weight.name).encode()))
-        deviation = 0.0 if self.router == "zero" else self.router_std
-        router = router_of(dense.up.shape[1], self.experts, self._groups, deviation, parts)
-        if self._adds:
-            given = len(dense.down)
-            read = dense.up.shape[1] if self.method == "lora" else given
-            made = adapters(read, given, self.experts, self.rank, parts, dense.up.dtype)
-            return made, router
-        if self._groups > 1:
-            made = shards(dense, self.experts, self._groups)
+        bias = None
+        if x is None:
+            deviation = 0.0 if self.router == "zero" else self.router_std
+            router = router_of(channels, self.experts, self._groups, deviation, parts)
         else:
-            made = copies(dense, self.experts)
-        if self.method == "drop":
-            made = redrawn(made, self.ratio, parts, independent=self.independent)
-        elif self.method == "noise":
-            made = disturbed(made, self.ratio, self.noise, parts, independent=self.independent)
-        return scaled(made, self._groups / self._total, 1 / self._total), router
+            rng = np.random.default_rng(parts)
+            rows, offsets = clustered_rows(x, self.experts // self._groups, rng)
+            router = np.repeat(rows, self._groups, axis=0).T
+            bias = np.repeat(offsets, self._groups)
+        return self._experts(block, channels, parts), router, bias
+
+    def _experts(
+        self, block: FfnBlock, channels: int, parts: tuple[int, ...]
+    ) -> Mapping[str, Weight]:
+        if self._adds:
+            given, dtype = block.down.out_size, block.up.weight.dtype
+            assert isinstance(given, int), "refused otherwise"
+            assert dtype is not None, "a constant has a type"
+            read = channels if self.method == "lora" else given
+            made = adapters(read, given, self.experts, self.rank, parts, dtype.numpy)
+            return {name: ArrayWeight(array) for name, array in made.weights.items()}
+        return streamed(block, self._recipe(parts))
+
+    def _recipe(self, parts: tuple[int, ...]) -> Recipe:
+        return Recipe(
+            self.experts, self._groups, self.method, self.ratio, self.noise, self.independent,
+            parts, self._groups / self._total, 1 / self._total,
+        )  # fmt: skip
 
     def _routing(self, block: FfnBlock) -> Routing:
         added = {"adapter": "gelu", "lora": "identity"}

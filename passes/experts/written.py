@@ -14,7 +14,7 @@ from regraft.ir.constants import weight
 from regraft.ir.graph import Graph, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, linalg, moe, reshaping
-from regraft.ir.weights import ArrayWeight, Role
+from regraft.ir.weights import ArrayWeight, Role, Weight
 from regraft.passes.analysis.ffn import FfnBlock
 
 Array = np.ndarray[Any, Any]
@@ -51,7 +51,11 @@ def _are_equal(pair: tuple[str, str]) -> bool:
 
 
 def add_weights(
-    module: Module, block: FfnBlock, experts: Mapping[str, Array], router: Array
+    module: Module,
+    block: FfnBlock,
+    experts: Mapping[str, Weight],
+    router: Array,
+    router_bias: Array | None = None,
 ) -> dict[str, str]:
     """Adds the weights of experts and router as parameters; returns their names by operand.
 
@@ -60,25 +64,20 @@ def add_weights(
         block: What they are made of.
         experts: By operand of `moe`.
         router: f64[D, E].
+        router_bias: f64[E], or None.
     """
     dtype = block.up.weight.dtype
     assert dtype is not None, "a constant has a type"
     prefix = name_of(block)
-    sources = tuple(
-        str(layer.weight.name)
-        for layer in (block.up, block.gate, block.down)
-        if layer is not None and layer.weight.name in module.weights
-    )
     names = {
-        part: module.weights.add(
-            f"{prefix}.experts.{part}",
-            ArrayWeight(np.ascontiguousarray(array), sources),
-            Role.PARAM,
-        )
-        for part, array in experts.items()
+        part: module.weights.add(f"{prefix}.experts.{part}", content, Role.PARAM)
+        for part, content in experts.items()
     }
     content = ArrayWeight(router.astype(dtype.numpy))
     names["router"] = module.weights.add(f"{prefix}.router", content, Role.PARAM)
+    if router_bias is not None:
+        bias = ArrayWeight(router_bias.astype(dtype.numpy))
+        names["router_bias"] = module.weights.add(f"{prefix}.router_bias", bias, Role.PARAM)
     return names
 
 
@@ -134,6 +133,8 @@ def _experts(
         return value
 
     scores = b.op(linalg.matmul, x, parameter("router"))
+    if "router_bias" in names:
+        scores = b.op(arithmetic.add, scores, parameter("router_bias"))
     operands = [parameter(each.name) for each in moe.moe.operands[2:]]
     while operands[-1] is None:
         operands.pop()

@@ -10,6 +10,7 @@ import pytest
 
 import regraft
 from benchmarks.fixtures import store
+from regraft.backends.onnx.activations import OrtActivations
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.backends.onnx.save import to_proto
 from regraft.ir.errors import UsageError
@@ -18,6 +19,7 @@ from regraft.ir.module import Module
 from regraft.ir.ops.moe import moe
 from regraft.ir.verify import verify
 from regraft.ir.weights import ArrayWeight
+from regraft.passes.experts.audit import expert_figures
 from regraft.passes.experts.dense import Dense
 from regraft.passes.experts.made import copies, disturbed, redrawn
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
@@ -234,6 +236,23 @@ def test_adapters_share_one_block() -> None:
             want[place] += weight * (drawn[expert].astype(np.float64) @ hidden)
     got = evaluate(changed, X, oracle=True)["y"]
     assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_router_of_centres_begins_even_and_changes_nothing(groups: int) -> None:
+    rng = np.random.default_rng(0)
+    planted = 4 * rng.standard_normal((4, 16))
+    rows = planted[rng.permutation(np.repeat(np.arange(4), 40))] + rng.standard_normal((160, 16))
+    sample = {"x": rows.reshape(4, 40, 16).astype(np.float32)}
+    module = block("swiglu")
+    ctx = Context(samples=[sample], activations=OrtActivations())
+    method = "virtual-groups" if groups > 1 else "copy"
+    UpcycleFfn(
+        experts=4 * groups, top_k=groups, groups=groups, method=method, router="centroid"
+    ).run(module, ctx)  # fmt: skip
+    check_same(module, block("swiglu"), sample)
+    (found,), _ = expert_figures(module, [sample], OrtActivations())
+    assert found.worst_load <= 1.05  # every centre has its planted quarter of the tokens
 
 
 def test_lora_experts_add_what_they_make_of_the_input() -> None:
