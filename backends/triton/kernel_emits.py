@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from regraft.backends.torch.emitter import Emit, EmitContext, EmitTable, Emitted
-from regraft.backends.torch.ops.params import axis_of, float_text
-from regraft.backends.triton.kernels import norms, rope, softmax
+from regraft.backends.torch.ops.attention import offset_text
+from regraft.backends.torch.ops.params import axis_of, call_text, float_text
+from regraft.backends.triton.kernels import attending, norms, rope, softmax
 from regraft.ir.graph import Node, Value
+from regraft.ir.ops import attention as attention_ops
 from regraft.ir.ops import norm as norm_ops
 from regraft.ir.ops import rotary as rotary_ops
 from regraft.ir.ops import softmax as softmax_ops
+from regraft.ir.ops.attention_weights import NORMALIZERS
 from regraft.ir.types import DType
 
 KERNEL_TYPES = frozenset({DType.F32, DType.F16, DType.BF16})
@@ -66,7 +69,13 @@ def kernel_families(
         tables = ", ".join(tables_of(e))
         return f"{calls.name(rope.rotary)}({e.input(0)}, {tables}{settings})"
 
+    def attend(e: EmitContext) -> Emitted:
+        if not is_tiled_attention(e.node):
+            return _before(table, e)
+        return f"{calls.name(attending.attention)}({_attention_operands(e)})"
+
     own = {
+        attention_ops.attention: attend,
         norm_ops.layer_norm: layer,
         norm_ops.rms_norm: rms,
         softmax_ops.softmax: soft,
@@ -117,6 +126,49 @@ def is_row_norm(node: Node) -> bool:
 
 def _is_last(x: Value | None, axis: int) -> bool:
     return x is not None and bool(x.rank) and axis_of(x, axis) == (x.rank or 0) - 1
+
+
+def is_tiled_attention(node: Node) -> bool:
+    """Whether a kernel computes an attention: softmax or clipped weights of whole heads."""
+    attrs, mask = node.attrs, node.operand("mask")
+    parameters = NORMALIZERS[attrs["normalizer"]].read(attrs["normalizer_parameters"])
+    is_clipped = attrs["normalizer"] == "clipped"
+    # low depends on how many keys a row has, or gives hidden keys weight
+    if is_clipped and (parameters["alpha"] != 0 or parameters["gamma"] > 0):
+        return False
+    is_late = mask is None or mask.dtype is DType.BOOL or not attrs["mask_before_softcap"]
+    return (
+        (is_clipped or attrs["normalizer"] in ("softmax", "two_pass"))
+        and attrs["modifier"] == "none"
+        and (is_late or attrs["softcap"] == 0)
+        and attrs["softmax_dtype"] is not DType.F64
+        and fits(*node.inputs[:3])
+        and all(value is not None and value.rank == 4 for value in node.inputs[:3])
+        and (mask is None or mask.rank is not None)
+    )
+
+
+def _attention_operands(e: EmitContext) -> str:
+    """Returns the operands of `kernels.attention`; defaults are left out."""
+    attrs, mask = e.node.attrs, e.node.operand("mask")
+    lengths, sinks = e.node.operand("kv_lengths"), e.node.operand("sinks")
+    is_placed = attrs["causal_offset"] is not None or e.node.operand("causal_offset") is not None
+    offset = offset_text(e) if is_placed else "0"
+    parameters = NORMALIZERS[attrs["normalizer"]].read(attrs["normalizer_parameters"])
+    clip = (parameters["gamma"], parameters["zeta"]) if "zeta" in parameters else (0.0, 1.0)
+    softcap = attrs["softcap"]
+    return call_text(
+        "",
+        *[e.input(idx) for idx in range(3)],
+        *([] if mask is None else [e.name(mask)]),
+        scale=float_text(attrs["scale"]),
+        offset=None if offset == "0" else offset,
+        window=str(tuple(attrs["window"])) if is_placed else None,
+        lengths=None if lengths is None else e.name(lengths),
+        sinks=None if sinks is None else e.name(sinks),
+        softcap=float_text(softcap) if softcap > 0 else None,
+        clip=None if clip == (0.0, 1.0) else str(clip),
+    )[1:-1]
 
 
 def is_whole_rotation(node: Node) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from regraft.ir.errors import UsageError
 
 if TYPE_CHECKING:
+    from regraft.backends.triton.kernels.attending import attention
     from regraft.backends.triton.kernels.gated import geglu, swiglu
     from regraft.backends.triton.kernels.linear import linear
     from regraft.backends.triton.kernels.norms import (
@@ -34,6 +35,7 @@ _PACKAGE = "regraft.backends.triton.kernels"
 _MODULES = {
     "add_layer_norm": "norms",
     "add_rms_norm": "norms",
+    "attention": "attending",
     "geglu": "gated",
     "layer_norm": "norms",
     "linear": "linear",
@@ -47,6 +49,7 @@ _MODULES = {
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
+    "attention",
     "geglu",
     "layer_norm",
     "linear",

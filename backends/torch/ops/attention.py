@@ -73,7 +73,7 @@ def _emit_weighed(e: EmitContext, operands: list[str]) -> str:
         "budget": float_text(budget) if budget else None,
         "visible": _window_text(e) if visible == "causal" else visible,
         **{name: None if value is None else e.name(value) for name, value in placed.items()},
-        "offset": _offset_text(e) if modifier == "selective" else None,
+        "offset": offset_text(e) if modifier == "selective" else None,
         "softcap": repr(softcap) if softcap > 0 else None,
         "mask_first": "True" if attrs["mask_before_softcap"] else None,
         "softmax_dtype": None if wide is None else e.dtype(wide),
@@ -128,12 +128,12 @@ def _visible(e: EmitContext) -> str | None:
 
 def _window_text(e: EmitContext, window: tuple[int, int] = (-1, 0)) -> str:
     lengths = e.node.operand("kv_lengths")
-    call, start = e.helper(attending.visible_keys), _offset_text(e)
+    call, start = e.helper(attending.visible_keys), offset_text(e)
     tail = "" if lengths is None else f", {e.name(lengths)}"
     return f"{call}({e.input(0)}, {e.input(1)}, {start}, {window[0]}, {window[1]}{tail})"
 
 
-def _offset_text(e: EmitContext) -> str:
+def offset_text(e: EmitContext) -> str:
     """Returns the key position of the first query."""
     attrs, offset = e.node.attrs, e.node.operand("causal_offset")
     start = "0"

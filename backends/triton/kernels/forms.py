@@ -7,6 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from regraft.backends.triton.kernels.attention import attention_kernel
+from regraft.backends.triton.kernels.attention_backward import (
+    attention_key_gradient_kernel,
+    attention_query_gradient_kernel,
+)
 from regraft.backends.triton.kernels.gated import (
     GATED_ACTIVATIONS,
     gated_backward_kernel,
@@ -25,7 +30,10 @@ from regraft.backends.triton.kernels.softmax import (
     two_pass_softmax_kernel,
 )
 
-COUNTS = ("num_rows", "M", "q_heads", "k_heads", "S")
+COUNTS = (
+    "num_rows", "M", "q_heads", "k_heads", "S", "T", "H", "group", "key_heads",
+    "offset", "left", "right", "mask_batch_stride", "mask_head_stride", "mask_row_stride",
+)  # fmt: skip
 """Arguments that are counts: no kernel takes it for granted that 16 divides them."""
 
 
@@ -71,6 +79,7 @@ def forms() -> Iterator[Form]:
     yield from _softmax_forms()
     yield from _gated_forms()
     yield from _linear_forms()
+    yield from _attention_forms()
     for interleaved in (False, True):
         constants = {"INVERSE": False, "INTERLEAVED": interleaved, "HEADS": 16, "BLOCK": 64}
         name = f"rope-{'neighbours' if interleaved else 'halves'}"
@@ -150,6 +159,43 @@ def _gated_forms() -> Iterator[Form]:
             f"gated-backward-{activation}", gated_backward_kernel, "bf16", constants,
             Bound.MEMORY, 4,
         )  # fmt: skip
+
+
+def _attention_forms() -> Iterator[Form]:
+    floats = ("scale", "softcap", "low", "high")
+    for label, dtype, settings in (
+        ("plain", "bf16", {}),
+        ("causal", "fp16", {"RIGHT": True}),
+        ("clipped", "bf16", {"CLIPPED": True, "MASK": "float", "BLOCK_M": 64}),
+        ("capped", "bf16", {"SOFTCAP": True, "LEFT": True, "RIGHT": True, "HAS_SINKS": True}),
+        ("causal", "fp32", {"RIGHT": True}),
+    ):
+        is_wide = dtype == "fp32"
+        constants: dict[str, object] = {
+            "MASK": "none", "HAS_LENGTHS": False, "HAS_OFFSETS": False, "HAS_SINKS": False,
+            "LEFT": False, "RIGHT": False, "SOFTCAP": False, "CLIPPED": False,
+            "PRECISION": "tf32" if is_wide else "ieee", "BLOCK_M": 32 if is_wide else 128,
+            "BLOCK_N": 32 if is_wide else 64, "BLOCK_D": 128, "BLOCK_E": 128,
+            "mask_column_stride": 1, **settings,
+        }  # fmt: skip
+        yield Form(
+            f"attention-{label}-{dtype}", attention_kernel, dtype, constants, Bound.MATMUL,
+            4 if is_wide else 8, 2 if is_wide else 3, wide=("sums_ptr",), floats=floats,
+        )  # fmt: skip
+        constants.pop("HAS_SINKS")
+        for kind, kernel, more in (
+            (
+                "queries",
+                attention_query_gradient_kernel,
+                {"HAS_DS": False, "BLOCK_M": 32 if is_wide else 64},
+            ),
+            ("keys", attention_key_gradient_kernel, {"BLOCK_M": 32}),
+        ):
+            yield Form(
+                f"attention-backward-{kind}-{label}-{dtype}", kernel, dtype,
+                {**constants, **more}, Bound.MATMUL, 8, 1 if is_wide else 2,
+                wide=("sums_ptr", "delta_ptr", "ds_ptr"), floats=floats,
+            )  # fmt: skip
 
 
 def _linear_forms() -> Iterator[Form]:

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
 from regraft.backends.triton.kernels import configs
+from regraft.backends.triton.kernels.attending import attention_backward, attention_forward
 from regraft.backends.triton.kernels.gated import gated, gated_backward
 from regraft.backends.triton.kernels.linear import linear_forward
 from regraft.backends.triton.kernels.norms import rms_norm, row_norm
@@ -27,6 +28,9 @@ def wanted(*shape):
 X, Q = wanted(3, 5), wanted(1, 2, 3, 4)
 TABLE = torch.linspace(0, 1, 6).reshape(3, 2)
 STATISTICS = torch.linspace(0.5, 1, 3)
+KV, BIAS, SINKS, LENGTHS = wanted(1, 1, 5, 4), wanted(3, 5), wanted(2), torch.tensor([4])
+SETTINGS = (0.5, 2.0, 1, 2, 0, 0.0, 1.0, "ieee")
+"""Scale, soft cap, offset, window, clip and precision."""
 CALLS = {
     "row_norm": (row_norm, (X, wanted(3, 5), wanted(5), wanted(5), 1e-5, True)),
     "row_norm without extras": (row_norm, (X, None, wanted(5), None, 1e-5, False)),
@@ -41,6 +45,22 @@ CALLS = {
     "rope": (
         rotate,
         (Q, Q.detach().clone().requires_grad_(), TABLE.cos(), TABLE.sin(), False, False),
+    ),
+    "attention": (
+        attention_forward,
+        (Q, KV, KV.detach().clone().requires_grad_(), BIAS, LENGTHS, None, SINKS, *SETTINGS),
+    ),
+    "attention_backward": (
+        attention_backward,
+        (
+            *(x.detach() for x in (Q, Q, KV, KV, BIAS)),
+            LENGTHS,
+            None,
+            Q.detach(),
+            torch.zeros(1, 2, 3, 2),
+            *SETTINGS,
+            True,
+        ),
     ),
     "linear": (linear_forward, (X, wanted(7, 5), wanted(7), "silu", "ieee")),
 }
@@ -96,6 +116,12 @@ good = {
     "swiglu": torch.autograd.gradcheck(kernels.swiglu, (x, x)),
     "geglu": torch.autograd.gradcheck(kernels.geglu, (x, x)),
     "rope": torch.autograd.gradcheck(lambda q: kernels.rope(q, q, angle.cos(), angle.sin()), (q,)),
+    "attention": torch.autograd.gradcheck(
+        lambda q, m, s: kernels.attention(
+            q, q[:, :1], q[:, :1], m, window=(-1, 0), sinks=s, softcap=2.0, clip=(-0.01, 1.0)
+        ),
+        (q, x[:3, :3], w[:2]),
+    ),
     "linear": torch.autograd.gradcheck(
         lambda x, w: kernels.linear(x, w[None], None, "gelu"), (x, w)
     ),
@@ -114,6 +140,7 @@ calls = {
     "add_layer_norm": (kernels.add_layer_norm, (x, r, w, b)),
     "geglu": (kernels.geglu, (x, r)),
     "linear": (kernels.linear, (x, r, None, "relu")),
+    "attention": (kernels.attention, (x[None, None], r[None, None], r[None, None])),
 }
 good = {}
 for name, (function, inputs) in calls.items():

@@ -1,0 +1,440 @@
+"""Attention in tiles, forward: the scores are never in memory.
+
+out = weights @ v. Source: Dao et al. 2022 (FlashAttention: the running maximum and sum), Dao 2023
+(FlashAttention-2: the order of the loops). Scores are scale * q k^T, then softcap * tanh(score /
+softcap) where there is a cap, then a mask (bool hides, floats are added). Query s stands at key
+position s + offset and sees `left` keys back and `right` ahead (-1: all); lengths hide the keys at
+and after them. Sinks are one more score per head, without a value. A row without keys gives zeros.
+Weights are the softmax, or clip((high - low) * softmax + low, 0, 1) (Bondarenko et al. 2023,
+clipped softmax), which needs the sums first and so goes through the keys twice.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.operators import block_of, operator
+
+
+@triton.jit
+def exact_tanh(x):
+    """Returns tanh(x) to the last digits: a series near 0, where differences would cancel."""
+    square = x * x
+    # x - x^3/3 + 2x^5/15 - 17x^7/315 + 62x^9/2835
+    series = -0.3333333333333333 + square * (
+        0.1333333333333333 + square * (-0.05396825396825397 + square * 0.021869488536155203)
+    )
+    t = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - t) / (1.0 + t)
+    return tl.where(tl.abs(x) < 0.3, x + x * square * series, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
+def visible_scores(
+    q,
+    k,
+    row,
+    column,
+    num_rows,
+    end,
+    offset,
+    left,
+    right,
+    scale,
+    softcap,
+    mask_ptr,
+    mask_row_stride,
+    mask_column_stride,
+    MASK: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Returns scores [M, N], -inf where hidden, and tanh(score / softcap) before the mask.
+
+    q is [M, D], k is [D, N], row [M, 1] and column [1, N], or all of them transposed and q and k
+    exchanged, for scores [N, M]. MASK is "none", "bool" or "float".
+    """
+    s = tl.dot(q, k, input_precision=PRECISION) * scale
+    capped = s
+    if SOFTCAP:
+        capped = exact_tanh(s / softcap)
+        s = capped * softcap
+    shown = (column < end) & (row < num_rows)
+    if LEFT:
+        shown = shown & (column >= row + offset - left)
+    if RIGHT:
+        shown = shown & (column <= row + offset + right)
+    if MASK != "none":
+        place = mask_ptr + row.to(tl.int64) * mask_row_stride
+        place = place + column.to(tl.int64) * mask_column_stride
+        m = tl.load(place, mask=shown, other=0)
+        if MASK == "bool":
+            shown = shown & (m != 0)
+        else:
+            s += m.to(tl.float32)
+    return tl.where(shown, s, float("-inf")), capped
+
+
+@triton.jit
+def key_range(
+    first_row,
+    rows,
+    T,
+    length,
+    offset,
+    left,
+    right,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Returns the first key that a tile of rows may see, a multiple of BLOCK_N, and the end."""
+    start = 0
+    end = min(T, length)
+    if RIGHT:
+        end = min(end, first_row + rows + offset + right)
+    if LEFT:
+        start = max(0, first_row + offset - left) // BLOCK_N * BLOCK_N
+    return start, end
+
+
+@triton.jit
+def attention_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    mask_ptr,
+    lengths_ptr,
+    offsets_ptr,
+    sinks_ptr,
+    out_ptr,
+    sums_ptr,
+    q_batch_stride,
+    q_head_stride,
+    q_row_stride,
+    k_batch_stride,
+    k_head_stride,
+    k_row_stride,
+    v_batch_stride,
+    v_head_stride,
+    v_row_stride,
+    mask_batch_stride,
+    mask_head_stride,
+    mask_row_stride,
+    mask_column_stride,
+    H,
+    group,
+    S,
+    T,
+    D,
+    E,
+    offset,
+    left,
+    right,
+    scale,
+    softcap,
+    low,
+    high,
+    MASK: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    HAS_OFFSETS: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    CLIPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """Writes BLOCK_M rows of one head, their maxima and the logarithms of their sums."""
+    batch = (tl.program_id(1) // H).to(tl.int64)
+    head = (tl.program_id(1) % H).to(tl.int64)
+    first_row = tl.program_id(0) * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    e = tl.arange(0, BLOCK_E)
+    n = tl.arange(0, BLOCK_N)
+    if HAS_OFFSETS:
+        offset = tl.load(offsets_ptr + batch).to(tl.int32)
+    length = T
+    if HAS_LENGTHS:
+        length = tl.load(lengths_ptr + batch).to(tl.int32)
+    start, end = key_range(first_row, BLOCK_M, T, length, offset, left, right, LEFT, RIGHT, BLOCK_N)
+    q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
+    k_base = k_ptr + batch * k_batch_stride + head // group * k_head_stride
+    v_base = v_ptr + batch * v_batch_stride + head // group * v_head_stride
+    mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
+    q = tl.load(
+        q_base + row[:, None].to(tl.int64) * q_row_stride + d[None, :],
+        mask=(row < S)[:, None] & (d < D)[None, :],
+        other=0.0,
+    )
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    if HAS_SINKS:
+        largest = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks_ptr + head).to(tl.float32)
+        total += 1.0
+    sums = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    for first in range(start, end, BLOCK_N):
+        column = first + n
+        k = tl.load(
+            k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
+            mask=(column < T)[None, :] & (d < D)[:, None],
+            other=0.0,
+        )
+        s, _ = visible_scores(
+            q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
+            mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP, PRECISION,
+        )  # fmt: skip
+        found = tl.maximum(largest, tl.max(s, axis=1))
+        # no key so far: subtracting -inf from -inf would give NaN where zero is meant
+        base = tl.where(found == float("-inf"), 0.0, found)
+        shrink = tl.exp(largest - base)
+        p = tl.exp(s - base[:, None])
+        total = total * shrink + tl.sum(p, axis=1)
+        largest = found
+        if not CLIPPED:
+            v = tl.load(
+                v_base + column[:, None].to(tl.int64) * v_row_stride + e[None, :],
+                mask=(column < T)[:, None] & (e < E)[None, :],
+                other=0.0,
+            )
+            sums = sums * shrink[:, None]
+            sums = tl.dot(p.to(v.dtype), v, sums, input_precision=PRECISION)
+    is_empty = total == 0.0
+    largest = tl.where(is_empty, 0.0, largest)
+    log_total = tl.log(tl.where(is_empty, 1.0, total))
+    if CLIPPED:
+        for first in range(start, end, BLOCK_N):
+            column = first + n
+            k = tl.load(
+                k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
+                mask=(column < T)[None, :] & (d < D)[:, None],
+                other=0.0,
+            )
+            v = tl.load(
+                v_base + column[:, None].to(tl.int64) * v_row_stride + e[None, :],
+                mask=(column < T)[:, None] & (e < E)[None, :],
+                other=0.0,
+            )
+            s, _ = visible_scores(
+                q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
+                mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
+                PRECISION,
+            )  # fmt: skip
+            p = (high - low) * tl.exp(s - largest[:, None] - log_total[:, None]) + low
+            p = tl.minimum(tl.maximum(p, 0.0), 1.0)
+            sums = tl.dot(p.to(v.dtype), v, sums, input_precision=PRECISION)
+    else:
+        sums = sums / tl.where(is_empty, 1.0, total)[:, None]
+    place = tl.program_id(1).to(tl.int64) * S + row
+    out = out_ptr + place[:, None] * E + e[None, :]
+    mask = (row < S)[:, None] & (e < E)[None, :]
+    tl.store(out, sums.to(out_ptr.dtype.element_ty), mask=mask)
+    # apart: their sum would have the last digits of the larger one
+    tl.store(sums_ptr + 2 * place, largest, mask=row < S)
+    tl.store(sums_ptr + 2 * place + 1, log_total, mask=row < S)
+
+
+def reference_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+    offset: int,
+    left: int,
+    right: int,
+    low: float,
+    high: float,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Returns out [B, H, S, E]; of rows the maximum and the logarithm of the sum [B, H, S, 2]."""
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    scores, shown = _reference_scores(
+        q, k, mask, lengths, offsets, scale, softcap, offset, left, right
+    )
+    scores = scores.to(wide).masked_fill(~shown, -torch.inf)
+    joined = scores
+    if sinks is not None:
+        column = sinks.to(wide).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        joined = torch.cat((scores, column), -1)
+    largest = joined.amax(-1, keepdim=True)
+    largest = torch.where(largest == -torch.inf, 0, largest)
+    total = torch.exp(joined - largest).sum(-1, keepdim=True)
+    log_total = torch.where(total == 0, 0, torch.log(total))
+    weights = torch.exp(scores - largest - log_total)
+    if (low, high) != (0.0, 1.0):
+        weights = ((high - low) * weights + low).clamp(0, 1)
+    values = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    return weights.to(q.dtype) @ values, torch.cat((largest, log_total), -1)
+
+
+def _reference_scores(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    scale: float,
+    softcap: float,
+    offset: int,
+    left: int,
+    right: int,
+) -> tuple[Tensor, Tensor]:
+    """Returns scores [B, H, S, T], and which are visible."""
+    S, T = q.shape[2], k.shape[2]
+    keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    scores = (q * scale) @ keys.transpose(-1, -2)
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    column = torch.arange(T, device=q.device)
+    row = torch.arange(S, device=q.device)[:, None]
+    row = row + (offset if offsets is None else offsets.reshape(-1, 1, 1, 1))
+    shown = torch.ones_like(column <= row)
+    if left >= 0:
+        shown = shown & (column >= row - left)
+    if right >= 0:
+        shown = shown & (column <= row + right)
+    if lengths is not None:
+        shown = shown & (column < lengths.reshape(-1, 1, 1, 1))
+    if mask is not None and mask.dtype == torch.bool:
+        shown = shown & mask
+    elif mask is not None:
+        scores = scores + mask
+        shown = shown & (mask != -torch.inf)
+    return scores, shown.expand(scores.shape)
+
+
+def _allocate_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+    offset: int,
+    left: int,
+    right: int,
+    low: float,
+    high: float,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
+    return out, torch.empty((*q.shape[:3], 2), dtype=wide, device=q.device)
+
+
+def adjacent(*tensors: Tensor) -> list[Tensor]:
+    """Returns tensors whose elements of a row are adjacent; the same ones where they are."""
+    return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+
+
+def mask_of(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor, str, tuple[int, ...]]:
+    """Returns a mask that kernels read, its kind, and its strides over [B, H, S, T]."""
+    if mask is None:
+        return q, "none", (0, 0, 0, 0)
+    wanted = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    read = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+    strides = tuple(read.expand(wanted).stride())
+    return read, "bool" if mask.dtype == torch.bool else "float", strides
+
+
+def _launch_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    offsets: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+    offset: int,
+    left: int,
+    right: int,
+    low: float,
+    high: float,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
+    sums = torch.empty((*q.shape[:3], 2), dtype=torch.float32, device=q.device)
+    if out.numel() == 0:
+        return out, sums
+    q, k, v = adjacent(q, k, v)
+    B, H, S, D = q.shape
+    read, kind, strides = mask_of(mask, q, k)
+    config = config_for("attention", q, max(D, v.shape[3]))
+    is_clipped = (low, high) != (0.0, 1.0)
+    # two loops: with as many rows as in one, registers spill
+    rows = min(config["m"], 64) if is_clipped else config["m"]
+    wrap_triton(attention_kernel)[(triton.cdiv(S, rows), B * H)](
+        q,
+        k,
+        v,
+        read,
+        q if lengths is None else lengths,
+        q if offsets is None else offsets,
+        q if sinks is None else sinks,
+        out,
+        sums,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *strides,
+        H,
+        H // k.shape[1],
+        S,
+        k.shape[2],
+        D,
+        v.shape[3],
+        offset,
+        left,
+        right,
+        scale,
+        softcap,
+        low,
+        high,
+        MASK=kind,
+        HAS_LENGTHS=lengths is not None,
+        HAS_OFFSETS=offsets is not None,
+        HAS_SINKS=sinks is not None,
+        LEFT=left >= 0,
+        RIGHT=right >= 0,
+        SOFTCAP=softcap > 0,
+        CLIPPED=is_clipped,
+        PRECISION=precision,
+        BLOCK_M=rows,
+        BLOCK_N=config["n"],
+        BLOCK_D=block_of(D),
+        BLOCK_E=block_of(v.shape[3]),
+        num_warps=config["warps"],
+        num_stages=config["stages"],
+    )
+    return out, sums
+
+
+attention_forward = operator(
+    "attention",
+    _launch_attention,
+    allocate=_allocate_attention,
+    reference=reference_attention,
+    kernel=attention_kernel,
+)

@@ -1,0 +1,290 @@
+"""Packages: models written as `model.py` and `kernels.py`, tested by themselves."""
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+pytest.importorskip("triton", reason="needs the extra `triton`")
+
+from torch import nn
+from torch.nn import functional as F
+
+import regraft
+from benchmarks.fixtures import vision_ops
+from regraft import kernels
+from regraft.backends.triton.kernel_source import KernelSource
+from regraft.ir.errors import UsageError
+from tests.backends.triton.harness import interpreted
+
+# numpy's, of lanes that are masked; checks of conversions run in threads
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+
+WIDTH, HEADS = 32, 2
+
+
+class Layer(nn.Module):
+    def __init__(self, activation, is_causal):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 48), nn.Linear(48, WIDTH)
+        self.activation, self.is_causal = activation, is_causal
+
+    def forward(self, x):
+        B, S, _ = x.shape
+        q, k, v = self.qkv(self.norm1(x)).reshape(B, S, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
+        x = x + self.out(y.transpose(1, 2).reshape(B, S, WIDTH))
+        return x + self.down(self.activation(self.up(self.norm2(x))))
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(19, WIDTH)
+        self.layers = nn.ModuleList([Layer(F.silu, is_causal=True) for _ in range(2)])
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return F.linear(self.norm(x), self.embedding.weight)
+
+
+class Vision(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 4, 4)
+        self.position = nn.Parameter(torch.randn(1, 4, WIDTH))
+        self.layers = nn.ModuleList([Layer(F.gelu, is_causal=False)])
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, image):
+        x = self.patches(image).flatten(2).transpose(1, 2) + self.position
+        for layer in self.layers:
+            x = layer(x)
+        return torch.softmax(self.head(x.mean(1)), -1)
+
+
+def llama():
+    vision_ops.declare()  # before transformers looks for them
+    transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
+    config = transformers.LlamaConfig(
+        num_hidden_layers=1, hidden_size=WIDTH, intermediate_size=48, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=23, max_position_embeddings=32, eos_token_id=1,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+TOKENS = torch.arange(7)[None] % 5
+MODELS = {
+    "decoder": (Decoder, (TOKENS,), {}, {"layer_norm", "add_layer_norm", "linear", "attention"}),
+    "vision": (
+        Vision,
+        (torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8),),
+        {},
+        {"add_layer_norm", "linear", "softmax", "attention"},
+    ),
+    "llama": (
+        llama,
+        (TOKENS,),
+        {"use_cache": False},
+        {"rms_norm", "add_rms_norm", "swiglu", "rotary", "attention"},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def made(request, tmp_path_factory):
+    build, args, kwargs, called = MODELS[request.param]
+    torch.manual_seed(0)
+    net = build().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():  # zeros and ones would be folded away
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("packages") / request.param
+    with interpreted():
+        result = regraft.convert(net, folder, args=args, kwargs=kwargs, target="triton")
+    assert result.check.ok
+    return folder, net, args, kwargs, called
+
+
+def imported(folder, name):
+    """Returns a file of a package, imported as users would."""
+    sys.path.insert(0, str(folder.parent))
+    try:
+        importlib.invalidate_caches()
+        return importlib.import_module(f"{folder.name}.{name}")
+    finally:
+        sys.path.remove(str(folder.parent))
+
+
+def test_a_package_passes_its_self_test_in_the_interpreter(made, capsys):
+    folder, *_, called = made
+    with interpreted():
+        assert imported(folder, "selftest").main(["--device", "cpu"]) == 0
+    assert "gradients of" in capsys.readouterr().out
+    text = (folder / "model.py").read_text()
+    assert all(f"kernels.{name}(" in text for name in called), text
+
+
+def test_a_package_needs_torch_and_triton_alone(made):
+    folder = made[0]
+    allowed = {"torch", "triton", "model", "kernels", *sys.stdlib_module_names}
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name.partition(".")[0] for alias in node.names} <= allowed
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                assert node.module.partition(".")[0] in allowed
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"model.py", "kernels.py", "weights.safetensors", "selftest.py"}
+
+
+def test_kernels_of_a_package_are_those_it_calls(made):
+    folder, *_, called = made
+    text = (folder / "kernels.py").read_text()
+    defined = {n.name for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)}
+    assert called <= defined
+    assert ("gated_kernel" in defined) == ("swiglu" in called)
+    assert '"gated": {' not in text or "swiglu" in called
+    assert "Source: " in text
+
+
+def trained(net, args, kwargs):
+    """Returns the losses of three steps."""
+    losses = []
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        found = net(*args, **kwargs)
+        output = found if isinstance(found, torch.Tensor) else found["logits"]
+        loss = output.square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_package_trains_as_the_model_does(made):
+    folder, net, args, kwargs, _ = made
+    with interpreted():
+        found = trained(imported(folder, "model").load(), args, kwargs)
+    expected = trained(net, args, kwargs)
+    assert expected[2] < expected[0]
+    # three steps of f32, whose losses are means of a few hundred squares
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_self_test_fails_where_a_weight_changed(tmp_path, capsys):
+    torch.manual_seed(0)
+    regraft.convert(Vision().eval(), tmp_path / "changed", args=MODELS["vision"][1],
+                    target="triton")  # fmt: skip
+    path = tmp_path / "changed" / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4:] = torch.tensor([3.0]).numpy().tobytes()
+    path.write_bytes(content)
+    with interpreted():
+        assert imported(path.parent, "selftest").main(["--device", "cpu"]) == 1
+    assert "FAILED" in capsys.readouterr().err
+
+
+def test_the_self_test_runs_as_a_script(made):
+    folder = made[0]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(folder / "selftest.py")],
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=folder.parent,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "self-test passed" in done.stdout
+
+
+def test_all_kernels_fit_into_one_file():
+    source = KernelSource()
+    for name in kernels.__all__:
+        source.add(getattr(kernels, name))
+    names: dict = {"__name__": "all_kernels"}
+    tree = ast.parse(source.text(["All."]))
+    defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef)]
+    assert len(defined) == len(set(defined))
+    assert set(kernels.__all__) <= set(defined)
+    assert not names.get("regraft")
+
+
+def test_a_product_that_is_read_twice_keeps_its_activation_apart(tmp_path):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(8, 16)
+
+        def forward(self, x):
+            y = self.up(x)
+            return torch.relu(y) - y.abs()
+
+    regraft.convert(Twice().eval(), tmp_path / "twice", args=(torch.ones(2, 8),), target="triton")
+    text = (tmp_path / "twice" / "model.py").read_text()
+    assert "F.linear(" in text
+    assert "kernels" not in text
+    assert not (tmp_path / "twice" / "kernels.py").exists()
+
+
+def test_a_package_is_a_folder(tmp_path):
+    with pytest.raises(UsageError, match="writes a folder"):
+        regraft.convert(Vision(), tmp_path / "model.py", args=MODELS["vision"][1], target="triton")
+
+
+@pytest.mark.parametrize(
+    ("target", "aot", "message"),
+    [("torch", ("sm_90",), "has none of"), ("triton", ("sm_12",), "unknown target")],
+)
+def test_binaries_that_cannot_be_made_are_refused(tmp_path, target, aot, message):
+    with pytest.raises(UsageError, match=message):
+        regraft.convert(
+            Vision(), tmp_path / "out", args=MODELS["vision"][1], target=target, aot=aot
+        )
+
+
+AOT = """
+import sys, torch, regraft
+from tests.backends.triton.test_package import Decoder, TOKENS
+torch.manual_seed(0)
+regraft.convert(Decoder().eval(), sys.argv[1], args=(TOKENS,), target="triton",
+                aot=("sm_90", "sm_80", "gfx942"))
+"""
+
+
+@pytest.mark.slow
+def test_binaries_of_a_package_fit_its_launches(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", AOT, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env={
+            **environment,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+        },
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / "binaries"
+    rows = json.loads((folder / "manifest.json").read_text())["binaries"]
+    assert {row["target"] for row in rows} == {"sm_90", "sm_80", "gfx942"}
+    assert {row["kernel"] for row in rows} == {"row_norm_kernel", "linear_kernel"}
+    for row in rows:
+        binary = (folder / row["file"]).read_bytes()
+        assert binary[:4] == b"\x7fELF"
+        assert row["scratch_pointers"] >= 0
