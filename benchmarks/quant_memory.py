@@ -24,7 +24,7 @@ _FREE_BYTES = 30_000 * MB
 _NARROW, _HALF = (2, 1024, 2752, 8000), (2, 2048, 5504, 16000)
 """A quarter and half of the width of a 7B Llama, two layers: GPTQ takes the third power of it."""
 _SAMPLES, _TOKENS = 16, 64
-_MODULE = "benchmarks.quant_memory"
+_MODULE, _STOCK = "benchmarks.quant_memory", "benchmarks.quant_stock_worker"
 _ONNX_BYTES = 2_254_857_830  # 2.1 GiB
 
 
@@ -143,7 +143,7 @@ def _file(settings: Settings) -> Iterator[Row]:
     ).require_success("quantize the file")  # fmt: skip
     shutil.rmtree(work / "ours")
     theirs = timing.run(
-        [sys.executable, "-m", _MODULE, "stock", str(source), str(work / "stock")],
+        [settings.peers_python, "-m", _STOCK, str(source), str(work / "stock")],
         timeout_s=1200, cwd=ROOT,
     ).require_success("ONNX Runtime's quantizer")  # fmt: skip
     shutil.rmtree(work)
@@ -153,17 +153,6 @@ def _file(settings: Settings) -> Iterator[Row]:
                   theirs.peak_rss_bytes / 3 / MB, "MB", "a third of ONNX Runtime's")  # fmt: skip
 
 
-def stock(path: Path, out: Path) -> None:
-    """Does the same with ONNX Runtime's own tool."""
-    import onnx
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    out.mkdir(parents=True, exist_ok=True)
-    tool = MatMulNBitsQuantizer(onnx.load(path), block_size=32, is_symmetric=False)
-    tool.process()
-    tool.model.save_model_to_file(str(out / "model.onnx"), use_external_data_format=True)
-
-
 MEASUREMENTS: tuple[Measurement, ...] = (
     Measurement("memory-checkpoint", "a bf16 checkpoint to 4 bits without data", _checkpoint),
     Measurement("memory-gptq", "a bf16 checkpoint to 4 bits by GPTQ", _gptq),
@@ -171,5 +160,5 @@ MEASUREMENTS: tuple[Measurement, ...] = (
 )
 
 if __name__ == "__main__":
-    _VERBS = {"checkpoint": checkpoint, "gptq": gptq, "file": file, "stock": stock}
+    _VERBS = {"checkpoint": checkpoint, "gptq": gptq, "file": file}
     _VERBS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))

@@ -192,6 +192,11 @@ class Quantize:
             convolved.damage = convolved.judge.damage(module) if made.sites else convolved.damage
             if convolved.damage <= 1 or not made.sites:
                 break
+        if share:
+            module.warnings.append(
+                f"quantize: {count} of {len(worst)} linear layers stay in float: with them the "
+                "outputs change by more than `budget` allows on the samples; `budget=1` allows all"
+            )
         return made
 
     def _linears(

@@ -102,5 +102,6 @@ def test_linear_layers_of_such_networks_keep_to_the_budget(budget: float, expect
     assert ("h" in reasons) is not bool(expected)
     if not expected:
         assert "`budget`" in reasons["h"]
+        assert any("1 of 1 linear layers stay in float" in each for each in module.warnings)
         want, got = (evaluate(m, samples[0])["z"] for m in (parse_module(text), module))
         np.testing.assert_array_equal(got, want)
