@@ -25,10 +25,10 @@ from regraft.passes.pruning.limits import limits_of
 from regraft.passes.pruning.measured import samples_of
 from regraft.passes.pruning.plan import Choice, Plan, choice_of, make_plan
 from regraft.passes.pruning.slicing import slice_module
+from regraft.passes.quality.measure import LABELS
 
 Array = np.ndarray[Any, Any]
 
-LABELS = "labels"
 _IGNORED = -100
 
 

@@ -21,6 +21,7 @@ from regraft.passes.check.runners import EvalRunner, accepts
 from regraft.passes.check.samples import Sample, generate_samples
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.protocol import Pass
+from regraft.passes.quality.measure import LABELS
 from regraft.passes.recovery.data import Data
 from regraft.pipelines import check_rule_name, resolve_passes
 from regraft.plugins import Extensions, Plugin, combine
@@ -121,7 +122,7 @@ def run_passes(
         CheckError: When a rule or pass broke its contract; the module is as before that pass.
     """
     check_rule_name(explain, passes)
-    used = bind_samples(module, samples)
+    used = bind_samples(module, samples, beside=(LABELS,))
     if check is CheckMode.EACH and not used:
         used = _generated(module, dims, seed)
     before = module.clone()

@@ -44,6 +44,7 @@ from regraft.passes.check.samples import Sample
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Pass, Samples
+from regraft.passes.quality.measure import LABELS
 from regraft.passes.recovery.data import Data
 from regraft.pipelines import (
     check_rule_name,
@@ -230,7 +231,7 @@ class _Conversion:
         calibration = options.calibrate
         if isinstance(calibration, Path):
             calibration = read_calibration(calibration, source, options.tokenizer)
-        bind_samples(module, calibration)
+        bind_samples(module, calibration, beside=(LABELS,))
         training = self._training(source)
         before = operator_counts(module.graph)
         self.before = self._view(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +97,28 @@ def check_dims(module: Module, dims: Mapping[str, int]) -> None:
             raise UsageError(f"the model's inputs have no size `{name}`", hint=suggest(name, known))
 
 
-def bind_samples(module: Module, samples: Sequence[Mapping[str, Any]]) -> list[Sample]:
+def bind_samples(
+    module: Module, samples: Sequence[Mapping[str, Any]], *, beside: Collection[str] = ()
+) -> list[Sample]:
     """Checks samples against the module's inputs.
+
+    Args:
+        module: The module.
+        samples: Arrays by name of input.
+        beside: Entries that are no inputs and may be there, such as `labels`.
 
     Raises:
         InputError: For a missing or unknown input, or a wrong shape or element type.
     """
     names = [str(value.name) for value in module.graph.inputs]
     bound = []
-    for i, sample in enumerate(samples):
+    for i, given in enumerate(samples):
+        sample = {name: given[name] for name in given if name in names or name not in beside}
         unknown = [name for name in sample if name not in names]
         if unknown:
             raise InputError(
                 f"sample {i}: the model has no input `{unknown[0]}`",
                 hint=f"it takes {', '.join(names)}",
             )
-        bound.append(Sample(dict(sample), bind_inputs(module.graph, sample), "given"))
+        bound.append(Sample(sample, bind_inputs(module.graph, sample), "given"))
     return bound

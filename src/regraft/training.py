@@ -14,6 +14,7 @@ from regraft.frontends.huggingface.tokenizers import read_tokenizer
 from regraft.ir.errors import InputError, UnsupportedError
 from regraft.ir.module import Module
 from regraft.passes.protocol import Trainer
+from regraft.passes.quality.measure import LABELS
 from regraft.passes.recovery.data import Batch, Data, text_examples
 from regraft.passes.recovery.fixed import FixedBatches, batches_by_length
 from regraft.passes.recovery.task import Reconstruction, Refit, Task, TrainingReport
@@ -99,7 +100,7 @@ def read_training(
         data = batches_by_length(_pieces(texts, module, tokenizers), MAX_ELEMENTS, seed=seed)
     else:
         data = FixedBatches(read_samples(path), seed)
-    bind_samples(module, data.items[:1])
+    bind_samples(module, data.items[:1], beside=(LABELS,))
     return data
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import regraft
 from regraft.backends.onnx.activations import OrtActivations
-from regraft.ir.errors import UsageError
+from regraft.ir.errors import InputError, UsageError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 from regraft.ir.weights import ArrayWeight
@@ -176,3 +177,13 @@ def test_attention_looks_at_its_top_keys_where_that_does_no_harm() -> None:
     Ablate(parts=(), top_keys=1).run(again, Context(replay={"ablate": result.decisions}))
     feeds = {"x": ctx.samples[0]["x"]}
     np.testing.assert_array_equal(evaluate(again, feeds)["y"], evaluate(module, feeds)["y"])
+
+
+def test_labels_may_stand_beside_the_inputs_of_samples() -> None:
+    module = _module()
+    (record,) = regraft.apply(module, "ablate", samples=_samples(), check="off")
+    assert record.stats["removals"] >= 1
+    with pytest.raises(InputError, match="the model has no input `label`"):
+        regraft.apply(
+            _module(), "ablate", samples=[{**_samples()[0], "label": np.zeros(16)}], check="off"
+        )
