@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,13 @@ from benchmarks.small_models.decoders import COPY_LENGTHS
 from regraft.backends.onnx import to_proto
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.backends.torch.training import TorchTrainer
+from regraft.ir.derive import source_names
+from regraft.ir.extract import with_outputs
 from regraft.ir.module import Module
+from regraft.ir.ops.feature_maps import FEATURE_MAPS
 from regraft.passes import quality
-from regraft.passes.linearization.audit import Ablation, ablated, layer_figures
+from regraft.passes.linearization.attention_weights import weights_of_mixer
+from regraft.passes.linearization.audit import Ablation, ablated, layer_figures, mixers
 from regraft.passes.linearization.linearize_attention import LinearizeAttention
 from regraft.passes.linearization.methods import Merge
 from regraft.passes.linearization.transfer import Losses
@@ -34,7 +38,7 @@ from regraft.passes.recovery.data import Batch
 from regraft.passes.recovery.objective import CrossEntropy, Term
 from regraft.passes.recovery.task import Lora, Schedule, Task
 
-VERSION = 1
+VERSION = 2
 """Of the kept figures: counted up when recipes or what is measured change."""
 _TOPIC = "linearize"
 _TRAINING = 77
@@ -43,6 +47,7 @@ LABELS = "labels"
 _IGNORED = -100
 _RATE, _LORA_RATE = 1e-2, 2e-3
 RANK = 8
+_LEAST = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +176,13 @@ def tuned(
 
 
 def projections(module: Module) -> tuple[str, ...]:
-    """Returns the matrices that make queries, keys and values, and what attention gives."""
-    return tuple(
-        name for name in module.weights
-        if name.endswith(tuple(f"{x}_proj.weight" for x in "qkvo"))
-    )  # fmt: skip
+    """Returns the checkpoint's matrices that make queries, keys and values, and what reads them."""
+    ends = tuple(f"{each}_proj.weight" for each in "qkvo")
+    names = (source_names(name, module.weights[name]) for name in module.weights)
+    found = tuple(name for group in names for name in group if name.endswith(ends))
+    if not found:
+        raise ValueError("the model has no projections of attention by these names")
+    return tuple(dict.fromkeys(found))
 
 
 def measured(name: str, seed: int, recipe: Recipe, settings: Settings) -> Figures:
@@ -203,10 +210,70 @@ def measured(name: str, seed: int, recipe: Recipe, settings: Settings) -> Figure
             found["lora"] = figure(model, made)
             if recipe.window:
                 found["lora branches"] = branches(model, made)
+        regraft.save(made, _trained_path(name, seed, recipe), force=True)
         shutil.rmtree(folder, ignore_errors=True)
         return found
 
     return kept(_TOPIC, f"{name}-{seed}-{recipe.key}", VERSION, settings, make)
+
+
+def _trained_path(name: str, seed: int, recipe: Recipe) -> Path:
+    return CACHE / _TOPIC / f"{name}-{seed}-{recipe.key}-{VERSION}.rg"
+
+
+def trained(name: str, seed: int, recipe: Recipe, settings: Settings) -> Module:
+    """Returns the module that a recipe leaves; trains it where it is not kept."""
+    path = _trained_path(name, seed, recipe)
+    again = replace(settings, again=settings.again or not path.is_file())
+    measured(name, seed, recipe, again)
+    return regraft.load(path)
+
+
+def transferred(name: str, seed: int, loss: Losses, settings: Settings) -> Figures:
+    """Returns KL of attention by layer before and after transfer, on the teacher's own stream."""
+
+    def make() -> Figures:
+        whole, data = module_of(get(name, seed)), NextTokens(name, seed)
+        batches = [data.batch(10_000 + idx) for idx in range(2)]
+        recipe = Recipe(loss=loss)
+        found = {}
+        for stage, steps in (("swap", 0), ("transfer", recipe.transfer)):
+            made = linearized(whole, data, recipe, steps=steps)
+            found[stage] = fed_by_teacher(whole, made, batches)
+        return found
+
+    return kept(_TOPIC, f"kl-{name}-{seed}-{loss}", VERSION, settings, make)
+
+
+def fed_by_teacher(whole: Module, made: Module, batches: list[Batch]) -> list[float]:
+    """Returns KL of the softmax from the weights of Hedgehog's maps of the same queries and keys.
+
+    Args:
+        whole: The teacher.
+        made: What holds the maps.
+        batches: Without padding.
+    """
+    nodes = mixers(whole)
+    wanted = {
+        f"{number} {slot}": node.inputs[idx]
+        for number, node in enumerate(nodes)
+        for idx, slot in ((0, "q"), (1, "k"))
+    }
+    values = {name: value for name, value in wanted.items() if value is not None}
+    run, found = OrtRunner(to_proto(with_outputs(whole, values))), np.zeros(len(nodes))
+    apply = FEATURE_MAPS["hedgehog"].apply
+    for batch in batches:
+        given = run({name: batch[name] for name in whole.input_types})
+        for number, node in enumerate(nodes):
+            q, k = (np.asarray(given[f"{number} {slot}"]) for slot in "qk")
+            before = weights_of_mixer(node, {"q": q, "k": k})
+            maps = (made.weights[f"attention.{number}.{slot}_features"].numpy() for slot in "qk")
+            fq, fk = (apply(x @ matrix) for x, matrix in zip((q, k), maps, strict=True))
+            after = np.tril(fq @ fk.swapaxes(-1, -2))
+            after = after / after.sum(-1, keepdims=True)
+            logs = np.log(np.maximum(before, _LEAST)) - np.log(np.maximum(after, _LEAST))
+            found[number] += (before * logs).sum(-1).mean() / len(batches)
+    return [float(each) for each in found]
 
 
 def attention_figures(whole: Module, made: Module, batches: list[Batch]) -> list[Figures]:

@@ -11,41 +11,19 @@ import regraft
 from regraft.auditing import audit_module
 from regraft.backends.onnx import to_proto
 from regraft.backends.onnx.runtime import OrtRunner
-from regraft.ir.builder import Builder
-from regraft.ir.dims import Dim
 from regraft.ir.errors import UsageError
 from regraft.ir.evaluate import evaluate
-from regraft.ir.graph import Graph
 from regraft.ir.module import Module
-from regraft.ir.ops import attention, gathering, linalg, reshaping
-from regraft.ir.types import DType, TensorType
 from regraft.passes.linearization.audit import Ablation, ablated, layer_figures, mixers
 from regraft.passes.linearization.probe import Probe
 from regraft.passes.linearization.verdict import Verdict, judge
+from tests.passes.linearization.language_model import HEADS as H
+from tests.passes.linearization.language_model import SIZE as D
+from tests.passes.linearization.language_model import VOCABULARY as V
+from tests.passes.linearization.language_model import language_model
 
-B, T, H, D, V = 2, 24, 2, 8, 11
+B, T = 2, 24
 RNG = np.random.default_rng(2)
-
-
-def _language_model() -> Module:
-    """Returns one layer of attention between a table of tokens and logits."""
-    module = Module(Graph())
-    graph, b = module.graph, Builder(module.graph)
-    batch, length = (Dim.of(graph.scope.symbol(name)) for name in ("batch", "seq"))
-    ids = graph.add_input("input_ids", TensorType(DType.I64, (batch, length)))
-    table = b.constant(RNG.standard_normal((V, H * D)).astype(np.float32))
-    x = b.op(gathering.gather, table, ids)
-    parts = []
-    for _ in range(3):
-        made = b.op(linalg.matmul, x, b.constant(RNG.standard_normal((H * D, H * D)) / 4, x.dtype))
-        split = b.op(reshaping.reshape, made, shape=(batch, length, H, D))
-        parts.append(b.op(reshaping.transpose, split, perm=(0, 2, 1, 3)))
-    y = b.op(attention.attention, *parts, scale=D**-0.5, causal_offset=0)
-    y = b.op(reshaping.transpose, y, perm=(0, 2, 1, 3))
-    y = b.op(reshaping.reshape, y, shape=(batch, length, H * D))
-    head = b.constant(RNG.standard_normal((H * D, V)).astype(np.float32))
-    graph.add_output("logits", b.op(linalg.matmul, y, head))
-    return module
 
 
 def _linear(module: Module, options: str) -> Module:
@@ -63,7 +41,7 @@ def _runner(module: Module) -> OrtRunner:
 
 
 def test_a_window_over_everything_has_the_weights_of_softmax() -> None:
-    module = _language_model()
+    module = language_model()
     (layer,) = layer_figures(module, _linear(module, f"window={T}"), _batches(), _runner)
     assert layer.kind == "hybrid"
     np.testing.assert_allclose(layer.kl, 0, atol=1e-5)
@@ -75,7 +53,7 @@ def test_a_window_over_everything_has_the_weights_of_softmax() -> None:
 @pytest.mark.parametrize("options", ["method=hedgehog", "window=4", "window=4,merge=lolcats"])
 def test_the_weights_are_those_that_the_model_computes(options: str) -> None:
     """KL of a model from itself is 0, and from what it was made of it is not."""
-    module = _language_model()
+    module = language_model()
     made = _linear(module, options)
     (own,) = layer_figures(made, made, _batches(), _runner)
     np.testing.assert_allclose(own.kl, 0, atol=1e-6)
@@ -86,7 +64,7 @@ def test_the_weights_are_those_that_the_model_computes(options: str) -> None:
 
 
 def test_ablations_of_a_module_leave_it_alone() -> None:
-    made, (batch,) = _linear(_language_model(), "window=4"), _batches()
+    made, (batch,) = _linear(language_model(), "window=4"), _batches()
     before = evaluate(made, batch)["logits"]
     parts = {each: evaluate(ablated(made, each), batch)["logits"] for each in Ablation}
     np.testing.assert_array_equal(parts[Ablation.BOTH], before)
@@ -128,7 +106,7 @@ def test_the_probe_is_passed_by_a_model_that_looks_back_one_period() -> None:
 
 
 def test_the_document_has_a_verdict_and_the_sizes_of_states() -> None:
-    module = _language_model()
+    module = language_model()
     report = audit_module(_linear(module, "window=4"), module, _batches())
     assert report["measure"] == "nats per token"
     assert set(report["ablations"]) == {"both", "window", "linear", "none"}
@@ -140,6 +118,6 @@ def test_the_document_has_a_verdict_and_the_sizes_of_states() -> None:
 
 
 def test_an_audit_needs_data() -> None:
-    module = _language_model()
+    module = language_model()
     with pytest.raises(UsageError, match="there is no data"):
         audit_module(module, module, [])

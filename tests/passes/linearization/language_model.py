@@ -1,0 +1,40 @@
+"""A language model of one attention, with random weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from regraft.ir.builder import Builder
+from regraft.ir.dims import Dim
+from regraft.ir.graph import Graph
+from regraft.ir.module import Module
+from regraft.ir.ops import attention, gathering, linalg, reshaping
+from regraft.ir.types import DType, TensorType
+
+HEADS, SIZE, VOCABULARY = 2, 8, 11
+
+
+def language_model() -> Module:
+    """Returns one layer of attention between a table of tokens and logits."""
+    rng = np.random.default_rng(2)
+    module = Module(Graph())
+    graph, b = module.graph, Builder(module.graph)
+    batch, length = (Dim.of(graph.scope.symbol(name)) for name in ("batch", "seq"))
+    ids = graph.add_input("input_ids", TensorType(DType.I64, (batch, length)))
+    table = b.constant(rng.standard_normal((VOCABULARY, HEADS * SIZE)).astype(np.float32))
+    x = b.op(gathering.gather, table, ids)
+    parts = []
+    for _ in range(3):
+        made = b.op(
+            linalg.matmul,
+            x,
+            b.constant(rng.standard_normal((HEADS * SIZE, HEADS * SIZE)) / 4, x.dtype),
+        )
+        split = b.op(reshaping.reshape, made, shape=(batch, length, HEADS, SIZE))
+        parts.append(b.op(reshaping.transpose, split, perm=(0, 2, 1, 3)))
+    y = b.op(attention.attention, *parts, scale=SIZE**-0.5, causal_offset=0)
+    y = b.op(reshaping.transpose, y, perm=(0, 2, 1, 3))
+    y = b.op(reshaping.reshape, y, shape=(batch, length, HEADS * SIZE))
+    head = b.constant(rng.standard_normal((HEADS * SIZE, VOCABULARY)).astype(np.float32))
+    graph.add_output("logits", b.op(linalg.matmul, y, head))
+    return module
