@@ -14,15 +14,22 @@ import numpy as np
 
 from benchmarks.kept_figures import Figures, kept
 from benchmarks.measure import CACHE, Measurement, Row, Settings, at_most, shown
-from benchmarks.moe_small import SEEDS, TOPIC, Windows, module_of, nats, terms_of
+from benchmarks.moe_small import (
+    SEEDS,
+    TOPIC,
+    Windows,
+    module_of,
+    nats,
+    terms_of,
+    windows_of_training,
+)
 from regraft.passes.experts.partition_ffn import PartitionFfn
-from regraft.passes.protocol import Context, Samples
+from regraft.passes.protocol import Context
 from regraft.passes.recovery.task import Schedule, Task
 
 _VERSION = 1
-_SAMPLES = 8
-_CALIBRATION, _TRAINING = 9000, 7000
-"""Seeds of windows, apart from those of other trainings."""
+_TRAINING = 7000
+"""Seed of windows, apart from those of other trainings."""
 STEPS = 200
 
 ANALYTIC: Mapping[str, PartitionFfn] = {
@@ -49,17 +56,10 @@ HALF = "8 of 16 by coactivation, centred"
 _PERPLEXITY, _TUNED = 2.0, 5.0
 
 
-def calibration() -> Samples:
-    """Returns windows of training text, without labels."""
-    batches = Windows(_CALIBRATION).batches()
-    found = [next(batches) for _ in range(_SAMPLES)]
-    return [{name: array for name, array in each.items() if name != "labels"} for each in found]
-
-
 def _context(seed: int) -> Context:
     from regraft.backends.onnx.activations import OrtActivations
 
-    return Context(samples=calibration(), activations=OrtActivations(), seed=seed)
+    return Context(samples=windows_of_training(), activations=OrtActivations(), seed=seed)
 
 
 def analytic(name: str, seed: int, settings: Settings) -> Figures:

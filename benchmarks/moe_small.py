@@ -22,7 +22,7 @@ from regraft.inspection import inspect_module
 from regraft.ir.module import Module
 from regraft.ir.ops import moe
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
-from regraft.passes.protocol import Context
+from regraft.passes.protocol import Context, Samples
 from regraft.passes.recovery.objective import Balance, CrossEntropy, Term
 from regraft.passes.recovery.task import Schedule, Task
 
@@ -33,25 +33,23 @@ SEEDS = (0, 1, 2)
 EXPERTS = 8
 STEPS, EVERY = 400, 50
 TOPIC = "moe"
-_VERSION = 1
-_BALANCE = 0.01
+_VERSION = 2
+_BALANCE = 0.001
+_RATE = 1e-3
 _BATCH, _LENGTH = 16, 128
+_CALIBRATION = 9000
 _FIRST = 5000
 """Seed of the batches of seed 0: other places of the text than its training had."""
-
-_STD = 0.002
-"""Of a router: the one chosen expert is multiplied by its probability, near 1 / 8 for each."""
 
 RUNS: Mapping[str, UpcycleFfn | None] = {
     "dense": None,
     **{
-        method: UpcycleFfn(
-            experts=EXPERTS, top_k=1, method=method, renormalize=False, router_std=_STD,
-            lossy=True,
-        )
+        method: UpcycleFfn(experts=EXPERTS, top_k=1, method=method, router="centroid")
         for method in ("copy", "drop")
     },
-}  # fmt: skip
+}
+"""The chosen expert has weight 1: copies begin as the model was. Experts have like tokens from the
+first step, and none of the balance is left to a loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +72,13 @@ class Windows:
             ids = corpus.training_batch(self.seed, first, self.batch_size, _LENGTH)["input_ids"]
             yield labelled(ids)
             first += 1
+
+
+def windows_of_training(count: int = 8) -> Samples:
+    """Returns batches of training text, without labels: what passes are calibrated on."""
+    batches = Windows(_CALIBRATION).batches()
+    found = [next(batches) for _ in range(count)]
+    return [{name: array for name, array in each.items() if name != "labels"} for each in found]
 
 
 def labelled(ids: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -118,6 +123,7 @@ def trained(run: str, seed: int, settings: Settings) -> Figures:
 
     def make() -> Figures:
         from benchmarks.small_models import get
+        from regraft.backends.onnx.activations import OrtActivations
         from regraft.backends.torch.training import TorchTrainer
 
         model = get("char-lm", seed)
@@ -125,13 +131,14 @@ def trained(run: str, seed: int, settings: Settings) -> Figures:
         dense_flops = _flops(module)
         upcycle = RUNS[run]
         if upcycle is not None:
-            upcycle.run(module, Context(seed=seed))
+            samples = windows_of_training()
+            upcycle.run(module, Context(seed, samples=samples, activations=OrtActivations()))
         found: Figures = {"before": nats(model, module), "flops": _flops(module) / dense_flops}
         schedule = Schedule(
-            STEPS, learning_rate=1e-3, warmup_steps=20, betas=(0.9, 0.95), seed=seed,
+            STEPS, learning_rate=_RATE, warmup_steps=20, betas=(0.9, 0.95), seed=seed,
             evaluate_every=EVERY, checkpoint_every=25,
         )  # fmt: skip
-        trainer = TorchTrainer(folder=CACHE / TOPIC / f"{run}-{seed}", progress=False)
+        trainer = TorchTrainer(folder=CACHE / TOPIC / f"{run}-{seed}-{_VERSION}", progress=False)
         held_out = [labelled(batch["input_ids"]) for batch in list(model.held_out())[:2]]
         report = trainer.distill(
             module, [], Task(terms_of(module), schedule), Windows(_FIRST + seed), held_out

@@ -1,5 +1,6 @@
 """Mixtures of experts: made from feed-forward blocks, thinned out, merged, turned back."""
 
+from regraft.passes.experts.extract_experts import ExtractExperts
 from regraft.passes.experts.merge_experts import MergeExperts
 from regraft.passes.experts.moe_to_dense import MoeToDense
 from regraft.passes.experts.partition_ffn import PartitionFfn
@@ -7,4 +8,11 @@ from regraft.passes.experts.prune_experts import PruneExperts
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
 from regraft.passes.protocol import Pass
 
-PASSES: tuple[type[Pass], ...] = (UpcycleFfn, PartitionFfn, PruneExperts, MergeExperts, MoeToDense)
+PASSES: tuple[type[Pass], ...] = (
+    UpcycleFfn,
+    PartitionFfn,
+    ExtractExperts,
+    PruneExperts,
+    MergeExperts,
+    MoeToDense,
+)

@@ -143,7 +143,8 @@ def _router(made: Divided) -> dict[str, Array]:
     """Returns its matrices [D, E] and biases: of a linear router `rows`, else `up` and `gate`."""
     router, dense = made.router, made.dense
     if router.channels is None:
-        assert router.rows is not None, "a router has rows or channels"
+        if router.rows is None:
+            return {}
         found = {"rows": router.rows.T}
         return found if router.bias is None else {**found, "bias": router.bias}
     found = {"up": dense.up[router.channels].T}
@@ -157,14 +158,20 @@ def _router(made: Divided) -> dict[str, Array]:
 
 
 def write_divided(
-    graph: Graph, block: FfnBlock, names: dict[str, str], made: Divided, choice: Choice
+    graph: Graph,
+    block: FfnBlock,
+    names: dict[str, str],
+    made: Divided,
+    choice: Choice,
+    scores: Value | None = None,
 ) -> None:
-    """Replaces the result of a block by those of its parts."""
+    """Replaces the result of a block by those of its parts; `scores`: of a router elsewhere."""
     node = block.down.nodes[0]
     b = Builder(graph, node, node.loc)
     x = channels_last(b, block.up.input, block.up.in_axis)
     writer = _Writer(b, x, names, block.activation)
-    scores = writer.scores()
+    if scores is None:
+        scores = writer.scores()
     operands = [
         writer.weight(f"experts.{each.name}") if f"experts.{each.name}" in names else None
         for each in moe.moe.operands[2:]

@@ -38,6 +38,8 @@ _STEPS = 60
 class Router:
     """Scores of experts: `x rows' + bias`, or the strength of one hidden channel of each.
 
+    Without either, the scores are computed elsewhere.
+
     Args:
         rows: f64[E, D], of a linear router.
         bias: f64[E], or None.
@@ -107,6 +109,24 @@ def clustered_rows(x: Array, count: int, rng: np.random.Generator) -> tuple[Arra
     bias = -np.square(rows).sum(1) / 2
     spread = (wide @ rows.T + bias).std(1).mean() or 1.0
     return rows / spread, bias / spread
+
+
+def ridge_classifier(x: Array, labels: Array, count: int) -> tuple[Array, Array, float]:
+    """Returns weights f64[D, C] and bias f64[C] that tell classes, and how often they are right.
+
+    Args:
+        x: f[N, D].
+        labels: i64[N].
+        count: Classes C.
+    """
+    wide = x.astype(np.float64)
+    middle, scale = wide.mean(0), wide.std() or 1.0
+    design = np.concatenate([(wide - middle) / scale, np.ones((len(wide), 1))], 1)
+    fitted = _logistic(design, np.eye(count)[labels])
+    weights = fitted[:-1] / scale
+    bias = fitted[-1] - middle @ weights
+    found = (wide @ weights + bias).argmax(1)
+    return weights, bias, float((found == labels).mean())
 
 
 def competition_router(
