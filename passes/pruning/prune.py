@@ -99,7 +99,8 @@ class Prune:
         plan: The output folder (or its `recipe.yaml`, or a plan as JSON) of an earlier `prune`:
             keeps the same positions, of this or another checkpoint of the architecture. Takes the
             place of a target.
-        criterion: What makes a unit important: `l1`, `l2`, `bn-scale`, `random`; measured on
+        criterion: What makes a unit important: `l1`, `l2`, `bn-scale` (gains of batch
+            normalizations; `l2` for groups without one), `random`; measured on
             samples: `taylor` (sum of weight times gradient, absolute), `taylor-sum` (their sum,
             absolute), `fisher` (squared weights by the Fisher diagonal), `snip`, `grasp`,
             `activation` (what it carries into products: dead neurons carry nothing), `wanda` and
