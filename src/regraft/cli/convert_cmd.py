@@ -78,7 +78,7 @@ _TOLD = (
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    help="Of texts of --calibrate; default: tokenizer.json beside SOURCE.",
+    help="Of texts of --calibrate and --data; default: tokenizer.json beside SOURCE.",
 )
 @click.option(
     "--train",
@@ -140,7 +140,7 @@ def command(
 
     if passes is not None and recipe is not None:
         raise UsageError("give --passes or --recipe, not both")
-    asked = load_metric(metric, data, max_drop)
+    asked = load_metric(metric, data, max_drop, tokenizer)
     extensions = load_extensions(plugins, trust_remote_code)
     settings: dict[str, Any] = {}
     chosen: Any = passes

@@ -153,8 +153,12 @@ def load_samples(inputs: Path | None) -> list[dict[str, Any]]:
     return read_samples(inputs)
 
 
-def load_metric(metric: str | None, data: Path | None, max_drop: str | None) -> Asked | None:
+def load_metric(
+    metric: str | None, data: Path | None, max_drop: str | None, tokenizer: Path | None = None
+) -> Asked | None:
     """Returns what `--metric`, `--data` and `--max-drop` ask for, None when nothing.
+
+    A metric that names no tokenizer gets that of `--tokenizer`.
 
     Raises:
         UsageError: When one of them is given without what it needs.
@@ -173,7 +177,10 @@ def load_metric(metric: str | None, data: Path | None, max_drop: str | None) -> 
         raise UsageError(
             "`--metric` needs `--data`", hint="a text file, .npz files or a folder of images"
         )
-    return Asked(parse_metric(metric), data, None if max_drop is None else parse_drop(max_drop))
+    found = parse_metric(metric)
+    if found.tokenizer is None and tokenizer is not None:
+        found = replace(found, tokenizer=str(tokenizer))
+    return Asked(found, data, None if max_drop is None else parse_drop(max_drop))
 
 
 def load_extensions(places: tuple[str, ...], trust_remote_code: bool = False) -> Extensions:
