@@ -1,5 +1,7 @@
 """Surgery on attention: other weights than those of a softmax, other mixers, moved norms."""
 
+from regraft.passes.attention.attach_memory import AttachMemory
+from regraft.passes.attention.augment_blocks import AugmentBlocks
 from regraft.passes.attention.fold_averaging_heads import FoldAveragingHeads
 from regraft.passes.attention.move_norm import FoldNormGains, MoveNorm
 from regraft.passes.attention.replace_mixer import ReplaceMixer
@@ -12,4 +14,6 @@ PASSES: tuple[type[Pass], ...] = (
     FoldAveragingHeads,
     MoveNorm,
     FoldNormGains,
+    AugmentBlocks,
+    AttachMemory,
 )
