@@ -104,6 +104,8 @@ class UpcycleFfn:
         router_std: Deviation of a random router.
         scoring: How scores become weights.
         renormalize: Divide weights by their sum.
+        capacity: Tokens that an expert takes, times their number * top-k / experts; 0: all that
+            choose it. Those beyond have no result, as in Switch Transformers.
         lossy: Allow a start that is not what the model was.
         only: Blocks to rewrite, by the name of a weight of theirs, or globs; default: all.
         keep: Blocks to leave alone.
@@ -125,6 +127,7 @@ class UpcycleFfn:
     router_std: float = 0.02
     scoring: Literal["softmax", "topk_softmax", "sigmoid"] = "softmax"
     renormalize: bool = True
+    capacity: float = 0.0
     lossy: bool = False
     only: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
@@ -135,7 +138,7 @@ class UpcycleFfn:
         """Whether the module computes what it did."""
         changes = self.method in ("drop", "noise") and self.ratio > 0
         keeps = self._adds or self._sums_to_one or self.router == "zero"
-        return keeps and not changes
+        return keeps and not changes and not self.capacity
 
     @property
     def _adds(self) -> bool:
@@ -209,7 +212,7 @@ class UpcycleFfn:
             ("experts", self.experts, 1, np.inf), ("top-k", self.top_k, 1, self.experts),
             ("groups", groups, 1, self.experts), ("ratio", self.ratio, 0, 1),
             ("every", self.every, 1, np.inf), ("noise", self.noise, 0, np.inf),
-            ("rank", self.rank, 1, np.inf),
+            ("rank", self.rank, 1, np.inf), ("capacity", self.capacity, 0, np.inf),
             ("router-std", self.router_std, 0, np.inf),
         ):  # fmt: skip
             if not least <= value <= most:
@@ -294,4 +297,4 @@ class UpcycleFfn:
     def _routing(self, block: FfnBlock) -> Routing:
         added = {"adapter": "gelu", "lora": "identity"}
         activation = added.get(self.method, block.activation)
-        return Routing(self.top_k, self.scoring, self.renormalize, activation)
+        return Routing(self.top_k, self.scoring, self.renormalize, activation, self.capacity)

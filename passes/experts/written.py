@@ -31,6 +31,7 @@ class Routing:
     scoring: str
     renormalize: bool
     activation: str
+    capacity: float = 0.0
 
 
 def name_of(block: FfnBlock) -> str:

@@ -238,6 +238,20 @@ def test_adapters_share_one_block() -> None:
     assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
 
 
+def test_enough_capacity_drops_nothing_and_less_drops_the_rest() -> None:
+    module = block("swiglu")
+    options = {"experts": 4, "top_k": 1, "router_std": 1.0}
+    changed, _ = upcycled(module, **options, capacity=4.0)
+    check_same(changed, module, X)
+    assert UpcycleFfn(capacity=1.0).contract == Lossy("output")
+    changed, _ = upcycled(module, **options, router="zero", capacity=2.0)
+    out = evaluate(changed, X)["y"].reshape(10, 16)
+    kept = evaluate(module, X)["y"].reshape(10, 16)
+    # all 10 tokens want expert 0, which takes ceil(2 * 10 / 4): what is beyond has no result
+    np.testing.assert_allclose(out[:5], kept[:5], atol=1e-4)
+    assert not out[5:].any()
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_router_of_centres_begins_even_and_changes_nothing(groups: int) -> None:
     rng = np.random.default_rng(0)
