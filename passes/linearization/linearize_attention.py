@@ -19,6 +19,7 @@ from regraft.passes.fusion.fuse import Fuse
 from regraft.passes.fusion.plan import Plan, Raise
 from regraft.passes.linearization.methods import METHODS, Merge, Method, Options
 from regraft.passes.linearization.place import Built, Place
+from regraft.passes.linearization.stack import choose_stack
 from regraft.passes.linearization.transfer import Losses, transfer
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip
@@ -70,6 +71,9 @@ class LinearizeAttention:
         merge: How window and linear branch come under one sum.
         features: Columns of the learned maps; 0: the channels of a head.
         landmarks: Of `soft`; 0: every token is one.
+        cache: Bytes that caches and states may have, of those of the softmax's caches; the solver
+            chooses which layers stay a softmax. 0: all become linear.
+        tokens: Length of the text that `cache` is for.
         steps: Updates of the feature maps; 0: none.
         rate: The highest learning rate.
         loss: What they are fitted on.
@@ -85,6 +89,8 @@ class LinearizeAttention:
     merge: Merge = "share"
     features: int = 0
     landmarks: int = 0
+    cache: float = 0.0
+    tokens: int = 4096
     steps: int = 0
     rate: float = 1e-2
     loss: Losses = "output"
@@ -103,7 +109,6 @@ class LinearizeAttention:
         nodes = list(_attentions(module))
         self._check_layers(len(nodes))
         places: list[tuple[Place, Built]] = []
-        plan = Plan()
         for number, node in enumerate(nodes):
             if self.layers and number not in self.layers:
                 continue
@@ -114,16 +119,29 @@ class LinearizeAttention:
             place = Place(node, number, _builder_at(node))
             built = method.build(place, self._options())
             places.append((place, built))
-            plan.add(node, "linearize-attention", _replaced_by(built))
         stats: dict[str, int | float] = {"attention": len(nodes), "linearized": len(places)}
         if self.steps and places:
             stats |= transfer(
                 module, ctx, places, steps=self.steps, rate=self.rate, loss=self.loss,
                 batches=self.batches,
             )  # fmt: skip
+        decisions: dict[str, object] = {}
+        recorded = ctx.replay.get(self.name, {}).get("linear")
+        if self.cache and places and recorded is None:
+            stack = choose_stack(module, ctx, places, self.cache, self.tokens)
+            recorded, decisions = stack.linear, stack.decisions()
+            stats |= {"cache-bytes": stack.bytes, "cache-bytes-before": stack.before}
+        elif recorded is not None:
+            decisions = {"linear": list(recorded)}
+        plan = Plan()
+        for place, built in places:
+            if recorded is None or place.number in recorded:
+                plan.add(place.node, "linearize-attention", _replaced_by(built))
+        stats["linearized"] = len(plan.places)
         rewrite(module, plan.rules(), start=plan.in_order(), observer=ctx.observer)
         drop_dead_code(module)
-        return PassResult(raised.changed or bool(places), stats, tuple(skipped))
+        changed = raised.changed or bool(plan.places)
+        return PassResult(changed, stats, tuple(skipped), decisions=decisions)
 
     def _options(self) -> Options:
         return Options(self.features, self.window, self.merge, self.landmarks)
@@ -140,7 +158,7 @@ class LinearizeAttention:
             for name, value, least in (
                 ("window", self.window, 0), ("features", self.features, 0),
                 ("landmarks", self.landmarks, 0), ("steps", self.steps, 0),
-                ("batches", self.batches, 1),
+                ("batches", self.batches, 1), ("cache", self.cache, 0), ("tokens", self.tokens, 1),
             )
             if value < least
         ]  # fmt: skip
