@@ -102,18 +102,23 @@ class _Found:
     doubts: list[str] = field(default_factory=list)
 
 
-def recover(module: Module, shapes: Mapping[str, tuple[int, ...]]) -> Recovery:
+def recover(
+    module: Module, shapes: Mapping[str, tuple[int, ...]], apart: frozenset[str] = frozenset()
+) -> Recovery:
     """Returns what is known of the checkpoint's tensors.
 
     Args:
         module: The module.
         shapes: Sizes in the checkpoint, by name in the model.
+        apart: Weights that are written by other means.
 
     Cost: O(steps); of reshaped tensors an i64 per element.
     """
     recovery = Recovery()
     found: dict[str, _Found] = {}
     for name in module.weights:
+        if name in apart:
+            continue
         weight = module.weights[name]
         tree = derive(name, weight)
         known = {source.name for source in sources(tree)} & shapes.keys()

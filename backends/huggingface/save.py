@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from regraft.backends.huggingface.companions import copy_companions
-from regraft.backends.huggingface.plan import Expected, Plan, check_complete, origin_of
+from regraft.backends.huggingface.experts import (
+    FAMILIES,
+    ExpertLayer,
+    expert_config,
+    expert_layers,
+    expert_tensors,
+    is_expert_tensor,
+)
+from regraft.backends.huggingface.plan import (
+    Expected,
+    Origin,
+    Plan,
+    check_complete,
+    origin_of,
+)
 from regraft.backends.huggingface.recover import recover
 from regraft.ir.module import Module
 from regraft.ir.safetensors import write_safetensors
@@ -31,9 +46,14 @@ class Written:
     doubts: Mapping[str, str]
 
 
+Resolve = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Gives every value of a config, those that the class has by default included."""
+
+
 def save_huggingface(
-    module: Module, folder: Path, expected: Expected, *, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> Written:
+    module: Module, folder: Path, expected: Expected, *, max_shard_bytes: int = MAX_SHARD_BYTES,
+    resolve: Resolve = dict,
+) -> Written:  # fmt: skip
     """Writes config, weights and tokenizer files into a folder, tensor by tensor.
 
     The caller gives a temporary folder and renames it when all is well.
@@ -43,6 +63,7 @@ def save_huggingface(
         folder: Where to write.
         expected: Says which tensors a model of a config wants.
         max_shard_bytes: Larger checkpoints are written in several files.
+        resolve: Asked where the folder becomes one of another family, whose defaults differ.
 
     Raises:
         InputError: When the source folder is gone.
@@ -52,9 +73,14 @@ def save_huggingface(
     origin = origin_of(module)
     before = expected(origin.config)
     shapes = {name: before.shapes[name] for name in origin.names}
-    recovery = recover(module, shapes)
+    layers = expert_layers(module, str(origin.config.get("model_type")))
+    made = _made_anew(origin, layers)
+    recovery = recover(module, shapes, frozenset(name for each in layers for name in each.names))
     plan = Plan(origin, before, recovery)
     config, tensors = plan.make()
+    if layers:
+        config = expert_config(resolve(config), layers, int(config["num_hidden_layers"]))
+        tensors.update(made)
     check_complete(expected, config, tensors)
     weights = dict(tensors.values())
     files = [*_write_shards(folder, weights, max_shard_bytes), folder / "config.json"]
@@ -63,6 +89,24 @@ def save_huggingface(
     doubts = {origin.names[n]: item.doubt for n, item in recovery.tensors.items() if item.doubt}
     doubts.update((origin.names[name], why) for name, why in recovery.folded.items())
     return Written(tuple(files), doubts)
+
+
+def _made_anew(origin: Origin, layers: list[ExpertLayer]) -> dict[str, tuple[str, Weight]]:
+    """Returns the tensors of experts; takes those of the source out of what is recovered."""
+    if not layers:
+        return {}
+    by_number = {each.layer: each for each in layers}
+    for names in (origin.names, origin.unread):
+        for name in [each for each in names if is_expert_tensor(each, by_number)]:
+            del names[name]
+    kind = str(origin.config["model_type"])
+    family = FAMILIES[kind][1]
+    adds_shared = family.shared is not None and kind != family.kind
+    return {
+        name: (name, weight)
+        for each in layers
+        for name, weight in expert_tensors(each, family, adds_shared=adds_shared).items()
+    }
 
 
 def _write_shards(folder: Path, weights: Mapping[str, Weight], max_bytes: int) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,3 +168,16 @@ def expected_of(
     """
     architecture = architecture_of(config, folder, trust_remote_code=trust_remote_code)
     return expected_tensors(build_empty(architecture))
+
+
+def resolved_of(
+    config: Mapping[str, Any], folder: Path, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Returns every value of a config, those that its class has by default included.
+
+    Raises:
+        InputError: When the config makes no model.
+    """
+    architecture = architecture_of(config, folder, trust_remote_code=trust_remote_code)
+    known: dict[str, Any] = json.loads(architecture.config.to_json_string(use_diff=False))
+    return {**known, **config}

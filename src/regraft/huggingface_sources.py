@@ -129,12 +129,15 @@ def save_folder(module: Module, folder: Path, *, verify: bool = True) -> list[Pa
         UnsupportedError: When the module is no model of its family any more.
     """
     check_transformers()
-    from regraft.frontends.huggingface.load import expected_of  # takes seconds
+    from regraft.frontends.huggingface.load import expected_of, resolved_of  # takes seconds
 
     def expected(config: Mapping[str, Any]) -> Any:
         return expected_of(config, folder)
 
-    written = save_huggingface(module, folder, expected)
+    def resolve(config: Mapping[str, Any]) -> Mapping[str, Any]:
+        return resolved_of(config, folder)
+
+    written = save_huggingface(module, folder, expected, resolve=resolve)
     missing = unevaluable(module)
     if written.doubts and missing:
         raise UnsupportedError(
