@@ -21,8 +21,8 @@ _WIDE = (2, *hf_large.SEVEN_B[1:])
 """Two layers of a 7B Llama, for machines without the time: layers pass one by one, so that the peak
 is that of the widest matrix (words by width) whatever their number."""
 _FREE_BYTES = 30_000 * MB
-_NARROW, _HALF = (2, 1024, 2752, 8000), (2, 2048, 5504, 16000)
-"""A quarter and half of the width of a 7B Llama, two layers: GPTQ takes the third power of it."""
+_NARROW, _HALF = (1, 1024, 2752, 8000), (2, 2048, 5504, 16000)
+"""A quarter of the width of a 7B Llama, and half of it: GPTQ takes the third power of the width."""
 _SAMPLES, _TOKENS = 16, 64
 _MODULE, _STOCK = "benchmarks.quant_memory", "benchmarks.quant_stock_worker"
 _ONNX_BYTES = 2_254_857_830  # 2.1 GiB

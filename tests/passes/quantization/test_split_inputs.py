@@ -88,7 +88,8 @@ def test_fitted_scales_lose_less_with_the_same_codes(fmt: Any) -> None:
 def test_codes_found_about_the_mean_lose_less_once_a_bias_takes_the_mean() -> None:
     every = rows_of(5.0, 3000)
     matrix, stats, new = matrix_of(), statistics(every[:1500]), every[1500:]
-    left = {}
+    left: dict[str, float] = {}
+    assert stats.moments is not None
     for name, moments in (("moments", stats.moments), ("spread", stats.spread)):
         found = curvature(moments)
         code = gptq(matrix, searched_grid(matrix, UINT4, GROUP, found.importance), found)
