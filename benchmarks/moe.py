@@ -9,7 +9,7 @@ added to the tuple below.
 
 import sys
 
-from benchmarks import moe_fewer, moe_identity, moe_torch
+from benchmarks import moe_encoder, moe_fewer, moe_identity, moe_partition, moe_small, moe_torch
 from benchmarks.measure import Measurement
 from benchmarks.suite import run
 
@@ -17,6 +17,9 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     *moe_identity.MEASUREMENTS,
     *moe_torch.MEASUREMENTS,
     *moe_fewer.MEASUREMENTS,
+    *moe_small.MEASUREMENTS,
+    *moe_partition.MEASUREMENTS,
+    *moe_encoder.MEASUREMENTS,
 )
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from regraft.passes.protocol import Context
 
 Array = np.ndarray[Any, Any]
 
+_MASK = "attention_mask"
+"""Entry of a sample that is zero at padding, which says nothing of what tokens need."""
+
 MAX_ROWS = 4096
 """Tokens that a block is judged by; those of all samples alike."""
 
@@ -59,10 +62,12 @@ def rows_of(
     found: dict[Value, list[Array]] = {value: [] for value in axes}
     numbers: list[Array] = []
     for number, values in enumerate(ctx.activations.activations(module, list(axes), samples)):
-        count = 0
+        count, mask = 0, samples[number].get(_MASK)
         for value, axis in axes.items():
             array = np.moveaxis(values[value], axis, -1)
             rows = array.reshape(-1, array.shape[-1])
+            if mask is not None and mask.size == len(rows):
+                rows = rows[mask.reshape(-1) != 0]
             stride = -(-len(rows) // quota)
             found[value].append(rows[::stride].astype(np.float32))
             count = len(found[value][-1])
