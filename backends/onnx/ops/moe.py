@@ -1,32 +1,52 @@
 """Emitter of mixture of experts.
 
-ONNX Runtime has a kernel for plain experts that runs the chosen ones only. Anything else is
-written in standard operators, where every expert computes every token.
+ONNX Runtime has a kernel that runs the chosen experts only: plain ones with ReLU, SiLU or
+tanh-GELU, and gated ones with a swish. Its gated form reads gate and value in turns, row by row of
+one matrix, and differs between releases in what it takes for granted: alpha, beta and the limit
+are always written. Sigmoid scores become logits by their logarithm, as the kernel's softmax is
+their share then. Anything else is written in standard operators, where every expert computes every
+token: erf-GELU, biases that choose but do not weigh, given weights, capacities.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import onnx
+
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.ir.graph import Node
 from regraft.ir.ops import moe
+from regraft.ir.types import DType
 
 # its `gelu` is the tanh approximation
-_ACTIVATIONS = {"relu": "relu", "gelu_tanh": "gelu", "silu": "silu"}
+_PLAIN = {"relu": "relu", "gelu_tanh": "gelu", "silu": "silu"}
+_GATED = {"silu": 1.0, "quick_gelu": 1.702}
+"""Alpha of the swish on the gate."""
+
+_NO_LIMIT = float(np.finfo(np.float32).max)
+_UP, _DOWN, _GATE, _UP_BIAS, _DOWN_BIAS, _GATE_BIAS, _SCORE_BIAS, _GAIN = range(2, 10)
 
 
 def _has_kernel(node: Node) -> bool:
     attrs, x = node.attrs, node.inputs[0]
     return (
-        attrs["activation"] in _ACTIVATIONS
-        and attrs["scoring"] in ("softmax", "topk_softmax")
-        and attrs["routed_scale"] == 1
+        attrs["activation"] in (_PLAIN if node.inputs[_GATE] is None else _GATED)
+        and attrs["scoring"] in ("softmax", "topk_softmax", "sigmoid")
         and attrs["select"] == "top_k"
         and not attrs["capacity"]
         and not attrs["weigh_input"]
-        and all(node.inputs[idx] is None for idx in (4, 8, 9))
+        and all(node.inputs[idx] is None for idx in (_SCORE_BIAS, _GAIN))
         and x is not None
         and x.rank in (2, 3)
         and x.shape == node.output.shape
+        and x.dtype in (DType.F32, DType.F16)
+        and node.inputs[1] is not None
+        and node.inputs[1].dtype is x.dtype
+        and (node.inputs[_GATE] is not None or not (attrs["limit"] or attrs["up_offset"]))
+        and node.inputs[_UP] is not None
+        and all(isinstance(size, int) for size in node.inputs[_UP].shape or (None,))
     )
 
 
@@ -39,20 +59,72 @@ def _moe(e: EmitContext) -> None:
     if _is_inlined(node, e.opset, e.profile):
         e.inline()
         return
-    router, attrs = node.inputs[1], node.attrs
-    scores = e.name(router)
-    if router is not None and router.shape is not None and len(router.shape) == 3:
-        scores = e.op("Reshape", scores, e.ints([-1, router.shape[2]]))
-    x, _, up, down, _, up_bias, down_bias = (e.name(value) for value in node.inputs[:7])
-    names = [x, scores, up, up_bias, down, down_bias]
-    while not names[-1]:
-        names.pop()
+    attrs, router = node.attrs, node.inputs[1]
+    assert router is not None, "moe has scores"
+    scores, factors = e.name(router), []
     # the softmax over the chosen is the renormalized softmax over all
     normalized = attrs["renormalize"] or attrs["scoring"] == "topk_softmax"
-    e.emit(
-        "MoE", names, domain="com.microsoft", k=attrs["top_k"],
-        activation_type=_ACTIVATIONS[attrs["activation"]], normalize_routing_weights=normalized,
-    )  # fmt: skip
+    if attrs["scoring"] == "sigmoid":
+        # log sigmoid(x) = -softplus(-x); its softmax is each sigmoid's share of their sum
+        if not normalized:
+            axes = e.ints([-1])
+            factors.append(e.op("ReduceSum", e.op("Sigmoid", scores), axes, keepdims=1))
+        scores = e.op("Neg", e.op("Softplus", e.op("Neg", scores)))
+    if attrs["routed_scale"] != 1:
+        factors.append(e.const(attrs["routed_scale"], _dtype(node)))
+    if router.rank == 3:
+        scores = e.op("Reshape", scores, e.ints([-1, (router.shape or (0,))[-1]]))
+    names = [e.name(node.inputs[0]), scores, *_weights(e)]
+    while not names[-1]:
+        names.pop()
+    fields: dict[str, Any] = {"k": attrs["top_k"], "normalize_routing_weights": normalized}
+    if node.inputs[_GATE] is None:
+        fields["activation_type"] = _PLAIN[attrs["activation"]]
+    else:
+        fields |= {
+            "activation_type": "swiglu", "swiglu_fusion": 1,
+            "activation_alpha": _GATED[attrs["activation"]],
+            "activation_beta": float(attrs["up_offset"]),
+            "swiglu_limit": float(attrs["limit"]) or _NO_LIMIT,
+        }  # fmt: skip
+    if not factors:
+        e.emit("MoE", names, domain="com.microsoft", **fields)
+        return
+    result = e.op("MoE", *names, domain="com.microsoft", **fields)
+    for factor in factors[:-1]:
+        result = e.op("Mul", result, factor)
+    e.emit("Mul", [result, factors[-1]])
+
+
+def _weights(e: EmitContext) -> list[str]:
+    """Returns the names of the kernel's matrices and biases; of gated experts in turns."""
+    inputs = e.node.inputs
+    up, down, gate, up_bias, down_bias, gate_bias = (e.name(v) for v in inputs[_UP:_SCORE_BIAS])
+    if not gate:
+        return [up, up_bias, down, down_bias]
+    sizes = None if inputs[_UP] is None else inputs[_UP].shape
+    assert sizes is not None, "the kernel is used where sizes are known"
+    count, width, channels = sizes
+    if up_bias or gate_bias:
+        zero = "" if up_bias and gate_bias else e.op(
+            "ConstantOfShape", e.ints([count, width]),
+            value=onnx.numpy_helper.from_array(np.zeros(1, _dtype(e.node))),
+        )  # fmt: skip
+        up_bias = _in_turns(e, gate_bias or zero, up_bias or zero, [count, 2 * width])
+    return [_in_turns(e, gate, up, [count, 2 * width, channels]), up_bias, down, down_bias]
+
+
+def _in_turns(e: EmitContext, first: str, second: str, shape: list[Any]) -> str:
+    """Returns rows of two tensors `[E, F, *]` in turns; the runtime folds what is constant."""
+    axes = e.ints([2])
+    pair = [e.op("Unsqueeze", name, axes) for name in (first, second)]
+    return e.op("Reshape", e.op("Concat", *pair, axis=2), e.ints(shape))
+
+
+def _dtype(node: Node) -> np.dtype[Any]:
+    dtype = node.output.dtype
+    assert dtype is not None, "the kernel is used for known types"
+    return dtype.numpy
 
 
 EMITS: tuple[Emit, ...] = (Emit(moe.moe, {13: _moe}, inlined=_is_inlined),)
