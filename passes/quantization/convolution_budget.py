@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.passes.quantization.convolution_codes import Codes, write_codes
-from regraft.passes.quantization.convolution_costs import Piece, choose
+from regraft.passes.quantization.convolution_costs import LEAST_GAIN, Piece, choose
 from regraft.passes.quantization.decisions import Judge
 
 _SAMPLES_ALONE = 8
@@ -44,7 +44,12 @@ class Choice:
 
 
 def within_budget(
-    module: Module, pieces: Sequence[Piece], sizes: Mapping[Value, int], codes: Codes, judge: Judge
+    module: Module,
+    pieces: Sequence[Piece],
+    sizes: Mapping[Value, int],
+    codes: Codes,
+    judge: Judge,
+    least_gain: float = LEAST_GAIN,
 ) -> Choice:
     """Returns the fastest choice of pieces that is within the budget.
 
@@ -54,8 +59,9 @@ def within_budget(
         sizes: Numbers of every value that a piece reads or makes.
         codes: Ranges and weights.
         judge: Knows the float module's outputs and the budget.
+        least_gain: Part of the time of all that the whole has to gain.
     """
-    inside, reasons = choose(pieces, sizes)
+    inside, reasons = choose(pieces, sizes, least_gain=least_gain)
     if not inside:
         return Choice(frozenset(), reasons, 0.0, {})
     damage = _damage(module, pieces, inside, codes, judge)
@@ -68,7 +74,7 @@ def within_budget(
     }  # fmt: skip
     budget = 1.0
     for _ in range(_TRIES):
-        chosen = _fastest(pieces, sizes, alone, budget)
+        chosen = _fastest(pieces, sizes, alone, budget, least_gain)
         if not chosen:
             break
         damage = _damage(module, pieces, chosen, codes, judge)
@@ -104,14 +110,19 @@ def _damage(
 
 
 def _fastest(
-    pieces: Sequence[Piece], sizes: Mapping[Value, int], alone: Mapping[int, float], budget: float
+    pieces: Sequence[Piece],
+    sizes: Mapping[Value, int],
+    alone: Mapping[int, float],
+    budget: float,
+    least_gain: float,
 ) -> set[int]:
     """Returns the fastest pieces whose damage adds up to the budget, found by its price in time."""
     low, high = _PRICES
     best: set[int] = set()
     for _ in range(_STEPS):
         price = math.sqrt(low * high)
-        chosen, _ = choose(pieces, sizes, {idx: price * part for idx, part in alone.items()})
+        prices = {idx: price * part for idx, part in alone.items()}
+        chosen, _ = choose(pieces, sizes, prices, least_gain)
         if sum(alone.get(idx, 0.0) for idx in chosen) <= budget:
             best, high = chosen, price
         else:

@@ -14,9 +14,12 @@ from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import conv, pool, quant
 from regraft.ir.weights import ArrayWeight
+from regraft.passes.calibration.curvature import curvature
 from regraft.passes.quantization.convolution_costs import Piece
 from regraft.passes.quantization.encoding import Encoded, round_to, searched_grid
 from regraft.passes.quantization.formats import Format
+from regraft.passes.quantization.grouped_codes import grouped_codes
+from regraft.passes.quantization.methods import encode
 from regraft.passes.quantization.ranges import Range
 from regraft.passes.quantization.sites import weight_name
 
@@ -43,12 +46,15 @@ class Codes:
         format: Of weights.
         spans: Range of every value.
         means: f64[C], mean of every channel of the values that convolutions read.
+        moments: f64[groups, K, K] of what convolutions sum over, about the mean; weights of others
+            are rounded number by number.
         encoded: Weights that were rounded, by name and bias step: kept, for they are tried often.
     """
 
     format: Format
     spans: Mapping[Value, Range]
     means: Mapping[Value, Array]
+    moments: Mapping[Node, Array] = field(default_factory=dict)
     encoded: dict[Node, Encoded] = field(default_factory=dict)
 
 
@@ -135,12 +141,22 @@ def _after(module: Module, maker: Node | None) -> Node | None:
     return module.graph.first if maker is None else maker.next
 
 
-def weights_of(node: Node, fmt: Format) -> Encoded:
-    """Returns the codes of a convolution's weight [C/g * taps, outputs], a scale per output."""
+def weights_of(node: Node, fmt: Format, moments: Array | None = None) -> Encoded:
+    """Returns the codes of a convolution's weight [C/g * taps, outputs], a scale per output.
+
+    Args:
+        node: The convolution.
+        fmt: The integers.
+        moments: f64[groups, K, K] of what it sums over: codes then make up for each other's errors.
+    """
     array = constant_of(node.inputs[1], _ANY_SIZE)
     if array is None:
         raise AssertionError("the weight of a piece is constant")
     matrix = np.asarray(array.reshape(array.shape[0], -1).T, np.float32)
+    if moments is not None and len(moments) == 1:
+        return encode(matrix, fmt, matrix.shape[0], "gptq", None, curvature(moments[0]))
+    if moments is not None:
+        return grouped_codes(matrix, searched_grid(matrix, fmt, matrix.shape[0]), moments)
     return round_to(matrix, searched_grid(matrix, fmt, matrix.shape[0]))
 
 
@@ -154,7 +170,9 @@ def _encode(module: Module, source: Piece, node: Node, span: Range, codes: Codes
     matrix = np.asarray(array.reshape(array.shape[0], -1).T, np.float32)
     encoded = codes.encoded.get(source.node)
     if encoded is None:
-        encoded = codes.encoded[source.node] = weights_of(source.node, codes.format)
+        encoded = codes.encoded[source.node] = weights_of(
+            source.node, codes.format, codes.moments.get(source.node)
+        )
     floats = constant_of(bias, _ANY_SIZE)
     total = np.zeros(array.shape[0]) if floats is None else floats.reshape(-1).astype(np.float64)
     total = total + _shift(array, matrix - encoded.decode(), codes.means[source.inputs[0]])

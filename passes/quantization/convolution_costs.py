@@ -19,7 +19,7 @@ _DEPTHWISE_MAC_NS = 1 / 20
 _CROSSING_NS = 0.6
 _NODE_NS = 5000.0
 """What running one more node costs, however small."""
-_LEAST_GAIN = 0.1
+LEAST_GAIN = 0.1
 """Below it the costs are not sure enough: small networks came out slower."""
 _JOIN_NS = 0.1
 _FEW_CHANNELS = 8
@@ -90,7 +90,10 @@ class Piece:
 
 
 def choose(
-    pieces: Sequence[Piece], sizes: Mapping[Value, int], price_ns: Mapping[int, float] | None = None
+    pieces: Sequence[Piece],
+    sizes: Mapping[Value, int],
+    price_ns: Mapping[int, float] | None = None,
+    least_gain: float = LEAST_GAIN,
 ) -> tuple[set[int], dict[int, str]]:
     """Returns the pieces that run in 8 bits, by index, and why the others do not.
 
@@ -100,15 +103,16 @@ def choose(
         pieces: What there is to choose.
         sizes: Numbers of every value that a piece reads or makes.
         price_ns: What 8 bits of a piece have to gain beside, 0 for those not given.
+        least_gain: Part of the time of all that the whole has to gain.
     """
     cut = _Cut(pieces, sizes, set(range(len(pieces))), price_ns or {})
     changed = True
     while changed:
         changed = sum(map(cut.turn, range(len(pieces)))) > 0
     alone = _Cut(pieces, sizes, set()).total()
-    if _Cut(pieces, sizes, cut.inside).total() < (1 - _LEAST_GAIN) * alone:
+    if _Cut(pieces, sizes, cut.inside).total() < (1 - least_gain) * alone:
         return cut.inside, dict(_reasons(pieces, cut.inside))
-    reason = "8 bits gain less than a tenth of the time of all convolutions"
+    reason = f"8 bits gain less than {least_gain:.0%} of the time of all convolutions"
     return set(), {idx: reason for idx, piece in enumerate(pieces) if piece.shape is not None}
 
 

@@ -6,7 +6,7 @@ its kernels: inputs u8 in one range, weights s8 with a scale per output, biases 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from regraft.ir.module import Module
 from regraft.ir.ops import activation, arithmetic, conv, norm, pool, slicing
 from regraft.ir.types import DType
 from regraft.passes.cleanup.fold_norms import FoldNorms
-from regraft.passes.protocol import Context, LayerError, Skip
+from regraft.passes.protocol import Context, LatencySource, LayerError, Skip
+from regraft.passes.quantization.channel_ranges import level_channels
 from regraft.passes.quantization.convolution_budget import Choice, within_budget
 from regraft.passes.quantization.convolution_codes import (
     SAME_RANGE,
@@ -27,7 +28,8 @@ from regraft.passes.quantization.convolution_codes import (
     convolution_name,
     write_codes,
 )
-from regraft.passes.quantization.convolution_costs import Piece, Shape, choose
+from regraft.passes.quantization.convolution_costs import LEAST_GAIN, Piece, Shape, choose
+from regraft.passes.quantization.convolution_moments import Patches
 from regraft.passes.quantization.decisions import Judge
 from regraft.passes.quantization.formats import Format
 from regraft.passes.quantization.histogram import Criterion, Histogram, range_by
@@ -37,6 +39,10 @@ Array = np.ndarray[Any, Any]
 _MAX_JUDGED = 64
 """Samples whose decisions are looked at."""
 _SAMPLES_OF_ERRORS = 8
+_LEAST_MEASURED_GAIN = 0.02
+"""What costs have to promise where the whole is measured afterwards."""
+_LEAST_SPEED = 1.01
+"""Of the float module's, measured in turns: less is taken back."""
 _TAKEN_IN = frozenset({activation.relu, activation.clip})
 """Activations whose bounds a range of codes has anyway: kernels leave them out."""
 _JOINS = frozenset({arithmetic.add, slicing.concat, pool.global_average_pool, pool.average_pool})
@@ -55,6 +61,7 @@ class Convolved:
         alone: Part that each piece would use alone, where it was asked.
         layers: What rounding costs each of those in 8 bits.
         judge: What the budget is held by, None without one.
+        speed: Measured, of the module with them against the float one; 0 where nothing measures.
         skipped: Why the others are not.
     """
 
@@ -66,6 +73,7 @@ class Convolved:
     alone: dict[int, float] = field(default_factory=dict)
     layers: list[LayerError] = field(default_factory=list)
     judge: Judge | None = None
+    speed: float = 0.0
     skipped: list[Skip] = field(default_factory=list)
 
 
@@ -102,19 +110,23 @@ def quantize_convolutions(
             Skip(f"{report.num_float} convolutions", "ranges need samples: give --calibrate")
         )
         return report
+    before, judge = module.clone(), None
+    least_gain = LEAST_GAIN if ctx.latency is None else _LEAST_MEASURED_GAIN
+    if budget is not None:
+        judge = Judge(module, ctx.activations, ctx.samples[:_MAX_JUDGED], budget)
     values = list(dict.fromkeys(v for p in pieces for v in (*p.inputs, p.result)))
-    readers = {piece.inputs[0] for piece in pieces if piece.shape is not None}
-    found, means, shapes = _histograms(module, values, readers, ctx)
+    readers = list(dict.fromkeys(p.inputs[0] for p in pieces if p.shape is not None))
+    level_channels(module, readers, _tops(module, values, ctx))
+    found, means, shapes, moments = _histograms(module, values, pieces, ctx)
     sizes = {value: int(np.prod(shapes[value])) for value in values}
     sized = [_sized(piece, shapes) for piece in pieces]
     spans = {value: range_by(each, criterion) for value, each in found.items()}
-    codes = Codes(fmt, spans, means)
-    if budget is None:
-        inside, reasons = choose(sized, sizes)
+    codes = Codes(fmt, spans, means, moments)
+    if judge is None:
+        inside, reasons = choose(sized, sizes, least_gain=least_gain)
         choice = Choice(frozenset(inside), reasons, 0.0, {})
     else:
-        judge = Judge(module, ctx.activations, ctx.samples[:_MAX_JUDGED], budget)
-        choice = within_budget(module, sized, sizes, codes, judge)
+        choice = within_budget(module, sized, sizes, codes, judge, least_gain)
         report.judge = judge
     report.damage, report.alone = choice.damage, dict(choice.alone)
     for idx, reason in choice.reasons.items():
@@ -126,10 +138,31 @@ def quantize_convolutions(
     pointwise = {idx: shape for idx, shape in shapes_of.items() if shape.window == 1}
     report.pointwise_share = _share(pointwise, choice.inside)
     inside_pieces = [sized[idx] for idx in sorted(choice.inside)]
+    if not report.num_int8:
+        module.restore(before)
+        return report
     report.layers = _errors(module, inside_pieces, codes, ctx)
     write_codes(module, inside_pieces, codes, {value: value for value in values}
                 | {piece.node.output: piece.node.output for piece in inside_pieces})  # fmt: skip
+    if ctx.latency is not None:
+        _hold_to_speed(module, before, ctx.latency, report)
     return report
+
+
+def _hold_to_speed(
+    module: Module, before: Module, latency: LatencySource, report: Convolved
+) -> None:
+    """Takes everything back where it is measured to be no faster than the float module."""
+    ratio = latency.ratio(before, module)
+    report.speed = 1 / ratio
+    if report.speed >= _LEAST_SPEED:
+        return
+    reason = f"{report.num_int8} in 8 bits were measured to run at {report.speed:.2f}x of float"
+    module.restore(before)
+    report.skipped.append(Skip(f"{report.num_int8} convolutions", reason))
+    report.num_float, report.num_int8 = report.num_float + report.num_int8, 0
+    report.share = report.pointwise_share = report.damage = 0.0
+    report.layers = []
 
 
 def _share(shapes: Mapping[int, Shape], inside: frozenset[int]) -> float:
@@ -209,14 +242,17 @@ def _result(node: Node) -> Value:
     return value
 
 
-def _histograms(
-    module: Module, values: list[Value], readers: Collection[Value], ctx: Context
-) -> tuple[dict[Value, Histogram], dict[Value, Array], dict[Value, tuple[int, ...]]]:
-    """Returns histograms and shapes of all values, and means by channel of what is convolved."""
-    found = {value: Histogram() for value in values}
-    totals: dict[Value, Array] = {}
-    counts = dict.fromkeys(values, 0)
-    shapes: dict[Value, tuple[int, ...]] = {}
+def _tops(module: Module, values: list[Value], ctx: Context) -> dict[Value, Array]:
+    """Returns the largest absolute value of every channel on the samples, f32[C]."""
+    found: dict[Value, Array] = {}
+    for item in _activations(module, values, ctx):
+        for value, array in item.items():
+            top = np.abs(array).max((0, *range(2, array.ndim)), initial=0)
+            found[value] = np.maximum(found.get(value, top), top)
+    return found
+
+
+def _activations(module: Module, values: list[Value], ctx: Context) -> Iterator[dict[Value, Array]]:
     if ctx.activations is None:
         raise AssertionError("a source of activations was asked for before")
     for item in ctx.activations.activations(module, values, ctx.samples):
@@ -226,6 +262,25 @@ def _histograms(
                     f"`{value.name}` holds NaN or Inf on a sample: no range holds it",
                     hint="find the sample with `regraft compare`, or keep the layer in float",
                 )
+        yield item
+
+
+def _histograms(
+    module: Module, values: list[Value], pieces: list[Piece], ctx: Context
+) -> tuple[
+    dict[Value, Histogram], dict[Value, Array], dict[Value, tuple[int, ...]], dict[Node, Array]
+]:
+    """Returns histograms and shapes of all values, means by channel and moments of what is read."""
+    convolutions = [piece for piece in pieces if piece.shape is not None]
+    readers = {piece.inputs[0] for piece in convolutions}
+    found = {value: Histogram() for value in values}
+    patches = Patches([piece.node for piece in convolutions], len(ctx.samples))
+    totals: dict[Value, Array] = {}
+    counts = dict.fromkeys(values, 0)
+    shapes: dict[Value, tuple[int, ...]] = {}
+    for item in _activations(module, values, ctx):
+        patches.update(item)
+        for value, array in item.items():
             found[value].update(array.astype(np.float32, copy=False))
             shapes[value] = array.shape
             if value in readers:
@@ -233,7 +288,7 @@ def _histograms(
                 totals[value] = totals.get(value, 0.0) + array.sum(rest, dtype=np.float64)
                 counts[value] += array.size // array.shape[1]
     means = {value: total / counts[value] for value, total in totals.items()}
-    return found, means, shapes
+    return found, means, shapes, patches.moments()
 
 
 def _sized(piece: Piece, shapes: Mapping[Value, tuple[int, ...]]) -> Piece:
