@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ def compile_form(form: Form, target: str) -> Compiled:
             "kernels are interpreted in this process, expected functions to compile\n"
             "hint: unset TRITON_INTERPRET before Triton is imported"
         )
+    if TARGETS[target].backend == "hip" and form.hip:
+        own = dict(form.hip)
+        warps = own.pop("warps", form.warps)
+        form = replace(form, constants={**form.constants, **own}, warps=warps)
     source = _source(form)
     # stated because its default differs between versions of Triton
     options = {"num_warps": form.warps, "num_stages": form.stages, "enable_fp_fusion": True}
@@ -94,7 +98,8 @@ def _source(form: Form) -> ASTSource:
             constants[(idx,)] = form.constants[name]
             continue
         if name.endswith("_ptr"):
-            signature[name] = "*fp32" if name in form.wide else f"*{form.dtype}"
+            whole = "i64" if name in form.wholes else form.dtype
+            signature[name] = "*fp32" if name in form.wide else f"*{whole}"
             attributes[(idx,)] = ALIGNED
             continue
         signature[name] = "fp32" if name in form.floats else "i32"

@@ -117,13 +117,16 @@ def _type_of(value: Any) -> str:
     return "fp32" if isinstance(value, float) else "i32"
 
 
-def launches_of(net: nn.Module, example: Mapping[str, Any], kernels: ModuleType) -> list[Launch]:
+def launches_of(
+    net: nn.Module, example: Mapping[str, Any], kernels: ModuleType, *, is_hip: bool
+) -> list[Launch]:
     """Returns the distinct launches of a call of a model on a CPU.
 
     Args:
         net: The model of a package.
         example: Its arguments, as the self-test has them.
         kernels: The package's kernels; changed while this runs.
+        is_hip: Whether they are for GPUs of AMD, which some kernels have configurations for.
 
     Raises:
         UsageError: Triton's interpreter is on.
@@ -139,7 +142,7 @@ def launches_of(net: nn.Module, example: Mapping[str, Any], kernels: ModuleType)
         for operator in operators:
             operator.register_kernel("cpu")(_also(operator.launch, operator.on_cpu))  # type: ignore[attr-defined]  # set where it is made
         for bucket in range(_most_buckets(kernels)):
-            kernels.choose = _bucket(kernels, before[1], bucket)  # type: ignore[attr-defined]
+            kernels.choose = _bucket(kernels, before[1], bucket, is_hip)  # type: ignore[attr-defined]
             with torch.no_grad():
                 list(tensors_in(net(*example["args"], **example["kwargs"])))
     finally:
@@ -168,12 +171,14 @@ def _most_buckets(kernels: ModuleType) -> int:
     return max(counts, default=1)
 
 
-def _bucket(kernels: ModuleType, choose: Callable[..., Any], idx: int) -> Callable[..., Any]:
+def _bucket(
+    kernels: ModuleType, choose: Callable[..., Any], idx: int, is_hip: bool
+) -> Callable[..., Any]:
     """Returns `choose` with the given bucket where the size is one of a call."""
 
-    def chosen(kernel: str, device: str, dtype: str, size: int) -> Any:
+    def chosen(kernel: str, device: str, dtype: str, size: int, **_: bool) -> Any:
         if kernel not in BUCKETED_BY_COUNT:
-            return choose(kernel, device, dtype, size)
+            return choose(kernel, device, dtype, size, is_hip=is_hip)
         row = kernels.read_table()[kernel][kernels.DEFAULT_DEVICE]
         buckets = row.get(dtype, row[kernels.ANY_DTYPE])
         return buckets[min(idx, len(buckets) - 1)]
@@ -196,9 +201,11 @@ def write_binaries(
         The files written.
     """
     name = f"{type(net).__module__.rpartition('.')[0]}.kernels"
-    launches = launches_of(net, example, sys.modules[name]) if name in sys.modules else []
     files, rows = [], []
     for target in targets:
+        is_hip = TARGETS[target].backend == "hip"
+        known = sys.modules.get(name)
+        launches = launches_of(net, example, known, is_hip=is_hip) if known is not None else []
         (folder / FOLDER / target).mkdir(parents=True, exist_ok=True)
         for launch in launches:
             row, binary = _compiled(launch, target)

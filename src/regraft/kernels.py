@@ -20,6 +20,8 @@ from regraft.ir.errors import UsageError
 
 if TYPE_CHECKING:
     from regraft.backends.triton.kernels.attending import attention
+    from regraft.backends.triton.kernels.cross_entropy import linear_cross_entropy
+    from regraft.backends.triton.kernels.decoding import attention_decode
     from regraft.backends.triton.kernels.gated import geglu, swiglu
     from regraft.backends.triton.kernels.linear import linear
     from regraft.backends.triton.kernels.norms import (
@@ -36,9 +38,11 @@ _MODULES = {
     "add_layer_norm": "norms",
     "add_rms_norm": "norms",
     "attention": "attending",
+    "attention_decode": "decoding",
     "geglu": "gated",
     "layer_norm": "norms",
     "linear": "linear",
+    "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norms",
     "rope": "rope",
     "rotary": "rope",
@@ -50,9 +54,11 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "attention",
+    "attention_decode",
     "geglu",
     "layer_norm",
     "linear",
+    "linear_cross_entropy",
     "rms_norm",
     "rope",
     "rotary",

@@ -11,6 +11,7 @@ import torch
 
 TABLE_PATH = Path(__file__).parent / "configs.json"
 DEFAULT_DEVICE = "default"
+HIP_DEVICE = "hip"
 ANY_DTYPE = "any"
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -40,7 +41,15 @@ def read_table(path: Path = TABLE_PATH) -> Table:
     return table
 
 
-def choose(kernel: str, device: str, dtype: str, size: int, table: Table | None = None) -> Config:
+def choose(
+    kernel: str,
+    device: str,
+    dtype: str,
+    size: int,
+    table: Table | None = None,
+    *,
+    is_hip: bool = False,
+) -> Config:
     """Returns the configuration of the smallest bucket that holds `size`.
 
     An unlisted device takes the default one, an unlisted dtype the entry `any`; a size above
@@ -52,10 +61,13 @@ def choose(kernel: str, device: str, dtype: str, size: int, table: Table | None 
         dtype: Name of the dtype without `torch.`.
         size: Elements of a row, or whatever the kernel buckets by.
         table: Instead of the one that ships.
+        is_hip: Whether the device is one of AMD: the kernel's entry `hip` is then its default,
+            where it has one.
     """
     devices = (read_table() if table is None else table)[kernel]
-    dtypes = devices.get(device, devices[DEFAULT_DEVICE])
-    buckets = dtypes.get(dtype) or dtypes.get(ANY_DTYPE) or devices[DEFAULT_DEVICE][ANY_DTYPE]
+    usual = devices[DEFAULT_DEVICE]
+    dtypes = devices.get(device) or (devices.get(HIP_DEVICE) if is_hip else None) or usual
+    buckets = dtypes.get(dtype) or dtypes.get(ANY_DTYPE) or usual[ANY_DTYPE]
     for bucket in buckets:
         if size <= bucket["up_to"]:
             return bucket
@@ -79,7 +91,9 @@ def config_for(kernel: str, x: torch.Tensor, size: int) -> Config:
             f"kernel `{kernel}` takes f32, f16 and bf16, x is {x.dtype}\n"
             "hint: use PyTorch's own operator for other dtypes"
         )
-    return choose(kernel, _device_name(x.device), str(x.dtype).removeprefix("torch."), size)
+    dtype = str(x.dtype).removeprefix("torch.")
+    is_hip = torch.version.hip is not None
+    return choose(kernel, _device_name(x.device), dtype, size, is_hip=is_hip)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from regraft.backends.triton.kernels.attention import attention_kernel
@@ -12,6 +12,11 @@ from regraft.backends.triton.kernels.attention_backward import (
     attention_key_gradient_kernel,
     attention_query_gradient_kernel,
 )
+from regraft.backends.triton.kernels.cross_entropy import (
+    cross_entropy_kernel,
+    logit_gradient_kernel,
+)
+from regraft.backends.triton.kernels.decoding import decode_kernel, decode_merge_kernel
 from regraft.backends.triton.kernels.gated import (
     GATED_ACTIVATIONS,
     gated_backward_kernel,
@@ -32,7 +37,8 @@ from regraft.backends.triton.kernels.softmax import (
 
 COUNTS = (
     "num_rows", "M", "q_heads", "k_heads", "S", "T", "H", "group", "key_heads",
-    "offset", "left", "right", "mask_batch_stride", "mask_head_stride", "mask_row_stride",
+    "offset", "left", "right", "span", "splits",
+    "mask_batch_stride", "mask_head_stride", "mask_row_stride",
 )  # fmt: skip
 """Arguments that are counts: no kernel takes it for granted that 16 divides them."""
 
@@ -58,6 +64,8 @@ class Form:
         stages: Depth of the software pipeline.
         wide: Arguments that are pointers to f32 whatever `dtype` is.
         floats: Arguments that are f32 scalars.
+        wholes: Arguments that are pointers to i64.
+        hip: Constants, and `warps`, that are others on GPUs of AMD.
         unaligned: Integer arguments that are not multiples of 16.
     """
 
@@ -70,6 +78,8 @@ class Form:
     stages: int = 3
     wide: tuple[str, ...] = ()
     floats: tuple[str, ...] = ()
+    wholes: tuple[str, ...] = ()
+    hip: Mapping[str, int] = field(default_factory=dict)
     unaligned: tuple[str, ...] = COUNTS
 
 
@@ -80,6 +90,8 @@ def forms() -> Iterator[Form]:
     yield from _gated_forms()
     yield from _linear_forms()
     yield from _attention_forms()
+    yield from _decode_forms()
+    yield from _cross_entropy_forms()
     for interleaved in (False, True):
         constants = {"INVERSE": False, "INTERLEAVED": interleaved, "HEADS": 16, "BLOCK": 64}
         name = f"rope-{'neighbours' if interleaved else 'halves'}"
@@ -181,6 +193,7 @@ def _attention_forms() -> Iterator[Form]:
         yield Form(
             f"attention-{label}-{dtype}", attention_kernel, dtype, constants, Bound.MATMUL,
             4 if is_wide else 8, 2 if is_wide else 3, wide=("sums_ptr",), floats=floats,
+            hip={"BLOCK_M": 64, "BLOCK_N": 32, "warps": 4},
         )  # fmt: skip
         constants.pop("HAS_SINKS")
         for kind, kernel, more in (
@@ -195,6 +208,45 @@ def _attention_forms() -> Iterator[Form]:
                 f"attention-backward-{kind}-{label}-{dtype}", kernel, dtype,
                 {**constants, **more}, Bound.MATMUL, 8, 1 if is_wide else 2,
                 wide=("sums_ptr", "delta_ptr", "ds_ptr"), floats=floats,
+                hip={"BLOCK_M": 16, "BLOCK_N": 32, "warps": 4},
+            )  # fmt: skip
+
+
+def _decode_forms() -> Iterator[Form]:
+    for dtype in ("bf16", "fp32"):
+        for is_unified in (False, True):
+            constants: dict[str, object] = {
+                "HAS_LENGTHS": False, "LEFT": False, "SOFTCAP": False, "UNIFIED": is_unified,
+                "PRECISION": "tf32" if dtype == "fp32" else "ieee", "BLOCK_G": 16,
+                "BLOCK_N": 32 if dtype == "fp32" else 64, "BLOCK_D": 128, "BLOCK_E": 128,
+            }  # fmt: skip
+            yield Form(
+                f"decode-{'unified' if is_unified else 'own'}-{dtype}", decode_kernel, dtype,
+                constants, Bound.MATMUL, 4, 3 if dtype == "bf16" else 2,
+                wide=("values_ptr", "sums_ptr"),
+                floats=("scale", "softcap", "phi", "least", "most"),
+            )  # fmt: skip
+    constants = {"HAS_SINKS": True, "SPLITS": 64, "BLOCK_E": 128}
+    yield Form(
+        "decode-merge", decode_merge_kernel, "bf16", constants, Bound.MEMORY, 4,
+        wide=("values_ptr", "sums_ptr"),
+    )  # fmt: skip
+
+
+def _cross_entropy_forms() -> Iterator[Form]:
+    for dtype, m, k, warps in (("bf16", 128, 64, 8), ("fp32", 64, 32, 4)):
+        constants: dict[str, object] = {
+            "SOFTCAP": True, "PRECISION": "tf32" if dtype == "fp32" else "ieee",
+            "BLOCK_M": m, "BLOCK_N": m, "BLOCK_K": k,
+        }  # fmt: skip
+        for name, kernel in (
+            ("cross-entropy", cross_entropy_kernel),
+            ("logit-gradient", logit_gradient_kernel),
+        ):
+            yield Form(
+                f"{name}-{dtype}", kernel, dtype, constants, Bound.MATMUL, warps,
+                wide=("sums_ptr", "chosen_ptr", "dloss_ptr"), floats=("softcap",),
+                wholes=("labels_ptr",), unaligned=(*COUNTS, "V", "first_word", "width"),
             )  # fmt: skip
 
 

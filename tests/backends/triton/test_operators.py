@@ -12,6 +12,8 @@ pytest.importorskip("triton", reason="needs the extra `triton`")
 
 from regraft.backends.triton.kernels import configs
 from regraft.backends.triton.kernels.attending import attention_backward, attention_forward
+from regraft.backends.triton.kernels.cross_entropy import cross_entropy_forward, logit_gradient
+from regraft.backends.triton.kernels.decoding import decode
 from regraft.backends.triton.kernels.gated import gated, gated_backward
 from regraft.backends.triton.kernels.linear import linear_forward
 from regraft.backends.triton.kernels.norms import rms_norm, row_norm
@@ -29,6 +31,7 @@ X, Q = wanted(3, 5), wanted(1, 2, 3, 4)
 TABLE = torch.linspace(0, 1, 6).reshape(3, 2)
 STATISTICS = torch.linspace(0.5, 1, 3)
 KV, BIAS, SINKS, LENGTHS = wanted(1, 1, 5, 4), wanted(3, 5), wanted(2), torch.tensor([4])
+LABELS = torch.tensor([6, -1, 0])
 SETTINGS = (0.5, 2.0, 1, 2, 0, 0.0, 1.0, "ieee")
 """Scale, soft cap, offset, window, clip and precision."""
 CALLS = {
@@ -60,6 +63,38 @@ CALLS = {
             torch.zeros(1, 2, 3, 2),
             *SETTINGS,
             True,
+        ),
+    ),
+    "attention_decode": (
+        decode,
+        (
+            Q[:, :, 0].detach(),
+            KV.detach(),
+            KV.detach(),
+            LENGTHS,
+            SINKS.detach(),
+            0.5,
+            2.0,
+            2,
+            0.0,
+            -5.0,
+            5.0,
+            "ieee",
+        ),
+    ),
+    "cross_entropy": (cross_entropy_forward, (X, wanted(7, 5), LABELS, 2.0, "ieee")),
+    "logit_gradient": (
+        logit_gradient,
+        (
+            X.detach(),
+            wanted(7, 5).detach(),
+            LABELS,
+            torch.zeros(3, 2),
+            STATISTICS,
+            2,
+            4,
+            2.0,
+            "ieee",
         ),
     ),
     "linear": (linear_forward, (X, wanted(7, 5), wanted(7), "silu", "ieee")),
@@ -121,6 +156,12 @@ good = {
             q, q[:, :1], q[:, :1], m, window=(-1, 0), sinks=s, softcap=2.0, clip=(-0.01, 1.0)
         ),
         (q, x[:3, :3], w[:2]),
+    ),
+    "linear_cross_entropy": torch.autograd.gradcheck(
+        lambda x, w: kernels.linear_cross_entropy(
+            x, w[None] * x[:3], torch.tensor([2, -100, 0, 1]), softcap=1.5
+        ),
+        (x, w),
     ),
     "linear": torch.autograd.gradcheck(
         lambda x, w: kernels.linear(x, w[None], None, "gelu"), (x, w)

@@ -1,0 +1,332 @@
+"""Cross-entropy of a linear layer whose logits are never in memory as a whole.
+
+loss = log sum exp(logits) - logits[label], logits = softcap * tanh((x @ weight.T) / softcap) or
+x @ weight.T. Source: Wijmans et al. 2025, "Cut Your Losses in Large-Vocabulary Language Models".
+Forward, each program goes through a span of the vocabulary for a tile of rows and keeps a maximum
+and a sum per row. Backward, the gradient by the logits is written for one chunk of the vocabulary
+at a time, and two products with it follow: memory is rows x chunk, and nothing is added in an
+order that changes. No gradient is left out: the filter of the paper is not built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from regraft.backends.triton.kernels.attention import exact_tanh
+from regraft.backends.triton.kernels.configs import config_for, num_processors
+from regraft.backends.triton.kernels.operators import operator
+
+
+@triton.jit
+def logit_tile(
+    x_ptr, weight_ptr, row, word, M, V, K, x_stride, weight_stride, softcap,
+    SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Returns logits [BLOCK_M, BLOCK_N] of rows and words, and tanh(logit / softcap)."""
+    k = tl.arange(0, BLOCK_K)
+    x_tile = x_ptr + (row % M).to(tl.int64)[:, None] * x_stride + k[None, :]
+    w_tile = weight_ptr + (word % V).to(tl.int64)[None, :] * weight_stride + k[:, None]
+    logits = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        x = tl.load(x_tile, mask=k[None, :] < K - start, other=0.0)
+        w = tl.load(w_tile, mask=k[:, None] < K - start, other=0.0)
+        logits = tl.dot(x, w, logits, input_precision=PRECISION)
+        x_tile += BLOCK_K
+        w_tile += BLOCK_K
+    capped = logits
+    if SOFTCAP:
+        capped = exact_tanh(logits / softcap)
+        logits = capped * softcap
+    return logits, capped
+
+
+@triton.jit
+def cross_entropy_kernel(
+    x_ptr, weight_ptr, labels_ptr, sums_ptr, chosen_ptr, M, V, K, x_stride, weight_stride, span,
+    softcap,
+    SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Writes maximum and sum of a span of words for BLOCK_M rows, and the label's logit."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    first = tl.program_id(1) * span
+    label = tl.load(labels_ptr + row, mask=row < M, other=-1)
+    largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(first, min(V, first + span), BLOCK_N):
+        word = start + n
+        logits, _ = logit_tile(
+            x_ptr, weight_ptr, row, word, M, V, K, x_stride, weight_stride, softcap, SOFTCAP,
+            PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        is_label = word[None, :] == label[:, None]
+        is_here = tl.max(is_label.to(tl.int32), axis=1) > 0
+        chosen = tl.sum(tl.where(is_label, logits, 0.0), axis=1)
+        tl.store(chosen_ptr + row, chosen, mask=is_here & (row < M))
+        logits = tl.where((word < V)[None, :], logits, float("-inf"))
+        found = tl.maximum(largest, tl.max(logits, axis=1))
+        total = total * tl.exp(largest - found)
+        total += tl.sum(tl.exp(logits - found[:, None]), axis=1)
+        largest = found
+    place = tl.program_id(1).to(tl.int64) * M + row
+    tl.store(sums_ptr + 2 * place, largest, mask=row < M)
+    tl.store(sums_ptr + 2 * place + 1, total, mask=row < M)
+
+
+@triton.jit
+def logit_gradient_kernel(
+    x_ptr, weight_ptr, labels_ptr, sums_ptr, dloss_ptr, dlogits_ptr, M, V, K, x_stride,
+    weight_stride, first_word, width, softcap,
+    SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Writes (softmax - one at the label) * dloss for a tile of rows and words of a chunk."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    word = first_word + column
+    logits, capped = logit_tile(
+        x_ptr, weight_ptr, row, word, M, V, K, x_stride, weight_stride, softcap, SOFTCAP,
+        PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    label = tl.load(labels_ptr + row, mask=row < M, other=-1)
+    largest = tl.load(sums_ptr + 2 * row, mask=row < M, other=0.0)
+    log_total = tl.load(sums_ptr + 2 * row + 1, mask=row < M, other=0.0)
+    dloss = tl.load(dloss_ptr + row, mask=row < M, other=0.0).to(tl.float32)
+    p = tl.exp(logits - largest[:, None] - log_total[:, None])
+    d = p - (word[None, :] == label[:, None]).to(tl.float32)
+    d = d * dloss[:, None]
+    if SOFTCAP:
+        d = d * (1.0 - capped * capped)
+    out = dlogits_ptr + row.to(tl.int64)[:, None] * width + column[None, :]
+    mask = (row < M)[:, None] & (column < width)[None, :]
+    tl.store(out, d.to(dlogits_ptr.dtype.element_ty), mask=mask)
+
+
+def reference_cross_entropy(
+    x: Tensor, weight: Tensor, labels: Tensor, softcap: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Returns the loss of each row [M], and maximum and logarithm of the sum [M, 2]."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    logits = (x @ weight.T).to(wide)
+    if softcap > 0:
+        logits = softcap * torch.tanh(logits / softcap)
+    largest = logits.amax(-1, keepdim=True)
+    log_total = torch.log(torch.exp(logits - largest).sum(-1, keepdim=True))
+    is_counted = labels >= 0
+    chosen = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    loss = torch.where(is_counted, (largest + log_total)[:, 0] - chosen, 0)
+    return loss, torch.cat((largest, log_total), -1)
+
+
+def _allocate_cross_entropy(
+    x: Tensor, weight: Tensor, labels: Tensor, softcap: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    loss = torch.empty(x.shape[:1], dtype=wide, device=x.device)
+    return loss, torch.empty((x.shape[0], 2), dtype=wide, device=x.device)
+
+
+def _launch_cross_entropy(
+    x: Tensor, weight: Tensor, labels: Tensor, softcap: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    M, K = x.shape
+    V = weight.shape[0]
+    if M == 0:
+        loss = torch.empty(0, dtype=torch.float32, device=x.device)
+        return loss, torch.empty((0, 2), dtype=torch.float32, device=x.device)
+    x, weight, labels = x.contiguous(), weight.contiguous(), labels.contiguous()
+    config = config_for("cross_entropy", x, M)
+    tiles = triton.cdiv(V, config["n"])
+    wanted = triton.cdiv(num_processors(x.device) * 2, triton.cdiv(M, config["m"]))
+    span = triton.cdiv(tiles, max(1, min(tiles, wanted))) * config["n"]
+    splits = triton.cdiv(V, span)
+    sums = torch.empty((splits, M, 2), dtype=torch.float32, device=x.device)
+    # labels that do not count leave it as it is
+    chosen = torch.zeros(M, dtype=torch.float32, device=x.device)
+    wrap_triton(cross_entropy_kernel)[(triton.cdiv(M, config["m"]), splits)](
+        x, weight, labels, sums, chosen, M, V, K, x.stride(0), weight.stride(0), span, softcap,
+        SOFTCAP=softcap > 0,
+        PRECISION=precision,
+        BLOCK_M=config["m"],
+        BLOCK_N=config["n"],
+        BLOCK_K=config["k"],
+        num_warps=config["warps"],
+        num_stages=config["stages"],
+    )  # fmt: skip
+    largest = sums[..., 0].amax(0)
+    log_total = torch.log((torch.exp(sums[..., 0] - largest) * sums[..., 1]).sum(0))
+    loss = torch.where(labels >= 0, largest - chosen + log_total, 0)
+    return loss, torch.stack((largest, log_total), -1)
+
+
+cross_entropy_forward = operator(
+    "cross_entropy",
+    _launch_cross_entropy,
+    allocate=_allocate_cross_entropy,
+    reference=reference_cross_entropy,
+    kernel=cross_entropy_kernel,
+)
+
+
+def reference_logit_gradient(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    sums: Tensor,
+    dloss: Tensor,
+    first: int,
+    width: int,
+    softcap: float,
+    precision: str,
+) -> Tensor:
+    """Returns the gradient by the logits of words `first` and after, [M, width], as x."""
+    logits = (x @ weight[first : first + width].T).to(sums.dtype)
+    capped = torch.tanh(logits / softcap) if softcap > 0 else logits
+    logits = softcap * capped if softcap > 0 else logits
+    p = torch.exp(logits - sums[:, :1] - sums[:, 1:])
+    words = torch.arange(first, first + width, device=x.device)
+    d = p - (words == labels[:, None]).to(p.dtype)
+    d = d * dloss[:, None]
+    return (d * (1 - capped.square()) if softcap > 0 else d).to(x.dtype)
+
+
+def _allocate_logit_gradient(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    sums: Tensor,
+    dloss: Tensor,
+    first: int,
+    width: int,
+    softcap: float,
+    precision: str,
+) -> Tensor:
+    return torch.empty((x.shape[0], width), dtype=x.dtype, device=x.device)
+
+
+def _launch_logit_gradient(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    sums: Tensor,
+    dloss: Tensor,
+    first: int,
+    width: int,
+    softcap: float,
+    precision: str,
+) -> Tensor:
+    out = torch.empty((x.shape[0], width), dtype=x.dtype, device=x.device)
+    M, K = x.shape
+    if out.numel() == 0:
+        return out
+    x, weight, labels = x.contiguous(), weight.contiguous(), labels.contiguous()
+    config = config_for("cross_entropy", x, M)
+    grid = (triton.cdiv(M, config["m"]), triton.cdiv(width, config["n"]))
+    wrap_triton(logit_gradient_kernel)[grid](
+        x, weight, labels, sums.contiguous(), dloss.contiguous(), out, M, weight.shape[0], K,
+        x.stride(0), weight.stride(0), first, width, softcap,
+        SOFTCAP=softcap > 0,
+        PRECISION=precision,
+        BLOCK_M=config["m"],
+        BLOCK_N=config["n"],
+        BLOCK_K=config["k"],
+        num_warps=config["warps"],
+        num_stages=config["stages"],
+    )  # fmt: skip
+    return out
+
+
+logit_gradient = operator(
+    "logit_gradient",
+    _launch_logit_gradient,
+    allocate=_allocate_logit_gradient,
+    reference=reference_logit_gradient,
+    kernel=logit_gradient_kernel,
+)
+
+CHUNK = 8192
+"""Words whose gradients are in memory at a time."""
+
+
+def _keep_cross_entropy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, labels, softcap, precision = inputs
+    _, sums = output
+    ctx.mark_non_differentiable(sums)
+    ctx.save_for_backward(x, weight, labels, sums)
+    ctx.softcap, ctx.precision = softcap, precision
+
+
+def _differentiate_cross_entropy(ctx: Any, dloss: Tensor, dsums: None) -> tuple[Tensor | None, ...]:
+    x, weight, labels, sums = ctx.saved_tensors
+    dx = torch.zeros(x.shape, dtype=sums.dtype, device=x.device)
+    dweights = []
+    dloss = torch.where(labels >= 0, dloss, 0)
+    for first in range(0, weight.shape[0], CHUNK):
+        width = min(CHUNK, weight.shape[0] - first)
+        dlogits = logit_gradient(
+            x, weight, labels, sums, dloss, first, width, ctx.softcap, ctx.precision
+        )
+        dx += dlogits @ weight[first : first + width]
+        dweights.append(dlogits.T @ x)
+    return dx.to(x.dtype), torch.cat(dweights), None, None, None
+
+
+cross_entropy_forward.register_autograd(
+    _differentiate_cross_entropy, setup_context=_keep_cross_entropy
+)
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    softcap: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    precision: str = "ieee",
+) -> Tensor:
+    """Returns the cross-entropy of x @ weight.T, in f32: its mean, sum, or one number per row.
+
+    Args:
+        x: [..., K].
+        weight: [V, K] of the same dtype.
+        labels: i64 [...], words of the vocabulary or `ignore_index`.
+        softcap: Logits become softcap * tanh(logit / softcap).
+        ignore_index: Rows of this label do not count.
+        reduction: `mean` over the rows that count, `sum`, or `none`.
+        precision: Of products of f32, as `tl.dot` has it.
+
+    Raises:
+        ValueError: For another reduction.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"linear_cross_entropy: reduction `{reduction}` is not mean, sum or none")
+    flat = labels.reshape(-1)
+    counted = torch.where(flat == ignore_index, -1, flat)
+    rows = x.reshape(-1, x.shape[-1])
+    loss: Tensor = cross_entropy_forward(rows, weight, counted, softcap, precision)[0]
+    match reduction:
+        case "none":
+            return loss.reshape(labels.shape)
+        case "sum":
+            return loss.sum()
+        case _:
+            return loss.sum() / (counted >= 0).sum()

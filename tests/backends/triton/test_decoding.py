@@ -1,0 +1,95 @@
+"""Attention of one query per sequence in the interpreter, with and without a unified maximum."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+pytest.importorskip("triton", reason="needs the extra `triton`")
+
+from regraft import kernels
+from regraft.backends.triton.kernels import decoding
+from tests.backends.triton.harness import assert_close, interpreted
+from tests.backends.triton.test_attention import normal, written_out
+
+
+def operands(B=2, H=4, G=2, T=150, D=16, E=12, dtype=torch.float32):
+    shapes = ((B, H, D), (B, G, T, D), (B, G, T, E))
+    return [normal(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
+
+
+def compare(tensors, *, unified=None, lengths=None, sinks=None, window=-1, **settings):
+    """Checks the kernel against f64; the query stands at the last key."""
+    q, k, v = tensors
+    T = k.shape[2]
+    with interpreted():
+        found = kernels.attention_decode(
+            *tensors, unified=unified, lengths=lengths, sinks=sinks, window=window, **settings
+        )
+    offset = T - 1 if lengths is None else lengths - 1
+
+    def whole(dtype):
+        wide = [x.to(dtype) for x in (q[:, :, None], k, v)]
+        out = written_out(
+            *wide, sinks=None if sinks is None else sinks.to(dtype), lengths=lengths,
+            offset=offset, window=(window, -1), **settings,
+        )  # fmt: skip
+        return out[:, :, 0]
+
+    assert_close(found, whole(torch.float64), whole(q.dtype), "decode")
+
+
+CASES = {
+    "plain": {},
+    "lengths": {"lengths": torch.tensor([150, 33])},
+    "an empty sequence": {"lengths": torch.tensor([0, 1])},
+    "window, lengths": {"window": 40, "lengths": torch.tensor([150, 90])},
+    "softcap": {"softcap": 2.0},
+    "sinks": {"sinks": normal(4, seed=7)},
+}
+UNIFIED = {"own maximum": None, "unified": (0.0, -8.0, 10.0)}
+
+
+@pytest.mark.parametrize("unified", UNIFIED)
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_agrees_with_the_oracle(name, unified):
+    compare(operands(), unified=UNIFIED[unified], **CASES[name])
+
+
+@pytest.mark.parametrize("unified", UNIFIED)
+@pytest.mark.parametrize(("H", "G", "T", "D"), [(1, 1, 1, 1), (3, 1, 65, 33), (20, 1, 63, 16)])
+def test_decoding_takes_any_size(H, G, T, D, unified):
+    for dtype in (torch.float32, torch.float16):
+        compare(operands(1, H, G, T, D, D, dtype), unified=UNIFIED[unified])
+
+
+@pytest.mark.parametrize("unified", [(50.0, -8.0, 8.0), (-40.0, -8.0, 8.0), (0.0, -1e-3, 1e-3)])
+def test_a_range_that_scores_leave_falls_back_to_the_exact_maximum(unified):
+    q, k, v = operands(B=1)
+    with interpreted():
+        found = kernels.attention_decode(q, k, v, unified=unified)
+        exact = kernels.attention_decode(q, k, v)
+    assert torch.equal(found, exact)
+    with interpreted():
+        calibrated = kernels.attention_decode(q, k, v, unified=(0.0, -8.0, 8.0))
+    assert not torch.equal(calibrated, exact)  # another order of roundings
+
+
+@pytest.mark.parametrize("scale", [30.0, 1e-3])
+@pytest.mark.parametrize("unified", UNIFIED)
+def test_decoding_takes_extreme_inputs(scale, unified):
+    # one score decides a row: PyTorch's largest error is that of many rows
+    q, k, v = operands(B=12, T=65)
+    compare([q * scale, k, v], unified=UNIFIED[unified])
+
+
+def test_the_number_of_spans_changes_rounding_alone(monkeypatch):
+    q, k, v = operands(B=1)
+    with interpreted():
+        several = kernels.attention_decode(q, k, v)
+        monkeypatch.setattr(decoding, "num_processors", lambda device: 0)
+        one = kernels.attention_decode(q, k, v)
+    torch.testing.assert_close(several, one, rtol=0, atol=150 * 2**-23)
+
+
+def test_a_range_that_half_precision_does_not_hold_is_refused():
+    with pytest.raises(ValueError, match="unified maximum"):
+        kernels.attention_decode(*operands(dtype=torch.float16), unified=(0.0, -8.0, 20.0))
