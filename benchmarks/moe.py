@@ -9,7 +9,18 @@ added to the tuple below.
 
 import sys
 
-from benchmarks import moe_encoder, moe_fewer, moe_identity, moe_partition, moe_small, moe_torch
+from benchmarks import (
+    moe_encoder,
+    moe_families,
+    moe_fewer,
+    moe_folders,
+    moe_identity,
+    moe_kernels,
+    moe_memory,
+    moe_partition,
+    moe_small,
+    moe_torch,
+)
 from benchmarks.measure import Measurement
 from benchmarks.suite import run
 
@@ -20,6 +31,10 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     *moe_small.MEASUREMENTS,
     *moe_partition.MEASUREMENTS,
     *moe_encoder.MEASUREMENTS,
+    *moe_families.MEASUREMENTS,
+    *moe_kernels.MEASUREMENTS,
+    *moe_folders.MEASUREMENTS,
+    *moe_memory.MEASUREMENTS,
 )
 
 if __name__ == "__main__":
