@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from regraft.backends.onnx.emitter import Emit, EmitContext
+from regraft.backends.onnx.moe_gathered import gathered
 from regraft.ir.graph import Node
 from regraft.ir.ops import moe
 from regraft.ir.types import DType
@@ -50,14 +51,24 @@ def _has_kernel(node: Node) -> bool:
     )
 
 
+def _is_gathered(node: Node, opset: int) -> bool:
+    """Returns whether experts compute their own tokens alone: needs sums of scattered rows."""
+    up = node.inputs[_UP]
+    is_static = up is not None and up.shape is not None and isinstance(up.shape[0], int)
+    return opset >= 16 and is_static and not _has_kernel(node)
+
+
 def _is_inlined(node: Node, opset: int, profile: str) -> bool:
-    return profile != "ort-cpu" or not _has_kernel(node)
+    return profile != "ort-cpu" or not (_has_kernel(node) or _is_gathered(node, opset))
 
 
 def _moe(e: EmitContext) -> None:
     node = e.node
     if _is_inlined(node, e.opset, e.profile):
         e.inline()
+        return
+    if _is_gathered(node, e.opset):
+        e.inline(gathered)
         return
     attrs, router = node.attrs, node.inputs[1]
     assert router is not None, "moe has scores"
