@@ -165,7 +165,7 @@ def fits(row: Mapping[str, Any], kernel: str, given: Mapping[str, Any]) -> bool:
 
 
 def _address(value: Any) -> int:
-    return value.data_ptr() if isinstance(value, Tensor) else value
+    return value.data_ptr() if isinstance(value, Tensor) else int(value)
 
 
 def _is_of_type(value: Any, type_: str) -> bool:
