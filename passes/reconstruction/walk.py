@@ -52,12 +52,14 @@ class Repaired:
         num_layers: Layers that were solved for.
         num_biases: Biases that were made.
         num_norms: Batch normalizations whose statistics were measured again.
+        num_thin: Layers that were solved for on fewer rows than they have inputs.
         errors: By layer: relative error of its target before and after.
     """
 
     num_layers: int = 0
     num_biases: int = 0
     num_norms: int = 0
+    num_thin: int = 0
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -150,6 +152,7 @@ def _repair_site(
         weight = weight + change.weight
     site.store(module, weight, change.bias)
     done.num_layers += 1
+    done.num_thin += method != "bias" and whole.count < weight.shape[1]
     done.errors[site.name] = (
         float(whole.rr.sum() / energy), whole.error(change) / energy,
     )  # fmt: skip

@@ -259,6 +259,16 @@ def test_prune_repairs_where_samples_are_given_and_says_what_it_brought() -> Non
     assert error(dense, repaired, other) < 0.7 * error(dense, plain, other)
 
 
+def test_layers_that_see_fewer_rows_than_inputs_are_told_of() -> None:
+    few, many = stack(), stack()
+    for module, count in ((few, 4), (many, 60)):
+        ctx = Context(samples=samples(count=count), activations=OrtActivations())
+        Prune("flops:0.6", criterion="l2").run(module, ctx)
+    assert not many.warnings
+    (text,) = few.warnings
+    assert "were repaired on fewer rows" in text
+
+
 def test_without_data_generated_inputs_serve() -> None:
     probes = samples(count=60, seed=11)
     dense, repaired, plain = stack(), stack(), stack()
