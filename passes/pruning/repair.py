@@ -75,8 +75,8 @@ def repair(module: Module, before: Counterpart, ctx: Context, method: Method) ->
     }
     if done.num_thin:
         module.warnings.append(
-            f"pass `prune`: {done.num_thin} of {done.num_layers} layers were repaired on fewer rows "
-            "(tokens, places of images) than they have inputs, so that other data may gain less "
-            "than the samples did: give more of them, or `repair=bias`"
+            f"pass `prune`: {done.num_thin} of {done.num_layers} layers were repaired on fewer "
+            "rows (tokens, places of images) than they have inputs, so that other data may gain "
+            "less than the samples did: give more of them, or `repair=bias`"
         )
     return Outcome(True, stats, done.errors)
