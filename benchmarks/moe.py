@@ -11,6 +11,7 @@ import sys
 
 from benchmarks import (
     moe_encoder,
+    moe_example,
     moe_families,
     moe_fewer,
     moe_folders,
@@ -31,6 +32,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     *moe_small.MEASUREMENTS,
     *moe_partition.MEASUREMENTS,
     *moe_encoder.MEASUREMENTS,
+    *moe_example.MEASUREMENTS,
     *moe_families.MEASUREMENTS,
     *moe_kernels.MEASUREMENTS,
     *moe_folders.MEASUREMENTS,
