@@ -10,6 +10,7 @@ added to the tuple below.
 import sys
 
 from benchmarks import (
+    moe_drop,
     moe_encoder,
     moe_example,
     moe_families,
@@ -28,6 +29,7 @@ from benchmarks.suite import run
 MEASUREMENTS: tuple[Measurement, ...] = (
     *moe_identity.MEASUREMENTS,
     *moe_torch.MEASUREMENTS,
+    *moe_drop.MEASUREMENTS,
     *moe_fewer.MEASUREMENTS,
     *moe_small.MEASUREMENTS,
     *moe_partition.MEASUREMENTS,
