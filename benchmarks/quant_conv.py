@@ -18,6 +18,7 @@ from benchmarks.measure import Measurement, Row, Settings, at_least, at_most, he
 from benchmarks.quant_encoder_data import FOLDER, session
 from benchmarks.timing import interleaved, ratio
 from regraft.backends.onnx.activations import OrtActivations
+from regraft.benching import OrtLatency
 from regraft.passes.protocol import Context, PassResult
 from regraft.passes.quantization import Quantize
 
@@ -71,7 +72,8 @@ def converted(before: Path, name: str, options: Quantize, feeds: Sequence[Feed])
     """Quantizes a file."""
     module = regraft.load(before)
     regraft.apply(module, "canonicalize,fuse", check="off")
-    result = options.run(module, Context(samples=feeds, activations=OrtActivations()))
+    ctx = Context(samples=feeds, activations=OrtActivations(), latency=OrtLatency())
+    result = options.run(module, ctx)
     FOLDER.mkdir(parents=True, exist_ok=True)
     after = FOLDER / f"{name}.onnx"
     after.unlink(missing_ok=True)
@@ -126,7 +128,7 @@ def _mobilenet(settings: Settings) -> Iterator[Row]:
         same = 100 * float(
             np.mean([a.argmax() == b.argmax() for a, b in zip(before, after, strict=True)])
         )
-        what, note = f"MobileNetV2, {label}", f"{len(tests)} crops of photos"
+        what, note = f"MobileNetV2, {label}", f"{len(tests)} crops of photos not calibrated on"
         what_same = f"{what}: same class as fp32"
         yield (shown(what_same, same, "%", note) if agreement is None
                else at_least(what_same, same, agreement, "%", note))  # fmt: skip

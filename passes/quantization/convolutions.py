@@ -41,7 +41,7 @@ _MAX_JUDGED = 64
 _SAMPLES_OF_ERRORS = 8
 _LEAST_MEASURED_GAIN = 0.02
 """What costs have to promise where the whole is measured afterwards."""
-_LEAST_SPEED = 1.01
+_LEAST_SPEED = 1.0
 """Of the float module's, measured in turns: less is taken back."""
 _TAKEN_IN = frozenset({activation.relu, activation.clip})
 """Activations whose bounds a range of codes has anyway: kernels leave them out."""
