@@ -1,5 +1,6 @@
 """Mixtures of experts: made from feed-forward blocks, thinned out, merged, turned back."""
 
+from regraft.passes.experts.balance_experts import BalanceExperts
 from regraft.passes.experts.extract_experts import ExtractExperts
 from regraft.passes.experts.merge_experts import MergeExperts
 from regraft.passes.experts.moe_to_dense import MoeToDense
@@ -12,6 +13,7 @@ PASSES: tuple[type[Pass], ...] = (
     UpcycleFfn,
     PartitionFfn,
     ExtractExperts,
+    BalanceExperts,
     PruneExperts,
     MergeExperts,
     MoeToDense,
