@@ -7,6 +7,7 @@ two are. Needs what `make recovery-models` installs.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -95,6 +96,8 @@ def _recovered(settings: Settings) -> Figures:
     dense = source.encoder()
     module, pruned = _pruned(dense, settings)
     folder = settings.work / _TOPIC / f"recovered-{STEPS}-{VERSION}"
+    if settings.again:
+        shutil.rmtree(folder, ignore_errors=True)
     data, trainer = _Counted(source.training_batches()), TorchTrainer(folder=folder)
     wall, cpu = time.perf_counter(), time.process_time()
     ctx = Context(trainer=trainer, training=data, teacher=dense)
