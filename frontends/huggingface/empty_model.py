@@ -18,13 +18,17 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from regraft.frontends.huggingface.checkpoint import Checkpoint, listed
 from regraft.frontends.huggingface.classes import Architecture
+from regraft.frontends.huggingface.merged import MergedTensors
 from regraft.frontends.torch.eager import tensor_from_array
 from regraft.frontends.torch.tensors import DTYPES
 from regraft.ir.errors import InputError, RegraftError, UnsupportedError
+from regraft.ir.stacked import StackedWeight
 from regraft.ir.weights import MappedWeight
 
 _TORCH = {dtype: each for each, dtype in DTYPES.items()}
 _MAX_NAMED = 12
+_MAX_STACKED_BYTES = 1 << 33
+"""Most bytes of experts that are put together in memory, for the model that is captured."""
 _NOT_STORED = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$", r"num_batches_tracked$")
 """Tensors of older checkpoints that models compute by themselves."""
 
@@ -98,11 +102,13 @@ class Bound:
         model: The model.
         names: Name in the checkpoint by name in the model's `state_dict`.
         unexpected: Tensors of the checkpoint that the model has no place for.
+        tensors: Those of the checkpoint, and stacks of experts that it stores one by one.
     """
 
     model: Any
     names: Mapping[str, str]
     unexpected: tuple[str, ...]
+    tensors: Mapping[str, MappedWeight | StackedWeight]
 
 
 def bind(architecture: Architecture, checkpoint: Checkpoint) -> Bound:
@@ -114,7 +120,8 @@ def bind(architecture: Architecture, checkpoint: Checkpoint) -> Bound:
     """
     model = build_empty(architecture, _dtype_of(architecture, checkpoint))
     wanted = model.state_dict()
-    names, unexpected = _names(model, wanted, checkpoint)
+    names, unexpected, stacks = _names(model, wanted, checkpoint)
+    tensors: dict[str, MappedWeight | StackedWeight] = {**checkpoint.tensors, **stacks}
     tied = dict(model.get_expanded_tied_weights_keys(all_submodels=True))
     missing = {name for name in wanted if name not in names and not _is_computed(model, name)}
     lacking = sorted(name for name in missing if not _is_tied(name, tied, names))
@@ -125,7 +132,7 @@ def bind(architecture: Architecture, checkpoint: Checkpoint) -> Bound:
             + (f"\n  it has no place for {listed(unexpected)}" if unexpected else ""),
             hint="the folder is not complete, or `architectures` names another class than it holds",
         )
-    shapes = {name: checkpoint.tensors[given].shape for name, given in names.items()}
+    shapes = {name: tensors[given].shape for name, given in names.items()}
     wrong = [
         f"`{names[name]}` is {list(shape)}, the config says {list(wanted[name].shape)}"
         for name, shape in shapes.items()
@@ -140,11 +147,11 @@ def bind(architecture: Architecture, checkpoint: Checkpoint) -> Bound:
         )  # fmt: skip
     storages: dict[Any, Any] = {}
     for name, given in names.items():
-        tensor = _tensor(checkpoint.tensors[given], storages)
+        tensor = _tensor(tensors[given], storages)
         _assign(model, name, tensor.to(_dtype_in(model, name, wanted[name].dtype)))
     model.all_tied_weights_keys = tied
     model.tie_weights(missing_keys=set(missing), recompute_mapping=False)
-    return Bound(model, names, tuple(unexpected))
+    return Bound(model, names, tuple(unexpected), tensors)
 
 
 def _dtype_of(architecture: Architecture, checkpoint: Checkpoint) -> torch.dtype:
@@ -171,14 +178,14 @@ def _dtype_in(model: Any, name: str, dtype: torch.dtype) -> torch.dtype:
 
 def _names(
     model: Any, wanted: Mapping[str, Any], checkpoint: Checkpoint
-) -> tuple[dict[str, str], list[str]]:
+) -> tuple[dict[str, str], list[str], dict[str, StackedWeight]]:
     transforms = get_model_conversion_mapping(model)
     renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
     converters = [item for item in transforms if not isinstance(item, WeightRenaming)]
     ignored = [*_NOT_STORED, *(model._keys_to_ignore_on_load_unexpected or ())]
     names: dict[str, str] = {}
     unexpected: list[str] = []
-    merged: list[str] = []
+    merged = MergedTensors()
     places = dict(wanted)
     for given in checkpoint.tensors:
         name, converter = rename_source_key(
@@ -187,17 +194,22 @@ def _names(
         if given in wanted:
             names[given] = given
         elif converter is not None:
-            merged.append(given)
+            merged.add(given, name, converter, converters)
         elif name in wanted:
             names[name] = given
         elif not any(re.search(pattern, given) for pattern in ignored):
             unexpected.append(given)
-    if merged:
+    stacks = merged.stacks(checkpoint.tensors)
+    if sum(stack.nbytes for stack in stacks.values()) > _MAX_STACKED_BYTES:
+        merged.unknown += [each for stack in stacks.values() for each in stack.made_from]
+    if merged.unknown:
         raise UnsupportedError(
-            f"{len(merged)} tensors are merged by transformers while it loads: {listed(merged)}",
+            f"{len(merged.unknown)} tensors are merged by transformers while it loads: "
+            f"{listed(merged.unknown)}",
             hint="`save_pretrained` with `save_original_format=False` writes them merged",
         )
-    return names, unexpected
+    names.update((name, name) for name in stacks)
+    return names, unexpected, stacks
 
 
 def _is_computed(model: Any, name: str) -> bool:
@@ -213,9 +225,14 @@ def _is_tied(name: str, tied: Mapping[str, str], names: Mapping[str, str]) -> bo
     return any(member in names for member in group)
 
 
-def _tensor(weight: MappedWeight, storages: dict[Any, Any]) -> torch.Tensor:
-    """Returns a tensor that lies in the mapped file; one mapping per file serves all."""
+def _tensor(weight: MappedWeight | StackedWeight, storages: dict[Any, Any]) -> torch.Tensor:
+    """Returns a tensor that lies in the mapped file; one mapping per file serves all.
+
+    Stacks of experts that the files hold one by one are read.
+    """
     dtype = _TORCH[weight.dtype]
+    if isinstance(weight, StackedWeight):
+        return tensor_from_array(weight.numpy())
     if weight.nbytes == 0:
         return torch.zeros(weight.shape, dtype=dtype)
     if weight.offset % max(1, dtype.itemsize):

@@ -32,6 +32,7 @@ from regraft.ir.dims import Dim
 from regraft.ir.freeze import restate
 from regraft.ir.module import Module
 from regraft.ir.steps import Cast, Source
+from regraft.ir.weights import Weight
 
 META = "huggingface"
 """Key of `Module.meta` under which stands what the way back needs."""
@@ -87,13 +88,13 @@ def load_folder(
     module = captured.module
     if form == DECODE:
         _state_lengths(module)
-    names = _map_weights(module, bound, checkpoint)
+    names = _map_weights(module, bound)
     if bound.unexpected:
         module.warnings.append(
             f"{len(bound.unexpected)} tensors have no place in `{architecture.cls.__name__}` and "
             f"are left out: {listed(bound.unexpected)}"
         )
-    narrowed = _retyped(module, checkpoint, names)
+    narrowed = _retyped(module, bound.tensors, names)
     if narrowed:
         module.warnings.append(narrowed)
     module.meta[META] = {
@@ -123,10 +124,10 @@ def _state_lengths(module: Module) -> None:
             restate(module, TOTAL, total)
 
 
-def _retyped(module: Module, checkpoint: Checkpoint, names: Mapping[str, str]) -> str:
+def _retyped(module: Module, tensors: Mapping[str, Weight], names: Mapping[str, str]) -> str:
     """Returns what the user should know of tensors that lose digits, nothing where none does."""
     for name, given in names.items():
-        stored, used = checkpoint.tensors[given].dtype, module.weights[name].dtype
+        stored, used = tensors[given].dtype, module.weights[name].dtype
         if stored.is_float and used.bits < stored.bits:
             return (
                 f"tensors such as `{given}` are {stored} in the files and the config says {used}, "
@@ -135,7 +136,7 @@ def _retyped(module: Module, checkpoint: Checkpoint, names: Mapping[str, str]) -
     return ""
 
 
-def _map_weights(module: Module, bound: Bound, checkpoint: Checkpoint) -> dict[str, str]:
+def _map_weights(module: Module, bound: Bound) -> dict[str, str]:
     """Replaces tensors by their places in the files; returns their names there.
 
     Names of weights that hold several names (tied ones) give the first that the checkpoint has.
@@ -149,7 +150,7 @@ def _map_weights(module: Module, bound: Bound, checkpoint: Checkpoint) -> dict[s
         given = next((bound.names[each] for each in group if each in bound.names), None)
         if given is None:
             continue  # the model computes it
-        mapped, before = checkpoint.tensors[given], store[name]
+        mapped, before = bound.tensors[given], store[name]
         if mapped.dtype is before.dtype:
             store.set(name, mapped)
         else:

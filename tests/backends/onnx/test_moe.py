@@ -104,6 +104,26 @@ def test_what_the_kernel_does_not_do_is_written_out(gated: bool, attrs: dict[str
     _check(module, _inputs((7,), 4), "ort-cpu", kernel=False)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("gated", "attrs"),
+    [
+        (True, {"activation": "silu", "scoring": "topk_softmax"}),
+        (False, {"activation": "relu"}),
+        (True, {"activation": "quick_gelu", "limit": 0.5, "up_offset": 1.0}),
+        (True, {"activation": "silu", "weigh_input": True, "scoring": "sigmoid"}),
+    ],
+)
+def test_experts_gather_their_tokens_where_these_are_many(
+    gated: bool, attrs: dict[str, Any], biased: bool
+) -> None:
+    module = _module((4, 8), 4, gated=gated, biased=biased, top_k=2, **attrs)
+    for skew in (0.0, 99.0):
+        _check(module, _inputs((4, 8), 4, skew), "ort-cpu", kernel=False)
+    names = [node.op_type for node in to_proto(module, profile="ort-cpu").graph.node]
+    assert "ScatterND" in names
+
+
 @pytest.mark.parametrize("profile", ["onnx", "ort-cpu"])
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
 def test_any_number_of_tokens_and_experts_that_nobody_chooses(
