@@ -19,7 +19,7 @@ from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import activation
 from regraft.passes.analysis.coupling import Coupling
-from regraft.passes.equivalence.factors import Factor, reach
+from regraft.passes.equivalence.factors import Factor, places_of, reach
 from regraft.passes.equivalence.scaling import Refused, ScalePlan, apply_plan, plan_factor
 
 Array = np.ndarray[Any, Any]
@@ -66,7 +66,8 @@ def _numbers(coupling: Coupling, plan: ScalePlan, tops: Mapping[Value, Array]) -
     for value, power in plan.powers.items():
         if value not in tops or not value.rank:
             continue
-        if power != 1:
+        held = places_of(plan.factor, coupling.axes(value))
+        if power != 1 or any(axes != [1] for axes in held):
             return None
         shape = [1] * (value.rank or 0)
         shape[1] = -1

@@ -243,9 +243,13 @@ def _result(node: Node) -> Value:
 
 
 def _tops(module: Module, values: list[Value], ctx: Context) -> dict[Value, Array]:
-    """Returns the largest absolute value of every channel on the samples, f32[C]."""
+    """Returns the largest absolute value of every channel on the samples, f32[C].
+
+    Of values whose axis 1 has one size: a join may be of sequences.
+    """
     found: dict[Value, Array] = {}
-    for item in _activations(module, values, ctx):
+    channels = [v for v in values if v.shape and len(v.shape) > 1 and isinstance(v.shape[1], int)]
+    for item in _activations(module, channels, ctx) if channels else ():
         for value, array in item.items():
             top = np.abs(array).max((0, *range(2, array.ndim)), initial=0)
             found[value] = np.maximum(found.get(value, top), top)

@@ -70,6 +70,15 @@ def ops(module):
     return [node.op.name for node in module.graph]
 
 
+def test_weights_alone_in_8_bits_are_stored_as_their_kernel_reads_them():
+    module = network()
+    Quantize(activations="none").run(module, context())
+    Legalize().run(module, context())
+    kinds = [node.op_type for node in to_proto(module, profile="ort-cpu").graph.node]
+    # a matrix that ONNX Runtime would rewrite to it does not say that inputs are rounded
+    assert kinds.count("MatMulNBits") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "bound"),
     [
