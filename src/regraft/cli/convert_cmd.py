@@ -196,7 +196,7 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
     ]  # fmt: skip
     columns = ("pass", "changed:", "contract:", "verified:", "seconds")
     print_table(console, "passes", columns, passes)
-    _print_losses(console, report)
+    _print_losses(console, report, verbose)
     if verbose:
         for entry in report["passes"]:
             for name, count in entry["stats"].items():
@@ -222,11 +222,19 @@ def _print_tables(report: Any, out: Path | None, verbose: int) -> None:
     console.print(f"written: {out}" if out is not None else "written: nothing (dry run)")
 
 
-def _print_losses(console: Any, report: Any) -> None:
-    """Prints what each lossy pass gave away, and for what."""
+def _print_losses(console: Any, report: Any, verbose: int) -> None:
+    """Prints what each lossy pass gave away, and for what; or why it did nothing."""
     for entry in report["passes"]:
+        if not entry["contract"].startswith("lossy"):
+            continue
+        if not entry["changed"]:
+            left = entry["skipped"]
+            why = f"; left alone {left[0]['node']}: {left[0]['reason']}" if left else ""
+            more = f" (and {len(left) - 1} more: -v)" if len(left) > 1 and not verbose else ""
+            console.print(f"{entry['name']}: nothing changed{why}{more}")
+            continue
         told = {name: entry["stats"][name] for name in _TOLD if name in entry["stats"]}
-        if entry["contract"].startswith("lossy") and told:
+        if told:
             figures = ", ".join(f"{name} {_short(value)}" for name, value in told.items())
             console.print(f"{entry['name']}: {figures}")
 
