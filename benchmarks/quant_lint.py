@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+import regraft
 from benchmarks.measure import ROOT, Measurement, Row, Settings, at_least, at_most, shown
-from benchmarks.models import SITE, named
+from benchmarks.models import SITE, find, named
 from benchmarks.timing import interleaved, ratio
+from regraft.backends.onnx.activations import OrtActivations
 from regraft.lint import fused, lint, quantized
 from regraft.lint.fixing import write_fixed
+from regraft.passes.protocol import Context
+from regraft.passes.quantization import Quantize
 from regraft.plugins import combine
 from regraft.sources import open_source
 
@@ -98,6 +102,23 @@ BAD: dict[str, tuple[Path, Callable[[Path], None], tuple[str, ...]]] = {
 }  # fmt: skip
 """What is quantized, how, and the traps that must be found."""
 
+OWN: dict[str, Quantize] = {
+    "int8": Quantize(),
+    "int8, static": Quantize(activations="static"),
+    "int7": Quantize(weights="int7"),
+    "int8, weights alone": Quantize(activations="none"),
+    "uint8 in groups": Quantize(weights="uint8", group=128),
+    "int4": Quantize(weights="int4", method="round"),
+    "uint4": Quantize(weights="uint4", method="round"),
+    "uint2": Quantize(weights="uint2", method="round"),
+    "nf4": Quantize(weights="nf4", method="round"),
+    "mxfp4": Quantize(weights="mxfp4", method="round"),
+    "fp8": Quantize(weights="fp8_e4m3", method="round"),
+}
+"""What `quantize` makes of an encoder and of a CNN, in which nothing is to be found."""
+
+SATURATING = "saturating-weights"
+
 LOST = {"one-scale-per-matrix"}
 """What no rewrite can undo: bits that were not stored."""
 
@@ -127,6 +148,10 @@ def _traps(settings: Settings) -> Iterator[Row]:
             f"{name}: traps found", len(found & set(wanted)), len(wanted), "", ", ".join(wanted)
         )
         fixed = write_fixed(str(bad), FOLDER / f"{stem}.fixed", "ort-cpu", combine(()), force=True)
+        if name == "quantize_dynamic":  # what breaks on other CPUs than this one
+            anywhere = {item.rule.name for item in lint(open_source(str(bad)).module, "onnx")}
+            yield at_least(f"{name}, for any CPU: traps found", len(anywhere & {SATURATING}), 1,
+                           "", SATURATING)  # fmt: skip
         yield at_most(f"{name}: left by --fix", len(_found(fixed) - LOST), 0, "")
         yield from _measured(name, source, bad, fixed, loads="refused" not in found)
 
@@ -158,7 +183,28 @@ def _packaged(settings: Settings) -> Iterator[Row]:
     yield at_most("packaged int8 encoder: false alarms", len(_found(PACKAGED)), 0, "")
 
 
+def _own(settings: Settings) -> Iterator[Row]:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in ("minilm-l3", "ppocr-cls"):
+        model, rng = named(name), np.random.default_rng(0)
+        feeds = [model.build(rng, model.bindings[-1]) for _ in range(4)]
+        found: dict[str, set[str]] = {}
+        for label, options in OWN.items():
+            module = regraft.load(find(model))
+            regraft.apply(module, "canonicalize,fuse", check="off")
+            options.run(module, Context(samples=feeds, activations=OrtActivations()))
+            regraft.apply(module, "legalize{target=ort-cpu}", check="off")
+            path = FOLDER / "own.onnx"
+            path.unlink(missing_ok=True)
+            regraft.save(module, path, target="ort-cpu")
+            found[label] = _found(path)
+        alarms = [f"{label}: {', '.join(sorted(rules))}" for label, rules in found.items() if rules]
+        yield at_most(f"{name} by `quantize`: alarms", len(alarms), 0, "",
+                      "; ".join(alarms) or f"{len(found)} forms: {', '.join(found)}")  # fmt: skip
+
+
 MEASUREMENTS = (
     Measurement("lint-traps", "traps of stock tools: found, mended, measured again", _traps),
+    Measurement("lint-own", "no alarm on what `quantize` writes", _own),
     Measurement("lint-packaged", "no alarm on a good int8 encoder", _packaged),
 )
