@@ -185,8 +185,9 @@ def source_names(name: str, weight: Weight) -> list[str]:
     """Returns the names of the checkpoint tensors that a weight follows from."""
     if isinstance(weight, DerivedWeight):
         return list(dict.fromkeys(source.name for source in sources(weight.tree)))
-    has_noted = isinstance(weight, ArrayWeight | MappedWeight | StackedWeight)
-    made_from = weight.made_from if has_noted else ()
+    made_from: tuple[str, ...] = ()
+    if isinstance(weight, ArrayWeight | MappedWeight | StackedWeight):
+        made_from = weight.made_from
     return list(made_from) or [name]
 
 

@@ -313,7 +313,8 @@ def _entry(stack: Weight, expert: int) -> Array:
             return stack.entry(expert)
         case DerivedWeight():
             rest = tuple((0, size) for size in stack.shape[1:])
-            return stack.read(((expert, expert + 1), *rest))[0]
+            row: Array = stack.read(((expert, expert + 1), *rest))[0]
+            return row
         case _:
             matrix: Array = stack.numpy()[expert]
             return matrix

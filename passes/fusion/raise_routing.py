@@ -144,7 +144,7 @@ def _fitting(
         rng = np.random.default_rng([count, style])
         spread = (1.0, 0.05, 4.0)[style]
         try:
-            drawn, result = evaluated(shares, scores, partial(rng.normal, 0.0, spread))
+            drawn, result = evaluated(shares, scores, partial(_drawn, rng, spread))
         except CannotEvaluateError:
             return None
         draws.append((drawn.reshape(-1, count), result.reshape(-1, count)))
@@ -162,6 +162,10 @@ def _fitting(
                 attrs["routed_scale"] = factor * node.attrs["routed_scale"]
                 return _Found(scores, bias, attrs)
     return None
+
+
+def _drawn(rng: np.random.Generator, spread: float, shape: tuple[int, ...]) -> Array:
+    return rng.normal(0.0, spread, shape)
 
 
 _CANDIDATES = (

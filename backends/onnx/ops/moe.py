@@ -18,7 +18,7 @@ import onnx
 
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.backends.onnx.moe_gathered import gathered
-from regraft.ir.dims import product
+from regraft.ir.dims import DimLike, product
 from regraft.ir.graph import Node
 from regraft.ir.ops import moe
 from regraft.ir.types import DType
@@ -30,6 +30,12 @@ _GATED = {"silu": 1.0, "quick_gelu": 1.702}
 
 _NO_LIMIT = float(np.finfo(np.float32).max)
 _UP, _DOWN, _GATE, _UP_BIAS, _DOWN_BIAS, _GATE_BIAS, _SCORE_BIAS, _GAIN = range(2, 10)
+
+
+def _sizes(node: Node) -> tuple[DimLike, ...] | None:
+    """Returns the sizes of the first matrices, [E, F, D]."""
+    up = node.inputs[_UP]
+    return None if up is None else up.shape
 
 
 def _has_kernel(node: Node) -> bool:
@@ -48,8 +54,7 @@ def _has_kernel(node: Node) -> bool:
         and node.inputs[1] is not None
         and node.inputs[1].dtype is x.dtype
         and (node.inputs[_GATE] is not None or not (attrs["limit"] or attrs["up_offset"]))
-        and node.inputs[_UP] is not None
-        and all(isinstance(size, int) for size in node.inputs[_UP].shape or (None,))
+        and all(isinstance(size, int) for size in _sizes(node) or (None,))
     )
 
 
@@ -132,7 +137,7 @@ def _weights(e: EmitContext) -> list[str]:
     up, down, gate, up_bias, down_bias, gate_bias = (e.name(v) for v in inputs[_UP:_SCORE_BIAS])
     if not gate:
         return [up, up_bias, down, down_bias]
-    sizes = None if inputs[_UP] is None else inputs[_UP].shape
+    sizes = _sizes(e.node)
     assert sizes is not None, "the kernel is used where sizes are known"
     count, width, channels = sizes
     if up_bias or gate_bias:
