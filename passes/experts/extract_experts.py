@@ -137,7 +137,7 @@ class ExtractExperts:
         for domain in range(self.domains):
             order = np.argsort(-hidden[labels == domain].mean(0), kind="stable")
             kept[domain, order[:count]] = True
-        shared: Array = kept.all(0)
+        shared: Array = np.all(kept, axis=0)
         own = tuple(np.flatnonzero(each & ~shared) for each in kept)
         if not any(len(each) for each in own):
             # domains that agree leave nothing to route: one channel stays an expert's
