@@ -8,13 +8,14 @@ A new family of measurements is a file `benchmarks/attention_<family>.py` with a
 
 import sys
 
-from benchmarks import attention_coverage, attention_speed
+from benchmarks import attention_coverage, attention_speed, attention_training
 from benchmarks.measure import Measurement
 from benchmarks.suite import run
 
 MEASUREMENTS: tuple[Measurement, ...] = (
     *attention_coverage.MEASUREMENTS,
     *attention_speed.MEASUREMENTS,
+    *attention_training.MEASUREMENTS,
 )
 
 if __name__ == "__main__":
