@@ -10,6 +10,7 @@ from regraft.ir.graph import Graph
 from regraft.ir.module import Module
 from regraft.ir.ops import attention, gathering, linalg, reshaping
 from regraft.ir.types import DType, TensorType
+from regraft.ir.weights import ArrayWeight, Role
 
 HEADS, SIZE, VOCABULARY = 2, 8, 11
 
@@ -24,12 +25,10 @@ def language_model() -> Module:
     table = b.constant(rng.standard_normal((VOCABULARY, HEADS * SIZE)).astype(np.float32))
     x = b.op(gathering.gather, table, ids)
     parts = []
-    for _ in range(3):
-        made = b.op(
-            linalg.matmul,
-            x,
-            b.constant(rng.standard_normal((HEADS * SIZE, HEADS * SIZE)) / 4, x.dtype),
-        )
+    for name in "qkv":
+        matrix = (rng.standard_normal((HEADS * SIZE, HEADS * SIZE)) / 4).astype(np.float32)
+        weight = b.weight(name, ArrayWeight(matrix), Role.PARAM)
+        made = b.op(linalg.matmul, x, weight)
         split = b.op(reshaping.reshape, made, shape=(batch, length, HEADS, SIZE))
         parts.append(b.op(reshaping.transpose, split, perm=(0, 2, 1, 3)))
     y = b.op(attention.attention, *parts, scale=SIZE**-0.5, causal_offset=0)
