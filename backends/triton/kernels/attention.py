@@ -36,26 +36,14 @@ def exact_tanh(x):
 
 @triton.jit
 def visible_scores(
-    q,
-    k,
-    row,
-    column,
-    num_rows,
-    end,
-    offset,
-    left,
-    right,
-    scale,
-    softcap,
-    mask_ptr,
-    mask_row_stride,
-    mask_column_stride,
+    q, k, row, column, num_rows, end, offset, left, right, scale, softcap,
+    mask_ptr, mask_row_stride, mask_column_stride,
     MASK: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
     """Returns scores [M, N], -inf where hidden, and tanh(score / softcap) before the mask.
 
     q is [M, D], k is [D, N], row [M, 1] and column [1, N], or all of them transposed and q and k
@@ -107,41 +95,12 @@ def key_range(
 
 @triton.jit
 def attention_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    mask_ptr,
-    lengths_ptr,
-    offsets_ptr,
-    sinks_ptr,
-    out_ptr,
-    sums_ptr,
-    q_batch_stride,
-    q_head_stride,
-    q_row_stride,
-    k_batch_stride,
-    k_head_stride,
-    k_row_stride,
-    v_batch_stride,
-    v_head_stride,
-    v_row_stride,
-    mask_batch_stride,
-    mask_head_stride,
-    mask_row_stride,
-    mask_column_stride,
-    H,
-    group,
-    S,
-    T,
-    D,
-    E,
-    offset,
-    left,
-    right,
-    scale,
-    softcap,
-    low,
-    high,
+    q_ptr, k_ptr, v_ptr, mask_ptr, lengths_ptr, offsets_ptr, sinks_ptr, out_ptr, sums_ptr,
+    q_batch_stride, q_head_stride, q_row_stride,
+    k_batch_stride, k_head_stride, k_row_stride,
+    v_batch_stride, v_head_stride, v_row_stride,
+    mask_batch_stride, mask_head_stride, mask_row_stride, mask_column_stride,
+    H, group, S, T, D, E, offset, left, right, scale, softcap, low, high,
     MASK: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
     HAS_OFFSETS: tl.constexpr,
@@ -155,7 +114,7 @@ def attention_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr,
-):
+):  # fmt: skip
     """Writes BLOCK_M rows of one head, their maxima and the logarithms of their sums."""
     batch = (tl.program_id(1) // H).to(tl.int64)
     head = (tl.program_id(1) % H).to(tl.int64)
@@ -384,7 +343,7 @@ def _launch_attention(
     config = config_for("attention", q, max(D, v.shape[3]))
     is_clipped = (low, high) != (0.0, 1.0)
     # two loops: with as many rows as in one, registers spill
-    rows = min(config["m"], 64) if is_clipped else config["m"]
+    rows = max(16, config["m"] // 2) if is_clipped else config["m"]
     wrap_triton(attention_kernel)[(triton.cdiv(S, rows), B * H)](
         q,
         k,

@@ -193,7 +193,7 @@ def _attention_forms() -> Iterator[Form]:
         yield Form(
             f"attention-{label}-{dtype}", attention_kernel, dtype, constants, Bound.MATMUL,
             4 if is_wide else 8, 2 if is_wide else 3, wide=("sums_ptr",), floats=floats,
-            hip={"BLOCK_M": 64, "BLOCK_N": 32, "warps": 4},
+            hip={"BLOCK_M": 32 if label == "clipped" else 64, "BLOCK_N": 32, "warps": 4},
         )  # fmt: skip
         constants.pop("HAS_SINKS")
         for kind, kernel, more in (
@@ -208,7 +208,7 @@ def _attention_forms() -> Iterator[Form]:
                 f"attention-backward-{kind}-{label}-{dtype}", kernel, dtype,
                 {**constants, **more}, Bound.MATMUL, 8, 1 if is_wide else 2,
                 wide=("sums_ptr", "delta_ptr", "ds_ptr"), floats=floats,
-                hip={"BLOCK_M": 16, "BLOCK_N": 32, "warps": 4},
+                hip={"BLOCK_M": 16, "BLOCK_N": 16, "warps": 4},
             )  # fmt: skip
 
 
@@ -225,6 +225,7 @@ def _decode_forms() -> Iterator[Form]:
                 constants, Bound.MATMUL, 4, 3 if dtype == "bf16" else 2,
                 wide=("values_ptr", "sums_ptr"),
                 floats=("scale", "softcap", "phi", "least", "most"),
+                hip={"BLOCK_N": 32},
             )  # fmt: skip
     constants = {"HAS_SINKS": True, "SPLITS": 64, "BLOCK_E": 128}
     yield Form(
@@ -237,7 +238,7 @@ def _cross_entropy_forms() -> Iterator[Form]:
     for dtype, m, k, warps in (("bf16", 128, 64, 8), ("fp32", 64, 32, 4)):
         constants: dict[str, object] = {
             "SOFTCAP": True, "PRECISION": "tf32" if dtype == "fp32" else "ieee",
-            "BLOCK_M": m, "BLOCK_N": m, "BLOCK_K": k,
+            "BLOCK_M": m, "BLOCK_N": m // 2, "BLOCK_K": k,
         }  # fmt: skip
         for name, kernel in (
             ("cross-entropy", cross_entropy_kernel),
