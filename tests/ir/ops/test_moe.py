@@ -128,9 +128,8 @@ def test_moe_says_which_sizes_disagree() -> None:
     inputs = [graph.add_input(None, TensorType(DType.F32, shape)) for shape in shapes]
     with pytest.raises(TypeInferenceError, match="the channels of x and `up` have sizes 5 and 4"):
         graph.create(moe, inputs, {"top_k": 1})
+    scaled = [*inputs[:2], graph.add_input(None, TensorType(DType.F32, (E, F, D))), *inputs[3:]]
     with pytest.raises(TypeInferenceError, match="given weights are neither"):
-        scaled = [*inputs[:2], None, *inputs[3:]]
-        scaled[2] = graph.add_input(None, TensorType(DType.F32, (E, F, D)))
         graph.create(moe, scaled, {"top_k": 1, "scoring": "given", "renormalize": True})
     with pytest.raises(TypeInferenceError, match="`scoring` is `tanh`"):
         graph.create(moe, inputs, {"top_k": 1, "scoring": "tanh"})
@@ -175,7 +174,7 @@ def _within(weights: np.ndarray, ranked: np.ndarray, capacity: float, top_k: int
     kept = np.zeros_like(weights)
     for place in range(top_k):
         for t, row in enumerate(ranked):
-            e = sorted(range(E), key=lambda e: (-row[e], e))[place]  # noqa: B023
+            e = int(np.argsort(-row, kind="stable")[place])
             if weights[t, e] > 0 and room[e] > 0:
                 room[e] -= 1
                 kept[t, e] = weights[t, e]
