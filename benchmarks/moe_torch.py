@@ -12,7 +12,7 @@ from benchmarks.moe_identity import worst_difference
 from regraft.ir.evaluate import evaluate
 from regraft.passes.experts.partition_ffn import PartitionFfn
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
-from regraft.passes.protocol import Context
+from regraft.passes.protocol import Context, Pass
 
 _FAMILIES = (
     "bert", "distilbert", "electra", "albert", "mpnet", "modernbert", "gpt2", "gpt_bigcode",
@@ -20,7 +20,7 @@ _FAMILIES = (
     "t5", "bart", "whisper", "wav2vec2", "vit", "deit", "beit", "dinov2", "swin", "convnext",
     "clip", "siglip",
 )  # fmt: skip
-_STARTS = {
+_STARTS: dict[str, Pass] = {
     "copy": UpcycleFfn(experts=4),
     "virtual groups": UpcycleFfn(method="virtual-groups", experts=8, top_k=4, groups=2),
     "parts, all on": PartitionFfn(experts=4, shared=1, router="mean"),

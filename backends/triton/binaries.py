@@ -140,7 +140,7 @@ def launches_of(
     kernels.wrap_triton = noted  # type: ignore[attr-defined]  # the module has the name
     try:
         for operator in operators:
-            operator.register_kernel("cpu")(_also(operator.launch, operator.on_cpu))  # type: ignore[attr-defined]  # set where it is made
+            operator.register_kernel("cpu")(_also(operator.launch, operator.on_cpu))
         for bucket in range(_most_buckets(kernels)):
             kernels.choose = _bucket(kernels, before[1], bucket, is_hip)  # type: ignore[attr-defined]
             with torch.no_grad():
@@ -148,7 +148,7 @@ def launches_of(
     finally:
         kernels.wrap_triton, kernels.choose = before  # type: ignore[attr-defined]
         for operator in operators:
-            operator.register_kernel("cpu")(operator.on_cpu)  # type: ignore[attr-defined]
+            operator.register_kernel("cpu")(operator.on_cpu)
     return list(noted.found)
 
 

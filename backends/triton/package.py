@@ -162,7 +162,7 @@ def _floor(usual: Tensor, exact: Tensor) -> float:
     finite = torch.isfinite(exact.double())
     if not usual.is_floating_point() or not finite.any():
         return 0.0
-    return (usual.detach().double() - exact.double())[finite].abs().max().item()
+    return float((usual.detach().double() - exact.double())[finite].abs().max())
 
 
 def load_package(folder: Path) -> nn.Module:

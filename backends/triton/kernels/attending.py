@@ -37,7 +37,7 @@ def _differentiate_attention(ctx: Any, dout: Tensor, dsums: None) -> tuple[Tenso
 
 def _of_rank(x: Tensor, rank: int) -> tuple[int, ...]:
     """Returns the shape of x with leading ones."""
-    return (1,) * (rank - x.ndim) + tuple(x.shape)
+    return *(1,) * (rank - x.ndim), *(int(size) for size in x.shape)
 
 
 attention_forward.register_autograd(_differentiate_attention, setup_context=_keep_attention)
