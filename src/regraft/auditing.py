@@ -43,7 +43,7 @@ def audit_module(student: Module, original: Module, samples: Samples) -> dict[st
         samples: What both run on: text of the kind that the model is for.
 
     Raises:
-        UsageError: Without samples, or where modules do not fit each other.
+        UsageError: Without samples or attention, or where modules do not fit each other.
     """
     if not samples:
         raise UsageError("audit: there is no data", hint="give `--inputs` with samples of real use")
@@ -53,6 +53,11 @@ def audit_module(student: Module, original: Module, samples: Samples) -> dict[st
         Fuse().run(module, Context())
     before, after = made
     nodes = mixers(after)
+    if not nodes:
+        raise UsageError(
+            "audit: no attention was recognized in the model",
+            hint="`regraft inspect` lists its blocks; the text form, `.rg`, keeps hybrids whole",
+        )
     layers = layer_figures(before, after, samples, _runner)
     is_hybrid = any(node.op is hybrid_attention for node in nodes)
     is_linear = any(node.op is not attention for node in nodes)

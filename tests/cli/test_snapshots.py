@@ -257,6 +257,13 @@ CASES = {
     "checkpoint-restore": "checkpoint pruned --restore cut.safetensors --into whole.safetensors --out back.safetensors --force",
     "checkpoint-no-out": "checkpoint pruned --cut whole.safetensors",
     "checkpoint-no-records": "checkpoint exists --plugin plugin.py:PLUGIN --trust-remote-code",
+    # -- audit
+    "audit-help": "audit -h",
+    "audit-no-experts": "audit model.onnx --inputs samples",
+    "audit-nothing-linear": "audit model.onnx --against model.onnx --inputs samples --json",
+    "audit-html-alone": "audit model.onnx --inputs samples --html page.html",
+    "audit-html-exists": "audit model.onnx --against model.onnx --inputs samples --html model.rg",
+    "audit-plugin": "audit twice.rg --against twice.rg --inputs samples --html model.rg --force --plugin plugin.py:PLUGIN --trust-remote-code -q -v",
     # -- passes
     "passes-help": "passes -h",
     "passes": "passes",

@@ -70,6 +70,12 @@ def _activations(gates: int, directions: int = 1) -> dict[str, object]:
     }
 
 
+def _positive(*shape: int) -> Draw:
+    """Features of linear attention, which are 0 or more."""
+    return fixed(np.linspace(0.1, 1.0, int(np.prod(shape)), dtype=np.float32).reshape(shape))
+
+
+_HYBRID = (floats(2, 6, 4, 7), floats(2, 2, 4, 7), floats(2, 2, 4, 3))
 _WINDOW = {"strides": (1, 1), "dilations": (1, 1), "pads": (0, 0, 0, 0)}
 _PADDED = {"strides": (2, 1), "dilations": (1, 1), "pads": (1, 0, 1, 1)}
 _POOL = {"kernel": (2, 2), **_WINDOW}
@@ -532,6 +538,11 @@ SAMPLES: dict[str, Samples] = {
             ),
             {"rule": "gated_delta", "scale": 0.5},
         ),
+    ),
+    "hybrid_attention": _each(
+        (*_HYBRID, _positive(2, 6, 4, 5), _positive(2, 2, 4, 5)),
+        *({"scale": 0.5, "kv_groups": 3, "window": 3, "merge": each} for each in ("lse", "share")),
+        {"scale": 0.5, "kv_groups": 3, "window": 5, "merge": "lolcats", "branches": "linear"},
     ),
     "moe": (
         Sample(

@@ -39,8 +39,12 @@ def _values(module: Module) -> list[Value]:
 
 
 def test_what_onnx_runtime_refuses_is_run_all_the_same() -> None:
-    module, samples = _net("bf16"), _samples(ml_dtypes.bfloat16)
-    values = _values(module)
+    module = spelled("%h = add(%x, %up)\n%y = mul(%h, %h)", dtype="i16", weights={"up": "i16[16]"})
+    values = [node.output for node in module.graph if node.op.name in ("add", "mul")]
+    samples = [
+        {"x": np.arange(number, number + 32, dtype=np.int16).reshape(1, 2, 16)}
+        for number in range(3)
+    ]
     with pytest.raises(UnsupportedError):
         next(iter(OrtActivations().activations(module, values, samples)))
     found = list(Activations().activations(module, values, samples))
@@ -48,9 +52,21 @@ def test_what_onnx_runtime_refuses_is_run_all_the_same() -> None:
     assert len(found) == len(expected) == 3
     for one, other in zip(found, expected, strict=True):
         for value in values:
-            assert one[value].dtype == ml_dtypes.bfloat16
+            assert one[value].dtype == np.int16
+            np.testing.assert_array_equal(one[value], other[value])
+
+
+def test_bf16_is_run_in_f32() -> None:
+    module, samples = _net("bf16"), _samples(ml_dtypes.bfloat16)
+    values = _values(module)
+    found = list(Activations().activations(module, values, samples))
+    expected = list(EvaluatedActivations().activations(module, values, samples))
+    assert len(found) == len(expected) == 3
+    for one, other in zip(found, expected, strict=True):
+        for value in values:
+            assert one[value].dtype == np.float32
             a, b = one[value].astype(np.float64), other[value].astype(np.float64)
-            # values that were rounded before: 16 sums of them, in another order
+            # the evaluator rounds every result: 16 sums of such
             np.testing.assert_allclose(a, b, atol=2**-7 * np.abs(b).max())
 
 

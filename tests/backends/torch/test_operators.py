@@ -196,6 +196,9 @@ def test_every_operator_has_a_form() -> None:
     missing = [
         name
         for name, spec in OPS.items()
-        if table.find(spec) is None and spec not in STATEMENTS and name not in constants
+        if table.find(spec) is None
+        and spec.body is None  # is written out in operators that have a form
+        and spec not in STATEMENTS
+        and name not in constants
     ]
     assert missing == []

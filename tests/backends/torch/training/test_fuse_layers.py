@@ -96,5 +96,5 @@ def test_a_count_takes_what_is_missed_least() -> None:
 def test_what_training_needs_is_said() -> None:
     with pytest.raises(UsageError, match="it needs PyTorch"):
         FuseLayers(layers=(1,)).run(stack(3), Context())
-    with pytest.raises(UsageError, match="give `layers`, or a `count`"):
+    with pytest.raises(UsageError, match="give either `layers` or a `count`"):
         FuseLayers().run(stack(3), Context())

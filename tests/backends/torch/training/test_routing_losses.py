@@ -105,8 +105,8 @@ def test_a_bias_evens_out_a_skewed_stream() -> None:
         counts = choice_counts(scores + bias, 2)
         loads.append(counts / counts.mean())
         bias = balanced_bias(bias, counts, 0.001)
-    assert loads[0].max() > 1.2  # there is something to even out
-    assert torch.stack(loads[100:]).mean(0).max() <= 1.05
+    assert loads[0].max() > 1.08  # there is something to even out
+    assert torch.stack(loads[100:]).mean(0).max() <= 1.02
     assert max(float(load.max()) for load in loads[-20:]) <= 1.2
 
 
