@@ -32,7 +32,7 @@ from regraft.passes.recovery.recover import Recover
 
 VERSION = 1
 FRACTION = 0.8
-STEPS = 2000
+STEPS = 1200
 RECOVER = Recover(steps=STEPS, rate=3e-4, warmup=0.03, refit=False, checkpoint_every=50)
 """Without a refit: the repair of `prune` has solved for every layer."""
 LOST = 0.01
