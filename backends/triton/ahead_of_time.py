@@ -45,7 +45,9 @@ class Compiled:
         bound: What limits the kernel (`memory` or `matmul`).
         binary_bytes: Size of the cubin or hsaco.
         shared_bytes: Shared memory of a program.
-        spilled: Bytes (cuda) or registers (hip) that did not fit and went to memory.
+        spilled: Bytes of registers that did not fit and went to memory (cuda: stores and loads
+            of a thread; hip: scratch memory of a lane). Scalar registers of AMD that lie in lanes
+            of vector registers are none: they stay on the chip.
         wide_accesses: Loads and stores of 16 bytes, in global memory.
         narrow_accesses: Loads and stores of fewer bytes.
         matrix_instructions: wgmma, mma and mfma instructions by name.
@@ -165,15 +167,15 @@ def _read_hip(form: Form, target: str, built: Any) -> Compiled:
     text: str = built.asm["amdgcn"]
     accesses = re.findall(r"\b(?:global|buffer)_(?:load|store)_(\w+)", text)
     wide = sum(1 for access in accesses if access == "dwordx4")
-    spills = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", text)
-    assert spills, "the assembler's metadata counts spills"
+    scratch = re.findall(r"\.private_segment_fixed_size:\s*(\d+)", text)
+    assert scratch, "the assembler's metadata states scratch memory"
     return Compiled(
         form.name,
         target,
         form.bound.value,
         len(built.asm["hsaco"]),
         built.metadata.shared,
-        sum(int(count) for count in spills),
+        sum(int(count) for count in scratch),
         wide,
         len(accesses) - wide,
         _counted(r"\b(v_mfma)_\w+", text),

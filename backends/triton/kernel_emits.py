@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from regraft.backends.torch.emitter import Emit, EmitContext, EmitTable, Emitted
+from regraft.backends.torch.library import recurrence
 from regraft.backends.torch.ops.attention import offset_text
 from regraft.backends.torch.ops.params import axis_of, call_text, float_text
-from regraft.backends.triton.kernels import attending, norms, rope, softmax
+from regraft.backends.triton.kernels import attending, linear_attending, norms, rope, softmax
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import attention as attention_ops
+from regraft.ir.ops import linear_attention as linear_attention_ops
 from regraft.ir.ops import norm as norm_ops
 from regraft.ir.ops import rotary as rotary_ops
 from regraft.ir.ops import softmax as softmax_ops
@@ -76,6 +78,7 @@ def kernel_families(
 
     own = {
         attention_ops.attention: attend,
+        linear_attention_ops.linear_attention: _recur(table, calls),
         norm_ops.layer_norm: layer,
         norm_ops.rms_norm: rms,
         softmax_ops.softmax: soft,
@@ -83,6 +86,15 @@ def kernel_families(
     }
     rest = tuple(tuple(row for row in family if row.spec not in own) for family in families)
     return (*rest, tuple(Emit(spec, emitter) for spec, emitter in own.items()))
+
+
+def _recur(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:
+    def recur(e: EmitContext) -> Emitted:
+        if not is_scalar_recurrence(e.node):
+            return _before(table, e)
+        return f"{calls.name(linear_attending.linear_attention)}({_recurrence_operands(e)})"
+
+    return recur
 
 
 def _before(table: EmitTable, e: EmitContext) -> Emitted:
@@ -168,6 +180,51 @@ def _attention_operands(e: EmitContext) -> str:
         sinks=None if sinks is None else e.name(sinks),
         softcap=float_text(softcap) if softcap > 0 else None,
         clip=None if clip == (0.0, 1.0) else str(clip),
+    )[1:-1]
+
+
+MAX_STATE = 256
+"""Rows and columns of the state of a head that fit into registers."""
+
+
+def is_scalar_recurrence(node: Node) -> bool:
+    """Whether a kernel computes a linear attention: causal, without or with a factor per head."""
+    attrs, decay, state = node.attrs, node.operand("decay"), node.operand("state")
+    final, sums = node.outputs[1], attrs["normalizer"] == "sum"
+    sizes = () if final.shape is None else final.shape[2:]
+    k = node.inputs[1]
+    return (
+        attrs["causal"]
+        and attrs["rule"] in ("linear", "gated")
+        and fits(*node.inputs[:3])
+        and all(value is not None and value.rank == 4 for value in node.inputs[:3])
+        # sums of f16 overflow, and one of fewer digits would divide a row
+        and (not sums or (k is not None and k.dtype is DType.F32))
+        and len(sizes) == 2
+        and all(isinstance(size, int) and size <= MAX_STATE for size in sizes)
+        and (decay is None or (fits(decay) and decay.shape is not None and decay.shape[3] == 1))
+        and (state is None or fits(state))
+        and (final.dtype is DType.F32 or not final.num_uses)
+    )
+
+
+def _recurrence_operands(e: EmitContext) -> str:
+    """Returns the operands of `kernels.linear_attention`; defaults are left out."""
+    node, attrs = e.node, e.node.attrs
+    decay, state = node.operand("decay"), node.operand("state")
+    pair = [e.input(0), e.input(1)]
+    if attrs["feature_map"] != "none":
+        feature = e.helper(recurrence.feature)
+        pair = [f'{feature}({text}, "{attrs["feature_map"]}")' for text in pair]
+    return call_text(
+        "",
+        *pair,
+        e.input(2),
+        *([] if decay is None else [f"{e.name(decay)}.squeeze(3)"]),
+        state=None if state is None else e.name(state),
+        scale=None if attrs["scale"] == 1 else float_text(attrs["scale"]),
+        normalize="True" if attrs["normalizer"] == "sum" else None,
+        epsilon=float_text(attrs["epsilon"]) if attrs["epsilon"] else None,
     )[1:-1]
 
 

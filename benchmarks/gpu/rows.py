@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regraft import kernels
+from regraft.backends.torch.library import recurrence
 
 Call = Callable[[], object]
 
@@ -100,6 +101,7 @@ def rows(device: str, sizes: Sizes) -> Iterator[Row]:
     yield from _norms(randn, R, N, item)
     yield from _pointwise(randn, R, N, item)
     yield from _attention(randn, sizes)
+    yield from _linear_attention(randn, sizes)
     yield from _products(randn, sizes, device)
 
 
@@ -200,6 +202,24 @@ def _attention(randn: Randn, sizes: Sizes) -> Iterator[Row]:
             _function(partial(kernels.attention_decode, unified=unified), cache),
             {"sdpa": _function(decoded, cache)}, 2 * B * G * T * D * item,
         )  # fmt: skip
+
+
+def _linear_attention(randn: Randn, sizes: Sizes) -> Iterator[Row]:
+    H, T, D = sizes.heads, sizes.tokens, 128 if sizes.tokens > 1000 else 16
+
+    def ours(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
+        return kernels.linear_attention(q, k, v, decay)[0]
+
+    def eager(q: Tensor, k: Tensor, v: Tensor, decay: Tensor) -> Tensor:
+        return recurrence.linear_attention(q, k, v, None, decay.unsqueeze(3), None, 1.0, 1)[0]
+
+    inputs = lambda: (  # noqa: E731
+        *(randn(1, H, T, D) * D**-0.5 for _ in range(3)), -randn(1, H, T).abs() * 0.1,
+    )  # fmt: skip
+    flops = 2 * 2 * H * T * D * D  # of the state, written and read
+    for name, timed, factor in (("", _function, 1), (" backward", _gradient, 3)):
+        yield Row(f"linear_attention{name} {H}x{T}x{D}", timed(ours, inputs),
+                  {"eager": timed(eager, inputs)}, flops=factor * flops)  # fmt: skip
 
 
 def _products(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:

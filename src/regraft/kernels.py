@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from regraft.backends.triton.kernels.decoding import attention_decode
     from regraft.backends.triton.kernels.gated import geglu, swiglu
     from regraft.backends.triton.kernels.linear import linear
+    from regraft.backends.triton.kernels.linear_attending import linear_attention
     from regraft.backends.triton.kernels.norms import (
         add_layer_norm,
         add_rms_norm,
@@ -42,6 +43,7 @@ _MODULES = {
     "geglu": "gated",
     "layer_norm": "norms",
     "linear": "linear",
+    "linear_attention": "linear_attending",
     "linear_cross_entropy": "cross_entropy",
     "rms_norm": "norms",
     "rope": "rope",
@@ -58,6 +60,7 @@ __all__ = [
     "geglu",
     "layer_norm",
     "linear",
+    "linear_attention",
     "linear_cross_entropy",
     "rms_norm",
     "rope",

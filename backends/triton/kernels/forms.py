@@ -23,6 +23,10 @@ from regraft.backends.triton.kernels.gated import (
     gated_kernel,
 )
 from regraft.backends.triton.kernels.linear import linear_kernel
+from regraft.backends.triton.kernels.linear_attention import (
+    linear_attention_kernel,
+    linear_attention_step_kernel,
+)
 from regraft.backends.triton.kernels.rope import rope_kernel
 from regraft.backends.triton.kernels.row_norm import row_norm_kernel
 from regraft.backends.triton.kernels.row_norm_backward import (
@@ -92,6 +96,7 @@ def forms() -> Iterator[Form]:
     yield from _attention_forms()
     yield from _decode_forms()
     yield from _cross_entropy_forms()
+    yield from _linear_attention_forms()
     for interleaved in (False, True):
         constants = {"INVERSE": False, "INTERLEAVED": interleaved, "HEADS": 16, "BLOCK": 64}
         name = f"rope-{'neighbours' if interleaved else 'halves'}"
@@ -249,6 +254,34 @@ def _cross_entropy_forms() -> Iterator[Form]:
                 wide=("sums_ptr", "chosen_ptr", "dloss_ptr"), floats=("softcap",),
                 wholes=("labels_ptr",), unaligned=(*COUNTS, "V", "first_word", "width"),
             )  # fmt: skip
+
+
+def _linear_attention_forms() -> Iterator[Form]:
+    floats, wide = ("scale",), ("state_ptr", "final_ptr")
+    for label, dtype, settings in (
+        ("forward", "bf16", {}),
+        ("backward", "bf16", {"HAS_STATE": True, "REVERSE": True, "STRICT": True}),
+        ("plain", "fp16", {"HAS_DECAY": False}),
+        ("backward", "fp32", {"HAS_STATE": True, "REVERSE": True, "STRICT": True}),
+    ):
+        is_wide = dtype == "fp32"
+        constants: dict[str, object] = {
+            "HAS_DECAY": True, "HAS_STATE": False, "REVERSE": False, "STRICT": False,
+            "PRECISION": "tf32" if is_wide else "ieee", "STATE_PRECISION": "tf32",
+            "CHUNK": 16 if is_wide else 32, "BLOCK_D": 128, "BLOCK_E": 32, **settings,
+        }  # fmt: skip
+        yield Form(
+            f"linear-attention-{label}-{dtype}", linear_attention_kernel, dtype, constants,
+            Bound.MATMUL, 8, 1 if is_wide else 2, wide=wide, floats=floats,
+            hip={"warps": 4, "CHUNK": 32},
+        )  # fmt: skip
+    constants = {
+        "HAS_DECAY": True, "HAS_STATE": True, "STRICT": False, "BLOCK_D": 128, "BLOCK_E": 32,
+    }  # fmt: skip
+    yield Form(
+        "linear-attention-step", linear_attention_step_kernel, "bf16", constants, Bound.MEMORY, 4,
+        wide=wide, floats=floats,
+    )  # fmt: skip
 
 
 def _linear_forms() -> Iterator[Form]:

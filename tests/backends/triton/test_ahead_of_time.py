@@ -26,7 +26,7 @@ def compiled(target, cache):
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) >= 44
+    assert len(rows) >= 52
     return rows
 
 
@@ -34,12 +34,7 @@ def compiled(target, cache):
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
 def test_every_kernel_compiles_without_spills(target, tmp_path):
     rows = compiled(target, tmp_path)
-    spilled = {row["form"]: row["spilled"] for row in rows if row["spilled"]}
-    if target == "gfx942":  # a few registers, with the smallest tiles that there are
-        few = ("attention-backward-keys-", "decode-unified-")
-        assert all(name.startswith(few) and count <= 40 for name, count in spilled.items())
-    else:
-        assert spilled == {}
+    assert {row["form"]: row["spilled"] for row in rows if row["spilled"]} == {}
     assert all(row["binary_bytes"] > 0 for row in rows)
     if target == "gfx942":
         assert all(row["matrix_instructions"] for row in rows if row["bound"] == "matmul")

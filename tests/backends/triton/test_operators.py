@@ -16,6 +16,7 @@ from regraft.backends.triton.kernels.cross_entropy import cross_entropy_forward,
 from regraft.backends.triton.kernels.decoding import decode
 from regraft.backends.triton.kernels.gated import gated, gated_backward
 from regraft.backends.triton.kernels.linear import linear_forward
+from regraft.backends.triton.kernels.linear_attending import linear_attention_forward
 from regraft.backends.triton.kernels.norms import rms_norm, row_norm
 from regraft.backends.triton.kernels.rope import rotate
 from regraft.backends.triton.kernels.row_norm_backward import row_norm_backward
@@ -97,6 +98,24 @@ CALLS = {
             "ieee",
         ),
     ),
+    "linear_attention": (
+        linear_attention_forward,
+        (
+            Q,
+            Q.detach().clone().requires_grad_(),
+            wanted(1, 2, 3, 5),
+            -wanted(1, 2, 3).detach().abs(),
+            wanted(1, 2, 4, 5),
+            0.5,
+            False,
+            False,
+            "ieee",
+        ),
+    ),
+    "linear_attention of a token": (
+        linear_attention_forward,
+        (*(Q.detach()[:, :, :1] for _ in range(3)), None, None, 1.0, True, True, "ieee"),
+    ),
     "linear": (linear_forward, (X, wanted(7, 5), wanted(7), "silu", "ieee")),
 }
 
@@ -143,6 +162,7 @@ x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
 w = torch.randn(6, dtype=torch.float64, requires_grad=True)
 b = torch.randn(6, dtype=torch.float64, requires_grad=True)
 q = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+s = torch.randn(1, 1, 4, 3, dtype=torch.float64, requires_grad=True)
 angle = torch.randn(3, 2, dtype=torch.float64)
 good = {
     "layer_norm": torch.autograd.gradcheck(kernels.layer_norm, (x, w, b)),
@@ -156,6 +176,12 @@ good = {
             q, q[:, :1], q[:, :1], m, window=(-1, 0), sinks=s, softcap=2.0, clip=(-0.01, 1.0)
         ),
         (q, x[:3, :3], w[:2]),
+    ),
+    "linear_attention": torch.autograd.gradcheck(
+        lambda q, g, s: kernels.linear_attention(
+            q, q[:, :1], q[:, 1:, :, :3], -g.abs()[:3, :3].sum(0), state=s, scale=0.5
+        ),
+        (q, x, s),
     ),
     "linear_cross_entropy": torch.autograd.gradcheck(
         lambda x, w: kernels.linear_cross_entropy(
@@ -182,6 +208,9 @@ calls = {
     "geglu": (kernels.geglu, (x, r)),
     "linear": (kernels.linear, (x, r, None, "relu")),
     "attention": (kernels.attention, (x[None, None], r[None, None], r[None, None])),
+    "linear_attention": (
+        kernels.linear_attention, (x[None, None], r[None, None], r[None, None], -w[None, None, :4]),
+    ),
 }
 good = {}
 for name, (function, inputs) in calls.items():

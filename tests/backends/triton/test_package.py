@@ -25,7 +25,7 @@ from tests.backends.triton.harness import interpreted
 # numpy's, of lanes that are masked; checks of conversions run in threads
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 
-WIDTH, HEADS = 32, 2
+WIDTH, HEADS = 16, 2
 
 
 class Layer(nn.Module):
@@ -45,10 +45,11 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self):
+    def __init__(self, num_layers=2):
         super().__init__()
         self.embedding = nn.Embedding(19, WIDTH)
-        self.layers = nn.ModuleList([Layer(F.silu, is_causal=True) for _ in range(2)])
+        layers = [Layer(F.silu, is_causal=True) for _ in range(num_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(WIDTH)
 
     def forward(self, tokens):
@@ -77,13 +78,13 @@ def llama():
     vision_ops.declare()  # before transformers looks for them
     transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
     config = transformers.LlamaConfig(
-        num_hidden_layers=1, hidden_size=WIDTH, intermediate_size=48, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=23, max_position_embeddings=32, eos_token_id=1,
+        num_hidden_layers=1, hidden_size=WIDTH, intermediate_size=24, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=11, max_position_embeddings=32, eos_token_id=1,
     )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
 
 
-TOKENS = torch.arange(7)[None] % 5
+TOKENS = torch.arange(5)[None] % 4
 MODELS = {
     "decoder": (Decoder, (TOKENS,), {}, {"layer_norm", "add_layer_norm", "linear", "attention"}),
     "vision": (
@@ -181,6 +182,23 @@ def test_a_package_trains_as_the_model_does(made):
     assert expected[2] < expected[0]
     # three steps of f32, whose losses are means of a few hundred squares
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [("elu", 'feature(unbind, "elu"), feature('), ("lightning", "self.constant.squeeze(3)")],
+)
+def test_a_linearized_decoder_passes_its_self_test(tmp_path, method, call):
+    torch.manual_seed(0)
+    with interpreted():
+        regraft.convert(
+            Decoder(1).eval(), tmp_path / method, args=(TOKENS,), target="triton", check="off",
+            passes=f"canonicalize,fuse,linearize-attention{{method={method}}}",
+        )  # fmt: skip
+        assert imported(tmp_path / method, "selftest").main(["--device", "cpu"]) == 0
+    text = (tmp_path / method / "model.py").read_text()
+    assert "kernels.linear_attention(" in text
+    assert call in text
 
 
 def test_the_self_test_fails_where_a_weight_changed(tmp_path, capsys):
