@@ -1,5 +1,5 @@
-"""Triton kernels as operators of PyTorch, and their compilation without a GPU.
+"""Triton kernels as operators of PyTorch, packages that call them, compilation without a GPU.
 
-`kernels/` holds them; they need the extra `triton`. Whole models are not converted to packages of
-kernels yet.
+`kernels/` holds the operators, `package.py` writes models that need torch and Triton alone. They
+need the extra `triton`.
 """
