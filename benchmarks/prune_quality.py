@@ -3,9 +3,9 @@
 `python -m benchmarks.prune_quality [--only NAME] [--list]` prints a table and writes
 `benchmarks/results/prune_quality-<cpu>.json`. Each family of methods is a file of its own,
 `benchmarks/prune_quality_<family>.py`, whose measurements are merged here; curves are drawn on a
-page beside the file of results. The small models
-(`make small-models`) and the real ones (`make models prune-models recovery-models`) have to be
-there.
+page beside the file of results. The small models (`make small-models`) and the real ones, with
+Torch-Pruning (`make models prune-models recovery-models`), have to be there; `make prune-quality`
+does all of it.
 """
 
 import importlib

@@ -81,7 +81,13 @@ def _torch_pruning(trained: Trained, fraction: float) -> tuple[Any, Figures]:
     """Returns outputs on the compared texts; ratios are tried until the FLOPs are near."""
     sys.path.append(str(ROOT / ".models" / "rivals"))
     import torch
-    import torch_pruning as tp
+
+    try:
+        import torch_pruning as tp
+    except ModuleNotFoundError as error:
+        raise models.ModelMissingError(
+            "Torch-Pruning is missing. Fix: `make prune-models`"
+        ) from error
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import AutoModel
 
