@@ -15,6 +15,7 @@ import regraft
 from benchmarks.fixtures import store
 from benchmarks.measure import Measurement, Row, Settings, at_least, at_most, held, shown
 from benchmarks.moe_identity import Outputs, worst_difference
+from regraft.ir.errors import InputError
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
 
@@ -35,6 +36,7 @@ def _raised(module: Module, sample: Outputs) -> tuple[list[str], float, list[str
     records = regraft.apply(module, "canonicalize,fuse", check="off")
     routes = [
         f"{node.attrs['scoring']}{', renormalized' if node.attrs['renormalize'] else ''}"
+        f"{', groups' if node.attrs['select'] == 'groups' else ''}"
         for node in module.graph
         if node.op.name == "moe"
     ]
@@ -61,6 +63,49 @@ def _captured() -> Iterator[tuple[str, Module, Outputs]]:
         module = regraft.capture(model.build(), (), given)
         sample = {str(value.name): given[str(value.name)].numpy() for value in module.graph.inputs}
         yield model.name, module, sample
+
+
+def _layers(settings: Settings) -> Iterator[Row]:
+    """The layer of every family of `transformers` that has experts."""
+    from benchmarks.fixtures import vision_ops  # imports torch
+
+    vision_ops.declare()
+    import torch
+
+    from benchmarks.fixtures.expert_layers import LAYERS, WIDTH
+
+    warnings.filterwarnings("ignore")  # deprecations between these packages
+    logging.disable(logging.ERROR)
+    raised, worst = 0, 0.0
+    routings: Counter[str] = Counter()
+    wanted = [layer for layer in LAYERS if not layer.why]
+    x = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(0))
+    for layer in LAYERS:
+        try:
+            module = regraft.capture(layer.build(), (x,))
+        except InputError:
+            if not layer.why:
+                raise
+            yield shown(f"{layer.name}: stays as it is", 0, "layers", layer.why)
+            continue
+        sample = {str(module.graph.inputs[0].name): x.numpy()}
+        routes, error, reasons = _raised(module, sample)
+        worst = max(worst, error)
+        routings.update(routes)
+        raised += len(routes) == 1 and not layer.why
+        note = "; ".join(dict.fromkeys([layer.why, *reasons]))
+        if layer.why:
+            yield shown(f"{layer.name}: stays as it is", len(routes), "layers", note)
+        elif len(routes) != 1:
+            yield held(f"{layer.name}: becomes `moe`", False, note)
+        elif "given" in routes:
+            yield shown(f"{layer.name}: routing that stays", 1, "layers", note)
+    families = len({layer.family for layer in wanted})
+    yield at_least("layers of families that become `moe`", raised, len(wanted), "layers",
+                   f"{families} families; {len(LAYERS) - len(wanted)} are others")  # fmt: skip
+    yield at_most("worst difference of a layer in f64", worst, _F64, "relative")
+    for routing, count in routings.most_common():
+        yield shown(f"layers with routing `{routing}`", count, "layers")
 
 
 def _exported() -> Iterator[tuple[str, Module, Outputs]]:
@@ -93,4 +138,5 @@ def _families(settings: Settings) -> Iterator[Row]:
 
 MEASUREMENTS: tuple[Measurement, ...] = (
     Measurement("families", "layers of experts of other tools, raised", _families),
+    Measurement("layers", "a layer of experts of every family of transformers, raised", _layers),
 )

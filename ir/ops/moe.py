@@ -286,8 +286,11 @@ moe = OpSpec(
         Attr("renormalize", AttrKind.BOOL, False),
         Attr("routed_scale", AttrKind.FLOAT, 1.0),
         Attr("activation", AttrKind.STR, "silu"),
-        Attr("select", AttrKind.STR, "top_k"),  # top_p, threshold, expert_choice
+        Attr("select", AttrKind.STR, "top_k"),  # top_p, threshold, expert_choice, groups
         Attr("threshold", AttrKind.FLOAT, 0.0),
+        Attr("groups", AttrKind.INT, 0),  # of experts, of equal size
+        Attr("top_groups", AttrKind.INT, 0),
+        Attr("group_best", AttrKind.INT, 1),  # experts whose scores a group is rated by
         Attr("capacity", AttrKind.FLOAT, 0.0),  # 0: an expert takes all that choose it
         Attr("widths", AttrKind.INTS, ()),  # hidden channels by expert; (): all
         Attr("limit", AttrKind.FLOAT, 0.0),

@@ -2,15 +2,17 @@
 
 Tokens choose (`select`): the `top_k` best experts of each; of these, those before which less than
 `threshold` of the probability lies (`top_p`), or whose score is at least `threshold` (`threshold`),
-the first in any case. With a `capacity` c, an expert takes `ceil(c * tokens * top_k / experts)` of
-those that choose it: first choices before second ones, then in order of the tokens. Experts choose
-(`expert_choice`): each takes that many tokens, its best ones, the lower token where scores are
-equal. A token that nobody takes has weight zero everywhere.
+the first in any case. With `groups`, experts stand in groups, and only those of the `top_groups`
+best are asked; a group is as good as the sum of its `group_best` best. With a `capacity` c, an
+expert takes `ceil(c * tokens * top_k / experts)` of those that choose it: first choices before
+second ones, then in order of the tokens. Experts choose (`expert_choice`): each takes that many
+tokens, its best ones, the lower token where scores are equal. A token that nobody takes has weight
+zero everywhere.
 
 Source: Fedus et al., Switch Transformers, 2021, section 2.2 (capacity); Yang et al., Enhancing
 Efficiency in Sparse Models with Sparser Selection, 2024, eq. 5 (`top_p`); Zhou et al.,
 Mixture-of-Experts with Expert Choice Routing, 2022, section 3.2; Pei et al., CMoE, 2025, eq. 9
-(`weight_gain`).
+(`weight_gain`); DeepSeek-V2, 2024, section 2.1.3, and DeepSeek-V3, 2024, section 2.1.2 (`groups`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.builder import Builder
-from regraft.ir.dims import DimLike, product
+from regraft.ir.dims import DimLike, floordiv, product
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import (
     activation,
@@ -40,7 +42,7 @@ from regraft.ir.types import DType
 Array = np.ndarray[Any, Any]
 
 SCORINGS = ("softmax", "topk_softmax", "sigmoid", "given")
-SELECTIONS = ("top_k", "top_p", "threshold", "expert_choice")
+SELECTIONS = ("top_k", "top_p", "threshold", "expert_choice", "groups")
 
 
 def check_routing(node: Node) -> None:
@@ -58,12 +60,30 @@ def check_routing(node: Node) -> None:
         return
     if select == "top_p" and scoring != "softmax":
         raise node.error(f"`top_p` sums probabilities, `scoring` is `{scoring}`")
-    if select != "top_k" and scoring == "topk_softmax":
+    if select == "groups":
+        _check_groups(node)
+    elif select != "top_k" and scoring == "topk_softmax":
         raise node.error(f"`{select}` needs scores before the choice", hint="scoring=softmax")
     if select in ("top_p", "threshold") and not attrs["threshold"] > 0:
         raise node.error(f"`threshold` is {attrs['threshold']:g}, it has to be positive")
     if capacity < 0 or (select == "expert_choice" and capacity == 0):
         raise node.error(f"`capacity` is {capacity:g} with `{select}`", hint="1 takes all on mean")
+
+
+def _check_groups(node: Node) -> None:
+    attrs, scores = node.attrs, node.inputs[1]
+    groups, asked, best = (attrs[name] for name in ("groups", "top_groups", "group_best"))
+    count = None if scores is None or scores.shape is None else scores.shape[-1]
+    if not 0 < asked <= groups or best < 1:
+        raise node.error(f"{asked} of {groups} groups are asked, by their best {best}")
+    if not isinstance(count, int):
+        return
+    size = count // groups
+    if count % groups or best > size or attrs["top_k"] > asked * size:
+        raise node.error(
+            f"{count} experts in {groups} groups, of which {asked} are asked for {attrs['top_k']}",
+            hint="groups of equal size that hold all chosen experts",
+        )
 
 
 def mixes_tokens(attrs: Mapping[str, Any]) -> bool:
@@ -92,6 +112,8 @@ def route(
         case _:
             scores = router
     ranked = scores if bias is None else scores + bias
+    if attrs["select"] == "groups":
+        ranked = _of_best_groups(attrs, ranked)
     if attrs["select"] == "expert_choice":
         taken = _experts_choose(attrs, ranked)
         weights = np.where(taken, scores, 0)
@@ -134,6 +156,16 @@ def _tokens_choose(attrs: Mapping[str, Any], scores: Array, ranked: Array) -> tu
     return taken, dense
 
 
+def _of_best_groups(attrs: Mapping[str, Any], ranked: Array) -> Array:
+    """Returns scores [tokens, E], minus infinity in groups that are not asked."""
+    parts = ranked.reshape(len(ranked), attrs["groups"], -1)
+    best = np.sort(parts, axis=-1)[..., -attrs["group_best"] :].sum(-1)
+    order = np.argsort(-best, axis=-1, kind="stable")[:, : attrs["top_groups"]]
+    asked = np.zeros(best.shape, bool)
+    np.put_along_axis(asked, order, values=True, axis=-1)
+    return np.where(asked[..., None], parts, -np.inf).reshape(ranked.shape)
+
+
 def _experts_choose(attrs: Mapping[str, Any], ranked: Array) -> Array:
     num_tokens, num_experts = ranked.shape
     order = np.argsort(-ranked, axis=0, kind="stable")
@@ -156,6 +188,8 @@ def write_routing(
     elif attrs["scoring"] == "softmax":
         scores = b.op(softmax.softmax, router, axis=-1)
     ranked = scores if bias is None else b.op(arithmetic.add, scores, bias)
+    if attrs["select"] == "groups":
+        ranked = _write_best_groups(node, b, ranked)
     if attrs["scoring"] == "given":
         dense = router
     elif attrs["select"] == "expert_choice":
@@ -165,6 +199,24 @@ def write_routing(
     if attrs["routed_scale"] != 1:
         dense = b.op(arithmetic.mul, dense, b.constant(attrs["routed_scale"], dtype))
     return b.op(reshaping.transpose, b.op(reshaping.unsqueeze, dense, axes=(1,)), perm=(2, 0, 1))
+
+
+def _write_best_groups(node: Node, b: Builder, ranked: Value) -> Value:
+    """Returns scores [tokens, E], minus infinity in groups that are not asked."""
+    attrs, dtype, shape = node.attrs, ranked.dtype, ranked.shape
+    if dtype is None or shape is None:
+        raise AssertionError("the body of moe needs shapes and an element type")
+    groups = attrs["groups"]
+    parts = b.op(reshaping.reshape, ranked, shape=(shape[0], groups, floordiv(shape[1], groups)))
+    best, _ = b.multi(selecting.top_k, parts, k=attrs["group_best"], axis=-1)
+    total = b.op(reduce.reduce_sum, best, axes=(2,), keepdims=False)
+    _, order = b.multi(selecting.top_k, total, k=attrs["top_groups"], axis=-1)
+    on_off = b.constant(np.array([0, 1]), dtype)
+    each = b.op(selecting.one_hot, order, None, on_off, depth=groups, axis=-1)
+    asked = b.op(reduce.reduce_sum, each, axes=(1,), keepdims=False)
+    column = b.op(reshaping.unsqueeze, b.op(cast.cast, asked, to=DType.BOOL), axes=(2,))
+    kept = b.op(logical.where, column, parts, b.constant(-np.inf, dtype))
+    return b.op(reshaping.reshape, kept, shape=shape)
 
 
 def _gained(b: Builder, weights: Value, gain: Value | None) -> Value:

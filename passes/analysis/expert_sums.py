@@ -1,104 +1,47 @@
 """What a layer of experts sums: experts, what they read, and the weight of each for every token.
 
-Three forms, whatever exporter wrote them. *Dense*: experts stacked in one product compute every
+Four forms, whatever exporter wrote them. *Dense*: experts stacked in one product compute every
 token, and a weight per expert and token multiplies what they give (or what they read) before it is
-summed. *Loop*: expert after expert computes every token, or picks its own and adds what it gives,
-times a weight, to their places. *Picked*: for every choice of a token the expert's matrices are
-gathered. What decides the weights is not asked here.
+summed. *Sorted*: the rows of a token's experts stand in order of these, each group goes through
+its own matrices, and what they give, times a weight, is put back and summed. *Loop*: expert after
+expert computes every token, or picks its own and adds what it gives, times a weight, to their
+places. *Picked*: for every choice of a token the expert's matrices are gathered. What decides the
+weights is not asked here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import numpy as np
-
-from regraft.ir.constants import constant_of, is_constant
-from regraft.ir.dims import DimLike, known_equal, product
+from regraft.ir.dims import known_equal, product
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import arithmetic, fill, gathering, reduce, repeating, reshaping, scattering
+from regraft.ir.ops import (
+    arithmetic,
+    gathering,
+    reduce,
+    repeating,
+    reshaping,
+    scattering,
+)
+from regraft.passes.analysis.expert_shares import (
+    ChosenWeights,
+    ColumnWeights,
+    DenseWeights,
+    ExpertSum,
+    PlacedWeights,
+    is_one,
+    is_row_of_table,
+    is_zero,
+    other_operand,
+    root_of,
+)
 from regraft.passes.analysis.ffn import FfnBlock
 from regraft.passes.analysis.linear_layers import MOVES, moved_axis, only_user
 from regraft.passes.analysis.moe_layers import MoeBlock
+from regraft.passes.analysis.sorted_experts import sorted_sum
 from regraft.passes.cleanup.facts import uniform
 
 _MAX_STEPS = 12
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class DenseWeights:
-    """One weight per expert and token.
-
-    Args:
-        value: The weights; axes of size 1 aside, the tokens in order and the experts.
-        axis: That of the experts, counted from the end.
-    """
-
-    value: Value
-    axis: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PlacedWeights:
-    """For every expert the weights of the tokens that it picks.
-
-    Args:
-        tokens: By expert, i64[n, 1] or i64[n], the tokens.
-        weights: By expert, [n] or [n, 1].
-        factor: What they all are multiplied by.
-    """
-
-    tokens: tuple[Value, ...]
-    weights: tuple[Value, ...]
-    factor: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ColumnWeights:
-    """For every expert its weight for every token.
-
-    Args:
-        columns: By expert, [*b, 1], the tokens in order.
-    """
-
-    columns: tuple[Value, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ChosenWeights:
-    """For every choice of a token its expert and its weight, token by token.
-
-    Args:
-        experts: i64, as many as there are choices.
-        weights: As many.
-        top_k: Choices of a token.
-    """
-
-    experts: Value
-    weights: Value
-    top_k: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpertSum:
-    """A layer of experts.
-
-    Args:
-        block: As recognition found it.
-        output: The weighted sum.
-        tokens: What experts read, tokens in order and channels, moves aside.
-        num_tokens: How many.
-        weights: The weight of each expert for every token.
-        weigh_input: Whether they multiply what experts read.
-    """
-
-    block: MoeBlock
-    output: Value
-    tokens: Value
-    num_tokens: DimLike
-    weights: DenseWeights | PlacedWeights | ColumnWeights | ChosenWeights
-    weigh_input: bool = False
 
 
 def expert_sum(block: MoeBlock) -> ExpertSum | str:
@@ -106,6 +49,8 @@ def expert_sum(block: MoeBlock) -> ExpertSum | str:
     first = block.experts[0]
     if first.norm is not None or first.depthwise is not None:
         return "a norm or a convolution inside its experts"
+    if first.up.owners is not None:
+        return sorted_sum(block, first, first.up.owners)
     if first.up.picked is not None:
         return _picked(block, first)
     if first.num_experts > 1:
@@ -125,9 +70,9 @@ def _dense(block: MoeBlock, expert: FfnBlock) -> ExpertSum | str:
         if node is None:
             return "what its experts give is used elsewhere"
         if node.op is arithmetic.mul and weights is None:
-            other = _other(node, value)
+            other = other_operand(node, value)
             weights = DenseWeights(other, axis)
-            if node.output.shape != value.shape or not _is_one(other, -1):
+            if node.output.shape != value.shape or not is_one(other, -1):
                 return f"`{other.name}` is not one weight per expert and token"
         elif node.op in MOVES:
             moved = moved_axis(node, axis)
@@ -192,7 +137,7 @@ def _scaled_input(value: Value, num: int) -> tuple[Value, DenseWeights] | None:
             continue
         source = maker.inputs[0]
         inner = _unmoved(weights)
-        if source is None or inner is None or not _is_one(weights, -1):
+        if source is None or inner is None or not is_one(weights, -1):
             continue
         for axis in (-1, -2):  # [E, T] of which [E * T, 1] was made, or what that is a transpose of
             if inner.shape is not None and len(inner.shape) == 2 and inner.shape[axis] == num:
@@ -217,7 +162,7 @@ def _placed(block: MoeBlock) -> ExpertSum | str:
         factors.add(factor)
         if before is not None and node.inputs[0] is not before:
             return "what its experts add is not one sum"
-        if before is None and not _is_zero(node.inputs[0]):
+        if before is None and not is_zero(node.inputs[0]):
             return "its sum does not begin at zero"
         tokens.append(index)
         shares.append(share)
@@ -237,13 +182,13 @@ def _contribution(expert: FfnBlock) -> tuple[Node, Value, Value, float] | str:
     node = only_user(expert.output)
     if node is None or node.op is not arithmetic.mul:
         return "what its experts give is not multiplied by one weight per token"
-    share = _other(node, expert.output)
-    if not _is_one(share, -1):
+    share = other_operand(node, expert.output)
+    if not is_one(share, -1):
         return f"`{share.name}` is not one weight per token"
     adds, value, factor = only_user(node.output), node.output, 1.0
     while adds is not None and (adds.op in MOVES or adds.op is arithmetic.mul):
         if adds.op is arithmetic.mul:
-            number = uniform(_other(adds, value))
+            number = uniform(other_operand(adds, value))
             if number is None:
                 return "what its experts give is multiplied twice"
             factor *= float(number)
@@ -252,7 +197,7 @@ def _contribution(expert: FfnBlock) -> tuple[Node, Value, Value, float] | str:
     if adds is None or adds.op is not scattering.scatter_nd or adds.attrs["reduction"] != "add":
         return "what its experts give is not added to the places of their tokens"
     index, picked = adds.inputs[1], _picked_index(expert.input)
-    if index is None or picked is None or _root(index) is not _root(picked):
+    if index is None or picked is None or root_of(index) is not root_of(picked):
         return "its experts add to other places than they read"
     return adds, index, share, factor
 
@@ -279,8 +224,8 @@ def _shared(block: MoeBlock) -> ExpertSum | str:
         node = only_user(expert.output)
         if node is None or node.op is not arithmetic.mul:
             return "what its experts give is not multiplied by one weight per token"
-        share = _other(node, expert.output)
-        if not _is_one(share, -1) or node.output.shape != expert.output.shape:
+        share = other_operand(node, expert.output)
+        if not is_one(share, -1) or node.output.shape != expert.output.shape:
             return f"`{share.name}` is not one weight per token"
         columns.append(share)
         parts[node.output] = None
@@ -303,7 +248,7 @@ def _terms(value: Value, parts: Mapping[Value, None]) -> int | None:
     """Returns of how many of `parts` a value is the sum, None when of others too."""
     if value in parts:
         return 1
-    if _is_zero(value):
+    if is_zero(value):
         return 0
     node = value.producer
     if node is None or node.op not in (*MOVES, arithmetic.add):
@@ -326,7 +271,10 @@ def _picked(block: MoeBlock, expert: FfnBlock) -> ExpertSum | str:
         if node is None:
             return "what its experts give is used elsewhere"
         if node.op is arithmetic.mul and share is None:
-            share = _other(node, value)
+            share = other_operand(node, value)
+        elif node.op is arithmetic.add and share is None:
+            if not is_row_of_table(other_operand(node, value), picked):
+                return "what is added to its experts is no bias of theirs"
         elif node.op is reduce.reduce_sum and share is not None:
             return _over_choices(block, expert, node, picked, share)
         elif node.op not in MOVES:
@@ -356,47 +304,10 @@ def _over_choices(
     )  # fmt: skip
 
 
-# -- values ---------------------------------------------------------------------------------
-
-
-def _other(node: Node, value: Value) -> Value:
-    other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
-    assert other is not None, "a product has two operands"
-    return other
-
-
-def _is_one(value: Value, axis: int) -> bool:
-    shape = value.shape
-    return shape is not None and len(shape) >= -axis and shape[axis] == 1
-
-
-def _is_zero(value: Value | None) -> bool:
-    """Returns whether a sum begins at zero; what depends on the data does not."""
-    if value is None:
-        return False
-    node = value.producer
-    if node is not None and node.op is repeating.expand:
-        return _is_zero(node.inputs[0])
-    if node is not None and node.op is fill.constant_of_shape:
-        return not np.any(node.attrs["value"])
-    if not is_constant(value):
-        return False
-    array = constant_of(value, 1 << 30)
-    return array is not None and not array.any()
-
-
 def _unmoved(value: Value) -> Value | None:
     """Returns what reshapes made a value of."""
     node = value.producer
     while node is not None and node.op is reshaping.reshape and node.inputs[0] is not None:
-        value = node.inputs[0]
-        node = value.producer
-    return value
-
-
-def _root(value: Value) -> Value:
-    node = value.producer
-    while node is not None and node.op in MOVES and node.inputs[0] is not None:
         value = node.inputs[0]
         node = value.producer
     return value

@@ -134,6 +134,8 @@ class FfnFinder:
         self._activated: set[Value] = set()
         self._activations: dict[Value, Activation] = {}
         self._choices = {layer.picked for layer in self.layers.values()} - {None}
+        layers = self.layers.values()
+        self._sorted = {each.num_experts for each in layers if each.owners is not None}
 
     def find(self, activations: Sequence[Activation]) -> list[FfnBlock]:
         """Returns the blocks in order of their activations."""
@@ -230,9 +232,10 @@ class FfnFinder:
 
     def _is_picked_bias(self, value: Value) -> bool:
         node = picking_of(value)
-        if node is None or node.inputs[0] is None:
+        if node is None or node.inputs[0] is None or not self._is_constant(node.inputs[0]):
             return False
-        return node.inputs[1] in self._choices and self._is_constant(node.inputs[0])
+        table = node.inputs[0].shape or ()
+        return node.inputs[1] in self._choices or (len(table) == 2 and table[0] in self._sorted)
 
     def _reader(
         self, value: Value, axis: int | None

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from regraft.ir.dims import DimLike, known_equal, product
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import arithmetic, cast, conv, gathering, linalg, reshaping
-from regraft.passes.cleanup.facts import same_type
+from regraft.ir.ops import arithmetic, cast, conv, gathering, linalg, logical, reduce, reshaping
+from regraft.passes.cleanup.facts import same_type, uniform
 
 IsConstant = Callable[[Value], bool]
 
@@ -29,6 +29,8 @@ class Linear:
         num_experts: How many weights are stacked along the first axis; 1 for a plain layer.
         picked: The indices that pick an expert's weight for every row of the batch, or None.
         nodes: What computes it, the last node first.
+        owners: Of rows sorted by expert, bool[experts, rows], whose matrix multiplies a row; None
+            where rows are not sorted.
     """
 
     input: Value
@@ -42,6 +44,7 @@ class Linear:
     num_experts: int
     nodes: tuple[Node, ...]
     picked: Value | None = None
+    owners: Value | None = None
 
     @property
     def in_size(self) -> DimLike | None:
@@ -84,7 +87,46 @@ def _plain(node: Node, is_constant: IsConstant) -> Linear | None:
             return None
         axis = 1 - x.rank
         return Linear(x, node.output, weight, bias, axis, axis, axis, axis - 1, 1, (node,))
+    if node.op is reduce.reduce_sum:
+        return _grouped(node, is_constant)
     return None
+
+
+def _grouped(node: Node, is_constant: IsConstant) -> Linear | None:
+    """Returns the product of rows by the matrices of their experts, or None.
+
+    Every matrix multiplies every row, and of each row's results one is taken and the others are
+    zero before they are summed: how a grouped product is written.
+    """
+    choice = None if node.inputs[0] is None else node.inputs[0].producer
+    if choice is None or choice.op is not logical.where or only_user(choice.output) is not node:
+        return None
+    mask, every, zero = choice.inputs
+    maker = None if every is None else every.producer
+    if maker is None or mask is None or maker.op is not linalg.matmul or uniform(zero) != 0:
+        return None
+    axes = node.static("axes")
+    layer = _matmul(maker, is_constant)
+    if layer is None or layer.picked is not None or layer.num_experts < 2 or axes != (0,):
+        return None
+    rows = layer.input.producer
+    shape = layer.input.shape
+    if rows is None or rows.op not in MOVES or rows.inputs[0] is None or layer.out_axis != -1:
+        return None
+    if shape is None or len(shape) != 3 or shape[0] != 1 or rows.inputs[0].rank != 2:
+        return None
+    owners = mask
+    while owners.producer is not None and owners.producer.op in MOVES:
+        before = owners.producer.inputs[0]
+        if before is None or owners.rank == 2:
+            break
+        owners = before
+    if owners.rank != 2 or node.output.rank != 2:
+        return None
+    return replace(
+        layer, input=rows.inputs[0], output=node.output, owners=owners,
+        nodes=(node, choice, *layer.nodes, rows),
+    )  # fmt: skip
 
 
 def _matmul(node: Node, is_constant: IsConstant) -> Linear | None:

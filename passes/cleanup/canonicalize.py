@@ -13,6 +13,7 @@ from regraft.ir.rewrite import RuleSet, rewrite
 from regraft.passes.cleanup import (
     algebra,
     branches,
+    einsums,
     repeats,
     reshapes,
     slices,
@@ -34,7 +35,8 @@ class Canonicalize:
     ## What it does
     Constant folding, common subexpressions, dead code, arithmetic identities, sizes that are known
     before run time, chains of reshapes, transposes, casts, slices and concats, transposes sunk to
-    where they cancel, branches whose condition is constant. Running it twice changes nothing more.
+    where they cancel, branches whose condition is constant, einsums that are products by a stack
+    of matrices or weighted sums. Running it twice changes nothing more.
 
     ## When it applies
     To every module. Parameters are folded only through data movement, casts and arithmetic recorded
@@ -78,6 +80,7 @@ class Canonicalize:
             + folding_rules(FoldOptions(self.max_fold_bytes, self.fold_params))
             + transposes.RULES
             + algebra.RULES
+            + einsums.RULES
             + branches.RULES
         )
 

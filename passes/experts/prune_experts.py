@@ -73,6 +73,10 @@ class PruneExperts:
             UsageError: For a number that is no expert, or without the samples that it needs.
         """
         layers, skipped = moe_layers_of(module)
+        grouped = [layer for layer in layers if layer.node.attrs["select"] == "groups"]
+        skipped += [Skip(layer.name, "its experts stand in groups of equal size")
+                    for layer in grouped]  # fmt: skip
+        layers = [layer for layer in layers if layer not in grouped]
         if not self.drop and any(layer.graph is not module.graph for layer in layers):
             inner = [layer for layer in layers if layer.graph is not module.graph]
             skipped += [Skip(layer.name, "within a body, where nothing is measured")

@@ -12,7 +12,7 @@ from regraft.ir.constants import constant_of
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import activation, arithmetic, gathering, moe, reshaping, slicing
-from regraft.passes.analysis.expert_sums import ExpertSum
+from regraft.passes.analysis.expert_shares import ExpertSum
 from regraft.passes.analysis.ffn import FfnBlock
 from regraft.passes.analysis.linear_layers import MOVES, Linear, only_user, picking_of
 from regraft.passes.cleanup.facts import uniform
@@ -97,11 +97,10 @@ def expert_weights(total: ExpertSum) -> ExpertWeights | str:
         ours = None
     elif first.gate is not first.up:
         ours, theirs = None, None
-    picked = first.up.picked
     found = ExpertWeights(
-        Stack(ups, ours, _picked_rows(first.up, picked)),
-        Stack(gates, theirs, _picked_rows(gates[0], picked)) if gates else None,
-        Stack(downs, None, _picked_rows(first.down, picked)),
+        Stack(ups, ours, _picked_rows(first.up)),
+        Stack(gates, theirs, _picked_rows(gates[0])) if gates else None,
+        Stack(downs, None, _picked_rows(first.down)),
         count, first.up.in_size, name, *bounds,
     )  # fmt: skip
     for stack in (found.up, found.gate, found.down):
@@ -136,7 +135,7 @@ def _bounds(expert: FfnBlock) -> tuple[float, float] | str:
             if len(added) == 1 and not offset:
                 offset = float(added[0])
                 continue
-            if any(v is not None and _picked_row(v, expert.up.picked) for v in node.inputs):
+            if any(v is not None and _picked_row(v, expert.up) for v in node.inputs):
                 continue
         return f"`{node.op.name}` between its layers"
     if highest and (len(highest) > 1 or num_low != 1 or expert.gate is None):
@@ -146,25 +145,34 @@ def _bounds(expert: FfnBlock) -> tuple[float, float] | str:
     return (highest.pop() if highest else 0.0), offset
 
 
-def _picked_row(value: Value, picked: Value | None) -> Value | None:
-    """Returns the table [E, n] of which a value holds the picked rows, or None."""
+def _picked_row(value: Value, layer: Linear) -> Value | None:
+    """Returns the table [E, n] of which a value holds the picked rows, or None.
+
+    Whether rows that are sorted are those of their own experts is proved with the whole layer.
+    """
     while (node := value.producer) is not None and node.op in MOVES and node.inputs[0] is not None:
         value = node.inputs[0]
     node = picking_of(value, max_rank=2)
-    if node is None or picked is None or node.inputs[1] is not picked:
+    if node is None or node.inputs[0] is None:
+        return None
+    if layer.owners is not None:
+        table = node.inputs[0].shape
+        return node.inputs[0] if table is not None and table[0] == layer.num_experts else None
+    if layer.picked is None or node.inputs[1] is not layer.picked:
         return None
     return node.inputs[0]
 
 
-def _picked_rows(layer: Linear, picked: Value | None) -> Value | None:
+def _picked_rows(layer: Linear) -> Value | None:
     """Returns the table of biases of a layer whose matrices are picked, or None."""
     value = layer.output
-    for _ in range(_MAX_STEPS if picked is not None else 0):
+    is_picked = layer.picked is not None or layer.owners is not None
+    for _ in range(_MAX_STEPS if is_picked else 0):
         node = only_user(value)
         if node is None:
             return None
         if node.op is arithmetic.add:
-            rows = [_picked_row(v, picked) for v in node.inputs if v is not None and v is not value]
+            rows = [_picked_row(v, layer) for v in node.inputs if v is not None and v is not value]
             return rows[0] if rows else None
         if node.op not in MOVES:
             return None

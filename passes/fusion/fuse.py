@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from regraft.ir.collector import collector_paused
+from regraft.ir.constants import is_constant
 from regraft.ir.graph import Node
 from regraft.ir.module import Module
-from regraft.ir.ops import moe, selecting
+from regraft.ir.ops import linalg, moe, selecting
 from regraft.ir.rewrite import rewrite
 from regraft.passes.analysis.attention import AttentionFinder
 from regraft.passes.analysis.blocks import Recognizer, graphs_of
@@ -30,7 +31,7 @@ from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
 
 _MAX_ROUNDS = 8
 _CHOICES = frozenset({selecting.top_k, selecting.arg_max, selecting.one_hot, moe.moe})
-"""Every layer of experts has one."""
+"""Every layer of experts that chooses by scores has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,16 @@ class Fuse:
         raise AssertionError(f"something is raised to what is raised again: {counts}")
 
 
+def _is_stack(node: Node) -> bool:
+    """Returns whether a node multiplies by several constant matrices."""
+    if node.op is not linalg.matmul:
+        return False
+    return any(
+        v is not None and v.rank == 3 and v.shape is not None and v.shape[0] != 1 and is_constant(v)
+        for v in node.inputs
+    )
+
+
 def _result(
     module: Module, changed: bool, counts: Counter[str], plan: Plan, prover: Prover
 ) -> PassResult:
@@ -119,7 +130,7 @@ def _plan(module: Module, prover: Prover) -> Plan:
     if not plan.places:
         recognizer = Recognizer()
         for graph in graphs_of(module.graph):
-            if any(node.op in _CHOICES for node in graph):
+            if any(node.op in _CHOICES or _is_stack(node) for node in graph):
                 plan_experts(recognizer.graph(graph).moe, plan, prover)
                 plan_routing(graph, plan)
     plan.skipped += [

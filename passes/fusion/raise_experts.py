@@ -16,6 +16,7 @@ from regraft.ir.dims import known_equal, product
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import (
     arithmetic,
+    cast,
     fill,
     linalg,
     moe,
@@ -27,14 +28,15 @@ from regraft.ir.ops import (
 )
 from regraft.ir.rewrite import Rewriter
 from regraft.ir.types import DType
-from regraft.passes.analysis.expert_sums import (
+from regraft.passes.analysis.expert_shares import (
     ChosenWeights,
     ColumnWeights,
     DenseWeights,
     ExpertSum,
     PlacedWeights,
-    expert_sum,
+    SortedWeights,
 )
+from regraft.passes.analysis.expert_sums import expert_sum
 from regraft.passes.analysis.linear_layers import MOVES
 from regraft.passes.analysis.moe_layers import MoeBlock
 from regraft.passes.fusion.expert_weights import ExpertWeights, expert_weights
@@ -93,21 +95,33 @@ def _refuted(total: ExpertSum, weights: ExpertWeights, prover: Prover) -> str:
     assert graph is not None, "the place is there"
     scratch = Graph(graph.scope)
     made = build(total, weights, Builder(scratch))
-    ends = None
-    if isinstance(total.weights, PlacedWeights):
+    ends: list[Value] | None = None
+    match total.weights:
         # the tokens of every expert follow from the choice: that is what can be drawn
-        ends = _ends(total)
+        case PlacedWeights(tokens, shares):
+            ends = _ends(total, [*tokens, *shares])
+        case SortedWeights(owners, share, steps):
+            ends = _ends(total, [owners, share, *_read_by(steps)])
+        case ChosenWeights(experts, share) if total.block.experts[0].up.owners is not None:
+            ends = _ends(total, [experts, share])
+        case _:
+            pass
     reason = prover.refute(total.output, made, scratch, ends)
     for node in reversed(scratch):
         scratch.erase(node)
+    name = str(total.output.name)
+    if total.block.experts[0].up.owners is not None and name in prover.unproved:
+        return f"not proved: {prover.unproved.pop(name)}"  # only the proof says whose a bias is
     return reason
 
 
-def _ends(total: ExpertSum) -> list[Value]:
+def _read_by(steps: Iterable[Node]) -> list[Value]:
+    return [value for node in steps for value in node.inputs[1:] if value is not None]
+
+
+def _ends(total: ExpertSum, queue: list[Value]) -> list[Value]:
     """Returns the tokens, and the scores that the choice follows from."""
-    assert isinstance(total.weights, PlacedWeights), "asked of loops"
     ends = {_root(total.tokens): None}
-    queue = [*total.weights.tokens, *total.weights.weights]
     seen: set[Value] = set()
     while queue and len(seen) < _MAX_ROUTING:
         value = queue.pop()
@@ -149,6 +163,8 @@ def build(total: ExpertSum, weights: ExpertWeights, b: Builder) -> Value:
             shares = _of_places(b, total.weights, total)
             known = total.block.top_k
             top_k = known if isinstance(known, int) else count
+        case SortedWeights():
+            shares, top_k = _of_rows(b, total.weights, count), total.weights.top_k or count
     operands = weights.write(b)
     made = b.op(
         moe.moe, x, shares, *operands, top_k=min(top_k, count), scoring="given",
@@ -205,6 +221,28 @@ def _of_choices(b: Builder, given: ChosenWeights, total: ExpertSum, count: int) 
     return b.op(
         reduce.reduce_sum, b.op(arithmetic.mul, selected, shares), axes=(1,), keepdims=False
     )
+
+
+def _of_rows(b: Builder, given: SortedWeights, count: int) -> Value:
+    """Returns weights [T, E]: what becomes of the rows becomes of their weights, too."""
+    dtype = given.weights.dtype
+    owner = b.op(cast.cast, b.op(reshaping.transpose, given.owners, perm=(1, 0)), to=dtype)
+    shares = b.op(arithmetic.mul, owner, given.weights)
+    for step in given.steps:
+        shape = step.output.shape
+        assert shape is not None, "its sizes were read"
+        sizes = (*shape[:-1], count)
+        if step.op is scattering.scatter_nd:
+            zero = b.op(
+                fill.constant_of_shape, None, shape=sizes,
+                value=np.zeros(1, (dtype or DType.F32).numpy),
+            )  # fmt: skip
+            shares = b.op(scattering.scatter_nd, zero, step.inputs[1], shares, reduction="add")
+        elif step.op is reshaping.reshape:
+            shares = b.op(reshaping.reshape, shares, shape=sizes)
+        else:
+            shares = b.op(step.op, shares, *step.inputs[1:], **step.attrs)
+    return shares
 
 
 def _of_places(b: Builder, given: PlacedWeights, total: ExpertSum) -> Value:

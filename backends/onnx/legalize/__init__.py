@@ -9,6 +9,7 @@ from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.legalize.attention import AttentionSite
 from regraft.backends.onnx.legalize.costs import CostTable, read_table, shipped_table
 from regraft.backends.onnx.legalize.dense import GeluSite, ResidualNormSite
+from regraft.backends.onnx.legalize.experts import ExpertsSite
 from regraft.backends.onnx.legalize.legalizer import OrtLegalizer
 from regraft.backends.onnx.legalize.quantized import RULES
 from regraft.backends.onnx.legalize.recurrence import RecurrenceSite
@@ -17,7 +18,9 @@ from regraft.backends.onnx.legalize.standard import PROFILE, StandardLegalizer
 from regraft.backends.onnx.legalize.window import RULES as WINDOW_RULES
 from regraft.backends.onnx.ops import FAMILIES
 
-SITES: tuple[Site, ...] = (AttentionSite(), RecurrenceSite(), ResidualNormSite(), GeluSite())
+SITES: tuple[Site, ...] = (
+    AttentionSite(), RecurrenceSite(), ExpertsSite(), ResidualNormSite(), GeluSite(),
+)  # fmt: skip
 """Where ONNX Runtime offers more than one form."""
 
 _RULES = (*RULES, *ort_table_ops.RULES, *ort_recurrence_ops.RULES, *WINDOW_RULES)

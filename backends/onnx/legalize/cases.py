@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from regraft.backends.onnx.legalize.experts import TOKENS
 from regraft.backends.onnx.legalize.recurrence import LENGTHS as RECURRENCE_LENGTHS
 from regraft.backends.onnx.legalize.recurrence import columns
 from regraft.ir.builder import Builder
@@ -25,6 +26,7 @@ from regraft.ir.ops import (
     attention,
     linalg,
     linear_attention,
+    moe,
     norm,
     reshaping,
     rotary,
@@ -197,6 +199,38 @@ def _recurrence_cases() -> Iterator[Case]:
             yield _recurrence(length, size, value_size, quick=(size, value_size) == (64, 64))
 
 
+def _experts(
+    tokens: int, experts: int, top_k: int, width: int, hidden: int, *, gated: bool, quick: bool
+) -> Case:
+    def build() -> Module:
+        block = _Block(width)
+        b, x = block.b, block.norm(block.x, "rms_norm")
+        scores = b.op(linalg.matmul, x, block.param(width, experts))
+        up, gate = (block.param(experts, hidden, width, scale=width**-0.5) for _ in range(2))
+        out = b.op(
+            moe.moe, x, scores, up, block.param(experts, width, hidden, scale=hidden**-0.5),
+            gate if gated else None, top_k=top_k, renormalize=True, activation="silu",
+        )  # fmt: skip
+        return block.module(block.add(block.x, out))
+
+    return Case(
+        "moe", {"gated": "yes" if gated else "no"},
+        {"T": tokens, "E": experts, "k": top_k, "D": width, "F": hidden}, build,
+        lambda: _Block(width).inputs(tokens), quick,
+    )  # fmt: skip
+
+
+def _experts_cases() -> Iterator[Case]:
+    for gated in (False, True):
+        for experts, top_k, width, hidden in (
+            (8, 1, 256, 1024), (8, 2, 256, 1024), (32, 4, 256, 256), (64, 8, 256, 128),
+            (8, 2, 768, 2048),
+        ):  # fmt: skip
+            for tokens in TOKENS:
+                quick = gated and (experts, top_k, width) == (8, 2, 256)
+                yield _experts(tokens, experts, top_k, width, hidden, gated=gated, quick=quick)
+
+
 def _residual_norm(rows: int, width: int, kind: str, *, quick: bool) -> Case:
     def build() -> Module:
         block = _Block(width)
@@ -260,6 +294,7 @@ def cases() -> Iterator[Case]:
     """Yields every case; those of the quick set carry its mark."""
     yield from _attention_cases()
     yield from _recurrence_cases()
+    yield from _experts_cases()
     for width in (128, 384, 768):
         for rows in (16, 128, 512) if width == 384 else (128,):
             quick = width == 384

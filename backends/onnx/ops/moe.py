@@ -5,8 +5,9 @@ tanh-GELU, and gated ones with a swish. Its gated form reads gate and value in t
 one matrix, and differs between releases in what it takes for granted: alpha, beta and the limit
 are always written. Sigmoid scores become logits by their logarithm, as the kernel's softmax is
 their share then. Anything else is written in standard operators: erf-GELU, biases that choose but
-do not weigh, given weights, capacities. There every expert gathers its tokens, which takes less
-time than the kernel where tokens are many; other targets compute every expert for every token.
+do not weigh, given weights, capacities. There every expert gathers its tokens, which also takes
+less time than the kernel where tokens are many (`legalize`, site `moe`); other targets compute
+every expert for every token.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import onnx
 
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.backends.onnx.moe_gathered import gathered
-from regraft.ir.dims import DimLike, product
+from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node
 from regraft.ir.ops import moe
 from regraft.ir.types import DType
@@ -38,7 +39,8 @@ def _sizes(node: Node) -> tuple[DimLike, ...] | None:
     return None if up is None else up.shape
 
 
-def _has_kernel(node: Node) -> bool:
+def has_kernel(node: Node) -> bool:
+    """Returns whether the runtime's kernel computes what a node of `moe` means."""
     attrs, x = node.attrs, node.inputs[0]
     return (
         attrs["activation"] in (_PLAIN if node.inputs[_GATE] is None else _GATED)
@@ -58,32 +60,19 @@ def _has_kernel(node: Node) -> bool:
     )
 
 
-_MANY_TOKENS = 16
-"""From here on experts that gather their tokens take less time than the kernel.
-
-Measured with 8 experts (2 chosen) and 32 (4 chosen) of 256 channels, 1024 of them hidden: one
-thread, CPU time. They are as fast as the kernel (0.7 of it for 32 experts) for 1 token, 1.2 to 1.5
-times for 4, 1.5 for 16, 1.6 to 1.7 for 128.
-"""
-
-_ADDS_SINCE = 16
+GATHERED_SINCE = 16
 """First opset whose ScatterND adds."""
 
 
 def _is_gathered(node: Node, opset: int) -> bool:
     """Returns whether experts compute their own tokens alone: needs sums of scattered rows."""
-    x, up = node.inputs[0], node.inputs[_UP]
+    up = node.inputs[_UP]
     is_static = up is not None and up.shape is not None and isinstance(up.shape[0], int)
-    if opset < _ADDS_SINCE or not is_static:
-        return False
-    if not _has_kernel(node) or x is None or x.shape is None:
-        return True
-    num = product(x.shape[:-1])
-    return x.dtype is DType.F32 and isinstance(num, int) and num >= _MANY_TOKENS
+    return opset >= GATHERED_SINCE and is_static and not has_kernel(node)
 
 
 def _is_inlined(node: Node, opset: int, profile: str) -> bool:
-    return profile != "ort-cpu" or not (_has_kernel(node) or _is_gathered(node, opset))
+    return profile != "ort-cpu" or not (has_kernel(node) or _is_gathered(node, opset))
 
 
 def _moe(e: EmitContext) -> None:
@@ -163,5 +152,5 @@ def _dtype(node: Node) -> np.dtype[Any]:
 
 
 EMITS: tuple[Emit, ...] = (
-    Emit(moe.moe, {13: _moe}, inlined=_is_inlined, raised={"ort-cpu": _ADDS_SINCE}),
+    Emit(moe.moe, {13: _moe}, inlined=_is_inlined, raised={"ort-cpu": GATHERED_SINCE}),
 )

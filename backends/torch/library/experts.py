@@ -117,6 +117,9 @@ def route_further(
     gain: Tensor | None = None,
     renormalize: bool = False,
     scale: float = 1.0,
+    groups: int = 0,
+    top_groups: int = 0,
+    group_best: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (experts, weights, taken) of choices that are not all the best `top_k`.
 
@@ -124,19 +127,27 @@ def route_further(
         router: Scores [*b, E].
         top_k: Most experts of a token; where experts choose, their number on mean.
         scoring: `softmax`, `topk_softmax` or `sigmoid`.
-        select: `top_k`, `top_p`, `threshold` or `expert_choice`.
+        select: `top_k`, `top_p`, `threshold`, `expert_choice` or `groups`.
         threshold: Probability that suffices, or the least score.
         capacity: Tokens of an expert, times tokens * top_k / E; 0: all that choose it.
         bias: Chooses but does not weigh, [E].
         gain: Weights are 1 + gain * weight, [E].
         renormalize: Whether weights sum to 1.
         scale: Multiplies weights.
+        groups: Groups of experts.
+        top_groups: Groups of a token whose experts are asked.
+        group_best: Experts whose scores a group is rated by.
     """
     scores = router.flatten(0, -2)
     num_tokens, num = scores.shape
     if scoring != "topk_softmax":
         scores = scores.softmax(-1) if scoring == "softmax" else torch.sigmoid(scores)
     ranked = scores if bias is None else scores + bias
+    if select == "groups":
+        parts = ranked.unflatten(-1, (groups, num // groups))
+        best = parts.topk(group_best, dim=-1).values.sum(-1)
+        asked = torch.zeros_like(best).scatter(-1, choose_experts(best, top_groups), 1.0)
+        ranked = parts.where(asked.unsqueeze(-1) != 0, float("-inf")).flatten(-2)
     if select == "expert_choice":
         places = torch.arange(num_tokens, device=scores.device)
         fits = num * places < capacity * (top_k * num_tokens)

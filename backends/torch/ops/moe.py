@@ -58,6 +58,8 @@ def _routed(e: EmitContext, given: dict[str, str]) -> tuple[str, str, str | None
         routed = e.temp(call_text(route, router, str(e.attr("top_k")), **rest), "routed")
         return f"{routed}[0]", f"{routed}[1]", None
     settings = [repr(e.attr(name)) for name in ("scoring", "select", "threshold", "capacity")]
+    if e.attr("select") == "groups":
+        rest |= {name: str(e.attr(name)) for name in ("groups", "top_groups", "group_best")}
     text = call_text(
         e.helper(library.route_further), router, str(e.attr("top_k")), *settings, gain=gain, **rest
     )

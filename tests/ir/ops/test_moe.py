@@ -212,6 +212,36 @@ def test_routing_follows_its_definition_everywhere(
     np.testing.assert_allclose(out.reshape(-1, R), expected, atol=atol, rtol=0)
 
 
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("best", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_experts_of_the_best_groups_are_asked(scoring: str, best: int, bias: bool) -> None:
+    count, groups = 6, 3
+    router, up, down = _floats(2, 7, count), _floats(count, F, D), _floats(count, R, F)
+    added = _floats(count) if bias else np.zeros(count, np.float32)
+    rest = [None, None, None, None, added] if bias else []
+    (out,) = computed(
+        moe, [X, router, up, down, *rest], opset=17, activation="relu", scoring=scoring,
+        renormalize=True, routed_scale=2.5, select="groups", groups=groups, top_groups=2,
+        group_best=best, top_k=3,
+    )  # fmt: skip
+    expected = np.zeros((2, 7, R))
+    for i in np.ndindex(2, 7):
+        logits = router[i].astype(np.float64)
+        soft = np.exp(logits) / np.exp(logits).sum()
+        score = soft if scoring == "softmax" else 1 / (1 + np.exp(-logits))
+        ranked = (score + added).reshape(groups, -1)
+        rated = [sorted(part)[-best:] for part in ranked]
+        asked = sorted(range(groups), key=lambda g: -sum(rated[g]))[:2]
+        allowed = [g * 2 + e for g in asked for e in range(2)]
+        chosen = sorted(allowed, key=lambda e: -ranked.flat[e])[:3]
+        for e in chosen:
+            share = 2.5 * score[e] / score[chosen].sum()
+            expected[i] += share * (down[e] @ np.maximum(up[e] @ X[i], 0))
+    atol = 64 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(out, expected, atol=atol, rtol=0)
+
+
 def test_a_gain_of_zeros_gives_every_chosen_expert_weight_one() -> None:
     operands = [X, ROUTER, UP, DOWN, None, None, None, None, None, np.zeros(E, np.float32)]
     (out,) = computed(moe, operands, opset=17, top_k=E, activation="relu")
@@ -253,6 +283,8 @@ def test_capacity_drops_what_the_formula_says(factor: float) -> None:
         ({"select": "expert_choice"}, "`capacity` is 0"),
         ({"select": "threshold", "scoring": "topk_softmax"}, "before the choice"),
         ({"widths": (3, 3)}, "`widths` is"),
+        ({"select": "groups"}, "0 of 0 groups are asked"),
+        ({"select": "groups", "groups": 2, "top_groups": 1}, "5 experts in 2 groups"),
     ],
 )
 def test_routing_refuses_what_does_not_go_together(attrs: dict[str, object], message: str) -> None:
