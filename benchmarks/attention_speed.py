@@ -221,7 +221,8 @@ def _decode(settings: Settings) -> Iterator[Row]:
         state = np.zeros((1, HEADS, 2 * SIZE, SIZE + 1), np.float32)
         regraft.apply(prefill, "canonicalize,legalize{target=ort-cpu}", check="off")
         given = {**feeds, "state": state}
-        last = _runs(to_proto(prefill, profile="ort-cpu"), given)()[1]
+        run = _runs(to_proto(prefill, profile="ort-cpu"), given)
+        last = run()[1].copy()  # what a run returns lies in memory that goes with it
         step = {**_inputs(1, HEADS, 1, SIZE), "state": last}
         calls.append(_call(_stateful(1), "ort-cpu", step))
         states.append(last.nbytes)
