@@ -98,7 +98,10 @@ class OrtRunner:
                     else ort.OrtValue.ortvalue_from_numpy(item)
                     for name, item in feeds.items()
                 }
-                results = [r.numpy() for r in self.session.run_with_ort_values(None, values)]
+                # copied: an output that is an input as it came lies in memory of the caller's
+                results = [
+                    each.numpy().copy() for each in self.session.run_with_ort_values(None, values)
+                ]
         except (*RUNTIME_ERRORS, RuntimeError, ValueError) as error:
             is_double = "does not support double" in str(error)
             raise UnsupportedError(
