@@ -23,7 +23,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.interpreter import InterpretedFunction
 
-from regraft.backends.triton.kernels.forms import Form, forms
+from regraft.backends.triton.kernels.form import Form
+from regraft.backends.triton.kernels.forms import forms
 
 ALIGNED = [["tt.divisibility", 16]]
 """What the launcher finds of a pointer or an integer that is a multiple of 16."""

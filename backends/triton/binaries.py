@@ -28,12 +28,12 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from regraft.backends.triton import launcher
 from regraft.backends.triton.ahead_of_time import ALIGNED, TARGETS
-from regraft.backends.triton.kernels.forms import COUNTS
+from regraft.backends.triton.kernels.form import COUNTS
 from regraft.backends.triton.selftest import tensors_in
 from regraft.ir.errors import UsageError
 
 LAUNCHER, FOLDER, MANIFEST = "aot.py", "binaries", "manifest.json"
-BUCKETED_BY_COUNT = ("linear", "gated")
+BUCKETED_BY_COUNT = ("linear", "gated", "grouped", "grouped_hidden")
 """Entries of the table of configurations whose size is not one of the model alone."""
 
 _OPTIONS = ("num_warps", "num_stages")

@@ -8,11 +8,20 @@ from typing import Any
 from regraft.backends.torch.emitter import Emit, EmitContext, EmitTable, Emitted
 from regraft.backends.torch.library import recurrence
 from regraft.backends.torch.ops.attention import offset_text
+from regraft.backends.torch.ops.moe import experts_text
 from regraft.backends.torch.ops.params import axis_of, call_text, float_text
-from regraft.backends.triton.kernels import attending, linear_attending, norms, rope, softmax
+from regraft.backends.triton.kernels import (
+    attending,
+    experts,
+    linear_attending,
+    norms,
+    rope,
+    softmax,
+)
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import attention as attention_ops
 from regraft.ir.ops import linear_attention as linear_attention_ops
+from regraft.ir.ops import moe as moe_ops
 from regraft.ir.ops import norm as norm_ops
 from regraft.ir.ops import rotary as rotary_ops
 from regraft.ir.ops import softmax as softmax_ops
@@ -79,6 +88,7 @@ def kernel_families(
     own = {
         attention_ops.attention: attend,
         linear_attention_ops.linear_attention: _recur(table, calls),
+        moe_ops.moe: _mix(table, calls),
         norm_ops.layer_norm: layer,
         norm_ops.rms_norm: rms,
         softmax_ops.softmax: soft,
@@ -95,6 +105,15 @@ def _recur(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emit
         return f"{calls.name(linear_attending.linear_attention)}({_recurrence_operands(e)})"
 
     return recur
+
+
+def _mix(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:
+    def mix(e: EmitContext) -> Emitted:
+        if not is_grouped_mixture(e.node):
+            return _before(table, e)
+        return experts_text(e, calls.name(experts.experts), f'"{e.attr("activation")}"')
+
+    return mix
 
 
 def _before(table: EmitTable, e: EmitContext) -> Emitted:
@@ -181,6 +200,15 @@ def _attention_operands(e: EmitContext) -> str:
         softcap=float_text(softcap) if softcap > 0 else None,
         clip=None if clip == (0.0, 1.0) else str(clip),
     )[1:-1]
+
+
+def is_grouped_mixture(node: Node) -> bool:
+    """Whether kernels compute a mixture of experts: all matrices and biases of one dtype."""
+    x, _, *matrices = node.inputs[:8]
+    further = ("gate_limit", "norm_epsilon")
+    is_clipped = node.attrs.get("bounds", "clip") == "clip" and node.attrs["limit"] >= 0
+    is_plain = is_clipped and not any(node.attrs.get(name) for name in further)
+    return is_plain and fits(x, *(value for value in matrices if value is not None))
 
 
 MAX_STATE = 256

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.gpu.rows import FULL, TINY, Call, Row, rows
+from benchmarks.gpu.row import Call, Row
+from benchmarks.gpu.rows import FULL, TINY, rows
 
 SETS = 3
 """Sets of inputs that calls take in turn, so that no cache holds those of the call before."""

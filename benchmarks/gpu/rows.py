@@ -2,92 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.gpu.expert_rows import expert_rows
+from benchmarks.gpu.row import Randn, Row, Sizes, function, gradient
 from regraft import kernels
 from regraft.backends.torch.library import recurrence
-
-Call = Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One kernel at one shape.
-
-    Args:
-        name: Kernel, shape and dtype.
-        ours: Makes the call of one set of inputs.
-        peers: The same by others; None where a peer is not there.
-        num_bytes: That have to be read and written, each once.
-        flops: Of matrix products; 0 where bytes are the limit.
-    """
-
-    name: str
-    ours: Callable[[], Call]
-    peers: Mapping[str, Callable[[], Call]] = field(default_factory=dict)
-    num_bytes: int = 0
-    flops: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Sizes of a run.
-
-    Args:
-        rows: Rows of norms, softmax and gated activations.
-        width: Their elements.
-        tokens: Rows of products, keys of attention.
-        hidden: Inner size of products.
-        words: Of the vocabulary.
-        heads: Of attention.
-        dtype: Of everything.
-    """
-
-    rows: int
-    width: int
-    tokens: int
-    hidden: int
-    words: int
-    heads: int
-    dtype: torch.dtype
-
 
 FULL = Sizes(16384, 4096, 8192, 4096, 131072, 32, torch.bfloat16)
 TINY = Sizes(3, 33, 17, 20, 70, 2, torch.float32)
 """For the interpreter: they show that every row runs, and no speed."""
-
-
-def _function(
-    call: Callable[..., object], inputs: Callable[[], tuple[Tensor, ...]]
-) -> Callable[[], Call]:
-    """Returns a maker of calls with inputs of their own: caches hold no earlier ones."""
-
-    def make() -> Call:
-        given = inputs()
-        return lambda: call(*given)
-
-    return make
-
-
-def _gradient(
-    call: Callable[..., Tensor], inputs: Callable[[], tuple[Tensor, ...]]
-) -> Callable[[], Call]:
-    """Returns a maker of calls of the backward alone."""
-
-    def make() -> Call:
-        given = [x.requires_grad_() if x.is_floating_point() else x for x in inputs()]
-        out = call(*given)
-        dout = torch.randn_like(out)
-        leaves = [x for x in given if x.requires_grad]
-        return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
-
-    return make
 
 
 def rows(device: str, sizes: Sizes) -> Iterator[Row]:
@@ -103,14 +32,12 @@ def rows(device: str, sizes: Sizes) -> Iterator[Row]:
     yield from _attention(randn, sizes)
     yield from _linear_attention(randn, sizes)
     yield from _products(randn, sizes, device)
+    yield from expert_rows(randn, sizes, device)
 
 
 def _compiled(call: Callable[..., object]) -> Callable[..., object]:
     made: Callable[..., object] = torch.compile(call)
     return made
-
-
-Randn = Callable[..., Tensor]
 
 
 def _norms(randn: Randn, R: int, N: int, item: int) -> Iterator[Row]:
@@ -129,14 +56,14 @@ def _norms(randn: Randn, R: int, N: int, item: int) -> Iterator[Row]:
         ("layer_norm", kernels.layer_norm, layer, lambda: (randn(R, N), randn(N), randn(N))),
         ("rms_norm", kernels.rms_norm, rms, lambda: (randn(R, N), randn(N))),
     ):
-        peers = {"eager": _function(peer, inputs), "inductor": _function(_compiled(peer), inputs)}
-        yield Row(f"{name} {R}x{N}", _function(ours, inputs), peers, one)
-        peers = {"eager": _gradient(peer, inputs)}
-        yield Row(f"{name} backward {R}x{N}", _gradient(ours, inputs), peers, one * 3 // 2)
+        peers = {"eager": function(peer, inputs), "inductor": function(_compiled(peer), inputs)}
+        yield Row(f"{name} {R}x{N}", function(ours, inputs), peers, one)
+        peers = {"eager": gradient(peer, inputs)}
+        yield Row(f"{name} backward {R}x{N}", gradient(ours, inputs), peers, one * 3 // 2)
     three = lambda: (randn(R, N), randn(R, N), randn(N))  # noqa: E731
     yield Row(
-        f"add_rms_norm {R}x{N}", _function(kernels.add_rms_norm, three),
-        {"eager": _function(added, three), "inductor": _function(_compiled(added), three)},
+        f"add_rms_norm {R}x{N}", function(kernels.add_rms_norm, three),
+        {"eager": function(added, three), "inductor": function(_compiled(added), three)},
         2 * one,
     )  # fmt: skip
 
@@ -154,17 +81,17 @@ def _pointwise(randn: Randn, R: int, N: int, item: int) -> Iterator[Row]:
     for label, two_pass in (("softmax", False), ("softmax two-pass", True)):
         yield Row(
             f"{label} {R}x{N}",
-            _function(lambda x, form=two_pass: kernels.softmax(x, form), one),
-            {"eager": _function(soft, one)}, 2 * size,
+            function(lambda x, form=two_pass: kernels.softmax(x, form), one),
+            {"eager": function(soft, one)}, 2 * size,
         )  # fmt: skip
     yield Row(
-        f"swiglu {R}x{N}", _function(kernels.swiglu, two),
-        {"eager": _function(swiglu, two), "inductor": _function(_compiled(swiglu), two)},
+        f"swiglu {R}x{N}", function(kernels.swiglu, two),
+        {"eager": function(swiglu, two), "inductor": function(_compiled(swiglu), two)},
         3 * size,
     )  # fmt: skip
     yield Row(
-        f"swiglu backward {R}x{N}", _gradient(kernels.swiglu, two),
-        {"eager": _gradient(swiglu, two)}, 5 * size,
+        f"swiglu backward {R}x{N}", gradient(kernels.swiglu, two),
+        {"eager": gradient(swiglu, two)}, 5 * size,
     )  # fmt: skip
 
 
@@ -184,12 +111,12 @@ def _attention(randn: Randn, sizes: Sizes) -> Iterator[Row]:
     inputs = lambda: tuple(randn(1, H, T, D) for _ in range(3))  # noqa: E731
     flops = 2 * 2 * H * T * T * D // 2
     label = f"{H}x{T}x{D}"
-    yield Row(f"attention causal {label}", _function(ours, inputs),
-              {"sdpa": _function(sdpa, inputs)}, flops=flops)  # fmt: skip
-    yield Row(f"attention causal backward {label}", _gradient(ours, inputs),
-              {"sdpa": _gradient(sdpa, inputs)}, flops=flops * 5 // 2)  # fmt: skip
-    yield Row(f"attention clipped {label}", _function(clipped, inputs),
-              {"sdpa": _function(sdpa, inputs)}, flops=flops * 3 // 2)  # fmt: skip
+    yield Row(f"attention causal {label}", function(ours, inputs),
+              {"sdpa": function(sdpa, inputs)}, flops=flops)  # fmt: skip
+    yield Row(f"attention causal backward {label}", gradient(ours, inputs),
+              {"sdpa": gradient(sdpa, inputs)}, flops=flops * 5 // 2)  # fmt: skip
+    yield Row(f"attention clipped {label}", function(clipped, inputs),
+              {"sdpa": function(sdpa, inputs)}, flops=flops * 3 // 2)  # fmt: skip
     B, G = 4, max(1, H // 4)
     cache = lambda: (randn(B, H, D), randn(B, G, T, D), randn(B, G, T, D))  # noqa: E731
 
@@ -199,8 +126,8 @@ def _attention(randn: Randn, sizes: Sizes) -> Iterator[Row]:
     for name, unified in (("decode", None), ("decode unified", (0.0, -8.0, 10.0))):
         yield Row(
             f"{name} {B}x{H}/{G}x{T}x{D}",
-            _function(partial(kernels.attention_decode, unified=unified), cache),
-            {"sdpa": _function(decoded, cache)}, 2 * B * G * T * D * item,
+            function(partial(kernels.attention_decode, unified=unified), cache),
+            {"sdpa": function(decoded, cache)}, 2 * B * G * T * D * item,
         )  # fmt: skip
 
 
@@ -217,7 +144,7 @@ def _linear_attention(randn: Randn, sizes: Sizes) -> Iterator[Row]:
         *(randn(1, H, T, D) * D**-0.5 for _ in range(3)), -randn(1, H, T).abs() * 0.1,
     )  # fmt: skip
     flops = 2 * 2 * H * T * D * D  # of the state, written and read
-    for name, timed, factor in (("", _function, 1), (" backward", _gradient, 3)):
+    for name, timed, factor in (("", function, 1), (" backward", gradient, 3)):
         yield Row(f"linear_attention{name} {H}x{T}x{D}", timed(ours, inputs),
                   {"eager": timed(eager, inputs)}, flops=factor * flops)  # fmt: skip
 
@@ -233,8 +160,8 @@ def _products(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
 
     inputs = lambda: (randn(M, K), randn(4 * K, K), randn(4 * K))  # noqa: E731
     yield Row(
-        f"linear gelu {M}x{4 * K}x{K}", _function(fused, inputs),
-        {"eager": _function(apart, inputs)}, flops=2 * M * K * 4 * K,
+        f"linear gelu {M}x{4 * K}x{K}", function(fused, inputs),
+        {"eager": function(apart, inputs)}, flops=2 * M * K * 4 * K,
     )  # fmt: skip
     labels = torch.randint(V, (M,), device=device)
 
@@ -245,7 +172,7 @@ def _products(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
         return F.cross_entropy(F.linear(x, w).float(), labels)
 
     head = lambda: (randn(M, K), randn(V, K) * K**-0.5)  # noqa: E731
-    yield Row(f"linear_cross_entropy {M}x{V}x{K}", _function(loss, head),
-              {"eager": _function(eager_loss, head)}, flops=2 * M * V * K)  # fmt: skip
-    yield Row(f"linear_cross_entropy backward {M}x{V}x{K}", _gradient(loss, head),
-              {"eager": _gradient(eager_loss, head)}, flops=6 * M * V * K)  # fmt: skip
+    yield Row(f"linear_cross_entropy {M}x{V}x{K}", function(loss, head),
+              {"eager": function(eager_loss, head)}, flops=2 * M * V * K)  # fmt: skip
+    yield Row(f"linear_cross_entropy backward {M}x{V}x{K}", gradient(loss, head),
+              {"eager": gradient(eager_loss, head)}, flops=6 * M * V * K)  # fmt: skip

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from regraft.backends.triton.kernels.attending import attention
     from regraft.backends.triton.kernels.cross_entropy import linear_cross_entropy
     from regraft.backends.triton.kernels.decoding import attention_decode
+    from regraft.backends.triton.kernels.experts import experts
     from regraft.backends.triton.kernels.gated import geglu, swiglu
+    from regraft.backends.triton.kernels.grouped import grouped_linear
+    from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden
     from regraft.backends.triton.kernels.linear import linear
     from regraft.backends.triton.kernels.linear_attending import linear_attention
     from regraft.backends.triton.kernels.norms import (
@@ -40,7 +43,10 @@ _MODULES = {
     "add_rms_norm": "norms",
     "attention": "attending",
     "attention_decode": "decoding",
+    "experts": "experts",
     "geglu": "gated",
+    "grouped_hidden": "grouped_hidden",
+    "grouped_linear": "grouped",
     "layer_norm": "norms",
     "linear": "linear",
     "linear_attention": "linear_attending",
@@ -57,7 +63,10 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_decode",
+    "experts",
     "geglu",
+    "grouped_hidden",
+    "grouped_linear",
     "layer_norm",
     "linear",
     "linear_attention",

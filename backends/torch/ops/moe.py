@@ -27,20 +27,28 @@ _ACTIVATIONS = {
 
 
 def _emit_moe(e: EmitContext) -> str:
+    activation = e.helper(_ACTIVATIONS[e.attr("activation")])
+    return experts_text(e, e.helper(library.apply_experts), activation)
+
+
+def experts_text(e: EmitContext, function: str, activation: str) -> str:
+    """Returns the call of a function with the operands of `apply_experts`, behind its routing.
+
+    Args:
+        e: The node.
+        function: Expression of the function.
+        activation: Expression of what it takes as the activation.
+    """
     names = [operand.name for operand in ops.moe.operands]
     given = {name: text for name, text in zip(names, e.inputs, strict=False) if text != "None"}
     routed = _routed(e, given)
-    activation = e.helper(_ACTIVATIONS[e.attr("activation")])
     x, up, down = (given.pop(name) for name in ("x", "up", "down"))
     for name in ("limit", "up_offset"):
         if e.attr(name):
             given[name] = repr(e.attr(name))
     if e.attr("weigh_input"):
         given["weigh_input"] = "True"
-    return call_text(
-        e.helper(library.apply_experts), x, *routed[:2], up, down, activation, **given,
-        taken=routed[2],
-    )  # fmt: skip
+    return call_text(function, x, *routed[:2], up, down, activation, **given, taken=routed[2])
 
 
 def _routed(e: EmitContext, given: dict[str, str]) -> tuple[str, str, str | None]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
 
 from regraft.backends.triton.kernels.attention import attention_kernel
 from regraft.backends.triton.kernels.attention_backward import (
@@ -17,6 +14,7 @@ from regraft.backends.triton.kernels.cross_entropy import (
     logit_gradient_kernel,
 )
 from regraft.backends.triton.kernels.decoding import decode_kernel, decode_merge_kernel
+from regraft.backends.triton.kernels.form import COUNTS, Bound, Form
 from regraft.backends.triton.kernels.gated import (
     GATED_ACTIVATIONS,
     gated_backward_kernel,
@@ -27,6 +25,7 @@ from regraft.backends.triton.kernels.linear_attention import (
     linear_attention_kernel,
     linear_attention_step_kernel,
 )
+from regraft.backends.triton.kernels.product_forms import product_forms
 from regraft.backends.triton.kernels.rope import rope_kernel
 from regraft.backends.triton.kernels.row_norm import row_norm_kernel
 from regraft.backends.triton.kernels.row_norm_backward import (
@@ -39,53 +38,6 @@ from regraft.backends.triton.kernels.softmax import (
     two_pass_softmax_kernel,
 )
 
-COUNTS = (
-    "num_rows", "M", "q_heads", "k_heads", "S", "T", "H", "group", "key_heads",
-    "offset", "left", "right", "span", "splits",
-    "mask_batch_stride", "mask_head_stride", "mask_row_stride",
-)  # fmt: skip
-"""Arguments that are counts: no kernel takes it for granted that 16 divides them."""
-
-
-class Bound(enum.Enum):
-    """What limits a kernel."""
-
-    MEMORY = "memory"
-    MATMUL = "matmul"
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One compilation of a kernel.
-
-    Args:
-        name: Unique.
-        kernel: The kernel.
-        dtype: Triton's name of the element type (`fp32`, `fp16`, `bf16`).
-        constants: Values of its constexprs, and of arguments that are 1 and thereby specialized.
-        bound: What limits it.
-        warps: Warps of a program.
-        stages: Depth of the software pipeline.
-        wide: Arguments that are pointers to f32 whatever `dtype` is.
-        floats: Arguments that are f32 scalars.
-        wholes: Arguments that are pointers to i64.
-        hip: Constants, and `warps`, that are others on GPUs of AMD.
-        unaligned: Integer arguments that are not multiples of 16.
-    """
-
-    name: str
-    kernel: Any
-    dtype: str
-    constants: Mapping[str, object]
-    bound: Bound
-    warps: int
-    stages: int = 3
-    wide: tuple[str, ...] = ()
-    floats: tuple[str, ...] = ()
-    wholes: tuple[str, ...] = ()
-    hip: Mapping[str, int] = field(default_factory=dict)
-    unaligned: tuple[str, ...] = COUNTS
-
 
 def forms() -> Iterator[Form]:
     """Yields every form, in bf16 where the dtype changes nothing but widths."""
@@ -97,6 +49,7 @@ def forms() -> Iterator[Form]:
     yield from _decode_forms()
     yield from _cross_entropy_forms()
     yield from _linear_attention_forms()
+    yield from product_forms()
     for interleaved in (False, True):
         constants = {"INVERSE": False, "INTERLEAVED": interleaved, "HEADS": 16, "BLOCK": 64}
         name = f"rope-{'neighbours' if interleaved else 'halves'}"

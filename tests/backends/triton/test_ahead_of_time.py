@@ -26,7 +26,7 @@ def compiled(target, cache):
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) >= 52
+    assert len(rows) >= 64
     return rows
 
 

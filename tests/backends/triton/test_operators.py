@@ -15,6 +15,8 @@ from regraft.backends.triton.kernels.attending import attention_backward, attent
 from regraft.backends.triton.kernels.cross_entropy import cross_entropy_forward, logit_gradient
 from regraft.backends.triton.kernels.decoding import decode
 from regraft.backends.triton.kernels.gated import gated, gated_backward
+from regraft.backends.triton.kernels.grouped import grouped_forward, grouped_gradient
+from regraft.backends.triton.kernels.grouped_hidden import hidden_forward
 from regraft.backends.triton.kernels.linear import linear_forward
 from regraft.backends.triton.kernels.linear_attending import linear_attention_forward
 from regraft.backends.triton.kernels.norms import rms_norm, row_norm
@@ -116,6 +118,29 @@ CALLS = {
         linear_attention_forward,
         (*(Q.detach()[:, :, :1] for _ in range(3)), None, None, 1.0, True, True, "ieee"),
     ),
+    "grouped_linear": (
+        grouped_forward,
+        (X, wanted(2, 7, 5), torch.tensor([1, 1]), wanted(2, 7), wanted(3), "ieee"),
+    ),
+    "grouped_hidden": (
+        hidden_forward,
+        (
+            X,
+            torch.tensor([0, 2, 1, 1]),
+            torch.tensor([1, 2]),
+            *(wanted(2, 7, 5) for _ in range(2)),
+            wanted(2, 7),
+            None,
+            "gelu_tanh",
+            0.5,
+            1.0,
+            "ieee",
+        ),
+    ),
+    "grouped_linear_gradient": (
+        grouped_gradient,
+        (X.detach(), X.detach(), torch.tensor([1, 2]), "ieee"),
+    ),
     "linear": (linear_forward, (X, wanted(7, 5), wanted(7), "silu", "ieee")),
 }
 
@@ -189,6 +214,16 @@ good = {
         ),
         (x, w),
     ),
+    "grouped_linear": torch.autograd.gradcheck(
+        lambda x, q: kernels.grouped_linear(x[:, :4], q[0], torch.tensor([3, 1])), (x, q)
+    ),
+    "experts": torch.autograd.gradcheck(
+        lambda x, q, w: kernels.experts(
+            x[:2, :4], torch.tensor([[0, 1], [1, 0]]), w.reshape(3, 2)[:2], q[0],
+            q[0].transpose(1, 2), "silu", q[0], limit=0.9, up_offset=1.0,
+        ),
+        (x, q, w),
+    ),
     "linear": torch.autograd.gradcheck(
         lambda x, w: kernels.linear(x, w[None], None, "gelu"), (x, w)
     ),
@@ -208,13 +243,21 @@ calls = {
     "geglu": (kernels.geglu, (x, r)),
     "linear": (kernels.linear, (x, r, None, "relu")),
     "attention": (kernels.attention, (x[None, None], r[None, None], r[None, None])),
+    "experts": (
+        kernels.experts,
+        (x, torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]]), r[:, :2], x[None].repeat(2, 1, 1),
+         r.T[None].repeat(2, 1, 1), "gelu"),
+    ),
     "linear_attention": (
         kernels.linear_attention, (x[None, None], r[None, None], r[None, None], -w[None, None, :4]),
     ),
 }
 good = {}
 for name, (function, inputs) in calls.items():
-    leaves = [x.requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
+    leaves = [
+        x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for x in inputs
+    ]
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     found, expected = compiled(*leaves), function(*leaves)
     pairs = zip(found, expected) if isinstance(found, tuple) else [(found, expected)]

@@ -1,0 +1,71 @@
+"""A mixture's experts: tokens sorted by expert, two grouped products, and the weighted sum back.
+
+Nothing waits for the routing to reach the host, no shape depends on it, and every sum has one
+order. Tokens that an expert has no room for are sorted behind the last expert's: nobody's rows,
+whose results are zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regraft.backends.triton.kernels.grouped import grouped_linear
+from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden
+
+
+def experts(
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: str,
+    gate: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    gate_bias: Tensor | None = None,
+    limit: float = 0.0,
+    up_offset: float = 0.0,
+    weigh_input: bool = False,
+    taken: Tensor | None = None,
+    precision: str = "ieee",
+) -> Tensor:
+    """Returns the weighted sum over the chosen experts of their feed-forward layers.
+
+    Args:
+        x: [*b, D].
+        chosen: i64[tokens, top_k].
+        weights: [tokens, top_k].
+        up: [E, F, D].
+        down: [E, O, F].
+        activation: Of the gate, or of `up` without one; see `grouped_hidden`.
+        gate: [E, F, D].
+        up_bias: [E, F].
+        down_bias: [E, O].
+        gate_bias: [E, F].
+        limit: What clips the gate from above and what it multiplies on both sides; 0: nothing.
+        up_offset: Added to what the gate multiplies.
+        weigh_input: Whether weights multiply what an expert reads.
+        taken: Which of the chosen compute the token, [tokens, top_k]; the weight of others is 0.
+        precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
+    """
+    tokens, num, top_k = x.flatten(0, -2), up.shape[0], chosen.shape[1]
+    owner = chosen if taken is None else chosen.where(taken, num)
+    owner, order = owner.flatten().sort(stable=True)
+    ends = torch.searchsorted(owner, torch.arange(num, device=x.device), right=True)
+    counts = ends.diff(prepend=ends.new_zeros(1))
+    share = weights.flatten()[order]
+    rows: Tensor | None = order // top_k
+    part = tokens
+    if weigh_input:
+        part = (tokens[rows] * share.unsqueeze(1)).to(x.dtype)
+        share, rows = (share != 0).to(x.dtype), None
+    hidden = grouped_hidden(
+        part, counts, up, gate, activation=activation, rows=rows, up_bias=up_bias,
+        gate_bias=gate_bias, limit=limit, up_offset=up_offset, precision=precision,
+    )  # fmt: skip
+    each = grouped_linear(hidden, down, counts, down_bias, share, precision)
+    place = order.argsort().unflatten(0, (-1, top_k))  # of a token's rows among the sorted ones
+    total = each[place].sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+    return total.to(x.dtype).reshape(*x.shape[:-1], down.shape[1])

@@ -1,0 +1,352 @@
+"""The hidden channels of experts: both products of a gated layer and its activation at once.
+
+hidden[r] = act(x[r] @ gate[e].T + gate_bias[e]) * (x[r] @ up[e].T + up_bias[e]) for the rows r of
+expert e, or act(x[r] @ up[e].T + up_bias[e]) without a gate. Rows are read where their token stands
+(`rows`), so that no copy sorted by expert is made. Tiles are those of `grouped_linear`. The
+gradient computes both products again instead of keeping them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.gated import normal_cdf, tanh_gate
+from regraft.backends.triton.kernels.grouped import (
+    grouped_forward,
+    grouped_gradient,
+    owners_of,
+    reference_grouped,
+    rows_of_expert,
+    sum_by_expert,
+    tiles_of,
+)
+from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
+
+EXPERT_ACTIVATIONS = (
+    "relu", "relu2", "silu", "quick_gelu", "gelu", "gelu_tanh", "hard_swish", "sigmoid", "identity",
+)  # fmt: skip
+
+
+@triton.jit
+def expert_activation(x, ACTIVATION: tl.constexpr):
+    """Returns act(x)."""
+    if ACTIVATION == "relu":
+        y = tl.maximum(x, 0.0)
+    elif ACTIVATION == "relu2":
+        y = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
+    elif ACTIVATION == "silu":
+        y = x * tl.sigmoid(x)
+    elif ACTIVATION == "quick_gelu":
+        y = x * tl.sigmoid(1.702 * x)
+    elif ACTIVATION == "gelu":
+        y = x * normal_cdf(x)
+    elif ACTIVATION == "gelu_tanh":
+        y = x * tanh_gate(x)
+    elif ACTIVATION == "hard_swish":
+        y = x * tl.minimum(tl.maximum(x * (1.0 / 6.0) + 0.5, 0.0), 1.0)
+    elif ACTIVATION == "sigmoid":
+        y = tl.sigmoid(x)
+    else:
+        y = x
+    return y
+
+
+@triton.jit
+def grouped_hidden_kernel(
+    x_ptr, rows_ptr, counts_ptr, up_ptr, gate_ptr, up_bias_ptr, gate_bias_ptr, y_ptr,
+    num_rows, experts, N, K, x_stride, up_expert_stride, up_n_stride, up_k_stride,
+    gate_expert_stride, gate_n_stride, gate_k_stride, limit, up_offset,
+    HAS_ROWS: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    HAS_UP_BIAS: tl.constexpr,
+    HAS_GATE_BIAS: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EXPERTS: tl.constexpr,
+):  # fmt: skip
+    """Writes a tile of hidden channels of rows of one expert."""
+    expert, first, last = rows_of_expert(
+        counts_ptr, tl.program_id(1), experts, num_rows, BLOCK_M, EXPERTS
+    )
+    if first < last:
+        row = first + tl.arange(0, BLOCK_M)
+        n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        k = tl.arange(0, BLOCK_K)
+        hidden = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        if expert < experts:
+            # rows and columns beyond the end are read from within, and never stored
+            inner = tl.where(row < last, row, first).to(tl.int64)
+            if HAS_ROWS:
+                inner = tl.load(rows_ptr + inner)
+            x_tile = x_ptr + inner[:, None] * x_stride + k[None, :]
+            place = expert.to(tl.int64)
+            column = (n % N).to(tl.int64)[None, :]
+            up_tile = up_ptr + place * up_expert_stride + column * up_n_stride
+            up_tile = up_tile + k[:, None] * up_k_stride
+            gate_tile = gate_ptr + place * gate_expert_stride + column * gate_n_stride
+            gate_tile = gate_tile + k[:, None] * gate_k_stride
+            gates = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for start in range(0, K, BLOCK_K):
+                x = tl.load(x_tile, mask=k[None, :] < K - start, other=0.0)
+                up = tl.load(up_tile, mask=k[:, None] < K - start, other=0.0)
+                hidden = tl.dot(x, up, hidden, input_precision=PRECISION)
+                if HAS_GATE:
+                    gate = tl.load(gate_tile, mask=k[:, None] < K - start, other=0.0)
+                    gates = tl.dot(x, gate, gates, input_precision=PRECISION)
+                    gate_tile += BLOCK_K * gate_k_stride
+                x_tile += BLOCK_K
+                up_tile += BLOCK_K * up_k_stride
+            if HAS_UP_BIAS:
+                bias = tl.load(up_bias_ptr + place * N + n, mask=n < N, other=0.0)
+                hidden += bias.to(tl.float32)[None, :]
+            if HAS_GATE:
+                if HAS_GATE_BIAS:
+                    bias = tl.load(gate_bias_ptr + place * N + n, mask=n < N, other=0.0)
+                    gates += bias.to(tl.float32)[None, :]
+                if LIMIT:
+                    gates = tl.minimum(gates, limit)
+                    hidden = tl.minimum(tl.maximum(hidden, -limit), limit)
+                hidden = expert_activation(gates, ACTIVATION) * (hidden + up_offset)
+            else:
+                hidden = expert_activation(hidden, ACTIVATION)
+        out = y_ptr + row.to(tl.int64)[:, None] * N + n[None, :]
+        mask = (row < last)[:, None] & (n < N)[None, :]
+        tl.store(out, hidden.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+def activate_expert(x: Tensor, activation: str) -> Tensor:
+    """Returns act(x)."""
+    match activation:
+        case "relu":
+            return torch.relu(x)
+        case "relu2":
+            return torch.relu(x).square()
+        case "silu":
+            return torch.nn.functional.silu(x)
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
+        case "gelu":
+            return torch.nn.functional.gelu(x)
+        case "gelu_tanh":
+            return torch.nn.functional.gelu(x, approximate="tanh")
+        case "hard_swish":
+            return torch.nn.functional.hardswish(x)
+        case "sigmoid":
+            return torch.sigmoid(x)
+        case _:
+            return x
+
+
+def activation_gradient(dy: Tensor, x: Tensor, activation: str) -> Tensor:
+    """Returns dy * act'(x)."""
+    aten, gradient = torch.ops.aten, dy
+    match activation:
+        case "relu":
+            gradient = torch.where(x > 0, dy, 0)
+        case "relu2":
+            gradient = 2 * dy * torch.relu(x)
+        case "silu":
+            gradient = aten.silu_backward(dy, x)
+        case "quick_gelu":
+            s = torch.sigmoid(1.702 * x)
+            gradient = dy * s * (1 + 1.702 * x * (1 - s))
+        case "gelu":
+            gradient = aten.gelu_backward(dy, x)
+        case "gelu_tanh":
+            gradient = aten.gelu_backward(dy, x, approximate="tanh")
+        case "hard_swish":
+            gradient = aten.hardswish_backward(dy, x)
+        case "sigmoid":
+            gradient = aten.sigmoid_backward(dy, torch.sigmoid(x))
+    return gradient
+
+
+def reference_hidden(
+    x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, gate: Tensor | None,
+    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, limit: float,
+    up_offset: float, precision: str,
+) -> Tensor:  # fmt: skip
+    """Returns the hidden channels [R, N] of rows [R] of x [T, K]."""
+    part = x if rows is None else x[rows]
+    hidden = reference_grouped(part, up, counts, up_bias, None, precision)
+    if gate is None:
+        hidden = activate_expert(hidden, activation)
+    else:
+        gates = reference_grouped(part, gate, counts, gate_bias, None, precision)
+        if limit > 0:
+            gates, hidden = gates.clamp(max=limit), hidden.clamp(-limit, limit)
+        hidden = activate_expert(gates, activation) * (hidden + up_offset)
+    is_owned = owners_of(counts, part.shape[0]) < counts.shape[0]
+    return torch.where(is_owned[:, None], hidden, 0)
+
+
+def _allocate_hidden(
+    x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, gate: Tensor | None,
+    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, limit: float,
+    up_offset: float, precision: str,
+) -> Tensor:  # fmt: skip
+    num = x.shape[0] if rows is None else rows.shape[0]
+    return torch.empty((num, up.shape[1]), dtype=x.dtype, device=x.device)
+
+
+def _launch_hidden(
+    x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, gate: Tensor | None,
+    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, limit: float,
+    up_offset: float, precision: str,
+) -> Tensor:  # fmt: skip
+    num = x.shape[0] if rows is None else rows.shape[0]
+    y = torch.empty((num, up.shape[1]), dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    x, counts = rows_of(x), counts.contiguous()
+    E, N, K = up.shape
+    other = up if gate is None else gate
+    config = config_for("grouped_hidden", x, num // E)
+    grid = (triton.cdiv(N, config["n"]), tiles_of(num, E, config["m"]))
+    wrap_triton(grouped_hidden_kernel)[grid](
+        x,
+        counts if rows is None else rows.contiguous(),
+        counts, up, other,
+        up if up_bias is None else up_bias.contiguous(),
+        up if gate_bias is None else gate_bias.contiguous(),
+        y, num, E, N, K, x.stride(0), *up.stride(), *other.stride(), limit, up_offset,
+        HAS_ROWS=rows is not None,
+        HAS_GATE=gate is not None,
+        HAS_UP_BIAS=up_bias is not None,
+        HAS_GATE_BIAS=gate_bias is not None,
+        LIMIT=limit > 0,
+        ACTIVATION=activation,
+        PRECISION=precision,
+        BLOCK_M=config["m"],
+        BLOCK_N=config["n"],
+        BLOCK_K=config["k"],
+        EXPERTS=block_of(E),
+        num_warps=config["warps"],
+        num_stages=config["stages"],
+    )  # fmt: skip
+    return y
+
+
+hidden_forward = operator(
+    "grouped_hidden",
+    _launch_hidden,
+    allocate=_allocate_hidden,
+    reference=reference_hidden,
+    kernel=grouped_hidden_kernel,
+)
+
+
+def _keep_hidden(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, activation, limit, up_offset, precision = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.settings = (activation, limit, up_offset)
+    ctx.precision = precision
+
+
+def _hidden_gradients(
+    dy: Tensor, hidden: Tensor, gates: Tensor | None, activation: str, limit: float,
+    up_offset: float,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Returns the gradients by the two products."""
+    if gates is None:
+        return activation_gradient(dy, hidden, activation), None
+    clipped, kept = gates, hidden
+    if limit > 0:
+        clipped, kept = gates.clamp(max=limit), hidden.clamp(-limit, limit)
+    dhidden = dy * activate_expert(clipped, activation)
+    dgates = activation_gradient(dy * (kept + up_offset), clipped, activation)
+    if limit > 0:
+        dhidden = torch.where(hidden.abs() <= limit, dhidden, 0)
+        dgates = torch.where(gates <= limit, dgates, 0)
+    return dhidden, dgates
+
+
+def _differentiate_hidden(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, rows, counts, up, gate, up_bias, gate_bias = ctx.saved_tensors
+    precision, needs = ctx.precision, ctx.needs_input_grad
+    part = x if rows is None else x[rows]
+    hidden = grouped_forward(part, up, counts, up_bias, None, precision)
+    gates = None
+    if gate is not None:
+        gates = grouped_forward(part, gate, counts, gate_bias, None, precision)
+    dhidden, dgates = _hidden_gradients(dy, hidden, gates, *ctx.settings)
+    dx = None
+    if needs[0]:
+        dx = grouped_forward(dhidden, up.transpose(1, 2), counts, None, None, precision)
+        if gate is not None:
+            dx = dx + grouped_forward(dgates, gate.transpose(1, 2), counts, None, None, precision)
+        dx = dx if rows is None else torch.zeros_like(x).index_add(0, rows, dx)
+    given = ((up, dhidden, 3), (gate, dgates, 4))
+    dup, dgate = (
+        grouped_gradient(d, part, counts, precision) if w is not None and needs[idx] else None
+        for w, d, idx in given
+    )
+    given = ((up_bias, dhidden, 5), (gate_bias, dgates, 6))
+    dup_bias, dgate_bias = (
+        sum_by_expert(d, counts).to(b.dtype) if b is not None and needs[idx] else None
+        for b, d, idx in given
+    )
+    return dx, None, None, dup, dgate, dup_bias, dgate_bias, None, None, None, None
+
+
+hidden_forward.register_autograd(_differentiate_hidden, setup_context=_keep_hidden)
+
+
+def grouped_hidden(
+    x: Tensor,
+    counts: Tensor,
+    up: Tensor,
+    gate: Tensor | None = None,
+    *,
+    activation: str = "silu",
+    rows: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    gate_bias: Tensor | None = None,
+    limit: float = 0.0,
+    up_offset: float = 0.0,
+    precision: str = "ieee",
+) -> Tensor:
+    """Returns the hidden channels [R, N] of rows that are sorted by expert.
+
+    Args:
+        x: [R, K], or [T, K] with `rows`.
+        counts: i64[E], rows of every expert; rows behind them are nobody's, and become zeros.
+        up: [E, N, K].
+        gate: [E, N, K]; without it the activation is applied to what `up` gives.
+        activation: One of `EXPERT_ACTIVATIONS`.
+        rows: i64[R], which row of x each one is.
+        up_bias: [E, N].
+        gate_bias: [E, N].
+        limit: Clips the gate from above and what it multiplies on both sides; 0: nothing.
+        up_offset: Added to what the gate multiplies.
+        precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
+
+    Raises:
+        ValueError: Sizes differ, or the activation is not known.
+    """
+    is_fitting = x.shape[1] == up.shape[2] and counts.shape == up.shape[:1]
+    if not is_fitting or (gate is not None and gate.shape != up.shape):
+        raise ValueError(
+            f"grouped_hidden: x {list(x.shape)}, up {list(up.shape)}, counts "
+            f"{list(counts.shape)}; expected [R, K], [E, N, K], [E], and a gate like up"
+        )
+    if activation not in EXPERT_ACTIVATIONS:
+        raise ValueError(
+            f"grouped_hidden: activation `{activation}` is not one of "
+            f"{', '.join(EXPERT_ACTIVATIONS)}"
+        )
+    y: Tensor = hidden_forward(
+        x, rows, counts, up, gate, up_bias, gate_bias, activation, limit, up_offset, precision
+    )
+    return y

@@ -1,0 +1,64 @@
+"""Forms of products whose operands are more than two matrices: those of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from regraft.backends.triton.kernels.form import Bound, Form
+from regraft.backends.triton.kernels.grouped import grouped_gradient_kernel, grouped_kernel
+from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden_kernel
+
+
+def product_forms() -> Iterator[Form]:
+    """Yields every form of them."""
+    yield from _grouped_forms()
+    yield from _hidden_forms()
+
+
+def _grouped_forms() -> Iterator[Form]:
+    for label, dtype, m, n, k, stages in (
+        ("few-rows", "bf16", 16, 64, 64, 4),
+        ("large", "bf16", 64, 128, 64, 3),
+        ("large", "fp32", 64, 64, 32, 3),
+    ):
+        precision = "tf32" if dtype == "fp32" else "ieee"
+        constants: dict[str, object] = {
+            "HAS_BIAS": True, "HAS_SHARE": True, "PRECISION": precision,
+            "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "EXPERTS": 64, "weight_k_stride": 1,
+        }  # fmt: skip
+        yield Form(
+            f"grouped-{label}-{dtype}", grouped_kernel, dtype, constants, Bound.MATMUL, 4, stages,
+            wholes=("counts_ptr",),
+        )  # fmt: skip
+        if label == "few-rows":
+            continue
+        constants = {
+            "PRECISION": precision, "BLOCK_M": 32, "BLOCK_N": 64,
+            "BLOCK_K": 64 if dtype == "fp32" else 128, "EXPERTS": 64,
+        }  # fmt: skip
+        yield Form(
+            f"grouped-gradient-{dtype}", grouped_gradient_kernel, dtype, constants, Bound.MATMUL,
+            4, 3, wholes=("counts_ptr",),
+        )  # fmt: skip
+
+
+def _hidden_forms() -> Iterator[Form]:
+    for label, dtype, activation, m, n, k in (
+        ("few-rows", "bf16", "silu", 16, 64, 64),
+        ("large", "bf16", "silu", 64, 64, 64),
+        ("large", "bf16", "gelu", 64, 64, 64),
+        ("large", "bf16", "relu2", 64, 64, 64),
+        ("large", "fp32", "gelu_tanh", 64, 32, 32),
+    ):
+        is_gated = activation != "relu2"
+        constants: dict[str, object] = {
+            "HAS_ROWS": True, "HAS_GATE": is_gated, "HAS_UP_BIAS": True,
+            "HAS_GATE_BIAS": is_gated, "LIMIT": is_gated, "ACTIVATION": activation,
+            "PRECISION": "tf32" if dtype == "fp32" else "ieee",
+            "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "EXPERTS": 64,
+            "up_k_stride": 1, "gate_k_stride": 1,
+        }  # fmt: skip
+        yield Form(
+            f"grouped-hidden-{label}-{activation}-{dtype}", grouped_hidden_kernel, dtype, constants,
+            Bound.MATMUL, 4, 3, wholes=("counts_ptr", "rows_ptr"), floats=("limit", "up_offset"),
+        )  # fmt: skip
