@@ -183,20 +183,32 @@ def unpack(raw: np.ndarray[Any, Any], dtype: DType, shape: tuple[int, ...]) -> n
     return codes.astype(dtype.numpy)
 
 
+_BYTES_AT_ONCE = 1 << 20
+"""Bytes that are packed at a time: a few arrays of their codes are in memory."""
+
+
 def pack(array: np.ndarray[Any, Any], dtype: DType) -> bytes:
     """Returns the little-endian packed bytes of `array`."""
     if dtype.bits >= 8:
         return np.ascontiguousarray(array).tobytes()
     flat = np.ascontiguousarray(array).reshape(-1)
-    codes = flat.view(np.uint8) if dtype is DType.F4E2M1 else flat.astype(np.int8).view(np.uint8)
     per_byte = 8 // dtype.bits
-    mask = (1 << dtype.bits) - 1
-    padded = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
-    padded[: codes.size] = codes & mask
-    shifts = np.arange(per_byte, dtype=np.uint8) * dtype.bits
-    packed = (padded.reshape(-1, per_byte) << shifts).sum(axis=1, dtype=np.uint8)
+    packed = np.empty(-(-flat.size // per_byte), np.uint8)
+    for first in range(0, packed.size, _BYTES_AT_ONCE):
+        run = flat[first * per_byte : (first + _BYTES_AT_ONCE) * per_byte]
+        packed[first : first + _BYTES_AT_ONCE] = _packed(run, dtype, per_byte)
     data: bytes = packed.tobytes()
     return data
+
+
+def _packed(flat: np.ndarray[Any, Any], dtype: DType, per_byte: int) -> np.ndarray[Any, Any]:
+    """Returns u8 of a run of codes that begins at a byte."""
+    codes = flat.view(np.uint8) if dtype is DType.F4E2M1 else flat.astype(np.int8).view(np.uint8)
+    padded = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
+    padded[: codes.size] = codes & ((1 << dtype.bits) - 1)
+    shifts = np.arange(per_byte, dtype=np.uint8) * dtype.bits
+    each: np.ndarray[Any, Any] = padded.reshape(-1, per_byte) << shifts
+    return np.bitwise_or.reduce(each, axis=1)
 
 
 _UNSIGNED = {2: DType.U2, 4: DType.U4, 8: DType.U8}

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.linalg import lapack
 
 Array = np.ndarray[Any, Any]
 
 _DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Fractions of the mean diagonal that are added to it, tried until the matrix is definite."""
+
+WIDE = 6144
+"""Beyond so many positions second moments are f32: of 11,008 they are half a gigabyte, and the
+damping of 1 % is far above what is rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,58 +39,76 @@ class Curvature:
     damped: Array
 
 
-def curvature(moments: Array) -> Curvature:
-    """Returns what second moments f64[K, K], the sum of x xᵀ over rows x, say.
+def curvature(moments: Array, *, overwrite: bool = False) -> Curvature:
+    """Returns what second moments, the sum of x xᵀ over rows x, say.
+
+    Args:
+        moments: f64[K, K] or f32[K, K]; f32 is factored in f32.
+        overwrite: Whether `damped` may lie where the moments were. No more than two matrices
+            of K x K numbers are in memory then.
 
     Raises:
         numpy.linalg.LinAlgError: When no damping makes them definite, or they hold NaN or Inf.
     """
     order = np.argsort(-np.einsum("kk->k", moments), kind="stable")
-    factor, fraction = inverse_factor(moments[np.ix_(order, order)])
-    damped = moments.astype(np.float32)
+    factor, fraction = _ordered_factor(moments, order)
+    damped = moments.astype(np.float32, copy=not overwrite)
     diagonal = np.einsum("kk->k", damped)
     diagonal[diagonal == 0] = 1.0
-    diagonal += np.float32(fraction * diagonal.mean())
+    diagonal += np.float32(fraction * diagonal.mean(dtype=np.float64))
     importance = np.empty(len(order))
     # H⁻¹ = Uᵀ U of the upper factor U: its diagonal is the sum of squares of a column
     importance[order] = 1 / np.einsum("kn,kn->n", factor, factor)
-    return Curvature(order, factor.astype(np.float32), importance, damped)
+    return Curvature(order, factor.astype(np.float32, copy=False), importance, damped)
 
 
 def inverse_factor(moments: Array) -> tuple[Array, float]:
     """Returns the upper Cholesky factor of the inverse of damped second moments, and the damping.
 
     Args:
-        moments: f64[K, K], the sum of x xᵀ over rows x. Positions that never differ from 0 count
-            as 1.
+        moments: f64[K, K] or f32[K, K], the sum of x xᵀ over rows x. Positions that never differ
+            from 0 count as 1.
 
     Raises:
         numpy.linalg.LinAlgError: When no damping makes it definite, or it holds NaN or Inf.
     """
-    if not np.isfinite(moments).all():
+    return _ordered_factor(moments, np.arange(len(moments)))
+
+
+def _ordered_factor(moments: Array, order: Array) -> tuple[Array, float]:
+    """Returns the factor of the moments in an order of positions, of their type, and the damping.
+
+    With the positions turned round, P H P = L Lᵀ; then H = (P L P) (P L P)ᵀ, and the inverse of
+    the upper P L P is the factor: one Cholesky and one inverse of a triangle, both in place.
+    """
+    diagonal = np.einsum("kk->k", moments).astype(np.float64)
+    if not np.isfinite(diagonal).all():
         raise np.linalg.LinAlgError("second moments hold NaN or Inf")
-    lower, fraction = _damped_factor(moments)
-    # of wide layers each of these is a gigabyte: no more than two at a time
-    inverse = np.linalg.inv(lower)
-    del lower
-    whole = inverse.T @ inverse  # H = L Lᵀ gives H⁻¹ = L⁻ᵀ L⁻¹
-    del inverse
-    upper = np.linalg.cholesky(whole).T
-    del whole
-    return np.ascontiguousarray(upper), fraction
-
-
-def _damped_factor(moments: Array) -> tuple[Array, float]:
-    """Returns the lower Cholesky factor of damped second moments, and the damping."""
-    matrix = moments.astype(np.float64, copy=True)
-    diagonal = np.einsum("kk->k", matrix)
     diagonal[diagonal == 0] = 1.0
-    mean = float(diagonal.mean())
-    base = diagonal.copy()
+    mean, turned = float(diagonal.mean()), order[::-1]
+    potrf, trtri = (
+        (lapack.spotrf, lapack.strtri)
+        if moments.dtype == np.float32
+        else (lapack.dpotrf, lapack.dtrtri)
+    )
     for fraction in _DAMPING:
-        np.einsum("kk->k", matrix)[:] = base + fraction * mean
-        try:
-            return np.linalg.cholesky(matrix), fraction
-        except np.linalg.LinAlgError:
-            continue
+        work = moments[turned[:, None], turned]
+        np.einsum("kk->k", work)[:] = diagonal[turned] + fraction * mean
+        # LAPACK counts by columns: its upper triangle is the lower one here
+        _, failed = potrf(work.T, lower=0, clean=1, overwrite_a=1)
+        if not failed:
+            _, failed = trtri(work.T, lower=0, overwrite_c=1)
+        if not failed and np.isfinite(np.einsum("kk->k", work)).all():
+            _turn_round(work)
+            return work, fraction
+        del work
     raise np.linalg.LinAlgError("no damping makes the second moments definite")
+
+
+def _turn_round(matrix: Array) -> None:
+    """Reverses the order of rows and columns, in place."""
+    size = len(matrix)
+    for idx in range((size + 1) // 2):
+        row = matrix[idx, ::-1].copy()
+        matrix[idx] = matrix[size - 1 - idx, ::-1].copy()
+        matrix[size - 1 - idx] = row

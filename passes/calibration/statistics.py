@@ -11,6 +11,7 @@ import numpy as np
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
+from regraft.passes.calibration.curvature import WIDE
 from regraft.passes.protocol import ActivationSource, Context
 
 Array = np.ndarray[Any, Any]
@@ -21,6 +22,9 @@ _MAX_ROWS = 4096
 
 _ROWS_AT_ONCE = 512
 """Rows of one product: adding K x K numbers for every sample takes longer than all the rest."""
+
+_MOMENTS_AT_ONCE = 1024
+"""Positions whose moments with all before them are made by one product."""
 
 
 @dataclass(slots=True)
@@ -33,7 +37,7 @@ class Statistics:
         square: f64[K], sum of squares.
         total: f64[K], sum.
         rows: How many rows were seen.
-        moments: f64[K, K], sum of x xᵀ, None where nobody asked for it.
+        moments: f64[K, K], sum of x xᵀ, f32 of wide values; None where nobody asked for it.
         kept: Rows spread evenly over what was seen.
     """
 
@@ -54,7 +58,8 @@ class Statistics:
         return Statistics(
             np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32),
             np.zeros(size), np.zeros(size),
-            moments=np.zeros((size, size)) if with_moments else None,
+            moments=np.zeros((size, size), np.float64 if size <= WIDE else np.float32)
+            if with_moments else None,
         )  # fmt: skip
 
     @property
@@ -74,14 +79,29 @@ class Statistics:
 
     @property
     def spread(self) -> Array:
-        """f64[K, K], second moments about the mean, for errors whose mean a bias takes back.
+        """[K, K], second moments about the mean, for errors whose mean a bias takes back.
 
         Of few rows the mean is uncertain, and a part of it stays in.
         """
         if self.moments is None:
             raise AssertionError("second moments were not gathered")
+        return self._about_mean(self.moments.copy())
+
+    def take_spread(self) -> Array:
+        """Returns the spread in the memory of the moments, which are gone then."""
+        if self.moments is None:
+            raise AssertionError("second moments were not gathered")
+        moments, self.moments = self.moments, None
+        return self._about_mean(moments)
+
+    def _about_mean(self, moments: Array) -> Array:
+        """Takes the mean out of moments, in place."""
         certain = self.rows / (self.rows + len(self.total))
-        return self.moments - certain * max(self.rows, 1) * np.outer(self.mean, self.mean)
+        weighted = certain * max(self.rows, 1) * self.mean
+        for first in range(0, len(moments), _MOMENTS_AT_ONCE):
+            run = slice(first, first + _MOMENTS_AT_ONCE)
+            moments[run] -= np.outer(weighted[run], self.mean)
+        return moments
 
     @staticmethod
     def joined(items: Sequence[Statistics]) -> Statistics:
@@ -111,7 +131,11 @@ class Statistics:
         """Takes the rows that still wait into the moments."""
         if self.moments is not None and self._pending:
             rows = np.concatenate(self._pending)
-            self.moments += rows.T @ rows
+            for first in range(0, rows.shape[1], _MOMENTS_AT_ONCE):
+                stop = min(first + _MOMENTS_AT_ONCE, rows.shape[1])
+                part = rows[:, first:stop].T @ rows[:, :stop]
+                self.moments[first:stop, :stop] += part
+                self.moments[:first, first:stop] += part[:, :first].T
         self._pending = []
 
     def update(self, x: Array) -> None:

@@ -32,8 +32,8 @@ def descended(matrix: Array, start: Encoded, moments: Array, sweeps: int) -> Enc
     hessian, diagonal = moments, np.einsum("kk->k", moments)
     value = start.decode()
     codes = start.codes.copy()
+    pull = hessian @ (matrix - value)  # minus half the gradient
     for _ in range(sweeps):
-        pull = hessian @ (matrix - value)  # minus half the gradient
         for first in range(0, size, _BLOCK):
             stop = min(first + _BLOCK, size)
             moved = np.zeros((stop - first, matrix.shape[1]), np.float32)

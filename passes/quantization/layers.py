@@ -115,7 +115,9 @@ def rewrite_readers(
     has_all = all(x in seen for x in by_input)
     stats = Statistics.joined([seen[x] for x in by_input]) if has_all else None
     rounding = _rounding(readers, plan, stats)
-    curved = None if stats is None or stats.moments is None else curvature(stats.spread)
+    curved = None
+    if stats is not None and stats.moments is not None:
+        curved = curvature(stats.take_spread(), overwrite=True)
     inputs: dict[Value, Input] = {}
     held: dict[str, Value] = {}
     found: dict[str, LayerError] = {}
@@ -186,11 +188,7 @@ def _layer(
         encoded = encode(main, plan.format, plan.group or size, plan.method, joined, curved)
     shift, ran = None, stats is not None and stats.rows > 0
     if stats is not None and ran:
-        rows = stats.sample()
-        exact = rows @ matrix
-        off = exact - _seen(rows * rounding.factor, plan.mode, rounding, encoded, scaled)
-        shift = off.mean(0)
-        error = _relative(off - shift, exact)
+        shift, error = _seen_error(stats.sample(), matrix, scaled, plan.mode, rounding, encoded)
         if drift is not None:
             shift = (shift + drift @ matrix).astype(np.float32)
     else:
@@ -214,10 +212,23 @@ def _weight_error(encoded: Encoded, matrix: Array) -> float:
     return math.sqrt(lost / whole) if whole else 0.0
 
 
-def _relative(difference: Array, reference: Array) -> float:
-    """Returns the root mean square of a difference over that of what it is from."""
-    scale = float(np.sqrt(np.square(reference).mean())) or 1.0
-    return float(np.sqrt(np.square(difference).mean())) / scale
+def _seen_error(
+    rows: Array, matrix: Array, scaled: Array, mode: str, rounding: _Rounding, encoded: Encoded
+) -> tuple[Array, float]:
+    """Returns the mean of what rounding takes from rows f32[R, K], f32[N], and the relative error.
+
+    The error is the root mean square of what differs beyond that mean, over that of the results.
+    """
+    shift = np.empty(matrix.shape[1], np.float32)
+    lost = whole = 0.0
+    inner = rows if (rounding.factor == 1).all() else rows * rounding.factor
+    for run in runs_of_outputs(matrix.shape):
+        exact = rows @ matrix[:, run]
+        off = exact - _seen(inner, mode, rounding, outputs_of(encoded, run), scaled[:, run])
+        shift[run] = off.mean(0)
+        lost += float(np.square(off - shift[run]).sum(dtype=np.float64))
+        whole += float(np.square(exact).sum(dtype=np.float64))
+    return shift, math.sqrt(lost / (whole or 1.0))
 
 
 def _seen(rows: Array, mode: str, rounding: _Rounding, encoded: Encoded, scaled: Array) -> Array:

@@ -26,6 +26,9 @@ from regraft.passes.quantization.hqq import hqq
 Array = np.ndarray[Any, Any]
 
 _SWEEPS = 3
+_RUN_BYTES = 1 << 25
+"""Weights that GPTQ works on at a time, in f32; it holds half a dozen arrays of their size."""
+
 _REFITS, _SWEEPS_AFTER = 2, 2
 """Scales are fitted and codes moved so many times: the error falls by 3 to 5 %, and by half a
 percent at a third time."""
@@ -68,6 +71,18 @@ def encode(
     if method == "flexround":
         found = searched_grid(matrix, fmt, group, curved.importance)
         return flexround(matrix, fmt, group, curved.damped, start=found)
+    if fmt.scales == "e4m3":  # blocks of fp4 share a scale of the whole tensor
+        return _adapted(matrix, fmt, group, curved)
+    step = max(_RUN_BYTES // (4 * matrix.shape[0]), 1)
+    parts = [
+        _adapted(np.ascontiguousarray(matrix[:, first : first + step]), fmt, group, curved)
+        for first in range(0, matrix.shape[1], step)
+    ]
+    return joined(parts) if len(parts) > 1 else parts[0]
+
+
+def _adapted(matrix: Array, fmt: Format, group: int, curved: Curvature) -> Encoded:
+    """Returns codes by GPTQ, moved until they agree with each other and with their scales."""
     # by the mean square alone, the error that remains on a sentence encoder is a tenth larger
     greedy = gptq(matrix, searched_grid(matrix, fmt, group, curved.importance), curved)
     encoded = descended(matrix, greedy, curved.damped, _SWEEPS)
