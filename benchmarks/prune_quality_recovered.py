@@ -10,13 +10,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 import regraft
 from benchmarks import encoder as source
+from benchmarks.counted_batches import CountedBatches
 from benchmarks.fixtures import vision_ops
 from benchmarks.kept_figures import Figures, kept
 from benchmarks.measure import Measurement, Row, Settings, at_most, shown
@@ -26,8 +26,6 @@ from regraft.backends.torch.training import TorchTrainer
 from regraft.ir.module import Module
 from regraft.passes.protocol import Context, Samples
 from regraft.passes.quality.embedding import EmbeddingMeter, EmbeddingQuality
-from regraft.passes.recovery.data import Batch
-from regraft.passes.recovery.fixed import FixedBatches
 from regraft.passes.recovery.recover import Recover
 
 VERSION = 1
@@ -38,21 +36,6 @@ RECOVER = Recover(steps=STEPS, rate=3e-4, warmup=0.03, refit=False, checkpoint_e
 LOST = 0.01
 MINUTES, THREADS = 15.0, 2
 _TOPIC = "prune_quality"
-
-
-@dataclass(slots=True)
-class _Counted:
-    """Batches that remember where their last reading began: after a checkpoint, not at 0."""
-
-    data: FixedBatches
-    first: int = field(default=0)
-
-    def batches(self, first: int = 0) -> Iterator[Batch]:
-        self.first = first
-        return self.data.batches(first)
-
-    def numbers(self, first: int = 0) -> Iterator[int]:
-        return self.data.numbers(first)
 
 
 def _figures(dense: Module, other: Module) -> EmbeddingQuality:
@@ -98,7 +81,7 @@ def _recovered(settings: Settings) -> Figures:
     folder = settings.work / _TOPIC / f"recovered-{STEPS}-{VERSION}"
     if settings.again:
         shutil.rmtree(folder, ignore_errors=True)
-    data, trainer = _Counted(source.training_batches()), TorchTrainer(folder=folder)
+    data, trainer = CountedBatches(source.training_batches()), TorchTrainer(folder=folder)
     wall, cpu = time.perf_counter(), time.process_time()
     ctx = Context(trainer=trainer, training=data, teacher=dense)
     result = RECOVER.run(module, ctx)

@@ -7,7 +7,7 @@ here that is not taken away once: both branches, the window alone, the linear on
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.check.runners import Runner
 from regraft.passes.fusion.plan import Plan, Raise
 from regraft.passes.linearization.attention_weights import scores_of_mixer, weights_of_mixer
+from regraft.passes.linearization.head_parts import HeadsOf, parts_of_layers
 from regraft.passes.recovery.data import Batch
 
 Array = np.ndarray[Any, Any]
@@ -56,14 +57,15 @@ class LayerFigures:
 
     Attributes:
         number: Which attention of the model it is, from 0.
-        kind: `softmax`, `linear` or `hybrid`.
+        kind: `softmax`, `linear` or `hybrid`; two of them where heads differ.
         kl: Mean over rows of KL(teacher's weights || own), nats, by head.
         error: Squared error of the results over the squares of the teacher's.
         spikiness: Largest weight of a row, mean, by head.
         teacher_spikiness: The teacher's.
         monotonicity: Rank correlation of products of queries and keys with weights, by head.
-        state_bytes: Of one sequence, at any length; None where there is a cache.
+        state_bytes: Of one sequence, at any length; None where there is a cache alone.
         kv_bytes_per_token: Of the teacher's cache.
+        kept_kv_bytes_per_token: Of the cache of heads that stay a softmax.
     """
 
     number: int
@@ -75,6 +77,7 @@ class LayerFigures:
     monotonicity: tuple[float, ...]
     state_bytes: int | None
     kv_bytes_per_token: int
+    kept_kv_bytes_per_token: int
 
 
 def mixers(module: Module) -> list[Node]:
@@ -115,7 +118,8 @@ def layer_figures(
     Raises:
         UsageError: When the modules have not the same number of layers.
     """
-    old, new = mixers(teacher), mixers(student)
+    old, own_nodes = mixers(teacher), mixers(student)
+    new = parts_of_layers(old, own_nodes)
     if len(old) != len(new):
         raise UsageError(
             f"audit: {len(new)} layers mix tokens, the original has {len(old)}",
@@ -125,11 +129,12 @@ def layer_figures(
     runs = [_operands_of(each, runner) for each in (teacher, student)]
     for batch in batches:
         theirs, own = (run(batch) for run in runs)
-        for number, (before, after) in enumerate(zip(old, new, strict=True)):
-            sums[number].append(_compared(before, after, theirs[number], own[number]))
+        given = dict(zip(own_nodes, own, strict=True))
+        for number, (before, parts) in enumerate(zip(old, new, strict=True)):
+            sums[number].append(_compared(before, theirs[number], parts, given))
     return [
-        _layer(number, node, before, np.mean(rows, axis=0))
-        for number, (node, before, rows) in enumerate(zip(new, old, sums, strict=True))
+        _layer(number, parts, before, np.mean(rows, axis=0))
+        for number, (parts, before, rows) in enumerate(zip(new, old, sums, strict=True))
     ]
 
 
@@ -155,16 +160,26 @@ def _operands_of(module: Module, runner: MakeRunner) -> Callable[[Batch], list[d
     return of
 
 
-def _compared(old: Node, new: Node, theirs: dict[str, Array], own: dict[str, Array]) -> Array:
+def _compared(
+    old: Node, theirs: dict[str, Array], parts: Sequence[HeadsOf], given: Mapping[Node, Any]
+) -> Array:
     """Returns [4, H]: KL, spikiness of both, monotonicity; and the error as a fifth row."""
-    before, after = weights_of_mixer(old, theirs), weights_of_mixer(new, own)
-    counted = before.sum(-1) > 0  # rows that see no key have nothing to compare
-    logs = np.log(np.maximum(before, _LEAST)) - np.log(np.maximum(after, _LEAST))
-    kl = _mean_rows((before * logs).sum(-1), counted)
-    spikes = [_mean_rows(each.max(-1), counted) for each in (after, before)]
-    ranks = _rank_correlation(scores_of_mixer(new, own), after, counted)
-    error = np.square(own["out"] - theirs["out"]).sum() / np.square(theirs["out"]).sum()
-    return np.stack([kl, *spikes, ranks, np.full_like(kl, error)])
+    whole = weights_of_mixer(old, theirs)
+    found = np.zeros((5, whole.shape[1]))
+    squares = 0.0
+    for part in parts:
+        own, heads = given[part.node], list(part.heads)
+        before, after = whole[:, heads], weights_of_mixer(part.node, own)
+        counted = before.sum(-1) > 0  # rows that see no key have nothing to compare
+        logs = np.log(np.maximum(before, _LEAST)) - np.log(np.maximum(after, _LEAST))
+        found[0, heads] = _mean_rows((before * logs).sum(-1), counted)
+        found[1, heads], found[2, heads] = (
+            _mean_rows(each.max(-1), counted) for each in (after, before)
+        )
+        found[3, heads] = _rank_correlation(scores_of_mixer(part.node, own), after, counted)
+        squares += float(np.square(own["out"] - theirs["out"][:, heads]).sum())
+    found[4] = squares / np.square(theirs["out"]).sum()
+    return found
 
 
 def _mean_rows(rows: Array, counted: Array) -> Array:
@@ -185,18 +200,28 @@ def _rank_correlation(scores: Array, weights: Array, counted: Array) -> Array:
     return _mean_rows(found, enough)
 
 
-def _layer(number: int, node: Node, old: Node, rows: Array) -> LayerFigures:
+_KINDS = {attention: "softmax", linear_attention: "linear", hybrid_attention: "hybrid"}
+
+
+def _layer(number: int, parts: Sequence[HeadsOf], old: Node, rows: Array) -> LayerFigures:
     kl, own, theirs, monotonic, error = (tuple(map(float, row)) for row in rows)
-    kinds = {attention: "softmax", linear_attention: "linear", hybrid_attention: "hybrid"}
-    cache = 0
-    for value in old.inputs[1:3]:
+    kinds = dict.fromkeys(_KINDS[part.node.op] for part in parts)
+    states = [size for part in parts if (size := state_bytes(part.node)) is not None]
+    kept = sum(_cache_bytes(part.node) for part in parts if part.node.op is attention)
+    return LayerFigures(
+        number, " + ".join(kinds), kl, error[0], own, theirs, monotonic,
+        sum(states) if states else None, _cache_bytes(old), kept,
+    )  # fmt: skip
+
+
+def _cache_bytes(node: Node) -> int:
+    """Returns the bytes per token of the keys and values of an attention."""
+    found = 0
+    for value in node.inputs[1:3]:
         heads, _, channels = (0, 0, 0) if value is None else (value.shape or (0, 0, 0, 0))[1:]
         if isinstance(heads, int) and isinstance(channels, int):
-            cache += _BYTES * heads * channels
-    return LayerFigures(
-        number, kinds[node.op], kl, error[0], own, theirs, monotonic, state_bytes(node),
-        cache,
-    )  # fmt: skip
+            found += _BYTES * heads * channels
+    return found
 
 
 def state_bytes(node: Node) -> int | None:

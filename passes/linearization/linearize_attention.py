@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,9 +17,10 @@ from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.fusion.fuse import Fuse
 from regraft.passes.fusion.plan import Plan, Raise
+from regraft.passes.linearization.heads import linear_in_part
 from regraft.passes.linearization.methods import METHODS, Merge, Method, Options
 from regraft.passes.linearization.place import Built, Place
-from regraft.passes.linearization.stack import choose_stack
+from regraft.passes.linearization.stack import By, choose_stack
 from regraft.passes.linearization.transfer import Losses, transfer
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Context, Contract, Lossy, PassResult, Skip
@@ -36,9 +37,9 @@ class LinearizeAttention:
     (`hybrid_attention`). Its `merge` is that of LoLCATs; `lse`, in which the window's share follows
     its scores; or `share`, in which the linear branch says how much the window gets. With `steps`,
     the learned feature maps are fitted to the softmax attention that they replace, every layer fed
-    what the teacher has: on results (`loss=output`), on weights (`weights`), both before the window
-    is added, or on the results of both branches together (`hybrid`, the recipe of LoLCATs). All
-    other weights stay as they are; `recover` goes on.
+    what the teacher has: on results (`loss=output`), on weights (`weights`), or on both (`mixed`),
+    before the window is added; or on the results of both branches together (`hybrid`, the recipe of
+    LoLCATs). All other weights stay as they are; `recover` goes on.
 
     ## When it applies
     To every recognized attention over whole sequences. What stays is reported with the reason:
@@ -72,8 +73,10 @@ class LinearizeAttention:
         features: Columns of the learned maps; 0: the channels of a head.
         landmarks: Of `soft`; 0: every token is one.
         cache: Bytes that caches and states may have, of those of the softmax's caches; the solver
-            chooses which layers stay a softmax. 0: all become linear.
+            chooses what stays a softmax. 0: all become linear.
         tokens: Length of the text that `cache` is for.
+        stack: What it chooses: whole layers, or key heads of layers with the queries that read
+            them.
         steps: Updates of the feature maps; 0: none.
         rate: The highest learning rate.
         loss: What they are fitted on.
@@ -91,6 +94,7 @@ class LinearizeAttention:
     landmarks: int = 0
     cache: float = 0.0
     tokens: int = 4096
+    stack: By = "layers"
     steps: int = 0
     rate: float = 1e-2
     loss: Losses = "output"
@@ -125,23 +129,33 @@ class LinearizeAttention:
                 module, ctx, places, steps=self.steps, rate=self.rate, loss=self.loss,
                 batches=self.batches,
             )  # fmt: skip
-        decisions: dict[str, object] = {}
-        recorded = ctx.replay.get(self.name, {}).get("linear")
-        if self.cache and places and recorded is None:
-            stack = choose_stack(module, ctx, places, self.cache, self.tokens)
-            recorded, decisions = stack.linear, stack.decisions()
+        decisions: dict[str, object] = dict(ctx.replay.get(self.name, {}))
+        if self.cache and places and not decisions:
+            stack = choose_stack(module, ctx, places, self.cache, self.tokens, by=self.stack)
+            decisions = stack.decisions()
             stats |= {"cache-bytes": stack.bytes, "cache-bytes-before": stack.before}
-        elif recorded is not None:
-            decisions = {"linear": list(recorded)}
         plan = Plan()
         for place, built in places:
-            if recorded is None or place.number in recorded:
-                plan.add(place.node, "linearize-attention", _replaced_by(built))
+            made = self._chosen(module, place, built, decisions)
+            if made is not None:
+                plan.add(place.node, "linearize-attention", _replaced_by(made))
         stats["linearized"] = len(plan.places)
         rewrite(module, plan.rules(), start=plan.in_order(), observer=ctx.observer)
         drop_dead_code(module)
         changed = raised.changed or bool(plan.places)
         return PassResult(changed, stats, tuple(skipped), decisions=decisions)
+
+    def _chosen(
+        self, module: Module, place: Place, built: Built, decisions: Mapping[str, object]
+    ) -> Built | None:
+        """Returns what replaces an attention, None where all of it stays."""
+        linear, heads = decisions.get("linear"), decisions.get("heads", {})
+        if not isinstance(linear, Sequence) or place.number in linear:
+            return built
+        part = heads.get(str(place.number)) if isinstance(heads, Mapping) else None
+        if not part:
+            return None
+        return linear_in_part(module, place, self._method(), self._options(), tuple(part))
 
     def _options(self) -> Options:
         return Options(self.features, self.window, self.merge, self.landmarks)

@@ -129,8 +129,9 @@ def slopes(heads: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
 
 def _decays(place: Place) -> Value:
     """Returns fixed logarithms of decays, one per key head, [1, K, 1, 1]."""
-    logs = -slopes(place.kv_heads).reshape(1, -1, 1, 1)
-    return place.b.constant(logs, place.dtype)
+    part = place.part
+    found = slopes(place.kv_heads) if part is None else slopes(part.count)[list(part.heads)]
+    return place.b.constant(-found.reshape(1, -1, 1, 1), place.dtype)
 
 
 def _normed(place: Place, x: Value) -> Value:
@@ -149,7 +150,7 @@ def _supra(place: Place, options: Options) -> Built:
     made = MAPS["t2r"]
     for which in "qk":
         x, turned = _unrotated(place, which)
-        inner = Place(place.node, place.number, b)
+        inner = Place(place.node, place.number, b, part=place.part)
         mapped = behind_map(place, made, _learned_product(inner, which, x, made))
         place.trained += inner.trained
         if turned is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +40,37 @@ NO_WEIGHT = -1e4
 """Logarithm of the weight of a hidden key: finite, and 0 after a softmax."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some heads of an attention that was whole before.
+
+    Attributes:
+        count: Key heads of the whole.
+        heads: Numbers of these key heads in it.
+        given: Arrays that were learned for these heads, by name.
+    """
+
+    count: int
+    heads: tuple[int, ...]
+    given: Mapping[str, Any]
+
+
 @dataclass(slots=True)
 class Place(Site):
     """An attention that is linearized.
 
     Attributes:
         trained: Names of the weights that were added so far.
+        part: Where it is some heads of a layer, which; None for all.
     """
 
     trained: tuple[str, ...] = ()
+    part: Part | None = None
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its weights begin with."""
+        return f"attention.{self.number}." + ("" if self.part is None else "heads.")
 
     @property
     def kv_heads(self) -> int:
@@ -78,9 +101,15 @@ class Place(Site):
         return size
 
     def learned(self, name: str, array: Any) -> Value:
-        """Adds a weight that transfer fits."""
-        made = ArrayWeight(np.asarray(array, dtype=self.dtype.numpy))
-        value = self.b.weight(f"attention.{self.number}.{name}", made, Role.PARAM)
+        """Adds a weight that transfer fits; heads of a layer that was fitted keep what they have.
+
+        Args:
+            name: Of the weight, within the layer.
+            array: Its first value, [heads, ...].
+        """
+        first = array if self.part is None else self.part.given.get(name, array)
+        made = ArrayWeight(np.asarray(first, dtype=self.dtype.numpy))
+        value = self.b.weight(self.prefix + name, made, Role.PARAM)
         if value.name is None:
             raise AssertionError("a weight has a name")
         self.trained += (value.name,)

@@ -1,16 +1,17 @@
-"""Hybrid stacks: which layers stay a softmax, under a budget of bytes for caches and states.
+"""Hybrid stacks: which layers, or heads, stay a softmax, under a budget of bytes.
 
 Every layer's linear form stands beside its attention, fitted or not. What it costs to use it is
 measured: the divergence of its weights, and how much of that reaches the outputs (sensitivity).
-What it saves is the cache. The solver chooses.
+What it saves is the cache. The solver chooses. A head costs its own divergence times the
+sensitivity of its layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from regraft.passes.protocol import ActivationSource, Context, Samples
 from regraft.passes.solver import Problem, SeparateCosts, Unit, solve
 
 Array = np.ndarray[Any, Any]
+By = Literal["layers", "heads"]
 
 _BATCHES = 4
 _BYTES = 4
@@ -42,6 +44,8 @@ class LayerCost:
         sensitivity: Error per nat.
         cache_bytes: Of one sequence, as a softmax.
         state_bytes: Of one sequence, linear.
+        heads: What every key head has of the error: in proportion to KL, or, where there is none,
+            to the squared difference of the heads' results.
     """
 
     number: int
@@ -50,6 +54,7 @@ class LayerCost:
     sensitivity: float | None
     cache_bytes: int
     state_bytes: int
+    heads: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +63,31 @@ class Stack:
 
     Attributes:
         linear: Numbers of the layers that become linear.
+        heads: Of layers of which a part does, by number: the key heads that do.
         costs: What was measured of every layer.
         bytes: Of caches and states.
         before: Of caches, when all layers are a softmax.
     """
 
     linear: tuple[int, ...]
+    heads: Mapping[int, tuple[int, ...]]
     costs: tuple[LayerCost, ...]
     bytes: float
     before: float
 
     def decisions(self) -> dict[str, object]:
-        """Returns what a report keeps."""
-        return {"linear": list(self.linear), "layers": [asdict(each) for each in self.costs]}
+        """Returns what a report keeps, and a later run takes again."""
+        found: dict[str, object] = {"linear": list(self.linear)}
+        if self.heads:
+            found["heads"] = {str(number): list(heads) for number, heads in self.heads.items()}
+        return {**found, "layers": [asdict(each) for each in self.costs]}
 
 
 def choose_stack(
-    module: Module, ctx: Context, places: Sequence[tuple[Place, Built]], ratio: float, tokens: int
-) -> Stack:
-    """Returns which layers become linear.
+    module: Module, ctx: Context, places: Sequence[tuple[Place, Built]], ratio: float, tokens: int,
+    *, by: By,
+) -> Stack:  # fmt: skip
+    """Returns which layers, or heads of layers, become linear.
 
     Args:
         module: Holds every branch beside its attention.
@@ -84,6 +95,7 @@ def choose_stack(
         places: The attentions and their branches.
         ratio: Bytes that are allowed, of the caches of `tokens` positions.
         tokens: Length of the text that the budget is for.
+        by: What the solver chooses.
 
     Raises:
         UsageError: Without data, or without what runs a module.
@@ -96,16 +108,25 @@ def choose_stack(
             hint="give `--calibrate DATA` or `--train DATA` (`samples=`, `training=` in Python)",
         )
     costs = tuple(_measured(module, places, ctx.activations, samples, tokens))
-    units = tuple(
-        Unit(str(each.number), np.array([0.0, 1.0]), np.array([each.error, 0.0])) for each in costs
-    )
-    tables = [np.array([each.state_bytes, each.cache_bytes], np.float64) for each in costs]
+    units, tables = [], []
+    for each in costs:
+        parts = each.heads if by == "heads" else (each.error,)
+        for head, error in enumerate(parts):
+            units.append(Unit(f"{each.number}.{head}", np.array([0.0, 1.0]), np.array([error, 0])))
+            sizes = np.array([each.state_bytes, each.cache_bytes], np.float64)
+            tables.append(sizes / len(parts))
     before = float(sum(each.cache_bytes for each in costs))
-    found = solve(Problem(units, SeparateCosts(tables), ratio * before))
-    linear = tuple(
-        each.number for each, level in zip(costs, found.choice, strict=True) if level == 0
-    )
-    return Stack(linear, costs, found.cost, before)
+    found = solve(Problem(tuple(units), SeparateCosts(tables), ratio * before))
+    levels = iter(found.choice)
+    linear, heads = [], {}
+    for each in costs:
+        count = len(each.heads) if by == "heads" else 1
+        chosen = tuple(head for head in range(count) if next(levels) == 0)
+        if len(chosen) == count:
+            linear.append(each.number)
+        elif chosen:
+            heads[each.number] = chosen
+    return Stack(tuple(linear), heads, costs, found.cost, before)
 
 
 def _samples(ctx: Context) -> Samples:
@@ -122,6 +143,8 @@ def _measured(
     tokens: int,
 ) -> list[LayerCost]:
     divergences = _divergences(module, places, source, samples)
+    rest = [(place, built) for place, built in places if built.log_weights is None]
+    differences = _differences(module, rest, source, samples)
     wanted = _outputs(module, source, samples)
     found = []
     for place, built in places:
@@ -132,12 +155,23 @@ def _measured(
             raise AssertionError("an attention makes its result")
         alone.graph.replace(node, [values[built.out]])
         error = _error(wanted, _outputs(alone, source, samples))
-        kl = divergences.get(place.number)
+        by_head = divergences.get(place.number)
+        kl = None if by_head is None else float(by_head.mean())
+        parts = _shares(place, differences[place.number] if by_head is None else by_head)
         found.append(LayerCost(
             place.number, kl, error, None if not kl else error / kl,
-            _cache_bytes(place, tokens), _state_bytes(built),
+            _cache_bytes(place, tokens), _state_bytes(built), tuple(error * x for x in parts),
         ))  # fmt: skip
     return found
+
+
+def _shares(place: Place, by_head: Array) -> tuple[float, ...]:
+    """Returns what part of a layer's cost each key head has, of figures of the query heads."""
+    groups = np.maximum(by_head, 0).reshape(place.kv_heads, place.kv_groups).sum(1)
+    total = groups.sum()
+    if total == 0:
+        return (1 / len(groups),) * len(groups)
+    return tuple(float(x) for x in groups / total)
 
 
 def _outputs(module: Module, source: ActivationSource, samples: Samples) -> list[dict[str, Array]]:
@@ -166,30 +200,56 @@ def _divergences(
     places: Sequence[tuple[Place, Built]],
     source: ActivationSource,
     samples: Samples,
-) -> dict[int, float]:
-    """Returns KL of weights by layer, all layers fed what the teacher has."""
-    wanted: dict[str, Value] = {}
-    for place, built in places:
-        if built.log_weights is not None:
-            wanted[f"{place.number} softmax"] = scores_of(place)
-            wanted[f"{place.number} linear"] = built.log_weights
-    if not wanted:
-        return {}
-    names = {value: name for name, value in wanted.items()}
-    rows = [
-        {names[value]: array for value, array in item.items()}
-        for item in source.activations(module, list(names), samples)
-    ]
-    return {
-        place.number: float(np.mean([_kl(row, place.number) for row in rows]))
+) -> dict[int, Array]:
+    """Returns KL of weights by layer, f64[H], all layers fed what the teacher has."""
+    return _by_head(module, source, samples, _kl, {
+        place.number: (scores_of(place), built.log_weights)
         for place, built in places
         if built.log_weights is not None
-    }
+    })  # fmt: skip
 
 
-def _kl(row: dict[str, Array], number: int) -> float:
-    before, after = (_log_softmax(row[f"{number} {which}"]) for which in ("softmax", "linear"))
-    return float((np.exp(before) * (before - after)).sum(-1).mean())
+def _differences(
+    module: Module,
+    places: Sequence[tuple[Place, Built]],
+    source: ActivationSource,
+    samples: Samples,
+) -> dict[int, Array]:
+    """Returns squared differences of results by layer, f64[H]."""
+    return _by_head(module, source, samples, _squares, {
+        place.number: (place.node.output, built.out) for place, built in places
+    })  # fmt: skip
+
+
+def _by_head(
+    module: Module,
+    source: ActivationSource,
+    samples: Samples,
+    compare: Callable[[Array, Array], Array],
+    pairs: Mapping[int, tuple[Value, Value]],
+) -> dict[int, Array]:
+    """Returns a figure of every head by layer, the mean over samples."""
+    if not pairs:
+        return {}
+    values = list(dict.fromkeys(value for pair in pairs.values() for value in pair))
+    sums: dict[int, list[Array]] = {number: [] for number in pairs}
+    for item in source.activations(module, values, samples):
+        for number, (before, after) in pairs.items():
+            sums[number].append(compare(item[before], item[after]))
+    return {number: np.mean(rows, axis=0) for number, rows in sums.items()}
+
+
+def _kl(softmax: Array, linear: Array) -> Array:
+    """Returns KL of rows, f64[H], of scores and logarithms of weights, [B, H, S, T]."""
+    before, after = (_log_softmax(each) for each in (softmax, linear))
+    made: Array = (np.exp(before) * (before - after)).sum(-1).mean((0, 2))
+    return made
+
+
+def _squares(before: Array, after: Array) -> Array:
+    wide = before.astype(np.float64)
+    made: Array = np.square(after - wide).mean((0, 2, 3))
+    return made
 
 
 def _log_softmax(

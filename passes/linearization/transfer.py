@@ -20,7 +20,7 @@ from regraft.passes.recovery.fixed import FixedBatches
 from regraft.passes.recovery.objective import Kl, NormalizedMse, Term
 from regraft.passes.recovery.task import Schedule, Task
 
-Losses = Literal["output", "weights", "hybrid"]
+Losses = Literal["output", "weights", "mixed", "hybrid"]
 
 _NAME = "pass `linearize-attention`"
 _CHECKPOINT_EVERY = 50
@@ -39,8 +39,8 @@ def transfer(
         places: The attentions and their branches.
         steps: Updates.
         rate: The highest learning rate.
-        loss: `output`: results of the linear branch; `weights`: its weights; `hybrid`: results of
-            both branches.
+        loss: `output`: results of the linear branch; `weights`: its weights; `mixed`: the sum of
+            the two; `hybrid`: results of both branches.
         batches: Batches per update.
 
     Raises:
@@ -59,7 +59,7 @@ def transfer(
     terms: list[Term] = []
     trained: dict[str, None] = {}
     for place, built in places:
-        terms.append(_term(place, built, loss))
+        terms += _terms(place, built, loss)
         trained.update(dict.fromkeys(place.trained if loss == "hybrid" else built.trained))
     if not trained:
         raise UsageError(
@@ -75,18 +75,21 @@ def transfer(
     tail = report.losses[-max(1, len(report.losses) // 20) :]
     return {
         "steps": report.steps,
-        "loss-first": report.losses[0] / len(terms),
-        "loss-last": sum(tail) / len(tail) / len(terms),
+        "loss-first": report.losses[0] / len(places),
+        "loss-last": sum(tail) / len(tail) / len(places),
     }
 
 
-def _term(place: Place, built: Built, loss: Losses) -> Term:
-    if loss == "weights":
+def _terms(place: Place, built: Built, loss: Losses) -> list[Term]:
+    terms = []
+    if loss in ("weights", "mixed"):
         if built.log_weights is None:
             raise UsageError(
                 f"{_NAME}, option `loss`: the weights of this method are no distribution",
                 hint="use `output`",
             )
-        return Term(Kl(), built.log_weights, (scores_of(place),))
-    student = built.out if loss == "hybrid" else built.linear
-    return Term(NormalizedMse(), student, (place.node.output,))
+        terms.append(Term(Kl(), built.log_weights, (scores_of(place),)))
+    if loss != "weights":
+        student = built.out if loss == "hybrid" else built.linear
+        terms.append(Term(NormalizedMse(), student, (place.node.output,)))
+    return terms

@@ -71,7 +71,8 @@ def audit_module(student: Module, original: Module, samples: Samples) -> dict[st
         "ablations": kept if is_hybrid else {"both": kept["both"]},
         "state_bytes": _total(layer.state_bytes for layer in layers),
         "kv_bytes_per_token": sum(layer.kv_bytes_per_token for layer in layers),
-        "caches": sum(layer.state_bytes is None for layer in layers),
+        "kept_kv_bytes_per_token": sum(layer.kept_kv_bytes_per_token for layer in layers),
+        "caches": sum(layer.kept_kv_bytes_per_token > 0 for layer in layers),
     }
     judged = judge({each: kept[str(each)] for each in Ablation}) if is_hybrid else None
     report |= _judgement("data", judged, is_linear=is_linear)

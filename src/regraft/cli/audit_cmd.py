@@ -92,7 +92,9 @@ def command(
         if not probe["says"]:
             console.print("the original does not copy either: the probe says nothing")
     state, cache = human_bytes(report["state_bytes"]), human_bytes(report["kv_bytes_per_token"])
-    console.print(f"states of {state} in place of a cache of {cache} per token")
+    kept = report["kept_kv_bytes_per_token"]
+    rest = f"; {human_bytes(kept)} of it stay" if kept else ""
+    console.print(f"states of {state} in place of a cache of {cache} per token{rest}")
     console.print(f"verdict: {report['verdict']}")
 
 
