@@ -13,6 +13,7 @@ from regraft.ir.module import Module
 from regraft.ir.ops import norm
 from regraft.passes.analysis.coupling import Coupling
 from regraft.passes.calibration.statistics import Statistics, gather_statistics
+from regraft.passes.equivalence.learned_clips import learned_ends
 from regraft.passes.equivalence.scaling import Refused, apply_plan, plan_factor
 from regraft.passes.equivalence.shifting import apply_shift, plan_shift
 from regraft.passes.equivalence.smooth import readers_of, sampled
@@ -25,7 +26,7 @@ _CLIPS = np.linspace(1.0, 0.5, 11)
 _TINY = 1e-12
 
 Common = Literal["mean", "median"]
-Clip = Literal["none", "percentile", "search"]
+Clip = Literal["none", "percentile", "search", "learned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,13 @@ class ReparamNorms:
     Exact.
 
     ## References
-    Li et al., RepQ-ViT, 2023, eq. 9-12; Li et al., RepQuant, 2024 (`clip=search`); Yang et al.,
+    Li et al., RepQ-ViT, 2023, eq. 9-12; Li et al., RepQuant, 2024 (`clip=learned`); Yang et al.,
     DopQ-ViT, 2024 (`common=median`).
 
     Args:
         bits: Of the codes that the ranges are for.
         clip: How ranges are cut: `none`, `percentile` (the best of four for the whole value), or
-            `search` per channel and per side.
+            `search` per channel and per side, `learned` by gradients from there on.
         common: Which common scale: `mean`, or `median`, which few large channels do not move.
     """
 
@@ -141,8 +142,10 @@ def channel_ranges(
         ]
         candidates.insert(0, (low, high))
         low, high = min(candidates, key=lambda pair: _loss(rows, pair, bits).sum())
-    if clip == "search" and len(rows):
+    if clip in ("search", "learned") and len(rows):
         low, high = _searched(rows, low, high, bits)
+    if clip == "learned" and len(rows):
+        low, high = learned_ends(rows, low, high, bits)
     if symmetric:
         high = np.maximum(np.abs(low), np.abs(high))
         low = -high

@@ -18,6 +18,7 @@ from regraft.passes.equivalence import (
     Smooth,
     SplitWeights,
 )
+from regraft.passes.equivalence.learned_clips import learned_ends
 from regraft.passes.equivalence.reparam_norms import channel_ranges, common_range
 from regraft.passes.equivalence.rotate import rotation
 from regraft.passes.equivalence.split_weights import clusters
@@ -237,6 +238,51 @@ def test_searched_clips_lose_less_on_outliers():
 
     assert error("search") < 0.5 * error("none")
     assert error("percentile") <= error("none")
+
+
+def test_learned_clips_lose_less_than_searched_ones_in_every_channel():
+    """The check of RepQuant: both ends of every channel learned, then one range by the fold."""
+    rng = np.random.default_rng(5)
+    skewed = np.exp(rng.normal(0, 0.7, (3000, 24))) * rng.choice([-1, 1], 24)
+    rows = skewed * np.geomspace(0.1, 10, 24)
+    stats = Statistics.empty(24, with_moments=False)
+    stats.update(rows.astype(np.float32))
+    rows = stats.sample().astype(np.float64)
+
+    def errors(clip, bits):
+        scale, zero = channel_ranges(stats, bits, clip)
+        codes = np.clip(np.rint(rows / scale + zero), 0, 2**bits - 1)
+        return np.square((codes - zero) * scale - rows).mean(0)
+
+    for bits in (3, 4):
+        learned, searched, full = (errors(clip, bits) for clip in ("learned", "search", "none"))
+        assert (learned <= searched * (1 + 1e-6)).all()
+        assert (learned / searched).mean() < 0.97
+        assert (learned / full).mean() < 0.35
+
+
+def test_learned_clips_stop_where_a_finer_search_finds_nothing_better():
+    rng = np.random.default_rng(9)
+    rows = rng.standard_t(3, (800, 1))
+    low, high = learned_ends(rows, rows.min(0), rows.max(0), 4)
+
+    def loss(first, last):
+        step = (last - first) / 15
+        return np.square(np.clip(np.rint((rows - first) / step), 0, 15) * step + first - rows).sum()
+
+    reached = [
+        loss(a, b)
+        for a in np.linspace(rows.min(), 0, 80)
+        for b in np.linspace(0.01, rows.max(), 80)
+    ]
+    assert loss(low, high) < 1.02 * min(reached)
+
+
+def test_reparam_norms_with_learned_clips_is_exact():
+    net, before = module(ENCODER), module(ENCODER)
+    result = ReparamNorms(bits=4, clip="learned").run(net, context(texts()))
+    assert result.stats["norms"] == 2
+    assert relative_error(before, net, texts()) < 1e-5
 
 
 def test_channels_in_float_are_the_last_ones_after_permuting():
