@@ -20,6 +20,7 @@ from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import cast, linalg, moe, reshaping
+from regraft.ir.ops.moe_hidden import is_bounded
 from regraft.ir.stacked import StackedWeight
 from regraft.ir.steps import Transpose
 from regraft.ir.weights import ArrayWeight, Weight
@@ -152,8 +153,8 @@ def _layer(module: Module, node: Node, family: ExpertFamily) -> ExpertLayer:
         reason = "its weights are scaled, or multiply what experts read"
     elif attrs["select"] != "top_k" or attrs["capacity"] or attrs["widths"]:
         reason = "its experts have a capacity, several widths, or another selection than top-k"
-    elif attrs["limit"] or attrs["up_offset"]:
-        reason = "its hidden channels have a limit or an offset"
+    elif is_bounded(attrs) or attrs["norm_epsilon"]:
+        reason = "its hidden channels have a limit or an offset, or a norm is behind its experts"
     elif any(value is not None for value in node.inputs[5:]):
         reason = "its experts or its router have biases"
     elif len(node.inputs) < 5 or node.inputs[4] is None:

@@ -13,7 +13,6 @@ from regraft.ir.builder import Builder
 from regraft.ir.dims import product
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import (
-    activation,
     arithmetic,
     cast,
     fill,
@@ -25,7 +24,7 @@ from regraft.ir.ops import (
     selecting,
     slicing,
 )
-from regraft.ir.ops.moe import ACTIVATIONS
+from regraft.ir.ops.moe_hidden import write_hidden, write_result
 from regraft.ir.ops.moe_routing import write_routing
 
 
@@ -82,24 +81,13 @@ def _one(node: Node, b: Builder, rows: Value, expert: int) -> Value:
         own = _narrowed(b, _of(b, bias, expert), 0, width)
         return b.op(arithmetic.add, result, own)
 
-    act = ACTIVATIONS[attrs["activation"]]
-    hidden = project(rows, up, up_bias)
-    if gate is None:
-        hidden = act.write(b, hidden)
-    else:
-        gates = project(rows, gate, gate_bias)
-        if attrs["limit"]:
-            top = attrs["limit"]
-            gates = b.op(activation.clip, gates, max=top)
-            hidden = b.op(activation.clip, hidden, min=-top, max=top)
-        if attrs["up_offset"]:
-            hidden = b.op(arithmetic.add, hidden, b.constant(attrs["up_offset"], hidden.dtype))
-        hidden = b.op(arithmetic.mul, act.write(b, gates), hidden)
+    gates = None if gate is None else project(rows, gate, gate_bias)
+    hidden = write_hidden(attrs, b, project(rows, up, up_bias), gates)
     part = _narrowed(b, _of(b, down, expert), 1, width)
     result = b.op(linalg.matmul, hidden, b.op(reshaping.transpose, part, perm=(1, 0)))
-    if down_bias is None:
-        return result
-    return b.op(arithmetic.add, result, _of(b, down_bias, expert))
+    if down_bias is not None:
+        result = b.op(arithmetic.add, result, _of(b, down_bias, expert))
+    return write_result(attrs, b, result)
 
 
 def _of(b: Builder, stacked: Value, expert: int) -> Value:

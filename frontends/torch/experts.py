@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_COUNTS = ("num_experts", "num_routed_experts", "num_local_experts", "n_routed_experts")
+_COUNTS = (
+    "total_experts",
+    "num_experts",
+    "num_routed_experts",
+    "num_local_experts",
+    "n_routed_experts",
+)
 
 _READS = ("__getitem__", "item")
 
@@ -219,6 +225,9 @@ class _StaticLoops(TorchFunctionMode):
         if name in _READS and id(args[0]) in self._numbers:
             return self._numbers[id(args[0])][1]
         result = func(*args, **(kwargs or {}))
+        if name == "numel" and self._running and isinstance(result, torch.SymInt):
+            # an expert without tokens adds nothing: whether it is left out does not matter
+            torch._check(result != 0)
         if name == "nonzero" and self._running and isinstance(result, torch.Tensor):
             shape, count = args[0].shape, self._running[-1]
             if len(shape) == 1 and type(shape[0]) is int and 0 <= shape[0] - count <= 1:

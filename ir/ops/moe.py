@@ -14,8 +14,9 @@ chooses but does not weigh), or `given`: the router's numbers are the weights, a
 of a token are not zero.
 
 With a `limit` L, `min(gate, L)` goes into the activation, and what it multiplies is clipped to
-[-L, L]; `up_offset` is added to that (gpt-oss: 7 and 1). With `weigh_input` the weight multiplies
-what an expert reads, not what it gives (Llama 4).
+[-L, L]; `up_offset` is added to that (gpt-oss: 7 and 1). Other `bounds`, and a norm of what an
+expert gives: `regraft.ir.ops.moe_hidden`. With `weigh_input` the weight multiplies what an expert
+reads, not what it gives (Llama 4).
 
 `select` and `capacity` are other ways to choose: `regraft.ir.ops.moe_routing`. Experts of unequal
 `widths` are filled up to the widest: the columns of `down` beyond an expert's width are zeros, and
@@ -24,8 +25,6 @@ need not be computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,14 +32,14 @@ import numpy as np
 from regraft.ir.builder import Builder
 from regraft.ir.dims import DimLike, floordiv, product
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import (
-    activation,
-    arithmetic,
-    cast,
-    linalg,
-    logical,
-    reduce,
-    reshaping,
+from regraft.ir.ops import arithmetic, cast, linalg, logical, reduce, reshaping
+from regraft.ir.ops.moe_hidden import (
+    ACTIVATIONS,
+    check_hidden,
+    eval_hidden,
+    eval_result,
+    write_hidden,
+    write_result,
 )
 from regraft.ir.ops.moe_routing import (
     SCORINGS,
@@ -56,65 +55,13 @@ from regraft.ir.types import TensorType, Type
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["ACTIVATIONS", "OPS", "SCORINGS", "SELECTIONS", "ExpertActivation", "moe", "route"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What an activation's `eval` reads of its context."""
-
-    attrs: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertActivation:
-    """What is applied to hidden channels.
-
-    Args:
-        op: The operator.
-        attrs: Its attributes.
-        squared: Whether its result is squared.
-    """
-
-    op: OpSpec
-    attrs: Mapping[str, Any]
-    squared: bool = False
-
-    def eval(self, x: Array) -> Array:
-        """Returns f[*b, F] of f[*b, F]."""
-        if self.op.eval is None:
-            raise AssertionError(f"`{self.op.name}` has no numpy meaning")
-        result: Array = self.op.eval(_Call(self.attrs), x)
-        return result * result if self.squared else result
-
-    def write(self, b: Builder, x: Value) -> Value:
-        """Writes it in canonical operators."""
-        result = b.op(self.op, x, **self.attrs)
-        return b.op(arithmetic.mul, result, result) if self.squared else result
-
-
-ACTIVATIONS: dict[str, ExpertActivation] = {
-    "relu": ExpertActivation(activation.relu, {}),
-    "relu2": ExpertActivation(activation.relu, {}, squared=True),
-    "silu": ExpertActivation(activation.swish, {"alpha": 1.0}),
-    "quick_gelu": ExpertActivation(activation.swish, {"alpha": 1.702}),
-    "gelu": ExpertActivation(activation.gelu, {"tanh": False}),
-    "gelu_tanh": ExpertActivation(activation.gelu, {"tanh": True}),
-    "hard_swish": ExpertActivation(activation.hard_swish, {}),
-    "sigmoid": ExpertActivation(activation.sigmoid, {}),
-    "identity": ExpertActivation(cast.identity, {}),
-}
-"""By the names that recognition gives them; `identity` is that of experts of low rank."""
+__all__ = ["ACTIVATIONS", "OPS", "SCORINGS", "SELECTIONS", "moe", "route"]
 
 
 def _infer(node: Node) -> Type:
     x, router, _, down = operands_of(node, 4)
-    attrs = node.attrs
     check_routing(node)
-    if attrs["activation"] not in ACTIVATIONS:
-        raise node.error(
-            f"`activation` is `{attrs['activation']}`", hint=f"one of {', '.join(ACTIVATIONS)}"
-        )
+    check_hidden(node)
     if x.shape is None:
         return TensorType(x.dtype, None)
     if router.shape is not None:
@@ -171,7 +118,6 @@ def _eval(
     tokens = x.reshape(-1, x.shape[-1])
     scores = router.reshape(-1, router.shape[-1])
     taken, weights = route(attrs, scores, score_bias, weight_gain)
-    act = ACTIVATIONS[attrs["activation"]]
     # results of experts cancel: their sum is rounded once
     out = np.zeros((len(tokens), down.shape[1]))
 
@@ -185,15 +131,10 @@ def _eval(
         if attrs["weigh_input"]:
             rows, share = rows * share, (share != 0).astype(x.dtype)
         hidden = project(rows, up, up_bias, expert)
-        if gate is None:
-            hidden = act.eval(hidden)
-        else:
-            gates = project(rows, gate, gate_bias, expert)
-            if attrs["limit"]:
-                gates = np.minimum(gates, attrs["limit"])
-                hidden = np.clip(hidden, -attrs["limit"], attrs["limit"])
-            hidden = act.eval(gates) * (hidden + attrs["up_offset"])
-        out[token] += share.astype(np.float64) * project(hidden, down, down_bias, expert)
+        gates = None if gate is None else project(rows, gate, gate_bias, expert)
+        hidden = eval_hidden(attrs, hidden, gates)
+        given = eval_result(attrs, project(hidden, down, down_bias, expert))
+        out[token] += share.astype(np.float64) * given
     return out.astype(x.dtype).reshape(*x.shape[:-1], down.shape[1])
 
 
@@ -215,7 +156,9 @@ def _axes(node: Node) -> str:
     """An expert cannot be dropped: the others would be chosen instead."""
     b = "*b!" if mixes_tokens(node.attrs) else "*b"
     f = "f!" if node.attrs["widths"] else "~f"
-    return f"{b} ~d, {b} e!, e! {f} ~d, e! o {f}, e! {f} ~d, e! {f}, e! o, e! {f}, e!, e! -> {b} o"
+    o = "o!" if node.attrs["norm_epsilon"] else "o"
+    weights = f"e! {f} ~d, e! {o} {f}, e! {f} ~d, e! {f}, e! {o}, e! {f}"
+    return f"{b} ~d, {b} e!, {weights}, e!, e! -> {b} {o}"
 
 
 def _body(node: Node, b: Builder) -> Value:
@@ -241,20 +184,9 @@ def _body(node: Node, b: Builder) -> Value:
             return result
         return b.op(arithmetic.add, result, b.op(reshaping.unsqueeze, bias, axes=(1,)))
 
-    act = ACTIVATIONS[node.attrs["activation"]]
-    hidden = project(tokens, up, up_bias)
-    if gate is None:
-        hidden = act.write(b, hidden)
-    else:
-        gates = project(tokens, gate, gate_bias)
-        if attrs["limit"]:
-            top = attrs["limit"]
-            gates = b.op(activation.clip, gates, max=top)
-            hidden = b.op(activation.clip, hidden, min=-top, max=top)
-        if attrs["up_offset"]:
-            hidden = b.op(arithmetic.add, hidden, b.constant(attrs["up_offset"], x.dtype))
-        hidden = b.op(arithmetic.mul, act.write(b, gates), hidden)
-    each = project(hidden, down, down_bias)
+    gates = None if gate is None else project(tokens, gate, gate_bias)
+    hidden = write_hidden(attrs, b, project(tokens, up, up_bias), gates)
+    each = write_result(attrs, b, project(hidden, down, down_bias))
     if not attrs["weigh_input"]:
         each = b.op(arithmetic.mul, each, weights)
     elif down_bias is not None or up_bias is not None or gate_bias is not None:
@@ -295,6 +227,9 @@ moe = OpSpec(
         Attr("widths", AttrKind.INTS, ()),  # hidden channels by expert; (): all
         Attr("limit", AttrKind.FLOAT, 0.0),
         Attr("up_offset", AttrKind.FLOAT, 0.0),
+        Attr("bounds", AttrKind.STR, "clip"),  # clip_after, soft
+        Attr("gate_limit", AttrKind.FLOAT, 0.0),  # 0: `limit`
+        Attr("norm_epsilon", AttrKind.FLOAT, 0.0),  # 0: results of experts are not normalized
         Attr("weigh_input", AttrKind.BOOL, False),
     ),
     traits=Trait.PURE | Trait.DISCRETE,

@@ -10,6 +10,7 @@ from regraft.ir.constants import constant_of, is_constant
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import fill, repeating
+from regraft.passes.analysis.expert_norms import ResultNorm
 from regraft.passes.analysis.linear_layers import MOVES, picking_of
 from regraft.passes.analysis.moe_layers import MoeBlock
 
@@ -97,6 +98,7 @@ class ExpertSum:
         num_tokens: How many.
         weights: The weight of each expert for every token.
         weigh_input: Whether they multiply what experts read.
+        norm: Of what experts give, in front of their weights.
     """
 
     block: MoeBlock
@@ -105,6 +107,7 @@ class ExpertSum:
     num_tokens: DimLike
     weights: DenseWeights | PlacedWeights | ColumnWeights | ChosenWeights | SortedWeights
     weigh_input: bool = False
+    norm: ResultNorm | None = None
 
 
 def other_operand(node: Node, value: Value) -> Value:

@@ -12,6 +12,7 @@ weights is not asked here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from regraft.ir.dims import known_equal, product
 from regraft.ir.graph import Node, Value
@@ -23,6 +24,7 @@ from regraft.ir.ops import (
     reshaping,
     scattering,
 )
+from regraft.passes.analysis.expert_norms import ResultNorm, behind_norm
 from regraft.passes.analysis.expert_shares import (
     ChosenWeights,
     ColumnWeights,
@@ -64,7 +66,8 @@ def expert_sum(block: MoeBlock) -> ExpertSum | str:
 
 
 def _dense(block: MoeBlock, expert: FfnBlock) -> ExpertSum | str:
-    value, axis, weights = expert.output, -3, None
+    value, norm = behind_norm(expert.output)
+    axis, weights = -3, None
     for _ in range(_MAX_STEPS):
         node = only_user(value)
         if node is None:
@@ -80,7 +83,8 @@ def _dense(block: MoeBlock, expert: FfnBlock) -> ExpertSum | str:
                 return f"`{node.op.name}` merges the axis of experts"
             axis = moved
         elif node.op is reduce.reduce_sum:
-            return _summed(block, expert, node, axis, weights)
+            found = _summed(block, expert, node, axis, weights)
+            return found if isinstance(found, str) else replace(found, norm=norm)
         else:
             return f"`{node.op.name}` between experts and their sum"
         value = node.output
@@ -152,6 +156,7 @@ def _placed(block: MoeBlock) -> ExpertSum | str:
     tokens: list[Value] = []
     shares: list[Value] = []
     factors: set[float] = set()
+    norms: set[ResultNorm | None] = set()
     before: Value | None = None
     last: Node | None = None
     for expert in block.experts:
@@ -160,6 +165,7 @@ def _placed(block: MoeBlock) -> ExpertSum | str:
             return found
         node, index, share, factor = found
         factors.add(factor)
+        norms.add(behind_norm(expert.output)[1])
         if before is not None and node.inputs[0] is not before:
             return "what its experts add is not one sum"
         if before is None and not is_zero(node.inputs[0]):
@@ -171,18 +177,21 @@ def _placed(block: MoeBlock) -> ExpertSum | str:
         return "its sum is not one row per token"
     if len(factors) > 1:
         return "its experts are multiplied by several numbers"
+    if len(norms) > 1:
+        return "its experts have several norms"
     return ExpertSum(
         block, last.output, block.input, last.output.shape[0],
-        PlacedWeights(tuple(tokens), tuple(shares), *factors),
+        PlacedWeights(tuple(tokens), tuple(shares), *factors), norm=norms.pop(),
     )  # fmt: skip
 
 
 def _contribution(expert: FfnBlock) -> tuple[Node, Value, Value, float] | str:
     """Returns the node that adds what an expert gives, the tokens' places, weights and a factor."""
-    node = only_user(expert.output)
+    given = behind_norm(expert.output)[0]
+    node = only_user(given)
     if node is None or node.op is not arithmetic.mul:
         return "what its experts give is not multiplied by one weight per token"
-    share = other_operand(node, expert.output)
+    share = other_operand(node, given)
     if not is_one(share, -1):
         return f"`{share.name}` is not one weight per token"
     adds, value, factor = only_user(node.output), node.output, 1.0
@@ -263,7 +272,7 @@ def _terms(value: Value, parts: Mapping[Value, None]) -> int | None:
 
 
 def _picked(block: MoeBlock, expert: FfnBlock) -> ExpertSum | str:
-    value, share = expert.output, None
+    (value, norm), share = behind_norm(expert.output), None
     picked = expert.up.picked
     assert picked is not None, "asked of experts whose matrices are gathered"
     for _ in range(_MAX_STEPS):
@@ -276,7 +285,8 @@ def _picked(block: MoeBlock, expert: FfnBlock) -> ExpertSum | str:
             if not is_row_of_table(other_operand(node, value), picked):
                 return "what is added to its experts is no bias of theirs"
         elif node.op is reduce.reduce_sum and share is not None:
-            return _over_choices(block, expert, node, picked, share)
+            found = _over_choices(block, expert, node, picked, share)
+            return found if isinstance(found, str) else replace(found, norm=norm)
         elif node.op not in MOVES:
             return f"`{node.op.name}` between experts and their sum"
         value = node.output

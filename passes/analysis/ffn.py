@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from regraft.ir.dims import DimLike, known_equal
 from regraft.ir.graph import Graph, Node, Value
@@ -18,6 +18,7 @@ from regraft.ir.ops import (
     reshaping,
     slicing,
 )
+from regraft.passes.analysis.gate_bounds import GateBounds, bounded_gate, soft_cap
 from regraft.passes.analysis.halves import channels_of, cuts, start_of
 from regraft.passes.analysis.linear_layers import (
     MOVES,
@@ -57,6 +58,7 @@ class FfnBlock:
         parts: Of a product that makes both halves, the channels that are gated and those of the
             gate, in this order; else None.
         between: What lies between the layers, the activation and the gating aside.
+        bounds: Of the gate, where they are no clip of what the activation reads.
     """
 
     input: Value
@@ -74,6 +76,7 @@ class FfnBlock:
     function: UnaryFunction
     parts: tuple[range, range] | None
     between: tuple[Node, ...]
+    bounds: GateBounds | None = None
 
     @property
     def num_experts(self) -> int:
@@ -141,8 +144,7 @@ class FfnFinder:
         """Returns the blocks in order of their activations."""
         self._activated = {each.input for each in activations}
         self._activations = {each.output: each for each in activations}
-        found = (self._block(each) for each in activations)
-        return [block for block in found if block is not None]
+        return [block for each in activations if (block := self._block(each)) is not None]
 
     def _block(self, found: Activation) -> FfnBlock | None:
         first = self._source(found.input)
@@ -150,11 +152,21 @@ class FfnFinder:
             return None
         hidden, nodes = found.output, [*found.nodes, *first.nodes]
         up, gate, moves = first, None, [*first.nodes]
+        bounds = bounded_gate(found)
+        if bounds is not None:
+            hidden = bounds.output
+            nodes += bounds.nodes
+            moves += bounds.nodes
         user = only_user(hidden)
         if user is None:
             return None
         if user.op is arithmetic.mul:
             other = user.inputs[1] if user.inputs[0] is hidden else user.inputs[0]
+            cap = None if other is None or bounds is None else soft_cap(other)
+            if cap is not None and bounds is not None and bounds.kind == "soft":
+                other, bounds = cap.input, replace(bounds, values=cap.limit)
+                nodes += cap.nodes
+                moves += cap.nodes
             second = None if other is None else self._source(other)
             if second is None or not _are_halves(first, second):
                 return None
@@ -162,16 +174,15 @@ class FfnFinder:
             hidden = user.output
             nodes += [user, *second.nodes]
             moves += second.nodes
-        if gate is None and first.part is not None:
-            return None  # a half of a product alone
+        if gate is None and (first.part is not None or bounds is not None):
+            return None  # a half of a product alone, or a clip between two layers
         down, inner_norm, between = self._reader(hidden, first.axis)
         if down is None:
             return None
         nodes += [*between, *down.nodes]
         moves += between
-        parts = None
-        if up.channels is not None and first.channels is not None:
-            parts = up.channels, first.channels
+        ours, theirs = up.channels, first.channels
+        parts = None if ours is None or theirs is None else (ours, theirs)
         layers = {id(each.layer): each.layer for each in (first, up)}
         for layer in layers.values():
             nodes += layer.nodes
@@ -182,8 +193,9 @@ class FfnFinder:
         is_expert = picking_node(up.layer.input, self._is_constant) is not None
         return FfnBlock(
             source, down.output, up.layer, None if gate is None else gate.layer, down,
-            found.function.name, size, mixed, inner_norm, first.convolution, is_expert,
-            tuple(dict.fromkeys(nodes)), found.function, parts, tuple(dict.fromkeys(moves)),
+            "silu" if bounds is not None and bounds.kind == "soft" else found.function.name,
+            size, mixed, inner_norm, first.convolution, is_expert,
+            tuple(dict.fromkeys(nodes)), found.function, parts, tuple(dict.fromkeys(moves)), bounds,
         )  # fmt: skip
 
     def _source(self, value: Value) -> _Source | None:

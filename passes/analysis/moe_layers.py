@@ -19,6 +19,7 @@ from regraft.ir.ops import (
     slicing,
     softmax,
 )
+from regraft.passes.analysis.expert_norms import behind_norm
 from regraft.passes.analysis.ffn import FfnBlock, picking_node
 from regraft.passes.analysis.linear_layers import MOVES, IsConstant, Linear
 
@@ -205,9 +206,10 @@ def _choice(expert: FfnBlock, is_constant: IsConstant) -> Node | None:
     """Returns the top_k that decides which tokens an expert reads, or what its result weighs."""
     picking = picking_node(expert.input, is_constant)
     starts = [expert.up.picked] if picking is None else [picking.inputs[1]]
-    for user in expert.output.users:
+    output = behind_norm(expert.output)[0]
+    for user in output.users:
         if user.op is arithmetic.mul:
-            starts += [value for value in user.inputs if value is not expert.output]
+            starts += [value for value in user.inputs if value is not output]
     queue = [value for value in starts if value is not None]
     seen: set[Value] = set()
     while queue and len(seen) < _MAX_ROUTING:

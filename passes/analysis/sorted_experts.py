@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, gathering, reduce, scattering, selecting
+from regraft.passes.analysis.expert_norms import behind_norm
 from regraft.passes.analysis.expert_shares import (
     ChosenWeights,
     ExpertSum,
@@ -34,7 +35,8 @@ def sorted_sum(block: MoeBlock, expert: FfnBlock, owners: Value) -> ExpertSum | 
     layers = [each for each in (expert.gate, expert.down) if each is not None]
     if any(each.owners is not owners for each in layers):
         return "its layers do not sort rows alike"
-    weighed = _weighed(expert.output)
+    given, norm = behind_norm(expert.output)
+    weighed = _weighed(given)
     if isinstance(weighed, str):
         return weighed
     value, share = weighed
@@ -47,7 +49,8 @@ def sorted_sum(block: MoeBlock, expert: FfnBlock, owners: Value) -> ExpertSum | 
             return f"`{node.op.name}` between experts and their sum"
         steps.append(node)
         if node.op in (reduce.reduce_sum, scattering.scatter_nd):
-            return _over_rows(block, SortedWeights(owners, share, tuple(steps), None))
+            found = _over_rows(block, SortedWeights(owners, share, tuple(steps), None))
+            return found if isinstance(found, str) else replace(found, norm=norm)
         value = node.output
     return "no sum over its experts"
 

@@ -175,6 +175,15 @@ def clip_without_bounds(node: Node, rw: Rewriter) -> bool:
     return _bounds(node) == (-np.inf, np.inf) and _forward(node, rw, node.inputs[0])
 
 
+@local_rule(arithmetic.min_, arithmetic.max_)
+def bound_at_infinity(node: Node, rw: Rewriter) -> bool:
+    """`min(x, inf) -> x`, `max(x, -inf) -> x`."""
+    if len(node.inputs) != 2:
+        return False
+    nothing = np.inf if node.op is arithmetic.min_ else -np.inf
+    return _forward(node, rw, other_operand(node, nothing))
+
+
 @local_rule(linalg.gemm)
 def gemm_zero_bias(node: Node, rw: Rewriter) -> bool:
     """gemm(a, b, 0) -> gemm(a, b)."""
@@ -229,6 +238,7 @@ RULES = RuleSet(
     extremum_of_extremum,
     clip_of_clip,
     clip_without_bounds,
+    bound_at_infinity,
     relu_of_clip,
     gemm_zero_bias,
     where_decided,

@@ -11,7 +11,7 @@ import numpy as np
 from regraft.ir.constants import constant_of, weight
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import cast, linalg, reshaping, slicing
-from regraft.ir.ops.moe import ACTIVATIONS
+from regraft.ir.ops.moe_hidden import ACTIVATIONS
 from regraft.passes.analysis.ffn import FfnBlock
 from regraft.passes.analysis.linear_layers import MOVES, Linear, moved_axis
 

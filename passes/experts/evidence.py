@@ -10,7 +10,7 @@ import numpy as np
 
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
-from regraft.ir.ops.moe import ACTIVATIONS
+from regraft.ir.ops.moe_hidden import ACTIVATIONS
 from regraft.passes.analysis.ffn import FfnBlock
 from regraft.passes.calibration.moments import calibration_samples
 from regraft.passes.experts.dense import Dense

@@ -13,6 +13,7 @@ from regraft.ir.constants import constant_of, is_constant
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, gathering, linalg, moe
+from regraft.ir.ops.moe_hidden import eval_hidden, eval_result
 from regraft.ir.weights import ArrayWeight, Role
 from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.protocol import Skip
@@ -166,15 +167,9 @@ def outputs_of(layer: MoeLayer, expert: int, tokens: Array) -> Array:
         return result if bias is None else result + bias[expert].astype(rows.dtype)
 
     attrs = layer.node.attrs
-    act = moe.ACTIVATIONS[attrs["activation"]]
-    up = project(tokens, "up")
-    if "gate" not in weights:
-        return project(act.eval(up), "down")
-    gate = project(tokens, "gate")
-    if attrs["limit"]:
-        gate = np.minimum(gate, attrs["limit"])
-        up = np.clip(up, -attrs["limit"], attrs["limit"])
-    return project(act.eval(gate) * (up + attrs["up_offset"]), "down")
+    gates = project(tokens, "gate") if "gate" in weights else None
+    hidden = eval_hidden(attrs, project(tokens, "up"), gates)
+    return eval_result(attrs, project(hidden, "down"))
 
 
 def loads_of(layer: MoeLayer, tokens: Array, scores: Array) -> tuple[Array, Array]:

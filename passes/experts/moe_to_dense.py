@@ -13,6 +13,7 @@ from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, linalg, moe
+from regraft.ir.ops.moe_hidden import is_bounded
 from regraft.ir.weights import ArrayWeight, Role
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.experts.layers import MoeLayer, moe_layers_of
@@ -77,7 +78,7 @@ class MoeToDense:
         found, skipped = moe_layers_of(module)
         layers = [layer for layer in found if not _further(layer)]
         skipped += [
-            Skip(layer.name, "its experts clip or shift what a plain block does not")
+            Skip(layer.name, "its experts clip, shift or normalize what a plain block does not")
             for layer in found
             if _further(layer)
         ]
@@ -115,7 +116,8 @@ class MoeToDense:
 
 
 def _further(layer: MoeLayer) -> bool:
-    return any(layer.node.attrs[name] for name in ("limit", "up_offset", "weigh_input"))
+    attrs = layer.node.attrs
+    return is_bounded(attrs) or bool(attrs["weigh_input"]) or bool(attrs["norm_epsilon"])
 
 
 def _total(layer: MoeLayer) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +12,18 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
-from regraft.ir.ops import activation, arithmetic, gathering, moe, reshaping, slicing
+from regraft.ir.ops import (
+    activation,
+    arithmetic,
+    functions,
+    gathering,
+    moe,
+    reshaping,
+    slicing,
+)
 from regraft.passes.analysis.expert_shares import ExpertSum
 from regraft.passes.analysis.ffn import FfnBlock
+from regraft.passes.analysis.gate_bounds import GateBounds
 from regraft.passes.analysis.linear_layers import MOVES, Linear, only_user, picking_of
 from regraft.passes.cleanup.facts import uniform
 
@@ -46,8 +56,7 @@ class ExpertWeights:
         num_experts: How many experts there are.
         channels: How many channels they read.
         activation: As the operator names it.
-        limit: As of the operator.
-        up_offset: As of the operator.
+        bounds: Attributes of the operator: limits and offset.
     """
 
     up: Stack
@@ -56,17 +65,25 @@ class ExpertWeights:
     num_experts: int
     channels: DimLike
     activation: str
-    limit: float
-    up_offset: float
+    bounds: Mapping[str, Any]
 
-    def write(self, b: Builder) -> list[Value | None]:
-        """Returns the operands of `moe` from `up` on."""
+    def write(self, b: Builder, factor: Value | None = None) -> list[Value | None]:
+        """Returns the operands of `moe` from `up` on.
+
+        Args:
+            b: Writes them.
+            factor: Multiplies what experts give, [O].
+        """
         up, down = (_matrices(b, each, self.num_experts) for each in (self.up, self.down))
         gate = None if self.gate is None else _matrices(b, self.gate, self.num_experts)
         biases = [
             None if each is None else _biases(b, each, self.num_experts)
             for each in (self.up, self.down, self.gate)
         ]
+        if factor is not None:
+            own = b.op(reshaping.reshape, factor, shape=(1, *(factor.shape or ()), 1))
+            down = b.op(arithmetic.mul, down, own)
+            biases[1] = None if biases[1] is None else b.op(arithmetic.mul, biases[1], factor)
         operands = [up, down, gate, *biases]
         while operands[-1] is None:
             operands.pop()
@@ -101,7 +118,7 @@ def expert_weights(total: ExpertSum) -> ExpertWeights | str:
         Stack(ups, ours, _picked_rows(first.up)),
         Stack(gates, theirs, _picked_rows(gates[0])) if gates else None,
         Stack(downs, None, _picked_rows(first.down)),
-        count, first.up.in_size, name, *bounds,
+        count, first.up.in_size, name, bounds,
     )  # fmt: skip
     for stack in (found.up, found.gate, found.down):
         if stack is not None and (reason := _unreadable(stack, count)):
@@ -115,13 +132,16 @@ def _form(expert: FfnBlock) -> tuple[object, ...]:
     return expert.activation, expert.gate is expert.up, expert.parts, expert.hidden, *sizes
 
 
-def _bounds(expert: FfnBlock) -> tuple[float, float] | str:
-    """Returns limit and offset, or what lies between the layers that the operator does not do."""
+def _bounds(expert: FfnBlock) -> Mapping[str, Any] | str:
+    """Returns limits and offset, or what lies between the layers that the operator does not do."""
     allowed = (*MOVES, slicing.split, slicing.slice_)
+    own = expert.bounds
     highest: set[float] = set()
     num_low, offset = 0, 0.0
     for node in expert.between:
-        if node.op in allowed:
+        if node.op in allowed or (own is not None and node in own.nodes):
+            continue
+        if own is not None and own.kind == "soft" and node.op in _SOFT:
             continue
         if node.op is activation.clip:
             low, high = (node.attrs["min"], node.attrs["max"])
@@ -138,11 +158,34 @@ def _bounds(expert: FfnBlock) -> tuple[float, float] | str:
             if any(v is not None and _picked_row(v, expert.up) for v in node.inputs):
                 continue
         return f"`{node.op.name}` between its layers"
-    if highest and (len(highest) > 1 or num_low != 1 or expert.gate is None):
+    if (offset or highest) and expert.gate is None:
+        return "a number is added to its hidden channels, or a limit without a gate"
+    return _limits(own, highest, num_low, offset)
+
+
+def _limits(
+    own: GateBounds | None, highest: set[float], num_low: int, offset: float
+) -> Mapping[str, Any] | str:
+    """Returns attributes of the operator for the clips of gate and values.
+
+    Args:
+        own: Of the gate, where they are no clip of what its activation reads.
+        highest: Upper bounds of all clips.
+        num_low: How many of them have a lower bound.
+        offset: What is added to the values.
+    """
+    if own is not None and own.values is not None:
+        highest.add(own.values)
+        num_low += 1
+    if own is not None and not highest:
+        return "its gate has a limit, and what it multiplies has none"
+    if highest and (len(highest) > 1 or num_low != 1):
         return "limits that are not one number for gate and values"
-    if offset and expert.gate is None:
-        return "a number is added to its hidden channels"
-    return (highest.pop() if highest else 0.0), offset
+    found = {"limit": highest.pop() if highest else 0.0, "up_offset": offset}
+    return found if own is None else {**found, "bounds": own.kind, "gate_limit": own.limit}
+
+
+_SOFT = frozenset({arithmetic.mul, arithmetic.div, functions.tanh})
 
 
 def _picked_row(value: Value, layer: Linear) -> Value | None:

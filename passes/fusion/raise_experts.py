@@ -165,12 +165,15 @@ def build(total: ExpertSum, weights: ExpertWeights, b: Builder) -> Value:
             top_k = known if isinstance(known, int) else count
         case SortedWeights():
             shares, top_k = _of_rows(b, total.weights, count), total.weights.top_k or count
-    operands = weights.write(b)
+    norm = total.norm
+    operands = weights.write(b, None if norm is None else norm.before)
     made = b.op(
         moe.moe, x, shares, *operands, top_k=min(top_k, count), scoring="given",
-        activation=weights.activation, limit=weights.limit, up_offset=weights.up_offset,
-        weigh_input=total.weigh_input,
+        activation=weights.activation, weigh_input=total.weigh_input,
+        norm_epsilon=0.0 if norm is None else norm.epsilon, **weights.bounds,
     )  # fmt: skip
+    if norm is not None and norm.behind is not None:
+        made = b.op(arithmetic.mul, made, norm.behind)  # the same for all experts
     shape = total.output.shape
     assert shape is not None, "checked before"
     return made if made.shape == shape else b.op(reshaping.reshape, made, shape=shape)

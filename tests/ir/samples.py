@@ -571,6 +571,10 @@ SAMPLES: dict[str, Samples] = {
             (floats(2, 3, 4), floats(2, 3, 5), floats(5, 6, 4), floats(5, 7, 6)),
             {"top_k": 1, "scoring": "sigmoid", "activation": "relu"},
         ),
+        Sample(
+            (floats(3, 4), floats(3, 5), floats(5, 6, 4), floats(5, 3, 6), floats(5, 6, 4)),
+            {"top_k": 2, "norm_epsilon": 0.1, "limit": 0.5, "bounds": "soft"},
+        ),
     ),
     "dft": (Sample((floats(3, 6, 2),), {"axis": 1}),),
     "stft": (Sample((floats(3, 12, 1), None, floats(4)), {"frame_step": 2, "frame_length": 4}),),

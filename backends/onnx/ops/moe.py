@@ -22,6 +22,7 @@ from regraft.backends.onnx.moe_gathered import gathered
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node
 from regraft.ir.ops import moe
+from regraft.ir.ops.moe_hidden import is_bounded
 from regraft.ir.types import DType
 
 # its `gelu` is the tanh approximation
@@ -48,6 +49,9 @@ def has_kernel(node: Node) -> bool:
         and attrs["select"] == "top_k"
         and not attrs["capacity"]
         and not attrs["weigh_input"]
+        and not attrs["norm_epsilon"]
+        and (attrs["bounds"] == "clip" or not attrs["limit"])
+        and attrs["gate_limit"] in (0, attrs["limit"])
         and all(node.inputs[idx] is None for idx in (_SCORE_BIAS, _GAIN))
         and x is not None
         and x.rank in (2, 3)
@@ -55,7 +59,7 @@ def has_kernel(node: Node) -> bool:
         and x.dtype in (DType.F32, DType.F16)
         and node.inputs[1] is not None
         and node.inputs[1].dtype is x.dtype
-        and (node.inputs[_GATE] is not None or not (attrs["limit"] or attrs["up_offset"]))
+        and (node.inputs[_GATE] is not None or not is_bounded(attrs))
         and all(isinstance(size, int) for size in _sizes(node) or (None,))
     )
 

@@ -34,6 +34,11 @@ def expert_sigmoid(x: Tensor) -> Tensor:
     return torch.sigmoid(x)
 
 
+def expert_quick_sigmoid(x: Tensor) -> Tensor:
+    """Returns 1 / (1 + exp(-1.702 x))."""
+    return torch.sigmoid(1.702 * x)
+
+
 def expert_identity(x: Tensor) -> Tensor:
     """Returns x."""
     return x
@@ -199,6 +204,9 @@ def apply_experts(
     up_offset: float = 0.0,
     weigh_input: bool = False,
     taken: Tensor | None = None,
+    bounds: str = "clip",
+    gate_limit: float = 0.0,
+    norm_epsilon: float = 0.0,
 ) -> Tensor:
     """Returns the weighted sum over the chosen experts of their feed-forward layers.
 
@@ -212,7 +220,7 @@ def apply_experts(
         weights: [tokens, top_k].
         up: [E, F, D].
         down: [E, O, F].
-        activation: Of the gate, or of `up` without one.
+        activation: Of the gate, or of `up` without one; with soft bounds, what multiplies the gate.
         gate: [E, F, D].
         up_bias: [E, F].
         down_bias: [E, O].
@@ -221,6 +229,9 @@ def apply_experts(
         up_offset: Added to what the gate multiplies.
         weigh_input: Whether weights multiply what an expert reads.
         taken: Which of the chosen compute the token, [tokens, top_k]; the weight of others is 0.
+        bounds: How the limit bounds: `clip`, `clip_after` (the gate behind its activation), `soft`.
+        gate_limit: That of the gate; 0: `limit`.
+        norm_epsilon: Of the root mean square that results are divided by; 0: they are not.
     """
     tokens, num = x.flatten(0, -2), up.shape[0]
     if torch.compiler.is_compiling():
@@ -234,8 +245,8 @@ def apply_experts(
         )
         hidden = add_bias(rows @ up.transpose(1, 2), up_bias)
         gates = None if gate is None else add_bias(rows @ gate.transpose(1, 2), gate_bias)
-        hidden = gate_hidden(hidden, gates, activation, limit, up_offset)
-        each = add_bias(hidden @ down.transpose(1, 2), down_bias)
+        hidden = gate_hidden(hidden, gates, activation, limit, up_offset, bounds, gate_limit)
+        each = norm_results(add_bias(hidden @ down.transpose(1, 2), down_bias), norm_epsilon)
         return (each * share).sum(0).reshape(*x.shape[:-1], down.shape[1]).to(x.dtype)
     owner, order = chosen.flatten().sort(stable=True)
     if taken is not None:
@@ -251,8 +262,9 @@ def apply_experts(
     )
     hidden = add_bias(grouped_product(part, up, counts), up_bias)
     gates = None if gate is None else add_bias(grouped_product(part, gate, counts), gate_bias)
-    hidden = gate_hidden(hidden, gates, activation, limit, up_offset)
-    scaled = add_bias(grouped_product(hidden, down, counts), down_bias) * share
+    hidden = gate_hidden(hidden, gates, activation, limit, up_offset, bounds, gate_limit)
+    each = add_bias(grouped_product(hidden, down, counts), down_bias)
+    scaled = norm_results(each, norm_epsilon) * share
     out = torch.zeros((tokens.shape[0], down.shape[1]), dtype=scaled.dtype, device=x.device)
     return out.index_add(0, rows, scaled).reshape(*x.shape[:-1], down.shape[1]).to(x.dtype)
 
@@ -268,13 +280,30 @@ def gate_hidden(
     activation: Callable[[Tensor], Tensor],
     limit: float,
     up_offset: float,
+    bounds: str,
+    gate_limit: float,
 ) -> Tensor:
     """Returns the hidden channels behind the activation; `apply_experts` says what they are."""
     if gates is None:
         return activation(hidden)
-    if limit:
-        gates, hidden = gates.clamp(max=limit), hidden.clamp(-limit, limit)
-    return activation(gates) * (hidden + up_offset if up_offset else hidden)
+    top = gate_limit or limit
+    if limit and bounds == "soft":
+        hidden = limit * torch.tanh(hidden / limit)
+        gates = top * torch.tanh(gates / top) * activation(gates)
+    elif limit:
+        hidden = hidden.clamp(-limit, limit)
+        is_after = bounds == "clip_after"
+        gates = activation(gates).clamp(max=top) if is_after else activation(gates.clamp(max=top))
+    else:
+        gates = activation(gates)
+    return gates * (hidden + up_offset if up_offset else hidden)
+
+
+def norm_results(x: Tensor, epsilon: float) -> Tensor:
+    """Returns what experts give over its root mean square, or as it is without an epsilon."""
+    if not epsilon:
+        return x
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
 
 
 def grouped_product(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:

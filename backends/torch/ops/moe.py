@@ -26,8 +26,13 @@ _ACTIVATIONS = {
 }
 
 
+_OPENINGS = {"silu": library.expert_sigmoid, "quick_gelu": library.expert_quick_sigmoid}
+"""What multiplies the gate of a swish: with soft bounds it reads the gate as it is."""
+
+
 def _emit_moe(e: EmitContext) -> str:
-    activation = e.helper(_ACTIVATIONS[e.attr("activation")])
+    is_soft = e.attr("bounds") == "soft"
+    activation = e.helper((_OPENINGS if is_soft else _ACTIVATIONS)[e.attr("activation")])
     return experts_text(e, e.helper(library.apply_experts), activation)
 
 
@@ -43,9 +48,11 @@ def experts_text(e: EmitContext, function: str, activation: str) -> str:
     given = {name: text for name, text in zip(names, e.inputs, strict=False) if text != "None"}
     routed = _routed(e, given)
     x, up, down = (given.pop(name) for name in ("x", "up", "down"))
-    for name in ("limit", "up_offset"):
+    for name in ("limit", "up_offset", "gate_limit", "norm_epsilon"):
         if e.attr(name):
             given[name] = repr(e.attr(name))
+    if e.attr("bounds") != "clip":
+        given["bounds"] = repr(e.attr("bounds"))
     if e.attr("weigh_input"):
         given["weigh_input"] = "True"
     return call_text(function, x, *routed[:2], up, down, activation, **given, taken=routed[2])

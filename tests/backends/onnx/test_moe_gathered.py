@@ -63,6 +63,9 @@ def _module(given: tuple[str, ...], **attrs: Any) -> tuple[Module, dict[str, np.
         (("down_bias",), {"top_k": 2, "capacity": 0.5, "activation": "relu"}),
         (("gate", "up_bias"), {"top_k": 2, "weigh_input": True, "scoring": "sigmoid"}),
         (("gate",), {"top_k": 5, "scoring": "given", "limit": 0.7, "up_offset": 1.0}),
+        (("gate",), {"top_k": 2, "limit": 0.7, "bounds": "clip_after", "gate_limit": 0.4}),
+        (("gate",), {"top_k": 2, "limit": 0.7, "bounds": "soft", "gate_limit": 0.4}),
+        (("gate", "down_bias"), {"top_k": 2, "norm_epsilon": 0.1}),
     ],
     ids=str,
 )

@@ -55,6 +55,25 @@ def test_groups_of_experts_are_named(family: str, best: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "special"),
+    [("inkling2", {"bounds": "soft", "limit": 25.0, "gate_limit": 4.0}),
+     ("muse_spark", {"norm_epsilon": 1e-8}), ("longcat_flash", {"scoring": "given"})],
+)  # fmt: skip
+def test_experts_with_soft_bounds_norms_and_ones_that_do_nothing(
+    family: str, special: dict[str, object]
+) -> None:
+    attrs = _fused(_layer(family).build(), _tokens())
+    assert {name: attrs[name] for name in special} == special
+
+
+def test_a_gate_bounded_behind_its_activation() -> None:
+    free, bounded = (layer for layer in LAYERS if layer.family == "step3p7")
+    assert _fused(free.build(), _tokens())["limit"] == 0
+    attrs = _fused(bounded.build(), _tokens())
+    assert (attrs["bounds"], attrs["limit"], attrs["gate_limit"]) == ("clip_after", 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
     ("family", "scoring"),
     [("mixtral", "topk_softmax"), ("gpt_oss", "topk_softmax"), ("olmoe", "softmax"),
      ("nemotron_h", "sigmoid")],

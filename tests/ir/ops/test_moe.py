@@ -5,7 +5,8 @@ import pytest
 
 from regraft.ir.errors import TypeInferenceError
 from regraft.ir.graph import Graph
-from regraft.ir.ops.moe import ACTIVATIONS, SCORINGS, moe, route
+from regraft.ir.ops.moe import SCORINGS, moe, route
+from regraft.ir.ops.moe_hidden import ACTIVATIONS
 from regraft.ir.types import DType, TensorType
 from regraft.soundness import Sample, attack, floats
 from tests.ir.ops.both_ways import computed
@@ -95,6 +96,42 @@ def test_moe_given_weights_limits_and_offsets(biased: bool, weigh_input: bool) -
     # sums of F x D products
     atol = 64 * np.finfo(np.float32).eps * np.abs(expected).max()
     np.testing.assert_allclose(out, expected, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("bounds", ["clip_after", "soft"])
+def test_moe_other_bounds_and_a_norm_of_results(bounds: str) -> None:
+    """Step 3.7 bounds the gate behind its activation, Inkling 2 softly; Muse Spark has a norm."""
+    (out,) = computed(
+        moe, [X, ROUTER, UP, DOWN, GATE], opset=17, top_k=E, scoring="given", bounds=bounds,
+        limit=0.7, gate_limit=0.4, norm_epsilon=0.01,
+    )  # fmt: skip
+    expected = np.zeros((2, 7, R))
+    for i in np.ndindex(2, 7):
+        for e in range(E):
+            gate, up = GATE[e] @ X[i], UP[e] @ X[i]
+            opened = 1 / (1 + np.exp(-gate))
+            if bounds == "soft":
+                hidden = 0.4 * np.tanh(gate / 0.4) * opened * 0.7 * np.tanh(up / 0.7)
+            else:
+                hidden = np.minimum(gate * opened, 0.4) * np.clip(up, -0.7, 0.7)
+            given = DOWN[e] @ hidden
+            expected[i] += ROUTER[i][e] * given / np.sqrt(np.mean(given**2) + 0.01)
+    # sums of F x D products
+    atol = 64 * np.finfo(np.float32).eps * np.abs(expected).max()
+    np.testing.assert_allclose(out, expected, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "message"),
+    [
+        ({"bounds": "hard"}, "`bounds` is `hard`"),
+        ({"bounds": "soft"}, "soft bounds"),
+        ({"bounds": "soft", "limit": 1.0, "activation": "gelu"}, "soft bounds"),
+    ],
+)
+def test_moe_bounds_that_mean_nothing(attrs: dict[str, object], message: str) -> None:
+    with pytest.raises(TypeInferenceError, match=message):
+        computed(moe, [X, ROUTER, UP, DOWN, GATE], opset=17, top_k=1, **attrs)
 
 
 def test_moe_equal_scores_choose_the_lower_expert() -> None:
