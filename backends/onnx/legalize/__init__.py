@@ -13,6 +13,7 @@ from regraft.backends.onnx.legalize.experts import ExpertsSite
 from regraft.backends.onnx.legalize.legalizer import OrtLegalizer
 from regraft.backends.onnx.legalize.quantized import RULES
 from regraft.backends.onnx.legalize.recurrence import RecurrenceSite
+from regraft.backends.onnx.legalize.segments import RULES as SEGMENT_RULES
 from regraft.backends.onnx.legalize.site import Site
 from regraft.backends.onnx.legalize.standard import PROFILE, StandardLegalizer
 from regraft.backends.onnx.legalize.window import RULES as WINDOW_RULES
@@ -23,7 +24,9 @@ SITES: tuple[Site, ...] = (
 )  # fmt: skip
 """Where ONNX Runtime offers more than one form."""
 
-_RULES = (*RULES, *ort_table_ops.RULES, *ort_recurrence_ops.RULES, *WINDOW_RULES)
+_RULES = (
+    *RULES, *ort_table_ops.RULES, *SEGMENT_RULES, *ort_recurrence_ops.RULES, *WINDOW_RULES,
+)  # fmt: skip
 """Forms that kernels need, where there is no choice."""
 
 MEASURED = ("ort-cpu",)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from regraft.backends.onnx.legalize.attention import flattened
+from regraft.backends.onnx.legalize.segments import split_heads, window_in_segments
 from regraft.ir.builder import Builder
 from regraft.ir.dims import Dim, DimLike
 from regraft.ir.graph import Node, Value
@@ -138,15 +139,19 @@ class _Blocks:
 def _build(
     node: Node, operands: tuple[Value, Value, Value], w: int, T: DimLike, b: Builder
 ) -> Value:
+    block = max(w, min(_BLOCK, 2 * w))
+    segmented = window_in_segments(node, operands, w, block, b)
+    if segmented is not None:
+        return segmented
     length = None
     if isinstance(T, Dim):
         axis = b.op(sizes.shape, operands[0], start=2, end=3)
         length = b.op(reshaping.reshape, axis, shape=())
-    cut = _Blocks(b, T, max(w, min(_BLOCK, 2 * w)), w, length)
+    cut = _Blocks(b, T, block, w, length)
     q, k, v = (flattened(b, x) for x in operands)
     pieces = (cut.queries(q), cut.keys(k), cut.keys(v))
     heads = [
-        _split(b, x, (given.shape or ())[1]) for x, given in zip(pieces, operands, strict=True)
+        split_heads(b, x, (given.shape or ())[1]) for x, given in zip(pieces, operands, strict=True)
     ]
     mask, attrs = cut.seen(), node.attrs
     if operands[0].dtype is DType.F32 and is_softmax(attrs) and not attrs["softcap"]:
@@ -166,14 +171,6 @@ def _build(
     if cut.count * cut.size != T:
         whole = b.op(slicing.slice_, whole, starts=(0,), ends=(T,), axes=(1,), steps=(1,))
     split = b.op(reshaping.reshape, whole, shape=(B, T, H, E))
-    return b.op(reshaping.transpose, split, perm=(0, 2, 1, 3))
-
-
-def _split(b: Builder, x: Value, heads: DimLike) -> Value:
-    """Returns [B, S, H * D] as [B, H, S, D]."""
-    B, S, width = x.shape or ()
-    size = int(str(width)) // int(str(heads))
-    split = b.op(reshaping.reshape, x, shape=(B, S, heads, size))
     return b.op(reshaping.transpose, split, perm=(0, 2, 1, 3))
 
 
