@@ -61,7 +61,12 @@ class Prover:
         return len(self.unproved)
 
     def refute(
-        self, old: Value, new: Value, scratch: Graph, ends: Sequence[Value] | None = None
+        self,
+        old: Value,
+        new: Value,
+        scratch: Graph,
+        ends: Sequence[Value] | None = None,
+        least: Mapping[str, int] | None = None,
     ) -> str:
         """Returns how `new` differs from `old`, "" when it does not or cannot be evaluated.
 
@@ -70,9 +75,10 @@ class Prover:
             new: A value of `scratch`, whose nodes read values of the module.
             scratch: Its graph.
             ends: Values that are drawn; default: those that the new nodes read.
+            least: Sizes by symbol below which what is compared shows nothing.
         """
         try:
-            reason = self._difference(old, new, scratch, ends)
+            reason = self._difference(old, new, scratch, ends, least or {})
         except CannotEvaluateError as error:
             self.unproved[str(old.name)] = str(error)
             return ""
@@ -80,7 +86,12 @@ class Prover:
         return reason
 
     def _difference(
-        self, old: Value, new: Value, scratch: Graph, ends: Sequence[Value] | None
+        self,
+        old: Value,
+        new: Value,
+        scratch: Graph,
+        ends: Sequence[Value] | None,
+        least: Mapping[str, int],
     ) -> str:
         read = _frontier(scratch)
         frontier = read if ends is None else list(ends)
@@ -90,7 +101,7 @@ class Prover:
         if key not in self._known:
             self.num_evaluated += 1
             try:
-                self._known[key] = _compare(old, new, frontier, nodes, made), ""
+                self._known[key] = _compare(old, new, frontier, nodes, made, least), ""
             except CannotEvaluateError as error:
                 self._known[key] = "", str(error)
         reason, unknown = self._known[key]
@@ -174,6 +185,7 @@ def _compare(
     frontier: Sequence[Value],
     nodes: Sequence[Node],
     made: Sequence[Node],
+    least: Mapping[str, int],
 ) -> str:
     """Evaluates both sides; returns how they differ, "" when they do not.
 
@@ -182,7 +194,7 @@ def _compare(
     """
     done = 0
     values = [*frontier, *_results(nodes), *_results(made)]
-    for number, env in enumerate(_bindings(values, nodes)):
+    for number, env in enumerate(_bindings(values, nodes, least)):
         if not _fits(values, env):
             continue
         has_run = False
@@ -273,7 +285,9 @@ def _difference(expected: Array, actual: Array) -> str:
 # -- sizes and values ----------------------------------------------------------------------
 
 
-def _bindings(values: Sequence[Value], nodes: Sequence[Node]) -> Iterator[Env]:
+def _bindings(
+    values: Sequence[Value], nodes: Sequence[Node], least: Mapping[str, int]
+) -> Iterator[Env]:
     symbols = _symbols(values, nodes)
     if not symbols:
         yield {}
@@ -284,6 +298,7 @@ def _bindings(values: Sequence[Value], nodes: Sequence[Node]) -> Iterator[Env]:
             env = {}
             for i, symbol in enumerate(symbols):
                 size = first if i == 0 else rest + 2 * i * is_distinct
+                size = max(size, least.get(symbol.name, 0))
                 env[symbol.name] = _clamped(size, symbol)
             yield env
 

@@ -23,6 +23,7 @@ from regraft.passes.fusion import Fuse
 from regraft.passes.linearization.audit import Ablation, ablated, layer_figures, mixers
 from regraft.passes.linearization.probe import Probe
 from regraft.passes.linearization.verdict import Judged, Verdict, judge
+from regraft.passes.linearization.written_mixers import read_mixers
 from regraft.passes.protocol import Context, Samples
 
 LOGITS, TOKENS, LABELS = "logits", "input_ids", "labels"
@@ -50,13 +51,14 @@ def audit_module(student: Module, original: Module, samples: Samples) -> dict[st
     made = [module.clone() for module in (original, student)]
     for module in made:
         Canonicalize().run(module, Context())
+        read_mixers(module)
         Fuse().run(module, Context())
     before, after = made
     nodes = mixers(after)
     if not nodes:
         raise UsageError(
             "audit: no attention was recognized in the model",
-            hint="`regraft inspect` lists its blocks; the text form, `.rg`, keeps hybrids whole",
+            hint="`regraft inspect` lists its blocks; the text form, `.rg`, keeps operators whole",
         )
     layers = layer_figures(before, after, samples, _runner)
     is_hybrid = any(node.op is hybrid_attention for node in nodes)
