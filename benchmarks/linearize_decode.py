@@ -25,8 +25,10 @@ from regraft.ir.module import Module
 
 Array = np.ndarray[Any, Any]
 
-COPY = Recipe(transfer=300, lora=500, window=8, loss="weights")
-"""The recipe of the copy task: weights are transferred before the window is added."""
+COPY = Recipe(transfer=300, lora=500, window=8, loss="weights", dropout=0.5)
+"""The recipe of the copy task: weights are transferred before the window is added, and it is off in
+some steps of the second stage.
+"""
 _LETTERS = 16
 _ROWS = 16
 _LONG = 400

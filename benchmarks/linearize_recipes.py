@@ -48,6 +48,8 @@ _IGNORED = -100
 _RATE, _LORA_RATE = 1e-2, 2e-3
 RANK = 8
 _LEAST = 1e-12
+_ROWS = (slice(0, 16), slice(16, 32))
+"""Of the batch of unseen text on which attention is compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Recipe:
         loss: Of the transfer.
         dropout: Part of the steps of the second stage without the window, in the beginning.
         layers: Which; all when empty.
+        rate: Highest learning rate of the transfer.
     """
 
     method: str = "hedgehog"
@@ -75,12 +78,15 @@ class Recipe:
     loss: Losses = "output"
     dropout: float = 0.0
     layers: tuple[int, ...] = ()
+    rate: float = _RATE
 
     @property
     def key(self) -> str:
         """What its figures are kept under."""
-        layers = "".join(map(str, self.layers))
-        return "-".join(str(x) for x in (*list(asdict(self).values())[:-1], layers))
+        values = asdict(self)
+        rate, layers = values.pop("rate"), "".join(map(str, values.pop("layers")))
+        faster = () if rate == _RATE else (rate,)
+        return "-".join(str(x) for x in (*values.values(), layers, *faster))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,7 @@ def linearized(
     made = module.clone()
     item = LinearizeAttention(
         recipe.method, recipe.layers, recipe.window, recipe.merge, recipe.features,
-        steps=steps, rate=_RATE, loss=recipe.loss,
+        steps=steps, rate=recipe.rate, loss=recipe.loss,
     )  # fmt: skip
     trainer = TorchTrainer(progress=False, folder=folder)
     item.run(made, Context(trainer=trainer, training=data))
@@ -191,11 +197,13 @@ def measured(name: str, seed: int, recipe: Recipe, settings: Settings) -> Figure
     def make() -> Figures:
         model = get(name, seed)
         whole, data = module_of(model), NextTokens(name, seed)
-        batches = [data.batch(10_000 + idx) for idx in range(2)]
+        batches = _unseen(model)
         found: Figures = {"teacher": figure(model, whole)}
         swapped = linearized(whole, data, recipe, steps=0)
         found["swap"] = figure(model, swapped)
         found["swap attention"] = attention_figures(whole, swapped, batches)
+        if recipe == replace(recipe, method="hedgehog", window=0):
+            found["swap kl"] = fed_by_teacher(whole, swapped, batches)
         made = swapped
         folder = CACHE / _TOPIC / f"{name}-{seed}-{recipe.key}-{VERSION}.run"
         if recipe.transfer:
@@ -203,6 +211,8 @@ def measured(name: str, seed: int, recipe: Recipe, settings: Settings) -> Figure
             made = linearized(whole, data, recipe, steps=steps, folder=run)
             found["transfer"] = figure(model, made)
             found["transfer attention"] = attention_figures(whole, made, batches)
+            if "swap kl" in found:
+                found["transfer kl"] = fed_by_teacher(whole, made, batches)
         if recipe.window:
             found["transfer branches"] = branches(model, made)
         if recipe.lora:
@@ -217,6 +227,12 @@ def measured(name: str, seed: int, recipe: Recipe, settings: Settings) -> Figure
     return kept(_TOPIC, f"{name}-{seed}-{recipe.key}", VERSION, settings, make)
 
 
+def _unseen(model: SmallModel) -> list[Batch]:
+    """Returns two batches that no model was trained on."""
+    batch = next(iter(model.held_out()))
+    return [{name: array[rows] for name, array in batch.items()} for rows in _ROWS]
+
+
 def _trained_path(name: str, seed: int, recipe: Recipe) -> Path:
     return CACHE / _TOPIC / f"{name}-{seed}-{recipe.key}-{VERSION}.rg"
 
@@ -227,22 +243,6 @@ def trained(name: str, seed: int, recipe: Recipe, settings: Settings) -> Module:
     again = replace(settings, again=settings.again or not path.is_file())
     measured(name, seed, recipe, again)
     return regraft.load(path)
-
-
-def transferred(name: str, seed: int, loss: Losses, settings: Settings) -> Figures:
-    """Returns KL of attention by layer before and after transfer, on the teacher's own stream."""
-
-    def make() -> Figures:
-        whole, data = module_of(get(name, seed)), NextTokens(name, seed)
-        batches = [data.batch(10_000 + idx) for idx in range(2)]
-        recipe = Recipe(loss=loss)
-        found = {}
-        for stage, steps in (("swap", 0), ("transfer", recipe.transfer)):
-            made = linearized(whole, data, recipe, steps=steps)
-            found[stage] = fed_by_teacher(whole, made, batches)
-        return found
-
-    return kept(_TOPIC, f"kl-{name}-{seed}-{loss}", VERSION, settings, make)
 
 
 def fed_by_teacher(whole: Module, made: Module, batches: list[Batch]) -> list[float]:
