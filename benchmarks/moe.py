@@ -10,6 +10,7 @@ added to the tuple below.
 import sys
 
 from benchmarks import (
+    moe_codes,
     moe_drop,
     moe_encoder,
     moe_example,
@@ -37,6 +38,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     *moe_example.MEASUREMENTS,
     *moe_families.MEASUREMENTS,
     *moe_kernels.MEASUREMENTS,
+    *moe_codes.MEASUREMENTS,
     *moe_folders.MEASUREMENTS,
     *moe_memory.MEASUREMENTS,
 )

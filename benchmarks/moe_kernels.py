@@ -34,25 +34,32 @@ _ROUTING = (("softmax", False), ("softmax", True), ("topk_softmax", False), ("si
 
 
 def layer(
-    shape: tuple[Any, ...], experts: int, *, gated: bool, biased: bool, **attrs: Any
+    shape: tuple[Any, ...],
+    experts: int,
+    *,
+    gated: bool,
+    biased: bool,
+    channels: int = _CHANNELS,
+    hidden: int = _HIDDEN,
+    **attrs: Any,
 ) -> Module:
     """Returns a module of one layer of experts that reads tokens `x` and `scores`."""
     rng = np.random.default_rng(experts)
     graph = Graph()
     b = Builder(graph)
-    x = graph.add_input("x", TensorType(DType.F32, (*shape, _CHANNELS)))
+    x = graph.add_input("x", TensorType(DType.F32, (*shape, channels)))
     scores = graph.add_input("scores", TensorType(DType.F32, (*shape, experts)))
 
     def parameter(name: str, *sizes: int) -> Any:
         array = (rng.standard_normal(sizes) / 4).astype(np.float32)
         return b.weight(name, ArrayWeight(array), Role.PARAM)
 
-    up = parameter("up", experts, _HIDDEN, _CHANNELS)
-    down = parameter("down", experts, _CHANNELS, _HIDDEN)
-    gate = parameter("gate", experts, _HIDDEN, _CHANNELS) if gated else None
+    up = parameter("up", experts, hidden, channels)
+    down = parameter("down", experts, channels, hidden)
+    gate = parameter("gate", experts, hidden, channels) if gated else None
     biases = (
-        parameter("up_bias", experts, _HIDDEN), parameter("down_bias", experts, _CHANNELS),
-        parameter("gate_bias", experts, _HIDDEN) if gated else None,
+        parameter("up_bias", experts, hidden), parameter("down_bias", experts, channels),
+        parameter("gate_bias", experts, hidden) if gated else None,
     ) if biased else ()  # fmt: skip
     graph.set_outputs([("y", b.op(moe.moe, x, scores, up, down, gate, *biases, **attrs))])
     return Module(graph, "moe")

@@ -19,6 +19,7 @@ from regraft.ir.module import Module
 from regraft.ir.ops import conv
 from regraft.passes.calibration.statistics import Statistics, check_samples, gather_statistics
 from regraft.passes.cleanup.canonicalize import Canonicalize
+from regraft.passes.experts.codes import store_in_codes
 from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
 from regraft.passes.quantization.convolutions import Convolved, quantize_convolutions
 from regraft.passes.quantization.encoding import rounded_rows
@@ -66,9 +67,9 @@ class Quantize:
     (`smooth`). What rounding shifts on average is added to the bias.
 
     ## When it applies
-    To products with a constant matrix, and to tables that are read by index; a weight that several
-    layers read is encoded once. `static` and `gptq` need samples. The module is canonicalized
-    before. Nothing to quantize is an error.
+    To products with a constant matrix, to tables that are read by index, and to experts (`moe`: the
+    weights alone, in blocks); a weight that several layers read is encoded once. `static` and
+    `gptq` need samples. The module is canonicalized before. Nothing to quantize is an error.
 
     ## Example
     ```
@@ -149,11 +150,14 @@ class Quantize:
             )
         widen_layers(module, self._kept)
         made = self._within(module, ctx, (fmt, mode, method), convolved)
+        experts, in_float = store_in_codes(
+            module, fmt, self._group(fmt, "none"), method, self._kept, ctx.work_dir
+        )
         every, sites, skipped = made.every, made.sites, made.skipped
-        layers = [*convolved.layers, *made.layers]
+        layers = [*convolved.layers, *made.layers, *experts]
         num_tables = self._tables(module, ctx.work_dir)
-        changed = bool(sites or num_tables or convolved.num_int8)
-        left = [*left_in_float(module.graph), *convolved.skipped]
+        changed = bool(sites or num_tables or convolved.num_int8 or experts)
+        left = [*left_in_float(module.graph), *convolved.skipped, *in_float]
         if not changed and not every and not convolved.num_float:
             raise _nothing(left)
         if changed:
@@ -171,6 +175,8 @@ class Quantize:
             stats["budget-used"] = round(convolved.damage, 3)
             if convolved.speed:
                 stats["speed-of-convolutions"] = round(convolved.speed, 3)
+        if experts:
+            stats["matrices-of-experts"] = len(experts)
         if layers:
             stats["worst-error"] = round(layers[0].error, 6)
         skipped += left

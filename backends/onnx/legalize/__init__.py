@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from regraft.backends.onnx import ort_recurrence_ops, ort_table_ops
+from regraft.backends.onnx import ort_experts_ops, ort_recurrence_ops, ort_table_ops
 from regraft.backends.onnx.emitter import Emit
 from regraft.backends.onnx.legalize.attention import AttentionSite
 from regraft.backends.onnx.legalize.costs import CostTable, read_table, shipped_table
@@ -26,6 +26,7 @@ SITES: tuple[Site, ...] = (
 
 _RULES = (
     *RULES, *ort_table_ops.RULES, *SEGMENT_RULES, *ort_recurrence_ops.RULES, *WINDOW_RULES,
+    *ort_experts_ops.RULES,
 )  # fmt: skip
 """Forms that kernels need, where there is no choice."""
 

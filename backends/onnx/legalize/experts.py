@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from regraft.backends.onnx.experts_kernel import has_kernel
 from regraft.backends.onnx.legalize.costs import Features
 from regraft.backends.onnx.legalize.site import Build, Limits
 from regraft.backends.onnx.moe_gathered import gathered
-from regraft.backends.onnx.ops.moe import GATHERED_SINCE, has_kernel
+from regraft.backends.onnx.ops.moe import GATHERED_SINCE
 from regraft.ir.dims import product
 from regraft.ir.graph import Node
-from regraft.ir.ops import moe
+from regraft.ir.ops import moe, quant
 from regraft.ir.ops.shapes import operands_of
 from regraft.ir.opspec import OpSpec
 from regraft.ir.types import DType
@@ -37,6 +38,8 @@ class ExpertsSite:
     def features(self, node: Node, limits: Limits) -> Features | None:
         """Returns whether experts are gated; tokens, experts, choices and channels."""
         x, _, up, _ = operands_of(node, 4)
+        if up.producer is not None and up.producer.op is quant.dequantize:
+            return None  # codes have one kernel
         if not has_kernel(node) or x.dtype is not DType.F32 or limits.max_opset < GATHERED_SINCE:
             return None
         E, F, D = (int(str(size)) for size in up.shape or ())

@@ -18,51 +18,13 @@ import numpy as np
 import onnx
 
 from regraft.backends.onnx.emitter import Emit, EmitContext
+from regraft.backends.onnx.experts_kernel import GATED, PLAIN, has_kernel, sizes_of
 from regraft.backends.onnx.moe_gathered import gathered
-from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node
 from regraft.ir.ops import moe
-from regraft.ir.ops.moe_hidden import is_bounded
-from regraft.ir.types import DType
-
-# its `gelu` is the tanh approximation
-_PLAIN = {"relu": "relu", "gelu_tanh": "gelu", "silu": "silu"}
-_GATED = {"silu": 1.0, "quick_gelu": 1.702}
-"""Alpha of the swish on the gate."""
 
 _NO_LIMIT = float(np.finfo(np.float32).max)
-_UP, _DOWN, _GATE, _UP_BIAS, _DOWN_BIAS, _GATE_BIAS, _SCORE_BIAS, _GAIN = range(2, 10)
-
-
-def _sizes(node: Node) -> tuple[DimLike, ...] | None:
-    """Returns the sizes of the first matrices, [E, F, D]."""
-    up = node.inputs[_UP]
-    return None if up is None else up.shape
-
-
-def has_kernel(node: Node) -> bool:
-    """Returns whether the runtime's kernel computes what a node of `moe` means."""
-    attrs, x = node.attrs, node.inputs[0]
-    return (
-        attrs["activation"] in (_PLAIN if node.inputs[_GATE] is None else _GATED)
-        and attrs["scoring"] in ("softmax", "topk_softmax", "sigmoid")
-        and attrs["select"] == "top_k"
-        and not attrs["capacity"]
-        and not attrs["weigh_input"]
-        and not attrs["norm_epsilon"]
-        and (attrs["bounds"] == "clip" or not attrs["limit"])
-        and attrs["gate_limit"] in (0, attrs["limit"])
-        and all(node.inputs[idx] is None for idx in (_SCORE_BIAS, _GAIN))
-        and x is not None
-        and x.rank in (2, 3)
-        and x.shape == node.output.shape
-        and x.dtype in (DType.F32, DType.F16)
-        and node.inputs[1] is not None
-        and node.inputs[1].dtype is x.dtype
-        and (node.inputs[_GATE] is not None or not is_bounded(attrs))
-        and all(isinstance(size, int) for size in _sizes(node) or (None,))
-    )
-
+_UP, _GATE, _SCORE_BIAS = 2, 4, 8
 
 GATHERED_SINCE = 16
 """First opset whose ScatterND adds."""
@@ -87,9 +49,8 @@ def _moe(e: EmitContext) -> None:
     if _is_gathered(node, e.opset):
         e.inline(gathered)
         return
-    attrs, router = node.attrs, node.inputs[1]
-    assert router is not None, "moe has scores"
-    scores, factors = e.name(router), []
+    attrs, factors = node.attrs, []
+    scores = e.name(node.inputs[1])
     # the softmax over the chosen is the renormalized softmax over all
     normalized = attrs["renormalize"] or attrs["scoring"] == "topk_softmax"
     if attrs["scoring"] == "sigmoid":
@@ -100,25 +61,54 @@ def _moe(e: EmitContext) -> None:
         scores = e.op("Neg", e.op("Softplus", e.op("Neg", scores)))
     if attrs["routed_scale"] != 1:
         factors.append(e.const(attrs["routed_scale"], _dtype(node)))
-    if router.rank == 3:
-        scores = e.op("Reshape", scores, e.ints([-1, (router.shape or (0,))[-1]]))
-    names = [e.name(node.inputs[0]), scores, *_weights(e)]
+    fields = {} if node.inputs[_GATE] is None else gated_fields(node)
+    fields["normalize_routing_weights"] = normalized
+    names = [e.name(node.inputs[0]), by_token(e, scores), *_weights(e)]
+    emit_kernel(e, "MoE", names, fields, factors)
+
+
+def gated_fields(node: Node) -> dict[str, Any]:
+    """Returns the kernel's attributes for gated experts: all, as releases differ in theirs."""
+    attrs = node.attrs
+    return {
+        "activation_type": "swiglu", "swiglu_fusion": 1,
+        "activation_alpha": GATED[attrs["activation"]],
+        "activation_beta": float(attrs["up_offset"]),
+        "swiglu_limit": float(attrs["limit"]) or _NO_LIMIT,
+    }  # fmt: skip
+
+
+def by_token(e: EmitContext, scores: str) -> str:
+    """Returns the scores of the node's tokens as [T, E], whatever their rank."""
+    router = e.node.inputs[1]
+    assert router is not None, "moe has scores"
+    if router.rank != 3:
+        return scores
+    return e.op("Reshape", scores, e.ints([-1, (router.shape or (0,))[-1]]))
+
+
+def emit_kernel(
+    e: EmitContext, op_type: str, names: list[str], fields: dict[str, Any], factors: list[str]
+) -> None:
+    """Writes the runtime's kernel, and what its result is multiplied by.
+
+    Args:
+        e: A node that has the routing of `moe`.
+        op_type: `MoE` or `QMoE`.
+        names: The operands, "" for none.
+        fields: Attributes besides k and the activation of plain experts.
+        factors: The factors; none: the kernel's result is the node's.
+    """
+    attrs = e.node.attrs
     while not names[-1]:
         names.pop()
-    fields: dict[str, Any] = {"k": attrs["top_k"], "normalize_routing_weights": normalized}
-    if node.inputs[_GATE] is None:
-        fields["activation_type"] = _PLAIN[attrs["activation"]]
-    else:
-        fields |= {
-            "activation_type": "swiglu", "swiglu_fusion": 1,
-            "activation_alpha": _GATED[attrs["activation"]],
-            "activation_beta": float(attrs["up_offset"]),
-            "swiglu_limit": float(attrs["limit"]) or _NO_LIMIT,
-        }  # fmt: skip
+    fields = {"k": attrs["top_k"], **fields}
+    if "activation_type" not in fields:
+        fields["activation_type"] = PLAIN[attrs["activation"]]
     if not factors:
-        e.emit("MoE", names, domain="com.microsoft", **fields)
+        e.emit(op_type, names, domain="com.microsoft", **fields)
         return
-    result = e.op("MoE", *names, domain="com.microsoft", **fields)
+    result = e.op(op_type, *names, domain="com.microsoft", **fields)
     for factor in factors[:-1]:
         result = e.op("Mul", result, factor)
     e.emit("Mul", [result, factors[-1]])
@@ -130,7 +120,7 @@ def _weights(e: EmitContext) -> list[str]:
     up, down, gate, up_bias, down_bias, gate_bias = (e.name(v) for v in inputs[_UP:_SCORE_BIAS])
     if not gate:
         return [up, up_bias, down, down_bias]
-    sizes = _sizes(e.node)
+    sizes = sizes_of(e.node)
     assert sizes is not None, "the kernel is used where sizes are known"
     count, width, channels = sizes
     if up_bias or gate_bias:

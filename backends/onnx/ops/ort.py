@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from regraft.backends.onnx import ort_experts_ops as experts
 from regraft.backends.onnx import ort_ops as ops
 from regraft.backends.onnx import ort_quant_ops as quantized
 from regraft.backends.onnx import ort_recurrence_ops as recurrences
 from regraft.backends.onnx import ort_table_ops as tables
 from regraft.backends.onnx.emitter import Emit, EmitContext
 from regraft.backends.onnx.ops.attention import emit_native
+from regraft.backends.onnx.ops.moe import by_token, emit_kernel, gated_fields
 from regraft.ir.graph import Node
 
 _MICROSOFT = "com.microsoft"
@@ -93,6 +97,36 @@ def _nbits(e: EmitContext) -> None:
     )  # fmt: skip
 
 
+def _experts(e: EmitContext) -> None:
+    attrs = e.node.attrs
+    first, first_scale, last, last_scale, first_bias, last_bias = (
+        e.name(value) for value in (*e.node.inputs[2:], None, None)[:6]
+    )
+    scores = shares = by_token(e, e.name(e.node.inputs[1]))
+    # without weights of its own it renormalizes, whatever its attribute says
+    normalized = attrs["renormalize"] or attrs["scoring"] == "topk_softmax"
+    if attrs["scoring"] == "sigmoid":
+        scores = shares = e.op("Sigmoid", scores)
+    elif not normalized:
+        shares = e.op("Softmax", scores, axis=-1)
+    names = [
+        e.name(e.node.inputs[0]), scores, first, first_scale, first_bias, last, last_scale,
+        last_bias,
+    ]  # fmt: skip
+    if attrs["scoring"] == "sigmoid" or not normalized:
+        names += [*[""] * 6, shares]
+    scale = attrs["routed_scale"]
+    emit_kernel(
+        e, "QMoE", names,
+        {
+            "expert_weight_bits": attrs["bits"], "block_size": attrs["block_size"],
+            "quant_type": "int", "weights_prepacked": 0, "normalize_routing_weights": normalized,
+            **(gated_fields(e.node) if attrs["gated"] else {}),
+        },
+        [] if scale == 1 else [e.const(scale, np.dtype(np.float32))],
+    )  # fmt: skip
+
+
 def _gather_blocks(e: EmitContext) -> None:
     attrs = e.node.attrs
     e.emit(
@@ -130,6 +164,7 @@ EMITS: tuple[Emit, ...] = (
     Emit(ops.flat_rotary, {13: _flat_rotary}, _rotary_min_opset),
     Emit(quantized.matmul_integer_to_float, {13: _integer_to_float}),
     Emit(quantized.matmul_nbits, {13: _nbits}),
+    Emit(experts.moe_nbits, {13: _experts}),
     Emit(recurrences.flat_linear_attention, {13: _linear_attention}),
     Emit(recurrences.channels_causal_conv, {13: _causal_conv}),
     Emit(tables.gather_block_quantized, {13: _gather_blocks}),
