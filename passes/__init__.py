@@ -9,6 +9,8 @@ if __name__ != "regraft.passes":
 from regraft.passes import (
     activation_sparsity,
     attention,
+    block_quantization,
+    cascade,
     cleanup,
     depth,
     equivalence,
@@ -32,6 +34,7 @@ PASSES: tuple[type[Pass], ...] = (
     *pruning.PASSES,
     *equivalence.PASSES,
     *quantization.PASSES,
+    *block_quantization.PASSES,
     *depth.PASSES,
     *activation_sparsity.PASSES,
     *factorize.PASSES,
@@ -39,6 +42,7 @@ PASSES: tuple[type[Pass], ...] = (
     *linearization.PASSES,
     *sparsity.PASSES,
     *experts.PASSES,
+    *cascade.PASSES,
     Recover,
     Legalize,
 )

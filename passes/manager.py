@@ -37,6 +37,9 @@ from regraft.passes.protocol import (
 )
 from regraft.passes.reproducer import write_reproducer
 
+_HELD_BACK = 4
+"""A quarter of the samples is held back for a pass that judges what others fitted."""
+
 
 class CheckMode(enum.Enum):
     """What is compared while and after passes run."""
@@ -146,10 +149,18 @@ class PassManager:
         return records
 
     def _keep_teacher(self, module: Module, rest: Sequence[Pass]) -> None:
-        """Keeps what the module is before its first lossy pass, where a later one needs it."""
-        is_wanted = any(getattr(item, "needs_teacher", False) for item in rest[1:])
+        """Keeps what the module is before its first lossy pass, where a later one needs it.
+
+        For a pass that judges by it, the last samples are held back from all others as well.
+        """
+        judges = any(getattr(item, "needs_source", False) for item in rest[1:])
+        is_wanted = judges or any(getattr(item, "needs_teacher", False) for item in rest[1:])
         if self.ctx.teacher is None and is_wanted and isinstance(rest[0].contract, Lossy):
             self.ctx.teacher = module.clone()
+            if judges:
+                count = len(self.ctx.samples) - len(self.ctx.samples) // _HELD_BACK
+                self.ctx.held_out = self.ctx.samples[count:]
+                self.ctx.samples = self.ctx.samples[:count]
 
     def _run_one(self, module: Module, item: Pass, key: str, rest: Sequence[Pass]) -> PassRecord:
         is_checked = self.check is not CheckMode.OFF

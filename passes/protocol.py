@@ -282,6 +282,7 @@ class Context:
         seed: Seed of everything random.
         target: Where the result will run (`onnx`, `ort-cpu`, …).
         samples: User samples (calibration, checks), empty when none were given.
+        held_out: Samples that no pass fits anything on, where a later pass judges by them.
         probes: Generated samples that the source runs, for when there are no user samples.
         replay: Decisions of an earlier run, which passes then take again: in a pipeline by
             `decision_keys`, for a pass by its name.
@@ -304,6 +305,7 @@ class Context:
     seed: int = 0
     target: str = "ort-cpu"
     samples: Samples = ()
+    held_out: Samples = ()
     probes: Samples = ()
     replay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     executor: Executor | None = None

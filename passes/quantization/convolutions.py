@@ -113,7 +113,9 @@ def quantize_convolutions(
     before, judge = module.clone(), None
     least_gain = LEAST_GAIN if ctx.latency is None else _LEAST_MEASURED_GAIN
     if budget is not None:
-        judge = Judge(module, ctx.activations, ctx.samples[:_MAX_JUDGED], budget)
+        # spread over all of them: neighbours may be parts of one photograph
+        step = -(-len(ctx.samples) // _MAX_JUDGED)
+        judge = Judge(module, ctx.activations, ctx.samples[::step], budget)
     values = list(dict.fromkeys(v for p in pieces for v in (*p.inputs, p.result)))
     readers = list(dict.fromkeys(p.inputs[0] for p in pieces if p.shape is not None))
     level_channels(module, readers, _tops(module, values, ctx))
