@@ -101,14 +101,21 @@ def _source(form: Form) -> ASTSource:
             constants[(idx,)] = form.constants[name]
             continue
         if name.endswith("_ptr"):
-            whole = "i64" if name in form.wholes else form.dtype
-            signature[name] = "*fp32" if name in form.wide else f"*{whole}"
+            signature[name] = f"*{_element(form, name)}"
             attributes[(idx,)] = ALIGNED
             continue
         signature[name] = "fp32" if name in form.floats else "i32"
         if name not in form.floats and name not in form.unaligned:
             attributes[(idx,)] = ALIGNED
     return ASTSource(form.kernel, signature, constexprs=constants, attrs=attributes)
+
+
+def _element(form: Form, name: str) -> str:
+    """Returns Triton's name of what an argument points to."""
+    others = (
+        (form.wide, "fp32"), (form.wholes, "i64"), (form.bytes, "u8"), (form.signed_bytes, "i8"),
+    )  # fmt: skip
+    return next((element for names, element in others if name in names), form.dtype)
 
 
 def _read_cuda(form: Form, target: str, built: Any) -> Compiled:

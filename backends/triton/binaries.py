@@ -33,7 +33,7 @@ from regraft.backends.triton.selftest import tensors_in
 from regraft.ir.errors import UsageError
 
 LAUNCHER, FOLDER, MANIFEST = "aot.py", "binaries", "manifest.json"
-BUCKETED_BY_COUNT = ("linear", "gated", "grouped", "grouped_hidden")
+BUCKETED_BY_COUNT = ("linear", "gated", "grouped", "grouped_hidden", "low_bit", "low_bit_integer")
 """Entries of the table of configurations whose size is not one of the model alone."""
 
 _OPTIONS = ("num_warps", "num_stages")

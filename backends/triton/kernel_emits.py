@@ -18,6 +18,7 @@ from regraft.backends.triton.kernels import (
     rope,
     softmax,
 )
+from regraft.backends.triton.low_bit_emits import low_bit_emit
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import attention as attention_ops
 from regraft.ir.ops import linear_attention as linear_attention_ops
@@ -95,7 +96,8 @@ def kernel_families(
         rotary_ops.rotary_embedding: turn,
     }
     rest = tuple(tuple(row for row in family if row.spec not in own) for family in families)
-    return (*rest, tuple(Emit(spec, emitter) for spec, emitter in own.items()))
+    rows = tuple(Emit(spec, emitter) for spec, emitter in own.items())
+    return (*rest, (*rows, low_bit_emit(calls)))
 
 
 def _recur(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:

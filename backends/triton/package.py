@@ -26,6 +26,7 @@ from regraft.backends.triton.binaries import write_binaries
 from regraft.backends.triton.kernel_emits import KernelCalls, kernel_families
 from regraft.backends.triton.kernel_fusions import KernelFusions
 from regraft.backends.triton.kernel_source import KernelSource
+from regraft.backends.triton.low_bit import pack_weights
 from regraft.ir.call_form import leaves
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
@@ -64,7 +65,7 @@ def save_package(
     """
     calls = KernelCalls()
     generated = generate(
-        module,
+        pack_weights(module),
         families=kernel_families(families, calls),
         fusions=KernelFusions(calls),
         is_file=True,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.gpu.expert_rows import expert_rows
+from benchmarks.gpu.low_bit_rows import low_bit_rows
 from benchmarks.gpu.row import Randn, Row, Sizes, function, gradient
 from regraft import kernels
 from regraft.backends.torch.library import recurrence
@@ -33,6 +34,7 @@ def rows(device: str, sizes: Sizes) -> Iterator[Row]:
     yield from _linear_attention(randn, sizes)
     yield from _products(randn, sizes, device)
     yield from expert_rows(randn, sizes, device)
+    yield from low_bit_rows(randn, sizes, device)
 
 
 def _compiled(call: Callable[..., object]) -> Callable[..., object]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden
     from regraft.backends.triton.kernels.linear import linear
     from regraft.backends.triton.kernels.linear_attending import linear_attention
+    from regraft.backends.triton.kernels.low_bit import low_bit_linear, pack_codes, unpack_codes
+    from regraft.backends.triton.kernels.low_bit_integer import low_bit_integer_linear
     from regraft.backends.triton.kernels.norms import (
         add_layer_norm,
         add_rms_norm,
@@ -51,11 +53,15 @@ _MODULES = {
     "linear": "linear",
     "linear_attention": "linear_attending",
     "linear_cross_entropy": "cross_entropy",
+    "low_bit_integer_linear": "low_bit_integer",
+    "low_bit_linear": "low_bit",
+    "pack_codes": "low_bit",
     "rms_norm": "norms",
     "rope": "rope",
     "rotary": "rope",
     "softmax": "softmax",
     "swiglu": "gated",
+    "unpack_codes": "low_bit",
 }
 
 __all__ = [
@@ -71,11 +77,15 @@ __all__ = [
     "linear",
     "linear_attention",
     "linear_cross_entropy",
+    "low_bit_integer_linear",
+    "low_bit_linear",
+    "pack_codes",
     "rms_norm",
     "rope",
     "rotary",
     "softmax",
     "swiglu",
+    "unpack_codes",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,13 @@ COUNTS = (
     "mask_batch_stride", "mask_head_stride", "mask_row_stride",
 )  # fmt: skip
 """Arguments that are counts: no kernel takes it for granted that 16 divides them."""
+
+_PLACES = re.compile(r"_(inner|size)\d*")
+
+
+def is_count(name: str) -> bool:
+    """Whether an argument is a count, or says where a generated kernel finds rows."""
+    return name in COUNTS or _PLACES.search(name) is not None
 
 
 class Bound(enum.Enum):
@@ -37,6 +45,8 @@ class Form:
         wide: Arguments that are pointers to f32 whatever `dtype` is.
         floats: Arguments that are f32 scalars.
         wholes: Arguments that are pointers to i64.
+        bytes: Arguments that are pointers to u8.
+        signed_bytes: Arguments that are pointers to i8.
         hip: Constants, and `warps`, that are others on GPUs of AMD.
         unaligned: Integer arguments that are not multiples of 16.
     """
@@ -51,5 +61,7 @@ class Form:
     wide: tuple[str, ...] = ()
     floats: tuple[str, ...] = ()
     wholes: tuple[str, ...] = ()
+    bytes: tuple[str, ...] = ()
+    signed_bytes: tuple[str, ...] = ()
     hip: Mapping[str, int] = field(default_factory=dict)
     unaligned: tuple[str, ...] = COUNTS

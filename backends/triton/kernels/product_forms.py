@@ -1,18 +1,22 @@
-"""Forms of products whose operands are more than two matrices: those of experts."""
+"""Forms of products whose operands are more than two matrices: of experts, and of few bits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from regraft.backends.triton.kernels.form import Bound, Form
+from regraft.backends.triton.kernels.form import COUNTS, Bound, Form
 from regraft.backends.triton.kernels.grouped import grouped_gradient_kernel, grouped_kernel
 from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden_kernel
+from regraft.backends.triton.kernels.low_bit import low_bit_kernel
+from regraft.backends.triton.kernels.low_bit_integer import low_bit_integer_kernel
 
 
 def product_forms() -> Iterator[Form]:
     """Yields every form of them."""
     yield from _grouped_forms()
     yield from _hidden_forms()
+    yield from _low_bit_forms()
+    yield from _low_bit_integer_forms()
 
 
 def _grouped_forms() -> Iterator[Form]:
@@ -61,4 +65,42 @@ def _hidden_forms() -> Iterator[Form]:
         yield Form(
             f"grouped-hidden-{label}-{activation}-{dtype}", grouped_hidden_kernel, dtype, constants,
             Bound.MATMUL, 4, 3, wholes=("counts_ptr", "rows_ptr"), floats=("limit", "up_offset"),
+        )  # fmt: skip
+
+
+def _low_bit_forms() -> Iterator[Form]:
+    for label, dtype, bits, m, n, k, warps in (
+        ("few-rows", "bf16", 4, 16, 64, 128, 4),
+        ("few-rows", "fp16", 8, 16, 64, 128, 4),
+        ("large", "bf16", 4, 64, 128, 64, 8),
+        ("large", "fp16", 2, 64, 128, 64, 8),
+        ("large", "fp32", 4, 64, 64, 32, 4),
+    ):
+        constants: dict[str, object] = {
+            "BITS": bits, "GROUPED": bits < 8, "HAS_ZEROS": bits == 4,
+            "PRECISION": "tf32" if dtype == "fp32" else "ieee",
+            "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 8,
+        }  # fmt: skip
+        yield Form(
+            f"low-bit-{label}-{bits}-{dtype}", low_bit_kernel, dtype, constants, Bound.MATMUL,
+            warps, 3, wide=("scale_ptr",), bytes=("codes_ptr", "zeros_ptr"),
+            unaligned=(*COUNTS, "zero"),
+        )  # fmt: skip
+
+
+def _low_bit_integer_forms() -> Iterator[Form]:
+    for label, bits, m, n, k, warps in (
+        ("few-rows", 8, 16, 64, 128, 4),
+        ("large", 8, 64, 128, 64, 8),
+        ("large", 4, 64, 128, 64, 8),
+    ):
+        constants: dict[str, object] = {
+            "UNSIGNED": True, "BITS": bits, "GROUPED": bits < 8, "HAS_ZEROS": bits == 4,
+            "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 8,
+        }  # fmt: skip
+        signed = ("codes_ptr",) if bits == 8 else ()
+        yield Form(
+            f"low-bit-integer-{label}-{bits}", low_bit_integer_kernel, "u8", constants,
+            Bound.MATMUL, warps, 3, wide=("scale_ptr", "x_scale_ptr", "y_ptr"),
+            signed_bytes=signed, unaligned=(*COUNTS, "zero", "x_zero"),
         )  # fmt: skip

@@ -19,6 +19,8 @@ from regraft.backends.triton.kernels.grouped import grouped_forward, grouped_gra
 from regraft.backends.triton.kernels.grouped_hidden import hidden_forward
 from regraft.backends.triton.kernels.linear import linear_forward
 from regraft.backends.triton.kernels.linear_attending import linear_attention_forward
+from regraft.backends.triton.kernels.low_bit import low_bit_forward
+from regraft.backends.triton.kernels.low_bit_integer import low_bit_integer_forward
 from regraft.backends.triton.kernels.norms import rms_norm, row_norm
 from regraft.backends.triton.kernels.rope import rotate
 from regraft.backends.triton.kernels.row_norm_backward import row_norm_backward
@@ -35,6 +37,7 @@ TABLE = torch.linspace(0, 1, 6).reshape(3, 2)
 STATISTICS = torch.linspace(0.5, 1, 3)
 KV, BIAS, SINKS, LENGTHS = wanted(1, 1, 5, 4), wanted(3, 5), wanted(2), torch.tensor([4])
 LABELS = torch.tensor([6, -1, 0])
+BYTES = torch.arange(24, dtype=torch.uint8).reshape(4, 6)
 SETTINGS = (0.5, 2.0, 1, 2, 0, 0.0, 1.0, "ieee")
 """Scale, soft cap, offset, window, clip and precision."""
 CALLS = {
@@ -141,6 +144,34 @@ CALLS = {
         grouped_gradient,
         (X.detach(), X.detach(), torch.tensor([1, 2]), "ieee"),
     ),
+    "low_bit_linear": (
+        low_bit_forward,
+        (
+            X,
+            BYTES[:, :5].T.contiguous()[:3],
+            STATISTICS[:2, None].expand(2, 4),
+            None,
+            8,
+            4,
+            16,
+            True,
+            "ieee",
+        ),
+    ),
+    "low_bit_integer_linear": (
+        low_bit_integer_forward,
+        (
+            BYTES,
+            STATISTICS.new_ones(4),
+            BYTES[:3],
+            STATISTICS.new_ones(1, 6),
+            BYTES[:1],
+            120,
+            0,
+            4,
+            6,
+        ),
+    ),
     "linear": (linear_forward, (X, wanted(7, 5), wanted(7), "silu", "ieee")),
 }
 
@@ -223,6 +254,12 @@ good = {
             q[0].transpose(1, 2), "silu", q[0], limit=0.9, up_offset=1.0,
         ),
         (x, q, w),
+    ),
+    "low_bit_linear": torch.autograd.gradcheck(
+        lambda x: kernels.low_bit_linear(
+            x, torch.arange(21, dtype=torch.uint8).reshape(3, 7), torch.ones(1, 7), zero=3
+        ),
+        (x,),
     ),
     "linear": torch.autograd.gradcheck(
         lambda x, w: kernels.linear(x, w[None], None, "gelu"), (x, w)

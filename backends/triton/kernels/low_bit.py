@@ -1,0 +1,254 @@
+"""Products with weights of 2, 4 or 8 bits, which are unpacked where they are multiplied.
+
+y = x @ ((code - zero) * scale), a scale and a zero point per group of inputs and output. The matrix
+units multiply x with the integers code - zero, which every float format holds exactly; each group's
+sum is scaled afterwards, in f32 (two-step dequantization: Zheng et al. 2024, MixLLM, section 3.2).
+Codes of fewer than 8 bits lie `8 // bits` to a byte along the inputs, the first in the low bits:
+[ceil(K / per byte), N], so that neighbouring threads read neighbouring outputs, 16 bytes each.
+
+The sum over the inputs has one order whatever the number of rows. With `invariant`, the tile that
+rows lie in has one height too, and a row's bits do not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.operators import operator, rows_of
+
+CODE_BITS = (2, 4, 8)
+
+
+@triton.jit
+def load_codes(
+    codes_ptr, k, n, K, N, codes_stride,
+    BITS: tl.constexpr,
+):  # fmt: skip
+    """Returns the codes [K tile, N tile] of inputs k and outputs n; zeros beyond."""
+    per_byte: tl.constexpr = 8 // BITS
+    place = codes_ptr + (k // per_byte).to(tl.int64)[:, None] * codes_stride + n[None, :]
+    codes = tl.load(place, mask=(k < K)[:, None] & (n < N)[None, :], other=0)
+    if BITS < 8:
+        shift = ((k % per_byte) * BITS).to(tl.uint8)
+        codes = (codes >> shift[:, None]) & ((1 << BITS) - 1)
+    return codes
+
+
+@triton.jit
+def low_bit_kernel(
+    x_ptr, codes_ptr, scale_ptr, zeros_ptr, y_ptr, M, N, K, x_stride, codes_stride, group, zero,
+    BITS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """Writes one tile [BLOCK_M, BLOCK_N] of x @ ((codes - zeros) * scale)."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    per_group = GROUP_M * tiles_n
+    first_m = tl.program_id(0) // per_group * GROUP_M
+    height = min(tl.cdiv(M, BLOCK_M) - first_m, GROUP_M)
+    within = tl.program_id(0) % per_group
+    m = (first_m + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # rows past the end wrap around instead of being masked; they are not stored
+    x_rows = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
+        codes = load_codes(codes_ptr, k, n, K, N, codes_stride, BITS)
+        place = (start // group).to(tl.int64) * N + n
+        if HAS_ZEROS:
+            zeros = tl.load(zeros_ptr + place, mask=n < N, other=0)
+            w = (codes.to(tl.int16) - zeros.to(tl.int16)[None, :]).to(x.dtype)
+        else:
+            w = (codes.to(tl.int16) - zero).to(x.dtype)
+        if GROUPED:
+            scale = tl.load(scale_ptr + place, mask=n < N, other=0.0).to(tl.float32)
+            total += tl.dot(x, w, input_precision=PRECISION) * scale[None, :]
+        else:
+            total = tl.dot(x, w, total, input_precision=PRECISION)
+    if not GROUPED:
+        total = total * tl.load(scale_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    out = y_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(out, total.to(y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Returns codes u8[K, N] below 2 ** bits as bytes [ceil(K / per byte), N]."""
+    per_byte = 8 // bits
+    padded = torch.nn.functional.pad(codes, (0, 0, 0, -codes.shape[0] % per_byte))
+    parts = padded.unflatten(0, (-1, per_byte))
+    packed = parts[:, 0].clone()
+    for idx in range(1, per_byte):
+        packed |= parts[:, idx] << (idx * bits)
+    return packed
+
+
+def unpack_codes(packed: Tensor, bits: int, size: int) -> Tensor:
+    """Returns the codes [size, N] of bytes."""
+    if bits == 8:
+        return packed
+    mask = (1 << bits) - 1
+    parts = [(packed >> shift) & mask for shift in range(0, 8, bits)]
+    return torch.stack(parts, 1).flatten(0, 1)[:size]
+
+
+def centered_codes(
+    codes: Tensor, zeros: Tensor | None, zero: int, bits: int, size: int, group: int
+) -> Tensor:
+    """Returns i32[K, N], the codes minus their zero points."""
+    whole = unpack_codes(codes, bits, size).to(torch.int32)
+    if zeros is None:
+        return whole - zero
+    return whole - zeros.to(torch.int32).repeat_interleave(group, 0)[:size]
+
+
+def dequantized(
+    codes: Tensor, scale: Tensor, zeros: Tensor | None, zero: int, bits: int, size: int,
+    group: int, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """Returns the weights [K, N] that codes stand for."""
+    whole = centered_codes(codes, zeros, zero, bits, size, group).to(dtype)
+    return whole * scale.to(dtype).repeat_interleave(group, 0)[:size]
+
+
+def reference_low_bit(
+    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, zero: int, bits: int,
+    group: int, invariant: bool, precision: str,
+) -> Tensor:  # fmt: skip
+    """Returns x @ ((codes - zeros) * scale)."""
+    return x @ dequantized(codes, scale, zeros, zero, bits, x.shape[-1], group, x.dtype)
+
+
+def _allocate_low_bit(
+    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, zero: int, bits: int,
+    group: int, invariant: bool, precision: str,
+) -> Tensor:  # fmt: skip
+    return torch.empty((*x.shape[:-1], codes.shape[1]), dtype=x.dtype, device=x.device)
+
+
+def depth_of(depth: int, group: int, size: int) -> int:
+    """Returns the inputs that a step takes: within one group, at most `depth`."""
+    return depth if group >= size else min(depth, group & -group)
+
+
+def _launch_low_bit(
+    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, zero: int, bits: int,
+    group: int, invariant: bool, precision: str,
+) -> Tensor:  # fmt: skip
+    y = torch.empty((*x.shape[:-1], codes.shape[1]), dtype=x.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    rows, codes = rows_of(x), rows_of(codes)
+    (M, K), N = rows.shape, codes.shape[1]
+    config = config_for("low_bit", x, 1 if invariant else M)
+    grid = (triton.cdiv(M, config["m"]) * triton.cdiv(N, config["n"]),)
+    wrap_triton(low_bit_kernel)[grid](
+        rows, codes, scale.contiguous(), codes if zeros is None else zeros.contiguous(), y,
+        M, N, K, rows.stride(0), codes.stride(0), group, zero,
+        BITS=bits,
+        GROUPED=group < K,
+        HAS_ZEROS=zeros is not None,
+        PRECISION=precision,
+        BLOCK_M=config["m"],
+        BLOCK_N=config["n"],
+        BLOCK_K=depth_of(config["k"], group, K),
+        GROUP_M=config["group"],
+        num_warps=config["warps"],
+        num_stages=config["stages"],
+    )  # fmt: skip
+    return y
+
+
+low_bit_forward = operator(
+    "low_bit_linear",
+    _launch_low_bit,
+    allocate=_allocate_low_bit,
+    reference=reference_low_bit,
+    kernel=low_bit_kernel,
+)
+
+
+def _keep_low_bit(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, codes, scale, zeros, zero, bits, group, _, _ = inputs
+    ctx.save_for_backward(codes, scale, zeros)
+    ctx.settings = (zero, bits, x.shape[-1], group)
+
+
+def _differentiate_low_bit(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    codes, scale, zeros = ctx.saved_tensors
+    dx = None
+    if ctx.needs_input_grad[0]:
+        zero, bits, size, group = ctx.settings
+        dx = dy @ dequantized(codes, scale, zeros, zero, bits, size, group, dy.dtype).T
+    return dx, None, None, None, None, None, None, None, None
+
+
+low_bit_forward.register_autograd(_differentiate_low_bit, setup_context=_keep_low_bit)
+
+
+def check_codes(
+    what: str, size: int, codes: Tensor, scale: Tensor, zeros: Tensor | None, bits: int, group: int
+) -> None:
+    """Raises ValueError where shapes do not go together or no kernel takes the groups."""
+    if bits not in CODE_BITS:
+        raise ValueError(f"{what}: codes of {bits} bits; expected {CODE_BITS}")
+    if group < size and group % 16:
+        raise ValueError(f"{what}: groups of {group} inputs; expected a multiple of 16, or one")
+    rows, groups = -(-size // (8 // bits)), -(-size // group)
+    wanted = (groups, codes.shape[1])
+    shapes = [scale.shape] if zeros is None else [scale.shape, zeros.shape]
+    if codes.shape[0] != rows or any(shape != wanted for shape in shapes):
+        raise ValueError(
+            f"{what}: codes {list(codes.shape)}, scale {list(scale.shape)}, zeros "
+            f"{None if zeros is None else list(zeros.shape)} for {size} inputs in groups of "
+            f"{group}; expected [{rows}, N], [{groups}, N] and that again"
+        )
+
+
+def low_bit_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zeros: Tensor | None = None,
+    *,
+    bits: int = 4,
+    group: int = 0,
+    zero: int = 0,
+    invariant: bool = False,
+    precision: str = "ieee",
+) -> Tensor:
+    """Returns x @ ((codes - zeros) * scale) of x [..., K]: [..., N]. Codes have no gradient.
+
+    Args:
+        x: f32, f16 or bf16.
+        codes: u8 [ceil(K * bits / 8), N], packed by `pack_codes`; with 8 bits u8 or i8 [K, N].
+        scale: [ceil(K / group), N].
+        zeros: u8 or i8 [ceil(K / group), N]; None: `zero` everywhere.
+        bits: Of a code: 2, 4 or 8.
+        group: Inputs that share a scale, a multiple of 16; 0: all.
+        zero: The zero point where `zeros` are absent.
+        invariant: Whether the bits of a row must not depend on the number of rows.
+        precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
+
+    Raises:
+        ValueError: Shapes do not go together, or groups are no multiples of 16.
+    """
+    size = x.shape[-1]
+    check_codes("low_bit_linear", size, codes, scale, zeros, bits, group or size)
+    y: Tensor = low_bit_forward(
+        x, codes, scale, zeros, zero, bits, group or size, invariant, precision
+    )
+    return y

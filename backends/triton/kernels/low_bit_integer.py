@@ -1,0 +1,194 @@
+"""Products of 8-bit inputs with weights of 2, 4 or 8 bits on the integer matrix units.
+
+y = x_scale * sum over groups of scale * ((x - x_zero) @ (code - zero)): a group's sum is an exact
+i32, scaled in f32 afterwards (two-step dequantization: Zheng et al. 2024, MixLLM, section 3.2). The
+zero point of the inputs is taken out by the sums of the weights' columns, so that both operands
+stay signed bytes. Integers add in any order: a row's bits never depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.low_bit import (
+    centered_codes,
+    check_codes,
+    depth_of,
+    load_codes,
+)
+from regraft.backends.triton.kernels.operators import operator, rows_of
+
+INTEGER_DEPTH = 32
+"""Inputs that the integer matrix units take at least at a time."""
+
+
+@triton.jit
+def low_bit_integer_kernel(
+    x_ptr, x_scale_ptr, codes_ptr, scale_ptr, zeros_ptr, y_ptr, M, N, K, x_stride, codes_stride,
+    group, x_zero, zero,
+    UNSIGNED: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """Writes one tile [BLOCK_M, BLOCK_N]; `x_zero` is that of the signed inputs."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    per_group = GROUP_M * tiles_n
+    first_m = tl.program_id(0) // per_group * GROUP_M
+    height = min(tl.cdiv(M, BLOCK_M) - first_m, GROUP_M)
+    within = tl.program_id(0) % per_group
+    m = (first_m + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    x_rows = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    whole = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
+    columns = tl.zeros([BLOCK_N], tl.int32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0)
+        if UNSIGNED:
+            x = (x.to(tl.int16) - 128).to(tl.int8)
+        codes = load_codes(codes_ptr, k, n, K, N, codes_stride, BITS)
+        place = (start // group).to(tl.int64) * N + n
+        if BITS == 8:
+            w = codes
+        elif HAS_ZEROS:
+            zeros = tl.load(zeros_ptr + place, mask=n < N, other=0)
+            w = (codes.to(tl.int16) - zeros.to(tl.int16)[None, :]).to(tl.int8)
+        else:
+            w = (codes.to(tl.int16) - zero).to(tl.int8)
+        if BITS < 8:
+            w = tl.where((k < K)[:, None], w, 0).to(tl.int8)
+        if GROUPED:
+            part = tl.dot(x, w, out_dtype=tl.int32)
+            part -= x_zero * tl.sum(w.to(tl.int32), axis=0)[None, :]
+            scale = tl.load(scale_ptr + place, mask=n < N, other=0.0).to(tl.float32)
+            total += part.to(tl.float32) * scale[None, :]
+        else:
+            whole = tl.dot(x, w, whole, out_dtype=tl.int32)
+            columns += tl.sum(w.to(tl.int32), axis=0)
+    if not GROUPED:
+        scale = tl.load(scale_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+        total = (whole - x_zero * columns[None, :]).to(tl.float32) * scale[None, :]
+    total = total * tl.load(x_scale_ptr + m, mask=m < M, other=0.0).to(tl.float32)[:, None]
+    out = y_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(out, total.to(y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+def reference_low_bit_integer(
+    x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
+    zero: int, bits: int, group: int,
+) -> Tensor:  # fmt: skip
+    """Returns x_scale * sum over groups of scale * ((x - x_zero) @ (codes - zeros))."""
+    size = x.shape[-1]
+    # products and sums of integers below 2^53 are exact in f64
+    w = centered_codes(codes, zeros, zero, bits, size, group).double()
+    total = torch.zeros((*x.shape[:-1], codes.shape[1]), dtype=scale.dtype, device=x.device)
+    for idx, first in enumerate(range(0, size, group)):
+        part = (x[..., first : first + group].double() - x_zero) @ w[first : first + group]
+        total = total + part.to(scale.dtype) * scale[idx]
+    return total * x_scale.to(scale.dtype).unsqueeze(-1)
+
+
+def _allocate_low_bit_integer(
+    x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
+    zero: int, bits: int, group: int,
+) -> Tensor:  # fmt: skip
+    return torch.empty((*x.shape[:-1], codes.shape[1]), dtype=scale.dtype, device=x.device)
+
+
+def _launch_low_bit_integer(
+    x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
+    zero: int, bits: int, group: int,
+) -> Tensor:  # fmt: skip
+    y = torch.empty((*x.shape[:-1], codes.shape[1]), dtype=scale.dtype, device=x.device)
+    if y.numel() == 0:
+        return y
+    rows, codes = rows_of(x), rows_of(codes)
+    (M, K), N = rows.shape, codes.shape[1]
+    config = config_for("low_bit_integer", scale, M)
+    grid = (triton.cdiv(M, config["m"]) * triton.cdiv(N, config["n"]),)
+    is_unsigned = x.dtype == torch.uint8
+    wrap_triton(low_bit_integer_kernel)[grid](
+        rows, x_scale.reshape(-1).contiguous(), codes, scale.contiguous(),
+        codes if zeros is None else zeros.contiguous(), y,
+        M, N, K, rows.stride(0), codes.stride(0), group, x_zero - 128 * is_unsigned, zero,
+        UNSIGNED=is_unsigned,
+        BITS=bits,
+        GROUPED=group < K,
+        HAS_ZEROS=zeros is not None,
+        BLOCK_M=config["m"],
+        BLOCK_N=config["n"],
+        BLOCK_K=depth_of(config["k"], group, K),
+        GROUP_M=config["group"],
+        num_warps=config["warps"],
+        num_stages=config["stages"],
+    )  # fmt: skip
+    return y
+
+
+low_bit_integer_forward = operator(
+    "low_bit_integer_linear",
+    _launch_low_bit_integer,
+    allocate=_allocate_low_bit_integer,
+    reference=reference_low_bit_integer,
+    kernel=low_bit_integer_kernel,
+)
+
+
+def low_bit_integer_linear(
+    x: Tensor,
+    x_scale: Tensor | float,
+    codes: Tensor,
+    scale: Tensor,
+    zeros: Tensor | None = None,
+    *,
+    x_zero: int = 0,
+    bits: int = 8,
+    group: int = 0,
+    zero: int = 0,
+) -> Tensor:
+    """Returns (x - x_zero) * x_scale times (codes - zeros) * scale, in the dtype of scale.
+
+    Args:
+        x: Codes of the inputs, i8 or u8 [..., K].
+        x_scale: Of each row, [...], or of all.
+        codes: u8 [ceil(K * bits / 8), N], packed by `pack_codes`; with 8 bits i8 [K, N].
+        scale: [ceil(K / group), N].
+        zeros: u8 or i8 [ceil(K / group), N], of codes below 8 bits; None: `zero` everywhere.
+        x_zero: The inputs' zero point.
+        bits: Of a code: 2, 4 or 8.
+        group: Inputs that share a scale, a multiple of 32; 0: all.
+        zero: The zero point where `zeros` are absent; 0 with 8 bits.
+
+    Raises:
+        TypeError: Operands are no bytes.
+        ValueError: Shapes do not go together, or the integer units do not take the groups.
+    """
+    size = x.shape[-1]
+    check_codes("low_bit_integer_linear", size, codes, scale, zeros, bits, group or size)
+    if x.dtype not in (torch.int8, torch.uint8) or (bits == 8 and codes.dtype != torch.int8):
+        raise TypeError(
+            f"low_bit_integer_linear: inputs {x.dtype}, codes {codes.dtype} of {bits} bits; "
+            "expected i8 or u8, and i8 where codes have 8 bits"
+        )
+    is_uneven = 0 < group < size and group % INTEGER_DEPTH
+    if is_uneven or (bits == 8 and (zero or zeros is not None)):
+        raise ValueError(
+            f"low_bit_integer_linear: groups of {group}, zero points with {bits} bits; expected "
+            f"multiples of {INTEGER_DEPTH}, and no zero points with 8 bits"
+        )
+    factor = torch.as_tensor(x_scale, dtype=scale.dtype, device=x.device).expand(x.shape[:-1])
+    y: Tensor = low_bit_integer_forward(
+        x, factor, codes, scale, zeros, x_zero, zero, bits, group or size
+    )
+    return y

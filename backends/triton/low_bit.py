@@ -1,0 +1,185 @@
+"""Products with quantized weights as operators of kernels: codes packed, inputs in bytes or floats.
+
+What quantization leaves is `x @ dequantize(codes, scale, zero)`, x itself perhaps dequantized from
+bytes. A package holds the codes `8 // bits` to a byte, and no weight is unpacked in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from regraft.ir.builder import Builder
+from regraft.ir.constants import constant_of
+from regraft.ir.graph import Node, Value
+from regraft.ir.module import Module
+from regraft.ir.ops.linalg import matmul
+from regraft.ir.ops.quant import dequantize
+from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
+from regraft.ir.types import DType, TensorType
+
+Array = np.ndarray[Any, Any]
+
+_WHOLE = 1 << 62
+_BYTES = frozenset({DType.I8, DType.U8})
+_FLOATS = frozenset({DType.F32, DType.F16, DType.BF16})
+_BITS = {DType.U4: 4, DType.I4: 4, DType.U2: 2, DType.I2: 2, DType.U8: 8, DType.I8: 8}
+_DEPTH = {True: 32, False: 16}  # inputs that integer and float matrix units take at a time
+
+
+def _infer(node: Node) -> TensorType:
+    x, codes, scale = node.inputs[:3]
+    if x is None or x.shape is None or codes is None or codes.shape is None or scale is None:
+        raise AssertionError("a product of few bits is made of operands whose shapes are known")
+    dtype = scale.dtype if x.dtype in _BYTES else x.dtype
+    return TensorType(dtype, (*x.shape[:-1], codes.shape[1]))
+
+
+low_bit_matmul = OpSpec(
+    name="low_bit_matmul",
+    source="what a matmul by dequantized codes becomes in a package of kernels",
+    operands=(
+        Operand("x"),  # floats, or bytes with x_scale and x_zero
+        Operand("codes"),
+        Operand("scale"),
+        Operand("zeros", optional=True),
+    ),
+    attrs=(
+        Attr("bits", AttrKind.INT),
+        Attr("group", AttrKind.INT),  # inputs that share a scale
+        Attr("zero", AttrKind.INT, 0),  # where there are no zeros
+        Attr("x_scale", AttrKind.FLOAT, 1.0),
+        Attr("x_zero", AttrKind.INT, 0),
+    ),
+    traits=Trait.PURE,
+    infer=_infer,
+)
+
+
+def pack_weights(module: Module) -> Module:
+    """Returns the module, or a copy whose products with quantized weights are `low_bit_matmul`."""
+    if not any(_quantized(node) is not None for node in module.graph):
+        return module
+    module = module.clone()
+    packed: dict[Value, tuple[Value, Value, Value | None, dict[str, int]]] = {}
+    for node in list(module.graph):
+        weight = _quantized(node)
+        if weight is None:
+            continue
+        if weight.output not in packed:
+            packed[weight.output] = _packed(module, weight)
+        codes, scale, zeros, settings = packed[weight.output]
+        x, given = _inputs(node, weight, settings["group"])
+        b = Builder(module.graph, node, node.loc)
+        y = b.op(low_bit_matmul, x, codes, scale, zeros, **settings, **given)
+        rounded = node.inputs[0].producer if given and node.inputs[0] is not None else None
+        module.graph.replace(node, [y])
+        for made in (rounded, weight):
+            if made is not None and not made.output.num_uses:
+                module.graph.erase(made)
+    return module
+
+
+def _quantized(node: Node) -> Node | None:
+    """Returns the dequantization of a matrix of codes that a product reads, where kernels do."""
+    if node.op is not matmul:
+        return None
+    x, w = node.inputs[:2]
+    made = None if w is None else w.producer
+    if (
+        x is None
+        or x.shape is None
+        or len(x.shape) < 2
+        or made is None
+        or made.op is not dequantize
+    ):
+        return None
+    codes, scale, zero = made.inputs[:3]
+    if codes is None or codes.rank != 2 or codes.dtype not in _BITS or x.dtype not in _FLOATS:
+        return None
+    constants = [constant_of(value, _WHOLE) for value in (codes, scale, zero) if value is not None]
+    if made.output.dtype is not x.dtype or any(array is None for array in constants):
+        return None
+    group = _group(made)
+    return made if group and (group >= int(_rows(made)) or group % _DEPTH[False] == 0) else None
+
+
+def _rows(weight: Node) -> int:
+    codes = constant_of(weight.inputs[0], _WHOLE)
+    return 0 if codes is None else int(codes.shape[0])
+
+
+def _group(weight: Node) -> int:
+    """Returns the inputs of a matrix [K, N] that share a scale; 0: they have scales each."""
+    scale, axis, block = weight.inputs[1], weight.attrs["axis"], weight.attrs["block_size"]
+    is_whole = axis is None or (scale is not None and scale.rank == 0)
+    if is_whole or (axis % 2 == 1 and not block):
+        return max(1, _rows(weight))
+    return int(block) if axis % 2 == 0 else 0
+
+
+def _packed(module: Module, weight: Node) -> tuple[Value, Value, Value | None, dict[str, int]]:
+    """Returns codes, scales and zero points as kernels read them, with bits, group and zero."""
+    codes, scale, zero = (constant_of(value, _WHOLE) for value in weight.inputs[:3])
+    if codes is None or scale is None:
+        raise AssertionError("codes and scales are constants")
+    source = weight.inputs[0]
+    dtype = None if source is None else source.dtype
+    if dtype is None:
+        raise AssertionError("codes have an element type")
+    bits, (size, outputs) = _BITS[dtype], codes.shape
+    shift = 0 if bits == 8 or dtype in (DType.U4, DType.U2) else 1 << (bits - 1)
+    group = _group(weight)
+    shape = (-(-size // group), outputs)
+    whole = codes.astype(np.int16) + shift
+    stored = codes if bits == 8 else pack(whole.astype(np.uint8), bits)
+    b = Builder(module.graph, weight, weight.loc)
+    settings = {"bits": bits, "group": group, "zero": shift}
+    name = (source.name if source is not None else None) or "codes"
+    zeros = None
+    if zero is not None and np.any(zero):
+        shifted = zero.astype(np.int16).reshape(-1 if zero.ndim < 2 else zero.shape) + shift
+        signed = bits == 8 and dtype is DType.I8
+        full = np.broadcast_to(shifted, shape).astype(np.int8 if signed else np.uint8)
+        zeros = b.constant(np.ascontiguousarray(full), name=f"{name}.zeros")
+    factor = scale.astype(np.float32).reshape(-1 if scale.ndim < 2 else scale.shape)
+    scales = b.constant(np.ascontiguousarray(np.broadcast_to(factor, shape)), name=f"{name}.scales")
+    return b.constant(stored, name=f"{name}.packed"), scales, zeros, settings
+
+
+def pack(codes: Array, bits: int) -> Array:
+    """Returns codes u8[K, N] as bytes [ceil(K / per byte), N], the first in the low bits."""
+    per_byte = 8 // bits
+    padded = np.pad(codes, ((0, -len(codes) % per_byte), (0, 0)))
+    parts = padded.reshape(-1, per_byte, codes.shape[1])
+    shifts = (np.arange(per_byte, dtype=np.uint8) * bits)[:, None]
+    packed: Array = np.bitwise_or.reduce(parts << shifts, axis=1)
+    return packed
+
+
+def _inputs(node: Node, weight: Node, group: int) -> tuple[Value, dict[str, Any]]:
+    """Returns what the product reads: bytes with their scale, where integer units take all."""
+    x = node.inputs[0]
+    if x is None:
+        raise AssertionError("a product has two operands")
+    made, codes = x.producer, weight.inputs[0]
+    if made is None or made.op is not dequantize or x.dtype is not DType.F32 or codes is None:
+        return x, {}
+    rounded = made.inputs[0]
+    scale, zero = (constant_of(value) for value in made.inputs[1:3])
+    point = constant_of(weight.inputs[2], _WHOLE)
+    is_narrow = codes.dtype not in _BYTES
+    is_signed = codes.dtype is DType.I8 and (point is None or not np.any(point))
+    if (
+        rounded is None
+        or rounded.dtype not in _BYTES
+        or scale is None
+        or scale.size != 1
+        or (made.inputs[2] is not None and (zero is None or zero.size != 1))
+        or not (is_narrow or is_signed)
+        or (group < _rows(weight) and group % _DEPTH[True])
+    ):
+        return x, {}
+    offset = 0 if zero is None else int(zero.reshape(()))
+    return rounded, {"x_scale": float(scale.reshape(())), "x_zero": offset}
