@@ -9,7 +9,6 @@ if __name__ != "regraft.passes":
 from regraft.passes import (
     activation_sparsity,
     attention,
-    block_quantization,
     cascade,
     cleanup,
     depth,
@@ -34,7 +33,6 @@ PASSES: tuple[type[Pass], ...] = (
     *pruning.PASSES,
     *equivalence.PASSES,
     *quantization.PASSES,
-    *block_quantization.PASSES,
     *depth.PASSES,
     *activation_sparsity.PASSES,
     *factorize.PASSES,
