@@ -19,6 +19,7 @@ from benchmarks.kept_figures import Figures, kept
 from benchmarks.measure import CACHE, Settings
 from benchmarks.small_models import SmallModel, copying, corpus, get
 from benchmarks.small_models.decoders import COPY_LENGTHS
+from regraft.auditing import audit_module
 from regraft.backends.onnx import to_proto
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.backends.torch.training import TorchTrainer
@@ -243,6 +244,17 @@ def trained(name: str, seed: int, recipe: Recipe, settings: Settings) -> Module:
     again = replace(settings, again=settings.again or not path.is_file())
     measured(name, seed, recipe, again)
     return regraft.load(path)
+
+
+def audited(name: str, seed: int, recipe: Recipe, settings: Settings) -> Figures:
+    """Returns what `regraft audit` says of the module that a recipe leaves, on unseen text."""
+    made = trained(name, seed, recipe, settings)
+
+    def make() -> Figures:
+        model = get(name, seed)
+        return audit_module(made, module_of(model), _unseen(model))
+
+    return kept(_TOPIC, f"audit-{name}-{seed}-{recipe.key}", VERSION, settings, make)
 
 
 def fed_by_teacher(whole: Module, made: Module, batches: list[Batch]) -> list[float]:

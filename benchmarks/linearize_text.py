@@ -7,17 +7,16 @@ can do: both are printed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from statistics import fmean
 
 from benchmarks.kept_figures import Figures
 from benchmarks.linearize_decode import COPY
-from benchmarks.linearize_recipes import Recipe, measured
+from benchmarks.linearize_recipes import Recipe, audited, measured
 from benchmarks.measure import Measurement, Row, Settings, at_least, at_most, held, shown
 from benchmarks.small_models import copying
-from regraft.passes.linearization.audit import Ablation
-from regraft.passes.linearization.verdict import Verdict, judge
+from regraft.passes.linearization.verdict import Verdict
 
 SEEDS = range(3)
 WINDOW = 16
@@ -30,8 +29,8 @@ ALONE = Recipe(transfer=0, lora=350)
 PLAIN = Recipe(window=WINDOW, merge="lolcats", loss="hybrid")
 """The recipe of LoLCATs: both branches are fitted together."""
 FIXED = Recipe(window=WINDOW, loss="mixed", dropout=0.5, rate=_FAST)
-"""The linear branch is fitted by itself, before the window is added; in the second stage the window is
-off in some steps, half of them in the beginning.
+"""The linear branch is fitted by itself, before the window is added, which later is off in some
+steps, half of them in the beginning.
 """
 COPY_WINDOW = Recipe(method="window", transfer=0, lora=500, window=8)
 
@@ -78,6 +77,10 @@ def _listed(numbers: Iterable[float]) -> str:
     return ", ".join(f"{each:.2f}" for each in numbers)
 
 
+def _parts(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:.3f}" for key, value in found.items())
+
+
 def _hybrids(seed: int, settings: Settings) -> Iterator[Row]:
     for name, recipe in (("plain", PLAIN), ("fixed", FIXED)):
         found = measured("char-lm", seed, recipe, settings)
@@ -85,17 +88,17 @@ def _hybrids(seed: int, settings: Settings) -> Iterator[Row]:
             f"char-lm {seed}: hybrid, {name} recipe, regains", regained(found, "lora"), _HYBRID,
             "", f"{found['lora']:.3f} nats, teacher {found['teacher']:.3f}",
         )  # fmt: skip
-        judged = judge({each: found["lora branches"][str(each)] for each in Ablation})
-        parts = ", ".join(f"{key} {value:.3f}" for key, value in found["lora branches"].items())
+        report = audited("char-lm", seed, recipe, settings)
+        parts = f"verdict {report['verdict']}; {_parts(report['ablations'])}"
         if name == "plain":
             yield held(
-                f"char-lm {seed}: verdict on local text is `window`, plain recipe",
-                judged.verdict is Verdict.WINDOW, parts,
+                f"char-lm {seed}: verdict of the audit on local text is `window`, plain recipe",
+                report["verdict"] == str(Verdict.WINDOW), parts,
             )  # fmt: skip
         else:
             yield shown(
                 f"char-lm {seed}: lost without the linear branch, fixed recipe",
-                100 * judged.linear_share, "%", f"verdict {judged.verdict}; {parts}",
+                100 * report["linear_share"], "%", parts,
             )  # fmt: skip
 
 
@@ -117,11 +120,12 @@ def _copies(seed: int, settings: Settings) -> Iterator[Row]:
         f"copy-lm {seed}: a window alone, trained as long, over chance",
         abs(window["lora"] - chance), _NEAR_CHANCE, "", f"{window['lora']:.3f}",
     )  # fmt: skip
-    judged = judge({each: parts[str(each)] for each in Ablation}, more_is_better=True)
+    report = audited("copy-lm", seed, COPY, settings)
     yield held(
-        f"copy-lm {seed}: the audit says that the linear branch matters",
-        judged.verdict in (Verdict.HYBRID, Verdict.NO_WINDOW),
-        f"verdict {judged.verdict}, {100 * judged.linear_share:.0f} % lost without it",
+        f"copy-lm {seed}: the audit says that the linear branch matters, fixed recipe",
+        report["verdict"] in map(str, (Verdict.HYBRID, Verdict.NO_WINDOW)),
+        f"verdict {report['verdict']}, {100 * report['linear_share']:.0f} % lost without it; "
+        f"{report['measure']}: {_parts(report['ablations'])}",
     )  # fmt: skip
 
 
