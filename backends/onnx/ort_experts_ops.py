@@ -90,6 +90,9 @@ moe_nbits = OpSpec(
         Attr("bits", AttrKind.INT),
         Attr("block_size", AttrKind.INT),
         Attr("gated", AttrKind.BOOL),
+        Attr(
+            "accuracy_level", AttrKind.INT, 4
+        ),  # 4: products of 8-bit integers, as of linear layers
         *(attr for attr in moe.moe.attrs if attr.name in _KEPT),
     ),
     traits=Trait.PURE | Trait.DISCRETE,

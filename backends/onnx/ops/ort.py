@@ -120,7 +120,8 @@ def _experts(e: EmitContext) -> None:
         e, "QMoE", names,
         {
             "expert_weight_bits": attrs["bits"], "block_size": attrs["block_size"],
-            "quant_type": "int", "weights_prepacked": 0, "normalize_routing_weights": normalized,
+            "quant_type": "int", "weights_prepacked": 0,
+            "accuracy_level": attrs["accuracy_level"], "normalize_routing_weights": normalized,
             **(gated_fields(e.node) if attrs["gated"] else {}),
         },
         [] if scale == 1 else [e.const(scale, np.dtype(np.float32))],
