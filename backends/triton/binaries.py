@@ -28,12 +28,14 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from regraft.backends.triton import launcher
 from regraft.backends.triton.ahead_of_time import ALIGNED, TARGETS
-from regraft.backends.triton.kernels.form import COUNTS
+from regraft.backends.triton.kernels.form import is_count
 from regraft.backends.triton.selftest import tensors_in
 from regraft.ir.errors import UsageError
 
 LAUNCHER, FOLDER, MANIFEST = "aot.py", "binaries", "manifest.json"
-BUCKETED_BY_COUNT = ("linear", "gated", "grouped", "grouped_hidden", "low_bit", "low_bit_integer")
+BUCKETED_BY_COUNT = (
+    "linear", "gated", "generated", "grouped", "grouped_hidden", "low_bit", "low_bit_integer",
+)  # fmt: skip
 """Entries of the table of configurations whose size is not one of the model alone."""
 
 _OPTIONS = ("num_warps", "num_stages")
@@ -90,7 +92,7 @@ class _Launches:
                 continue
             arguments.append((name, _type_of(value)))
             is_multiple = isinstance(value, Tensor) or (
-                isinstance(value, int) and value % 16 == 0 and name not in COUNTS
+                isinstance(value, int) and value % 16 == 0 and not is_count(name)
             )
             if is_multiple:
                 divisible.append(name)
@@ -99,7 +101,7 @@ class _Launches:
 
 
 def _is_one(name: str, value: Any) -> bool:
-    return isinstance(value, int) and value == 1 and name not in COUNTS
+    return isinstance(value, int) and value == 1 and not is_count(name)
 
 
 class _Noted:

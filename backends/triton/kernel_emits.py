@@ -10,6 +10,7 @@ from regraft.backends.torch.library import recurrence
 from regraft.backends.torch.ops.attention import offset_text
 from regraft.backends.torch.ops.moe import experts_text
 from regraft.backends.torch.ops.params import axis_of, call_text, float_text
+from regraft.backends.triton.generated_kernels import GeneratedKernels
 from regraft.backends.triton.kernels import (
     attending,
     experts,
@@ -33,10 +34,16 @@ KERNEL_TYPES = frozenset({DType.F32, DType.F16, DType.BF16})
 
 
 class KernelCalls:
-    """The functions of `kernels.py` that a model calls, in the order of their first use."""
+    """The functions of `kernels.py` that a model calls, in the order of their first use.
+
+    Attributes:
+        functions: Those that are copied.
+        generated: Those that are written for the model.
+    """
 
     def __init__(self) -> None:
         self.functions: dict[Callable[..., Any], None] = {}
+        self.generated = GeneratedKernels()
 
     def name(self, function: Callable[..., Any]) -> str:
         """Returns the expression of a function of the kernels, which the package then holds."""

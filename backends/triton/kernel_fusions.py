@@ -5,6 +5,8 @@
 * A residual sum and the norm of it: `y, total = kernels.add_layer_norm(x, residual, w, b)`.
 * An activation and a product with another value: `kernels.swiglu(gate, up)`.
 * Queries and keys turned by the same angles: `q, k = kernels.rope(q, k, cos, sin)`.
+
+Of what these leave, chains become generated kernels: see `regions`.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class KernelFusions:
             if product is not None and product not in self._partners and product not in found:
                 self._partners[node] = product
                 _take(found, product, node)
-        return found
+        left = {*found, *self._partners, *(taken.by for taken in found.values())}
+        return {**found, **self.calls.generated.find(nodes, left)}
 
     @staticmethod
     def _gate_of(node: Node, inside: set[Node]) -> Node | None:
@@ -83,6 +86,9 @@ class KernelFusions:
     def emit(self, e: EmitContext, graph: GraphEmitter) -> str | None:
         """Returns the call of a kernel for a node that took others in; else PyTorch's form."""
         node, taken = e.node, self._partners.get(e.node)
+        generated = self.calls.generated.emit(e, graph)
+        if generated is not None:
+            return generated
         if taken is None or graph.absorbed.get(taken) != Absorbed(node):
             return peepholes.emit(e, graph)
         if node.op is mul:

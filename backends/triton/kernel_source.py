@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from regraft.backends.torch.library_source import ParsedModule, names_in
@@ -14,6 +14,13 @@ _KERNELS = "regraft.backends.triton.kernels"
 _SHARED = (configs.__name__, operators.__name__)
 _CONFIG_FOR = configs.config_for.__name__
 _TABLE = configs.read_table.__name__
+GENERATED = "generated"
+_ABOUT_GENERATED = """Kernels that were generated for this model: chains of element-wise operators
+and reductions over the last axis. Comments name operators and where the model has them."""
+_OF_GENERATED = (
+    ("typing", "Any"), ("", "torch"), ("", "triton"), ("", "triton.language as tl"),
+    ("torch", "Tensor"), ("torch.library", "wrap_triton"),
+)  # fmt: skip
 
 
 class KernelSource:
@@ -35,6 +42,22 @@ class KernelSource:
         self._copy(self._module(function.__module__), function.__name__)
         while self._add_statements():
             pass
+
+    def add_generated(self, name: str, source: str, needs: Mapping[str, str]) -> None:
+        """Adds the source of a kernel that was written for the model.
+
+        Args:
+            name: Its name.
+            source: Its statements.
+            needs: Functions that it uses, by the modules that define them.
+        """
+        for used, module in needs.items():
+            self._copy(self._module(module), used)
+        self._imports.update(dict.fromkeys(_OF_GENERATED))
+        self._note_tables(ast.parse(source))
+        if name in self._texts:
+            raise AssertionError(f"`{name}` is defined twice")
+        self._texts[name], self._homes[name] = source, GENERATED
 
     def _module(self, name: str) -> ParsedModule:
         if name not in self._parsed:
@@ -73,7 +96,7 @@ class KernelSource:
             elif used in parsed.definitions:
                 self._copy(parsed, used)
 
-    def _note_tables(self, definition: ast.stmt) -> None:
+    def _note_tables(self, definition: ast.AST) -> None:
         """Notes for which kernels a definition asks for a configuration."""
         for node in ast.walk(definition):
             match node:
@@ -108,7 +131,8 @@ class KernelSource:
             about = ""
             if home not in introduced:
                 introduced.add(home)
-                about = _comment(self._parsed[home].docstring)
+                known = self._parsed.get(home)
+                about = _comment(_ABOUT_GENERATED if known is None else known.docstring)
             block = about + (self._table_text() if key == _TABLE else self._texts[key])
             gap = "\n" if is_short and "\n" not in block else "\n\n\n"
             text += gap + block

@@ -1,0 +1,253 @@
+"""Writes the kernel of a region: rows in registers where they fit, else passes over blocks."""
+
+from __future__ import annotations
+
+from regraft.backends.triton.chain_forms import FLOATS
+from regraft.backends.triton.chain_steps import Kind, Lowered, Operand, Step
+from regraft.backends.triton.regions import Region
+from regraft.ir.types import DType
+
+PLACE = "§"
+"""Stands for the kernel's name, which is given when all are known."""
+
+_ACCUMULATE = {
+    Kind.SUM: ("tl.zeros([ROWS, 1], tl.float32)", "{0} += {1}"),
+    Kind.MAX: ('tl.full([ROWS, 1], float("-inf"), tl.float32)', "{0} = tl.maximum({0}, {1})"),
+    Kind.MIN: ('tl.full([ROWS, 1], float("inf"), tl.float32)', "{0} = tl.minimum({0}, {1})"),
+}
+_REDUCE = {
+    Kind.SUM: "tl.sum(tl.where(mask, {0}, 0.0), axis=1, keep_dims=True)",
+    Kind.MAX: 'tl.max(tl.where(mask, {0}, float("-inf")), axis=1, keep_dims=True)',
+    Kind.MIN: 'tl.min(tl.where(mask, {0}, float("inf")), axis=1, keep_dims=True)',
+}
+
+
+def is_scalar(operand: Operand) -> bool:
+    """Whether an operand has one element."""
+    return all(size == 1 for size in operand.value.shape or ())
+
+
+class KernelWriter:
+    """Writes one kernel.
+
+    Attributes:
+        has_rows: Whether rows are reduced, so that a program has all columns of its rows.
+        results: Values by their variables.
+        tiles: Whether a step has an element per column, by its variable.
+        is_flat: Whether all tensors have one shape, and rows mean nothing.
+        outs: Variables of the tensors that results are stored in.
+    """
+
+    def __init__(self, region: Region, lowered: Lowered) -> None:
+        self.region = region
+        self.lowered = lowered
+        self.has_rows = any(step.kind is not Kind.MAP for step in lowered.steps)
+        self.results = dict(zip(lowered.results, region.outputs, strict=True))
+        self.tiles = {step.name: step.is_tile for step in lowered.steps}
+        self.is_flat = all(
+            (op.is_every_row and op.is_wide) or is_scalar(op) for op in lowered.operands
+        ) and all(self.tiles[name] for name in self.results)
+        self.outs = {name: f"{name}_out" for name in self.results}
+
+    # -- arguments --------------------------------------------------------------------------
+
+    def _places(self, operand: Operand) -> list[str]:
+        """Returns the integers that place the rows of an operand."""
+        name = operand.name
+        if is_scalar(operand):
+            return []
+        if operand.is_every_row:
+            return [f"{name}_stride"] if operand.is_wide else []
+        return [f"{name}_{what}{i or ''}" for i, _ in enumerate(operand.runs)
+                for what in ("inner", "size")]  # fmt: skip
+
+    def _row_of(self, operand: Operand) -> str:
+        """Returns the row of an operand that belongs to a row of the space."""
+        if operand.is_every_row:
+            return "row"
+        parts = []
+        for i, _ in enumerate(operand.runs):
+            part = f"row // {operand.name}_inner{i or ''} % {operand.name}_size{i or ''}"
+            later = [f"{operand.name}_size{j}" for j in range(i + 1, len(operand.runs))]
+            parts.append(" * ".join([f"({part})" if later else part, *later]))
+        return " + ".join(parts)
+
+    def _load(self, operand: Operand, column: str) -> str:
+        """Returns the line that loads an operand."""
+        name, pointer = operand.name, f"{operand.name}_ptr"
+        wide = ".to(tl.float32)" if operand.value.dtype in FLOATS else ""
+        if is_scalar(operand):
+            return f"{name} = tl.load({pointer}){wide}"
+        other = ", other=0.0" if operand.value.dtype in FLOATS else ", other=0"
+        row = self._row_of(operand)
+        if not operand.is_wide:
+            load = f"tl.load({pointer} + {row}, mask=row < num_rows{other})"
+            return f"{name} = {load}[:, None]{wide}"
+        if not operand.is_every_row and not operand.runs:
+            load = f"tl.load({pointer} + {column}, mask={column} < N{other})"
+            return f"{name} = {load}{wide}"
+        stride = f"{name}_stride" if operand.is_every_row else "N"
+        place = f"rows * {stride}" if row == "row" else f"({row})[:, None] * {stride}"
+        return f"{name} = tl.load({pointer} + {place} + {column}, mask=mask{other}){wide}"
+
+    def _store(self, name: str, column: str) -> str:
+        """Returns the line that stores a result."""
+        out, value = f"{self.outs[name]}_ptr", self.results[name]
+        text = name if value.dtype is DType.BOOL else f"{name}.to({out}.dtype.element_ty)"
+        if self.tiles[name]:
+            return f"tl.store({out} + rows * N + {column}, {text}, mask=mask)"
+        flat = f"tl.reshape(tl.broadcast_to({text}, [ROWS, 1]), [ROWS])"
+        return f"tl.store({out} + row, {flat}, mask=row < num_rows)"
+
+    # -- the kernel -------------------------------------------------------------------------
+
+    def kernel(self) -> list[str]:
+        """Returns the lines of the kernel."""
+        pointers = [f"{op.name}_ptr" for op in self.lowered.operands]
+        pointers += [f"{out}_ptr" for out in self.outs.values()]
+        places = [place for op in self.lowered.operands for place in self._places(op)]
+        constants = ["ROWS", "BLOCK", *(["SINGLE"] if self.has_rows else [])]
+        lines = ["@triton.jit", f"def {PLACE}_kernel("]
+        lines += [f"    {name}," for name in (*pointers, "num_rows", "N", *places)]
+        lines += [f"    {name}: tl.constexpr," for name in constants]
+        lines.append("):")
+        lines.append(f'    """Writes what `reference_{PLACE}` returns, ROWS rows at a time."""')
+        if self.has_rows:
+            lines.append("    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)")
+        else:
+            lines.append("    tiles = tl.cdiv(N, BLOCK)")
+            lines.append(
+                "    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)"
+            )
+        lines.append("    rows = row[:, None]")
+        once = [op for op in self.lowered.operands if not self._is_per_column(op)]
+        columns = "columns" if self.has_rows else "column"
+        start = "" if self.has_rows else "(tl.program_id(0) % tiles) * BLOCK + "
+        lines.append(f"    {columns} = {start}tl.arange(0, BLOCK)[None, :]")
+        lines += [f"    {self._load(op, columns)}" for op in once]
+        lines += self._rows() if self.has_rows else self._elements()
+        return lines
+
+    @staticmethod
+    def _is_per_column(operand: Operand) -> bool:
+        return operand.is_wide and not is_scalar(operand)
+
+    def _elements(self) -> list[str]:
+        lines = ["mask = (rows < num_rows) & (column < N)"]
+        lines += [self._load(op, "column") for op in self.lowered.operands
+                  if self._is_per_column(op)]  # fmt: skip
+        for step in self.lowered.steps:
+            lines += _statement(step)
+        lines += [self._store(name, "column") for name in self.results]
+        return [f"    {line}" for line in lines]
+
+    def _rows(self) -> list[str]:
+        lines = ["    if SINGLE:"]
+        body = ["mask = (rows < num_rows) & (columns < N)"]
+        body += [self._load(op, "columns") for op in self.lowered.operands
+                 if self._is_per_column(op)]  # fmt: skip
+        for step in self.lowered.steps:
+            body += _statement(step)
+        body += [self._store(name, "columns") for name in self.results]
+        lines += [f"        {line}" for line in body]
+        lines.append("    else:")
+        lines += [f"        {line}" for line in self._passes()]
+        return lines
+
+    def _passes(self) -> list[str]:
+        """Returns the passes over a long row: one per depth, and one that writes."""
+        steps = self.lowered.steps
+        last = max(step.depth + (step.kind is not Kind.MAP) for step in steps)
+        lines: list[str] = []
+        done: set[str] = {op.name for op in self.lowered.operands if not self._is_per_column(op)}
+        done |= self._row_steps(lines, done)
+        for depth in range(last):
+            reductions = [s for s in steps if s.kind is not Kind.MAP and s.depth == depth]
+            for step in reductions:
+                lines += _begun(step)
+            body = self._loop({name for step in reductions for name in step.reads}, done)
+            for step in reductions:
+                body += _accumulated(step)
+            lines += ["for start in range(0, N, BLOCK):", *(f"    {line}" for line in body)]
+            for step in reductions:
+                done |= {step.name, f"{step.name}_total"}
+            done |= self._row_steps(lines, done)
+        wide = [name for name in self.results if self.tiles[name]]
+        lines += [self._store(name, "columns") for name in self.results if not self.tiles[name]]
+        if wide:
+            body = self._loop(set(wide), done)
+            body += [self._store(name, "column") for name in wide]
+            lines += ["for start in range(0, N, BLOCK):", *(f"    {line}" for line in body)]
+        return lines
+
+    def _row_steps(self, lines: list[str], done: set[str]) -> set[str]:
+        """Adds the statements about rows whose operands are there; returns their names."""
+        added: set[str] = set()
+        for step in self.lowered.steps:
+            if step.is_tile or step.kind is not Kind.MAP or step.name in done:
+                continue
+            if set(step.reads) <= done | added:
+                lines += _statement(step)
+                added.add(step.name)
+        return added
+
+    def _loop(self, wanted: set[str], done: set[str]) -> list[str]:
+        """Returns the lines of a loop that compute what is wanted of a block of columns."""
+        needed = set(wanted)
+        kept: list[Step] = []
+        for step in reversed(self.lowered.steps):
+            if step.name in needed and step.name not in done:
+                kept.append(step)
+                needed |= set(step.reads)
+        lines = ["column = start + columns", "mask = (rows < num_rows) & (column < N)"]
+        lines += [
+            self._load(op, "column")
+            for op in self.lowered.operands
+            if self._is_per_column(op) and op.name in needed
+        ]
+        for step in reversed(kept):
+            lines += _statement(step)
+        return lines
+
+
+def _statement(step: Step) -> list[str]:
+    """Returns the lines of a step where all columns are there."""
+    lines = [f"# {step.comment}"] if step.comment else []
+    match step.kind:
+        case Kind.MAP:
+            lines.append(f"{step.name} = {step.text}")
+        case Kind.SOFTMAX:
+            lines.append(f"{step.name} = {_REDUCE[Kind.MAX].format(step.text)}")
+            exponential = f"tl.exp({step.text} - {step.name})"
+            lines.append(f"{step.name}_total = {_REDUCE[Kind.SUM].format(exponential)}")
+        case _:
+            lines.append(f"{step.name} = {_REDUCE[step.kind].format(step.text)}")
+    return lines
+
+
+def _begun(step: Step) -> list[str]:
+    """Returns the lines that begin a reduction over blocks of columns."""
+    if step.kind is Kind.SOFTMAX:
+        return [
+            f"{step.name} = {_ACCUMULATE[Kind.MAX][0]}",
+            f"{step.name}_total = {_ACCUMULATE[Kind.SUM][0]}",
+        ]
+    return [f"{step.name} = {_ACCUMULATE[step.kind][0]}"]
+
+
+def _accumulated(step: Step) -> list[str]:
+    """Returns the lines that add a block of columns to a reduction."""
+    lines = [f"# {step.comment}"] if step.comment else []
+    name = step.name
+    if step.kind is not Kind.SOFTMAX:
+        part = _REDUCE[step.kind].format(step.text)
+        return [*lines, _ACCUMULATE[step.kind][1].format(name, part)]
+    # before the first finite element both maxima are -inf, whose difference is NaN
+    return [
+        *lines,
+        f"found = tl.maximum({name}, {_REDUCE[Kind.MAX].format(step.text)})",
+        'base = tl.where(found == float("-inf"), 0.0, found)',
+        f"{name}_total = {name}_total * tl.exp({name} - base)",
+        f"{name}_total += {_REDUCE[Kind.SUM].format(f'tl.exp({step.text} - base)')}",
+        f"{name} = found",
+    ]

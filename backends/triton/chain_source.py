@@ -1,0 +1,213 @@
+"""Writes the source of a generated kernel: kernel, reference, allocation, launch, operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from regraft.backends.triton.chain_forms import FLOATS, TORCH_FLOATS
+from regraft.backends.triton.chain_kernel import PLACE, KernelWriter, is_scalar
+from regraft.backends.triton.chain_steps import Lowering, Operand
+from regraft.backends.triton.regions import Region
+from regraft.ir.graph import Value
+from regraft.ir.types import DType
+
+_MAX_WORDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KernelText:
+    """A generated kernel.
+
+    Args:
+        stem: What it does, in words.
+        text: The source, the name being `PLACE`.
+        operands: The values that a call takes, in order.
+        needs: Functions of the kernels that it uses.
+    """
+
+    stem: str
+    text: str
+    operands: tuple[Value, ...]
+    needs: tuple[str, ...]
+
+
+def stem_of(words: Sequence[str]) -> str:
+    """Returns a name of operators in order: `add_layer_norm_gelu`, `exp_mul_add_and_3`."""
+    short = [word.removeprefix("reduce_") for word in words if word not in ("identity",)]
+    if len(short) <= _MAX_WORDS:
+        return "_".join(short)
+    return f"{'_'.join(short[: _MAX_WORDS - 1])}_and_{len(short) - _MAX_WORDS + 1}"
+
+
+def kernel_text(region: Region) -> KernelText:
+    """Returns the source of the kernel of a region."""
+    lowered = Lowering(region).lowered()
+    kernel = KernelWriter(region, lowered)
+    writer = _OperatorWriter(kernel)
+    text = "\n\n\n".join(
+        ["\n".join(part) for part in (kernel.kernel(), writer.reference(), writer.allocate(),
+                                      writer.launch())]
+        + [writer.operator()]
+    )  # fmt: skip
+    operands = tuple(operand.value for operand in lowered.operands)
+    is_flat = kernel.is_flat and not kernel.has_rows
+    shared = ("operator", "config_for", "gradients_by_reference", "keep_operands", "block_of")
+    rows = ("rows_together",) if is_flat else ("rows_of",)
+    sizes = ("size_between",) if any(map(is_placed, lowered.operands)) else ()
+    return KernelText(
+        stem_of(lowered.names), text, operands, (*shared, *rows, *sizes, *lowered.needs)
+    )
+
+
+def is_placed(operand: Operand) -> bool:
+    """Whether an operand has some of the leading axes, so that a row's place is computed."""
+    return not operand.is_every_row and bool(operand.runs)
+
+
+class _OperatorWriter:
+    """Writes what makes an operator of a kernel."""
+
+    def __init__(self, kernel: KernelWriter) -> None:
+        self.region, self.lowered = kernel.region, kernel.lowered
+        self.results, self.tiles, self.outs = kernel.results, kernel.tiles, kernel.outs
+        self.has_rows, self.is_flat = kernel.has_rows, kernel.is_flat
+
+    def _signature(self) -> str:
+        return ", ".join(f"{op.name}: Tensor" for op in self.lowered.operands)
+
+    def _returned(self) -> str:
+        count = len(self.results)
+        return "Tensor" if count == 1 else f"tuple[{', '.join(['Tensor'] * count)}]"
+
+    def reference(self) -> list[str]:
+        """Returns the lines of the reference."""
+        lines = [f"def reference_{PLACE}({self._signature()}) -> {self._returned()}:"]
+        lines.append(f'    """Returns {", ".join(self.results)} as PyTorch computes it."""')
+        lines += [f"    {line}" for line in self.lowered.reference]
+        return [*lines, f"    return {', '.join(self.results)}"]
+
+    def _shape(self) -> str:
+        full = next((op for op in self.lowered.operands if self._is_full(op)), None)
+        if full is not None:
+            return f"{full.name}.shape"
+        names = ", ".join(f"{op.name}.shape" for op in self.lowered.operands)
+        return f"torch.broadcast_shapes({names})"
+
+    def _is_full(self, operand: Operand) -> bool:
+        return operand.is_every_row and operand.value.shape == self.region.space
+
+    def allocate(self) -> list[str]:
+        """Returns the lines of the fake implementation."""
+        lines = [f"def _allocate_{PLACE}({self._signature()}) -> {self._returned()}:"]
+        lines.append(f"    shape = {self._shape()}")
+        texts = []
+        for name, value in self.results.items():
+            shape = self._shape_of(name, value)
+            texts.append(
+                f"torch.empty({shape}, dtype={self._dtype(value)}, device={self._device()})"
+            )
+        if len(texts) == 1:
+            return [*lines, f"    return {texts[0]}"]
+        return [*lines, "    return (", *(f"        {text}," for text in texts), "    )"]
+
+    def _shape_of(self, name: str, value: Value) -> str:
+        space, shape = self.region.space, value.shape or ()
+        if self.tiles[name]:
+            return "shape" if len(shape) == len(space) else f"shape[-{len(shape)}:]"
+        return "shape[:-1]" if len(shape) < len(space) else "(*shape[:-1], 1)"
+
+    def _dtype(self, value: Value) -> str:
+        if value.dtype is None or value.dtype is DType.BOOL:
+            return "torch.bool"
+        like = next((op for op in self.lowered.operands if op.value.dtype is value.dtype), None)
+        return TORCH_FLOATS[value.dtype] if like is None else f"{like.name}.dtype"
+
+    def _device(self) -> str:
+        return f"{self.lowered.operands[0].name}.device"
+
+    def launch(self) -> list[str]:
+        """Returns the lines of the launch."""
+        names = [op.name for op in self.lowered.operands]
+        outs = list(self.outs.values())
+        entry = "generated_rows" if self.has_rows else "generated"
+        typed = next(
+            name
+            for name, value in (
+                *((op.name, op.value) for op in self.lowered.operands),
+                *zip(outs, self.results.values(), strict=True),
+            )
+            if value.dtype in FLOATS
+        )
+        lines = [f"def _launch_{PLACE}({self._signature()}) -> {self._returned()}:"]
+        lines.append(f"    {', '.join(outs)} = _allocate_{PLACE}({', '.join(names)})")
+        lines.append(f"    if {outs[0]}.numel() == 0:")
+        lines.append(f"        return {', '.join(outs)}")
+        whole = [op.name for op in self.lowered.operands if op.is_every_row and op.is_wide
+                 and not is_scalar(op)]  # fmt: skip
+        flat = self.is_flat and not self.has_rows and whole
+        if flat:
+            lines.append(f"    {', '.join(whole)}{',' if len(whole) == 1 else ''} = "
+                         f"rows_together({', '.join(whole)})")  # fmt: skip
+            lines.append(f"    num_rows, N = {whole[0]}.shape")
+        else:
+            lines.append(f"    shape = {self._shape()}")
+            lines.append("    N = shape[-1]")
+            lines.append(f"    num_rows = {outs[0]}.numel()"
+                         + (" // N" if self.tiles[next(iter(self.results))] else ""))  # fmt: skip
+            for op in self.lowered.operands:
+                if is_scalar(op):
+                    continue
+                if op.is_every_row and op.is_wide:
+                    lines.append(f"    {op.name} = rows_of({op.name})")
+                else:
+                    lines.append(f"    {op.name} = {op.name}.contiguous()")
+        lines.append(f'    config = config_for("{entry}", {typed}, N)')
+        if self.has_rows:
+            lines.append('    block = min(block_of(N), config["max_block"])')
+            lines.append(f"    wrap_triton({PLACE}_kernel)[(triton.cdiv(num_rows, "
+                         'config["rows"]),)](')  # fmt: skip
+        else:
+            lines.append('    block = min(block_of(N), config["elements"])')
+            lines.append('    height = config["elements"] // block')
+            lines.append("    grid = (triton.cdiv(num_rows, height) * triton.cdiv(N, block),)")
+            lines.append(f"    wrap_triton({PLACE}_kernel)[grid](")
+        lines += [f"        {name}," for name in (*names, *outs, "num_rows", "N")]
+        for op in self.lowered.operands:
+            lines += [f"        {text}," for text in self._place_texts(op)]
+        rows = 'config["rows"]' if self.has_rows else "height"
+        lines += [f"        ROWS={rows},", "        BLOCK=block,"]
+        if self.has_rows:
+            lines.append("        SINGLE=block >= N,")
+        lines += ['        num_warps=config["warps"],', "    )", f"    return {', '.join(outs)}"]
+        return lines
+
+    def _place_texts(self, operand: Operand) -> list[str]:
+        if is_scalar(operand):
+            return []
+        if operand.is_every_row:
+            return [f"{operand.name}.stride(0)"] if operand.is_wide else []
+        last = len(self.region.space) - 1
+        texts = []
+        for start, stop in operand.runs:
+            texts.append(f"size_between(shape, {stop}, {last})")
+            texts.append(f"size_between(shape, {start}, {stop})")
+        return texts
+
+    def operator(self) -> str:
+        """Returns the statements that make the operator and its gradient."""
+        names = ", ".join(["ctx: Any", "*gradients: Tensor"])
+        return f"""{PLACE} = operator(
+    "{PLACE}",
+    _launch_{PLACE},
+    allocate=_allocate_{PLACE},
+    reference=reference_{PLACE},
+    kernel={PLACE}_kernel,
+)
+
+
+def _differentiate_{PLACE}({names}) -> tuple[Tensor | None, ...]:
+    return gradients_by_reference(reference_{PLACE}, ctx, gradients)
+
+
+{PLACE}.register_autograd(_differentiate_{PLACE}, setup_context=keep_operands)"""
