@@ -1,4 +1,4 @@
-"""The pass `canonicalize-recurrence`: selective state spaces and gated networks as one operator."""
+"""The pass `canonicalize-recurrence`: recurrences and linear attention as one operator."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import (
-    activation,
-    arithmetic,
+    control,
     fill,
-    functions,
     linear_attention,
     repeating,
     reshaping,
@@ -23,7 +21,11 @@ from regraft.ir.ops import (
 )
 from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.linearization.lifting import log_of
+from regraft.passes.linearization.linear_steps import NO_LOGARITHM, linear_chains, rewrite_steps
+from regraft.passes.linearization.scanned import rewrite_scan
 from regraft.passes.linearization.unrolled import Chain, Part, chains, reads
+from regraft.passes.linearization.written_mixers import read_mixers
 from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
 
 _MATRIX, _VECTOR = 3, 2
@@ -35,16 +37,21 @@ class CanonicalizeRecurrence:
     """Writes h_t = a_t h_(t-1) + u_t, y_t = c_t h_t as the operator `linear_attention`.
 
     ## What it does
-    Finds recurrences that were captured step by step: a selective state space model (Mamba), a
-    gated linear recurrent network. Every channel is a head: its state is a column, what is added
-    are its keys, its values are 1, what it is read by are its queries, and the logarithm of its
-    factors the decay per channel of the key. The operator computes them in chunks; `carry-states`
-    gives it a state, and `audit` and the kernels of targets know it.
+    Finds recurrences that were captured step by step, or that a file holds as `Scan`: selective
+    state spaces (Mamba), gated linear networks, linear attention, RetNet, gated linear attention.
+    What is computed alike at every step is computed for all of them at once. States that keys and
+    values are added to, and that queries read, are that of the operator. Of others every channel is
+    a head: what is added are its keys, its values are 1, what it is read by are its queries, and
+    the logarithm of its factors its decay. The operator computes them in chunks; `carry-states`
+    gives it a state, and `audit` and the kernels of targets know it. Linear and hybrid attention
+    that a file holds in simpler operators (what `linearize-attention` leaves in ONNX) become
+    `linear_attention` and `hybrid_attention` again, compared on drawn inputs first.
 
     ## When it applies
-    Where factors and gains are positions of one tensor each, factors are exponentials or sigmoids
-    (numbers between 0 and 1 whose logarithm is at hand), and states are read by a product with one
-    vector per position, or, of one number per channel, as they are. What is left alone says why.
+    Where factors and gains do not depend on the state, are computed from positions of tensors by
+    operators on elements, moves and sums, and factors are not negative by how they are made:
+    exponentials, sigmoids, one minus a sigmoid, constants, and their products. Attention has to end
+    in a division by the sum of its weights. What is left alone says why.
 
     ## Example
     ```
@@ -69,21 +76,38 @@ class CanonicalizeRecurrence:
 
     def run(self, module: Module, ctx: Context) -> PassResult:
         """Replaces every chain of steps."""
-        skipped: list[Skip] = []
+        skipped: dict[str, str] = {}
         made = steps = 0
         for graph in graphs_of(module.graph):
             for chain in list(chains(graph)):
                 reason = _replace(chain)
                 if reason:
-                    name = str(chain.steps[-1].node.output.name)
-                    skipped.append(Skip(name, f"recurrence: {reason}"))
+                    skipped[str(chain.steps[-1].node.output.name)] = reason
                 else:
                     made += 1
                     steps += chain.length
-        if made:
-            drop_dead_code(module)
-        stats: dict[str, int | float] = {"recurrences": made, "steps": steps}
-        return PassResult(made > 0, stats, tuple(skipped))
+            for node in [each for each in graph if each.op is control.scan]:
+                reason = rewrite_scan(node)
+                if reason:
+                    skipped[str(node.outputs[0].name)] = reason
+                else:
+                    made += 1
+            if made:
+                drop_dead_code(module)
+            for line in list(linear_chains(graph)):
+                reason = rewrite_steps(line)
+                if not reason:
+                    made += 1
+                    steps += len(line)
+                elif line[0].factor is not None:  # sums alone are everywhere
+                    skipped.setdefault(str(line[-1].node.output.name), reason)
+        drop_dead_code(module)
+        written, rest = read_mixers(module)
+        stats: dict[str, int | float] = {
+            "recurrences": made, "steps": steps, "attentions": written,
+        }  # fmt: skip
+        reasons = tuple(Skip(name, f"recurrence: {why}") for name, why in skipped.items())
+        return PassResult(made + written > 0, stats, (*reasons, *rest))
 
 
 def _replace(chain: Chain) -> str:
@@ -109,9 +133,10 @@ def _replace(chain: Chain) -> str:
     if first is None:
         return "its tensors are computed between its steps"
     b = Builder(graph, first, final.loc)
-    decay = _log_of(b, chain.factors)
-    if decay is None:
-        return "its factors are neither exponentials nor sigmoids: their logarithms are not known"
+    logs = log_of(b, chain.factors.of)
+    if logs is None:
+        return NO_LOGARITHM
+    decay = Part(logs, chain.factors.axis, chain.factors.number)
     B, D, *rest = state.shape or ()
     N, T = (rest[0] if rest else 1), chain.length
     decay_value = _lined(b, decay, rank, (B, D, T, N))
@@ -144,20 +169,6 @@ def _behind(node: Node | None, parts: list[Part]) -> Node | None:
     makers = [part.of.producer for part in parts]
     is_known = all(maker is None or maker.order < node.order for maker in makers)
     return node.next if is_known else None
-
-
-def _log_of(b: Builder, part: Part) -> Part | None:
-    """Returns the logarithms of factors, stepped through alike."""
-    made = part.of.producer
-    inner = None if made is None else made.inputs[0]
-    if made is None or inner is None or inner.shape != part.of.shape:
-        return None
-    if made.op is functions.exp:
-        return Part(inner, part.axis, part.number)
-    if made.op is activation.sigmoid:  # log sigmoid(x) = -softplus(-x)
-        softened = b.op(activation.softplus, b.op(arithmetic.neg, inner))
-        return Part(b.op(arithmetic.neg, softened), part.axis, part.number)
-    return None
 
 
 def _lined(b: Builder, part: Part, rank: int, shape: tuple[DimLike, ...]) -> Value:
