@@ -85,16 +85,19 @@ class Balance:
     """How unevenly experts are chosen: `E Σ f_i p_i` of a router's scores, 1 where they are even.
 
     Source: Fedus et al., Switch Transformers, 2021, eq. 4; Qiu et al., Demons in the Detail, 2025,
-    eq. 3 (`scope="global"`).
+    eq. 3 (`scope="global"`); Wang et al., HMoE, 2024, eq. 7 (`sizes`).
 
     Args:
         top_k: Experts of a token.
+        sizes: Of the experts, where they have several: an expert's share counts as much as it is
+            larger than the mean, so that small ones are favoured. (): all count the same.
         scope: `batch` counts the tokens of a batch; `global` those of all batches of a step so
             far, in all processes: what is to be even is the data's share, not every batch's.
     """
 
     top_k: int
     scope: Literal["batch", "global"] = "batch"
+    sizes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,7 @@ def loss_of(
             each = critic.loss(student, losses.ensemble_logits(teachers))
             return losses.masked_mean(each, mask)
         case Balance(top_k):
-            return routing.balance(student, top_k, mask, counts)
+            return routing.balance(student, top_k, mask, counts, loss.sizes)
         case RouterZ():
             return routing.router_z(student, mask)
         case _:

@@ -5,6 +5,7 @@ Scores are those before the softmax, [*b, E]. Positions that a mask leaves out d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,18 +56,28 @@ def choice_counts(scores: Tensor, top_k: int, mask: Tensor | None = None) -> Ten
 
 
 def balance(
-    scores: Tensor, top_k: int, mask: Tensor | None = None, counts: StepCounts | None = None
+    scores: Tensor,
+    top_k: int,
+    mask: Tensor | None = None,
+    counts: StepCounts | None = None,
+    sizes: Sequence[float] = (),
 ) -> Tensor:
-    """Returns `E Σ f_i p_i`: f the shares of the choices, p the mean probabilities.
+    """Returns `E Σ s_i f_i p_i`: f the shares of the choices, p the mean probabilities.
+
+    s_i is what an expert's size is of the mean size, 1 without `sizes`.
 
     Source: Fedus et al., Switch Transformers, 2021, eq. 4; with `counts` Qiu et al., Demons in the
-    Detail, 2025, eq. 3: `f` is that of all batches of the step so far.
+    Detail, 2025, eq. 3: `f` is that of all batches of the step so far. With `sizes` Wang et al.,
+    HMoE, 2024, eq. 7.
     """
     found = choice_counts(scores, top_k, mask)
     if counts is not None:
         found = counts.add(found)
     wide = scores if scores.dtype == torch.float64 else scores.float()
     shares = found.to(wide.dtype) / found.sum().clamp(min=1.0).to(wide.dtype)
+    if len(sizes):
+        widths = torch.tensor(sizes, dtype=wide.dtype, device=wide.device)
+        shares = shares * widths / widths.mean()
     each = (wide.softmax(-1) * shares).sum(-1)
     return scores.shape[-1] * masked_mean(each, mask)
 

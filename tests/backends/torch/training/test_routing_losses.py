@@ -17,10 +17,12 @@ from regraft.ir.errors import UsageError
 from regraft.ir.graph import Node
 from regraft.ir.module import Module
 from regraft.ir.ops import moe
+from regraft.ir.weights import ArrayWeight
+from regraft.passes.experts.trained import weights_of_experts
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
 from regraft.passes.protocol import Context
 from regraft.passes.recovery.fixed import FixedBatches
-from regraft.passes.recovery.objective import Balance, RouterZ, Term
+from regraft.passes.recovery.objective import Balance, Mse, RouterZ, Term
 from regraft.passes.recovery.task import Schedule, Task
 from tests.backends.torch.models import torch
 from tests.passes.experts.test_upcycle_ffn import block
@@ -41,6 +43,26 @@ def test_balance_is_switch_load_balancing(top_k: int) -> None:
     shares = np.bincount(chosen.ravel(), minlength=E) / chosen.size
     want = E * (shares * soft.mean(0)).sum()
     assert float(balance(scores, top_k)) == pytest.approx(want, rel=1e-12)
+
+
+def test_balance_of_experts_of_several_sizes() -> None:
+    """HMoE: an expert's share counts as much as it is larger than the mean."""
+    scores, sizes = _scores(5), np.arange(1.0, E + 1)
+    soft = np.exp(scores.numpy()) / np.exp(scores.numpy()).sum(-1, keepdims=True)
+    chosen = np.argsort(-scores.numpy(), -1)[:, :2]
+    shares = np.bincount(chosen.ravel(), minlength=E) / chosen.size * sizes / sizes.mean()
+    want = E * (shares * soft.mean(0)).sum()
+    assert float(balance(scores, 2, sizes=tuple(sizes))) == pytest.approx(want, rel=1e-12)
+    assert float(balance(scores, 2, sizes=(3.0,) * E)) == pytest.approx(float(balance(scores, 2)))
+
+
+def test_small_experts_are_favoured() -> None:
+    even = torch.zeros(1, E, dtype=torch.float64).repeat(E, 1)
+    scores = (even + 1e-3 * torch.eye(E, dtype=torch.float64)).requires_grad_()
+    balance(scores, 1, sizes=tuple(range(1, E + 1))).backward()
+    assert scores.grad is not None
+    slopes = scores.grad.sum(0)
+    assert slopes[0] < 0 < slopes[-1]
 
 
 def test_balance_is_one_where_choices_are_even() -> None:
@@ -132,6 +154,31 @@ def test_a_run_with_balance_evens_out_the_choices(scope: str) -> None:
     )
     assert report.losses[0] > 1.5
     assert np.mean(report.losses[-10:]) < 1.1
+
+
+def test_adapters_and_routers_are_trained_alone() -> None:
+    """PESC: the block that adapters read stays as it is."""
+    module = block("relu")
+    UpcycleFfn(experts=4, top_k=2, method="adapter", rank=3).run(module, Context())
+    names = weights_of_experts(module)
+    assert len(names) == 3  # up and down of the adapters, and the router
+    before = {name: module.weights[name].numpy().copy() for name in module.weights}
+    rng = np.random.default_rng(0)
+    rows = [{"x": rng.standard_normal((2, 20, 16)).astype(np.float32)} for _ in range(4)]
+    target = module.clone()
+    for name in target.weights:
+        if name not in names:
+            array = target.weights[name].numpy()
+            target.weights.set(name, ArrayWeight((array * 1.3).astype(array.dtype)))
+    (output,) = module.graph.output_names
+    term = Term(Mse(), student=output, teacher=output)
+    report = TorchTrainer(progress=False).distill(
+        module, [target], Task((term,), Schedule(30, learning_rate=1e-2), trained=names),
+        FixedBatches(rows),
+    )  # fmt: skip
+    assert report.losses[-1] < 0.9 * report.losses[0]
+    changed = {n for n in module.weights if (module.weights[n].numpy() != before[n]).any()}
+    assert changed == set(names)
 
 
 def test_balance_takes_no_teacher_and_no_label() -> None:
