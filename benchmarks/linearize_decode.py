@@ -1,7 +1,7 @@
 """A small decoder, linearized and trained, that generates with a memory of constant size.
 
-The worked example: hybrid attention with a window of 8 in place of softmax, transfer and adapters,
-`carry-states`, and two graphs, one for texts of any length and one for a token, that share their
+Hybrid attention with a window of 8 in place of softmax, transfer and adapters, `carry-states`, and
+two graphs, one for texts of any length and one for a token, that share their
 states. The tokens are those of PyTorch, which has no states and reads the whole text every time.
 """
 
@@ -96,7 +96,7 @@ class Generator:
         return sum(array.nbytes for array in self.held.values())
 
 
-def _in_torch(module: Module, ids: Array, count: int) -> tuple[Array, Array]:
+def in_torch(module: Module, ids: Array, count: int) -> tuple[Array, Array]:
     """Returns the same of PyTorch, which reads the whole text for every token."""
     run, seen = NetRunner(regraft.to_torch(module)), []
     for _ in range(count):
@@ -112,7 +112,7 @@ def _decoder(settings: Settings) -> Iterator[Row]:
     ids = batch["input_ids"][:, : _LETTERS + 1]
     generator = Generator(module)
     tokens, logits = generator.generate(ids, _LETTERS)
-    wanted, expected = _in_torch(module, ids, _LETTERS)
+    wanted, expected = in_torch(module, ids, _LETTERS)
     same = int((tokens == wanted).sum())
     yield held(
         "tokens of prefill and decode in ONNX Runtime are those of PyTorch",
