@@ -21,9 +21,9 @@ from regraft.ir.module import Module
 from regraft.passes.experts.partition_ffn import PartitionFfn
 from regraft.passes.protocol import Context
 
-_VERSION = 2
-EXPERTS = 16
-CHOSEN = (16, 14, 12, 10, 8, 6, 4)
+_VERSION = 3
+EXPERTS = 8
+CHOSEN = (8, 7, 6, 5, 4, 3, 2)
 _PARTS = PartitionFfn(experts=EXPERTS, method="coactivation", compensate=True)
 _SAME = 0.9999
 _ROUNDS, _TOKENS = 15, (16, 128)
