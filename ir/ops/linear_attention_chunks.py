@@ -19,7 +19,6 @@ from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Value
 from regraft.ir.ops import (
     arithmetic,
-    cast,
     control,
     cumulative,
     fill,
@@ -246,12 +245,12 @@ def _delta(c: Call, C: int) -> tuple[Value, Value]:
     """Delta rules, decays per position at most: chunk by chunk in a scan.
 
     U - W S is what positions write once each has seen what those before it wrote; W and U come
-    from the inverse of a triangular matrix, (I + A)^-1 = (I - A)(I + A^2)(I + A^4)…
+    from the inverse of a triangular matrix.
     """
     b, beta = c.b, c.beta
     if beta is None:
         raise AssertionError("a delta rule has rates")
-    below, strict = _lower(c, C), _lower(c, C, strict=True)
+    below = _lower(c, C)
     keys = c.flipped(c.k)
     alike = c.times(c.mul(c.k, beta), keys)  # [B, H, N, C, C]
     within = c.times(c.q, c.at(keys, 3))  # [B, H, N, G, C, C]
@@ -268,12 +267,7 @@ def _delta(c: Call, C: int) -> tuple[Value, Value]:
         write, read = c.mul(write, c.exp(sums)), c.mul(read, c.at(c.exp(sums), 3))
         hold = c.mul(c.k, c.exp(b.op(arithmetic.sub, gate, sums)))
         gate = c.exp(gate)
-    power = b.op(logical.where, strict, alike, c.number(0))
-    eye = b.op(cast.cast, b.op(logical.logical_xor, below, strict), to=c.q.dtype)
-    inverse = b.op(arithmetic.sub, eye, power)
-    for _ in range(max(0, (C - 1).bit_length() - 1)):
-        power = c.times(power, power)
-        inverse = c.times(inverse, b.op(arithmetic.add, eye, power))
+    inverse = _inverse(c, alike, C)
     W, U = c.times(inverse, write), c.times(inverse, c.mul(c.v, beta))
     scanned = [x for x in (read, within, W, U, c.flipped(hold), gate) if x is not None]
     step = Graph(b.graph.scope)
@@ -293,3 +287,20 @@ def _delta(c: Call, C: int) -> tuple[Value, Value]:
         output_axes=(2,), output_reversed=(0,),
     ).outputs  # fmt: skip
     return out, final
+
+
+def _inverse(c: Call, lower: Value, C: int) -> Value:
+    """Returns (I + A)^-1 [.., C, C], where A is what `lower` has below the diagonal.
+
+    Blocks on the diagonal double: with X the inverses of two neighbours and L what couples them,
+    their common inverse is X - X L X. The product (I - A)(I + A^2)(I + A^4)… needs as many steps,
+    but powers of A grow like binomials where keys are alike, and their sum loses every digit.
+    """
+    rows, columns = np.indices((C, C))
+    inverse, size = c.number(np.eye(C)), 1
+    while size < C:
+        couples = (rows // size == columns // size + 1) & (columns // size % 2 == 0)
+        held = c.b.op(logical.where, c.b.constant(couples, DType.BOOL), lower, c.number(0))
+        moved = held if size == 1 else c.times(c.times(inverse, held), inverse)
+        inverse, size = c.b.op(arithmetic.sub, inverse, moved), 2 * size
+    return inverse

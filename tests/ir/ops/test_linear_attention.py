@@ -69,6 +69,22 @@ def test_any_chunk_size_is_the_recurrence(decay: str, beta: Array | None, chunk_
     np.testing.assert_allclose(state, S, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1.0, 1.2])
+@pytest.mark.parametrize("chunk_size", [7, 32, 64, 0])
+def test_chunks_of_keys_that_are_all_alike(chunk_size: int, size: float) -> None:
+    """The inverse within a chunk keeps its digits where powers of what it inverts are large."""
+    q, v = _floats(1, 1, 64, D), _floats(1, 1, 64, E)
+    k = np.full((1, 1, 64, D), size / D**0.5, np.float32)
+    beta = np.ones((1, 1, 64, 1), np.float32)
+    operands = [q, k, v, None, None, beta]
+    out, state = computed(
+        linear_attention, operands, rule="delta", scale=0.5, chunk_size=chunk_size
+    )
+    want, last = computed(linear_attention, operands, rule="delta", scale=0.5, chunk_size=1)
+    np.testing.assert_allclose(out, want, atol=1e-5 * np.abs(want).max())
+    np.testing.assert_allclose(state, last, atol=1e-5 * np.abs(last).max())
+
+
 @pytest.mark.parametrize("beta", [None, BETA], ids=["add", "delta"])
 @pytest.mark.parametrize("decay", ["none", "per position", "per channel"])
 def test_states_chain_at_any_cut_and_have_one_size(decay: str, beta: Array | None) -> None:
