@@ -72,7 +72,7 @@ PLACEMENTS: Mapping[str, tuple[str, str, list[Array]]] = {
 SPELLED = ("entmax,learned=true", "clipped,gamma=-0.05", "clipped,alpha=0.5", "entmax,alpha=1.3",
            "top-k,k=2", "softplus-sharp,power=2", "selective,budget=1")  # fmt: skip
 
-_LARGE = 512 * np.finfo(np.float32).eps
+_LARGE = 512 * float(np.finfo(np.float32).eps)
 """Sums of 7 terms of size about 1; powers of 3 multiply what is rounded."""
 
 
