@@ -9,6 +9,7 @@ if __name__ != "regraft.passes":
 from regraft.passes import (
     activation_sparsity,
     attention,
+    block_quantization,
     cascade,
     cleanup,
     depth,
@@ -33,6 +34,7 @@ PASSES: tuple[type[Pass], ...] = (
     *pruning.PASSES,
     *equivalence.PASSES,
     *quantization.PASSES,
+    *block_quantization.PASSES,
     *depth.PASSES,
     *activation_sparsity.PASSES,
     *factorize.PASSES,

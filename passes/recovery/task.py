@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
@@ -134,7 +137,46 @@ class Dsee:
     kept: int = 64
 
 
-Adapter = Lora | Spp | Dsee
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """What a weight is rounded to: `scale (q - zero)` with whole q from `low` to `high`.
+
+    Args:
+        weight: The constant operand, f32[K, N], or [N, K] where `transposed`.
+        transposed: Whether it lies as [N, K].
+        scale: f32[G, N], where scales begin, one per group of positions of K.
+        zero: f32[G, N] of whole numbers, or None for 0.
+        group: Positions of K that share a scale.
+        low: Least code.
+        high: Largest code.
+    """
+
+    weight: Value
+    transposed: bool
+    scale: np.ndarray[Any, Any] = field(repr=False)
+    zero: np.ndarray[Any, Any] | None = field(repr=False)
+    group: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlexRound:
+    """Trains what weights are divided by before they are rounded, and stores them rounded.
+
+    `s1 round(W / (s1 S2 s3))` with a scale s1 per group, a divisor S2 per weight and s3 per output;
+    both begin at 1. Rounding passes gradients on. What scales became is in the report.
+
+    Source: Lee et al., FlexRound: Learnable Rounding based on Element-wise Division, 2023, eq. 2.
+
+    Args:
+        grids: The weights, and where their scales begin; other weights stay.
+    """
+
+    grids: tuple[Grid, ...]
+
+
+Adapter = Lora | Spp | Dsee | FlexRound
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +280,7 @@ class TrainingReport:
         held_out: (step, loss on held-out batches).
         stopped: Why it ended.
         changed: Names of the checkpoint tensors that changed.
+        scales: Of an adapter that rounds: f32[G, N] by the operand that was rounded.
     """
 
     steps: int
@@ -245,3 +288,4 @@ class TrainingReport:
     held_out: tuple[tuple[int, float], ...]
     stopped: Stop
     changed: tuple[str, ...] = ()
+    scales: Mapping[Value, np.ndarray[Any, Any]] = field(default_factory=dict)

@@ -57,6 +57,20 @@ def dequantize(
     return (centered * spread(scale, x, axis, block).float()).to(dtype)
 
 
+def rounded_to_range(
+    x: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int, dtype: torch.dtype
+) -> Tensor:
+    """Returns x as the codes of a range hold it; in training, rounding passes gradients on."""
+    codes = round_to(divide_by_scale(x, scale, None, 0), zero, None, 0, low, high, dtype)
+    held = dequantize(codes, scale, zero, None, 0, x.dtype)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return held
+    step = scale.reshape(())
+    point = torch.zeros_like(step) if zero is None else zero.reshape(()).to(step.dtype)
+    kept = x.clamp((low - point) * step, (high - point) * step)
+    return kept + (held - kept).detach()
+
+
 def look_up(codes: Tensor, table: Tensor, scale: Tensor, axis: int, block: int) -> Tensor:
     """Returns the values of codes in a table times the scales of their blocks."""
     values = table[codes.long()]

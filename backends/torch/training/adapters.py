@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from regraft.ir.errors import UsageError
-from regraft.passes.recovery.task import Adapter, Dsee, Lora, Spp
+from regraft.passes.recovery.task import Dsee, Lora, Spp
 
 
 class LoraDelta(nn.Module):
@@ -94,7 +94,7 @@ class DseeDelta(nn.Module):
         return weight + self.u @ self.v + few.view_as(weight)
 
 
-def attach(net: nn.Module, paths: Iterable[str], adapter: Adapter, seed: int) -> None:
+def attach(net: nn.Module, paths: Iterable[str], adapter: Lora | Spp | Dsee, seed: int) -> None:
     """Adapts the parameters at `paths`, in place; they themselves are no longer trained.
 
     Raises:

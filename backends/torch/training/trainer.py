@@ -24,6 +24,11 @@ from regraft.backends.torch.training.objective import (
 )
 from regraft.backends.torch.training.processes import joined_group
 from regraft.backends.torch.training.refit import refit_layer
+from regraft.backends.torch.training.rounding import (
+    attach_rounding,
+    rounded_paths,
+    scales_of,
+)
 from regraft.backends.torch.training.zeros import HeldZeros
 from regraft.ir.constants import weight
 from regraft.ir.derive import source_names
@@ -35,6 +40,7 @@ from regraft.passes.recovery.objective import Term
 from regraft.passes.recovery.task import (
     Adapter,
     Block,
+    FlexRound,
     Reconstruction,
     Refit,
     Schedule,
@@ -193,7 +199,11 @@ class TorchTrainer:
             inner = run.net.net
             inner.requires_grad_(False)
             zeros = HeldZeros(run.net, run.paths)
-            if run.adapter is None:
+            rounded: dict[str, Value] = {}
+            if isinstance(run.adapter, FlexRound):
+                zeros.check_adapter(run.adapter)
+                rounded = attach_rounding(run.net, list(run.paths), run.adapter)
+            elif run.adapter is None:
                 for path in run.paths:
                     inner.get_parameter(path).requires_grad_(True)
                 zeros.hold()
@@ -210,13 +220,15 @@ class TorchTrainer:
                 before_step=Fading(run.net, run.schedule.steps).before,
             )  # fmt: skip
             stopped = loop.run()
+        scales = {x: each.numpy() for x, each in scales_of(run.net, rounded).items()}
         if run.adapter is not None:
             fold(inner, run.paths)
         zeros.check()
         history = loop.history
         return TrainingReport(
-            history.step, tuple(history.losses), tuple(history.held_out), stopped, run.net.store()
-        )
+            history.step, tuple(history.losses), tuple(history.held_out), stopped, run.net.store(),
+            scales,
+        )  # fmt: skip
 
 
 def _unprepared(key: Key | None, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -237,7 +249,8 @@ def _trained_paths(
     if names is not None:
         return net.paths_of(names)
     paths = [path for path, _ in net.net.named_parameters()] if adapter is None else net.matrices()
-    return [path for path in paths if net.plan.names.get(path, path) not in frozen]
+    free = [path for path in paths if net.plan.names.get(path, path) not in frozen]
+    return rounded_paths(net, adapter, free) if isinstance(adapter, FlexRound) else free
 
 
 def _read_by(block: Block) -> list[Value]:
