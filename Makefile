@@ -115,7 +115,7 @@ small-models: $(TORCH_STAMP)
 recovery-bench: $(TORCH_STAMP) recovery-models
 	$(PY) -m benchmarks.recovery
 
-quant-bench: $(TORCH_STAMP) recovery-models $(PEERS_STAMP)
+quant-bench: $(TORCH_STAMP) recovery-models prune-models $(PEERS_STAMP)
 	$(PY) -m benchmarks.quant_cpu
 
 # Rows of other tools of `make quant-bench`; without it they are skipped.

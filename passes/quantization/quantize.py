@@ -22,7 +22,7 @@ from regraft.passes.cleanup.canonicalize import Canonicalize
 from regraft.passes.experts.codes import store_in_codes
 from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
 from regraft.passes.quantization.convolutions import Convolved, quantize_convolutions
-from regraft.passes.quantization.encoding import rounded_rows
+from regraft.passes.quantization.encoding import rounded_rows, rows_error
 from regraft.passes.quantization.formats import INT8, UINT8, Format, format_of
 from regraft.passes.quantization.histogram import Criterion
 from regraft.passes.quantization.layers import Plan, rewrite_readers, sharing_weights
@@ -154,8 +154,9 @@ class Quantize:
             module, fmt, self._group(fmt, "none"), method, self._kept, ctx.work_dir
         )
         every, sites, skipped = made.every, made.sites, made.skipped
-        layers = [*convolved.layers, *made.layers, *experts]
-        num_tables = self._tables(module, ctx.work_dir)
+        in_tables = self._tables(module, ctx.work_dir)
+        num_tables = len(in_tables)
+        layers = [*convolved.layers, *made.layers, *experts, *in_tables]
         changed = bool(sites or num_tables or convolved.num_int8 or experts)
         left = [*left_in_float(module.graph), *convolved.skipped, *in_float]
         if not changed and not every and not convolved.num_float:
@@ -317,19 +318,25 @@ class Quantize:
     def _kept(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep)
 
-    def _tables(self, module: Module, folder: Path | None) -> int:
+    def _tables(self, module: Module, folder: Path | None) -> list[LayerError]:
+        """Rewrites tables; returns what rounding costs each of them, of the table itself."""
         if self.embeddings == "none":
-            return 0
-        count = 0
+            return []
+        found = []
         for site in list(tables(module.graph, FLOATS)):
             array = constant_of(site.table, 1 << 62)
             if array is None or self._kept(site.name):
                 continue
-            codes, scale = rounded_rows(np.asarray(array, np.float32))
+            floats = np.asarray(array, np.float32)
+            codes, scale = rounded_rows(floats)
+            error = rows_error(floats, codes, scale)
+            found.append(LayerError(
+                site.name, "int8", error, False, codes.nbytes + scale.nbytes, array.nbytes
+            ))  # fmt: skip
+            del floats, array
             b = Builder(module.graph, site.node, site.node.loc)
             write_table(b, site, codes, scale, folder)
-            count += 1
-        return count
+        return found
 
 
 def _float_convolutions(module: Module) -> list[Skip]:

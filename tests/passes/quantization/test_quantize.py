@@ -240,13 +240,17 @@ def test_what_earlier_layers_shift_is_taken_back():
 
 def test_layers_are_reported_the_worst_first():
     result = Quantize(weights="uint4").run(network(), context())
-    assert {layer.name for layer in result.layers} == {"up", "down"}
+    assert {layer.name for layer in result.layers} == {"up", "down", "table"}
     assert result.layers[0].error >= result.layers[1].error > 0
     up = next(layer for layer in result.layers if layer.name == "up")
     groups = -(-WIDTH // 32)
     # half a byte per code, a scale of four bytes and half a byte of zero point per group
     assert up.num_bytes == WIDTH * HIDDEN // 2 + groups * HIDDEN * 4 + groups * HIDDEN // 2
     assert up.bytes_to_keep == 4 * WIDTH * HIDDEN - up.num_bytes
+    table = next(layer for layer in result.layers if layer.name == "table")
+    # codes of 8 bits of a normal distribution: a step is its largest number over 127
+    assert 0 < table.error < 0.02
+    assert not table.of_results
 
 
 def test_generated_samples_are_said_aloud():
