@@ -9,7 +9,13 @@ A new family of measurements is a file `benchmarks/linearize_<family>.py` with a
 
 import sys
 
-from benchmarks import linearize_decode, linearize_encoder, linearize_example, linearize_text
+from benchmarks import (
+    linearize_decode,
+    linearize_encoder,
+    linearize_equal,
+    linearize_example,
+    linearize_text,
+)
 from benchmarks.measure import Measurement
 from benchmarks.suite import run
 
@@ -18,6 +24,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
     *linearize_encoder.MEASUREMENTS,
     *linearize_decode.MEASUREMENTS,
     *linearize_example.MEASUREMENTS,
+    *linearize_equal.MEASUREMENTS,
 )
 
 if __name__ == "__main__":
