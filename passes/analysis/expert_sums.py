@@ -23,6 +23,7 @@ from regraft.ir.ops import (
     repeating,
     reshaping,
     scattering,
+    slicing,
 )
 from regraft.passes.analysis.expert_norms import ResultNorm, behind_norm
 from regraft.passes.analysis.expert_shares import (
@@ -166,10 +167,16 @@ def _placed(block: MoeBlock) -> ExpertSum | str:
         node, index, share, factor = found
         factors.add(factor)
         norms.add(behind_norm(expert.output)[1])
-        if before is not None and node.inputs[0] is not before:
+        if before is not None and node is not last and node.inputs[0] is not before:
             return "what its experts add is not one sum"
         if before is None and not is_zero(node.inputs[0]):
             return "its sum does not begin at zero"
+        at_once = node.inputs[2].producer if node.inputs[2] is not None else None
+        if at_once is not None and at_once.op is slicing.concat:
+            if len(at_once.inputs) != len(block.experts):
+                return "its sum is of other things than experts"
+        elif node is last:
+            return "what its experts add is not one sum"
         tokens.append(index)
         shares.append(share)
         before, last = node.output, node
@@ -203,12 +210,28 @@ def _contribution(expert: FfnBlock) -> tuple[Node, Value, Value, float] | str:
             factor *= float(number)
         value = adds.output
         adds = only_user(value)
+    index = None if adds is None else adds.inputs[1]
+    if adds is not None and adds.op is slicing.concat:
+        adds, index = _all_at_once(adds, value)
     if adds is None or adds.op is not scattering.scatter_nd or adds.attrs["reduction"] != "add":
         return "what its experts give is not added to the places of their tokens"
-    index, picked = adds.inputs[1], _picked_index(expert.input)
+    picked = _picked_index(expert.input)
     if index is None or picked is None or root_of(index) is not root_of(picked):
         return "its experts add to other places than they read"
     return adds, index, share, factor
+
+
+def _all_at_once(rows: Node, value: Value) -> tuple[Node | None, Value | None]:
+    """Returns the node that adds what all experts give, and the places of one of them."""
+    adds = only_user(rows.output)
+    if adds is None or adds.op is not scattering.scatter_nd or adds.inputs[2] is not rows.output:
+        return None, None
+    places = None if adds.inputs[1] is None else adds.inputs[1].producer
+    if places is None or places.op is not slicing.concat or rows.attrs["axis"] % 2:
+        return None, None
+    if places.attrs["axis"] % 2 or len(places.inputs) != len(rows.inputs):
+        return None, None
+    return adds, places.inputs[rows.inputs.index(value)]
 
 
 def _picked_index(value: Value) -> Value | None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+import regraft
 from regraft.backends.onnx import to_proto
-from regraft.ir.dims import Dim
+from regraft.ir.builder import Builder
+from regraft.ir.dims import Dim, Symbol
 from regraft.ir.evaluate import evaluate
 from regraft.ir.graph import Graph
 from regraft.ir.module import Module
+from regraft.ir.ops import linalg
 from regraft.ir.ops.moe import moe
 from regraft.ir.types import DType, TensorType
+from regraft.ir.weights import ArrayWeight
 
 E, F, D, R = 5, 6, 4, 3
 RNG = np.random.default_rng(0)
@@ -99,3 +104,33 @@ def test_an_expert_that_nobody_chooses_computes_no_row() -> None:
     (got,) = session.run(None, sample)
     want = evaluate(module, sample)["y"]
     assert np.abs(got - want).max() <= 64 * np.finfo(np.float32).eps * np.abs(want).max()
+
+
+def test_what_gathers_is_read_back_as_experts(tmp_path: Path) -> None:
+    graph = Graph()
+    b = Builder(graph)
+    x = graph.add_input("x", TensorType(DType.F32, (Dim.of(Symbol("T", lo=1)), D)))
+    made = {name: b.weight(name, ArrayWeight(_draw(*SHAPES[name]))) for name in _READ_BACK}
+    scores = b.op(linalg.matmul, x, b.weight("router", ArrayWeight(_draw(D, E))))
+    square = b.weight("last", ArrayWeight(_draw(E, D, F)))
+    y = b.op(
+        moe, x, scores, made["up"], square, made["gate"], made["up_bias"], None, made["gate_bias"],
+        top_k=2, renormalize=True, activation="gelu",
+    )  # fmt: skip
+    graph.set_outputs([("y", y)])
+    module = Module(graph, "gathered")
+    regraft.save(module, tmp_path / "gathered.onnx", target="ort-cpu")
+    read = regraft.load(tmp_path / "gathered.onnx")
+    regraft.apply(read, "canonicalize,fuse")
+    (node,) = (node for node in read.graph if node.op is moe)
+    assert (node.attrs["activation"], node.attrs["scoring"]) == ("gelu", "topk_softmax")
+    sample = {"x": RNG.standard_normal((7, D)).astype(np.float32)}
+    got, want = (evaluate(each, sample)["y"] for each in (read, module))
+    assert np.abs(got - want).max() <= 64 * np.finfo(np.float32).eps * np.abs(want).max()
+
+
+_READ_BACK = ("up", "gate", "up_bias", "gate_bias")
+
+
+def _draw(*shape: int) -> np.ndarray:
+    return (RNG.standard_normal(shape) / 2).astype(np.float32)
