@@ -11,13 +11,21 @@ import numpy as np
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.backends.onnx.save import to_proto
 from regraft.backends.onnx.widened import has_bf16, widen
+from regraft.ir.constants import weight
 from regraft.ir.extract import with_outputs
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
-from regraft.ir.types import DType
+from regraft.ir.types import DType, TensorType
 
 Array = np.ndarray[Any, Any]
 Samples = Sequence[Mapping[str, Array]]
+
+
+_FED_BYTES = 1 << 25
+"""Float weights of this size are fed like inputs: as a part of the model the runtime would hold
+them three times while it loads, and once more in the order that its kernels like."""
+
+_FED = frozenset({DType.F32, DType.F16, DType.F64})
 
 
 def _plain(array: Array) -> Array:
@@ -50,7 +58,26 @@ class OrtActivations:
         if has_bf16(inner):
             widen(inner)
             samples = [{name: _plain(array) for name, array in each.items()} for each in samples]
+        fed = _fed_weights(inner)
         runner = OrtRunner(to_proto(inner, profile="ort-cpu"), num_threads=self.num_threads)
         for sample in samples:
-            results = runner(sample)
+            results = runner({**sample, **fed})
             yield {value: results[name] for name, value in outputs.items()}
+
+
+def _fed_weights(module: Module) -> dict[str, Array]:
+    """Makes inputs of the large float weights of a module, in place; returns their content."""
+    found: dict[str, Array] = {}
+    for node in list(module.graph):
+        kind = node.output.type if node.op is weight else None
+        if not isinstance(kind, TensorType) or kind.dtype not in _FED or node.output.is_output:
+            continue
+        held = module.weights[node.attrs["name"]]
+        if held.nbytes < _FED_BYTES or not node.output.num_uses:
+            continue
+        name = f"fed_weight_{len(found)}"
+        value = module.graph.add_input(name, kind)
+        for user, slot in list(node.output.uses):
+            user.set_operand(slot, value)
+        found[name] = held.numpy()
+    return found

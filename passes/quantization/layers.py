@@ -190,15 +190,17 @@ def _layer(
     if stats is not None and ran:
         shift, error = _seen_error(stats.sample(), matrix, scaled, plan.mode, rounding, encoded)
         if drift is not None:
-            shift = (shift + drift @ matrix).astype(np.float32)
+            shift = (shift + drift.astype(np.float32) @ matrix).astype(np.float32)
     else:
         error = _weight_error(encoded, main)
+    rows = scaled[tail] if tail.size else None
+    del matrix, scaled, main  # of the widest layers half a gigabyte, while codes are written
     write_linear(
-        module, site, source, encoded, scaled[tail] if tail.size else None, shift,
+        module, site, source, encoded, rows, shift,
         plan.folder, per_channel=plan.group == 0, held=held,
     )  # fmt: skip
     num_bytes = encoded.num_bytes + 4 * tail.size * width
-    found = LayerError(site.name, plan.format.name, error, ran, num_bytes, 4 * matrix.size)
+    found = LayerError(site.name, plan.format.name, error, ran, num_bytes, 4 * size * width)
     return found, encoded
 
 

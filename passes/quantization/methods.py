@@ -26,8 +26,12 @@ from regraft.passes.quantization.hqq import hqq
 Array = np.ndarray[Any, Any]
 
 _SWEEPS = 3
-_RUN_BYTES = 1 << 25
+_RUN_BYTES = 1 << 24
 """Weights that GPTQ works on at a time, in f32; it holds half a dozen arrays of their size."""
+
+_LARGE = 1 << 36
+"""K² N of the largest layers that are worked on again and again (4,096 inputs and outputs): of
+larger ones that takes minutes each, and one sweep has to do."""
 
 _REFITS, _SWEEPS_AFTER = 2, 2
 """Scales are fitted and codes moved so many times: the error falls by 3 to 5 %, and by half a
@@ -72,19 +76,27 @@ def encode(
         found = searched_grid(matrix, fmt, group, curved.importance)
         return flexround(matrix, fmt, group, curved.damped, start=found)
     if fmt.scales == "e4m3":  # blocks of fp4 share a scale of the whole tensor
-        return _adapted(matrix, fmt, group, curved)
+        return _adapted(matrix, fmt, group, curved, is_large=False)
+    is_large = matrix.shape[0] ** 2 * matrix.shape[1] > _LARGE
     step = max(_RUN_BYTES // (4 * matrix.shape[0]), 1)
     parts = [
-        _adapted(np.ascontiguousarray(matrix[:, first : first + step]), fmt, group, curved)
+        _adapted(
+            np.ascontiguousarray(matrix[:, first : first + step]), fmt, group, curved,
+            is_large=is_large,
+        )
         for first in range(0, matrix.shape[1], step)
-    ]
+    ]  # fmt: skip
     return joined(parts) if len(parts) > 1 else parts[0]
 
 
-def _adapted(matrix: Array, fmt: Format, group: int, curved: Curvature) -> Encoded:
+def _adapted(
+    matrix: Array, fmt: Format, group: int, curved: Curvature, *, is_large: bool
+) -> Encoded:
     """Returns codes by GPTQ, moved until they agree with each other and with their scales."""
     # by the mean square alone, the error that remains on a sentence encoder is a tenth larger
     greedy = gptq(matrix, searched_grid(matrix, fmt, group, curved.importance), curved)
+    if is_large:
+        return descended(matrix, greedy, curved.damped, 1)
     encoded = descended(matrix, greedy, curved.damped, _SWEEPS)
     if fmt.scales != "f32":  # powers of two and f8 cannot follow
         return encoded

@@ -15,6 +15,7 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of
 from regraft.ir.errors import TargetError, UsageError
 from regraft.ir.graph import Value
+from regraft.ir.heap import return_free_memory
 from regraft.ir.module import Module
 from regraft.ir.ops import conv
 from regraft.passes.calibration.statistics import Statistics, check_samples, gather_statistics
@@ -256,6 +257,7 @@ class Quantize:
             if before is not None and running is not None:
                 readers = {x: by_input[x][0] for x in group}
                 found, seen = before.statistics(readers), running.statistics(readers)
+                return_free_memory()
             layers += rewrite_readers(module, {x: by_input[x] for x in group}, plan, seen, found)
         return _Linears(every, sites, skipped, layers)
 

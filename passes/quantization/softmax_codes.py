@@ -17,7 +17,7 @@ Each quantizer maps x in [0, 1] to `2 ** bits` codes and back:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -50,7 +50,13 @@ _PERCENTILES = (1.0, 0.99999, 0.9999, 0.9995, 0.999, 0.997, 0.99)
 _LOWS = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7)
 """Shares of the numbers below the least value of `shift_log2`."""
 _ANGLES = tuple(np.linspace(0.05, 1.5, 30))
+_WIDEST = 1.55
+"""Below a quarter of a turn, where the tangent ends."""
 _TINY = 1e-30
+_STRIDES = (0.2, 0.1, 0.05, 0.02)
+"""Relative steps of the descent from the best candidate."""
+_ROUNDS = 4
+"""Descents in steps of one size, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,37 @@ def fitted(x: Array, kind: Kind, bits: int, *, whole_powers: bool = False) -> So
         made(float(np.quantile(flat, share)) or 1.0) for share in _PERCENTILES
         for made in _family(flat, kind, bits, whole_powers=whole_powers)
     ]  # fmt: skip
-    return min(candidates, key=lambda each: each.error(flat))
+    best = min(candidates, key=lambda each: each.error(flat))
+    return best if whole_powers else _descended(best, flat)
+
+
+def _descended(best: SoftmaxCodes, flat: Array) -> SoftmaxCodes:
+    """Returns the quantizer that no small step of one parameter makes better."""
+    least = best.error(flat)
+    for stride in _STRIDES:
+        for _ in range(_ROUNDS):
+            moved = min((best, *_neighbours(best, stride)), key=lambda each: each.error(flat))
+            error = moved.error(flat)
+            if error >= least:
+                break
+            best, least = moved, error
+    return best
+
+
+def _neighbours(codes: SoftmaxCodes, stride: float) -> list[SoftmaxCodes]:
+    """Returns quantizers with one parameter a step larger or smaller."""
+    found = [replace(codes, scale=codes.scale * f) for f in (1 + stride, 1 / (1 + stride))]
+    if codes.kind == "shift_log2":
+        found += [replace(codes, eta=codes.eta * f) for f in (1 + stride, 1 / (1 + stride))]
+        found += [replace(codes, low=codes.low + step) for step in (stride, -stride)]
+    if codes.kind == "tangent":
+        found += [replace(codes, angle=codes.angle * f) for f in (1 + stride, 1 / (1 + stride))]
+        found = [each for each in found if each.angle * each.scale < _WIDEST]
+    return [each for each in found if each.kind != "shift_log2" or _is_rising(each)]
+
+
+def _is_rising(codes: SoftmaxCodes) -> bool:
+    return codes.low < float(np.log2(codes.scale + codes.eta))
 
 
 def _family(

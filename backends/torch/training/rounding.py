@@ -1,4 +1,4 @@
-"""Weights that are rounded while they are trained (FlexRound), and the scales that they end with."""
+"""Weights that are rounded while they are trained (FlexRound), and the scales they end with."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Codes of softmax results, by themselves and written into a graph."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,10 +51,19 @@ def test_shifted_logarithm_beats_log2_at_three_bits():
 def test_the_chosen_shift_is_the_best_of_its_grid():
     x = probabilities()
     chosen = fitted(x, "shift_log2", 4)
-    assert chosen.eta in ETAS
     for eta in ETAS:
         other = SoftmaxCodes("shift_log2", 4, chosen.scale, eta, low=float(np.log2(x.min() + eta)))
         assert chosen.error(x) <= other.error(x)
+
+
+def test_no_small_step_of_a_parameter_is_better_than_what_was_chosen():
+    x = probabilities()
+    for kind in ("log2", "shift_log2", "tangent"):
+        chosen = fitted(x, kind, 3)
+        for name in ("scale", "eta", "angle"):
+            for factor in (0.99, 1.01):
+                other = replace(chosen, **{name: getattr(chosen, name) * factor})
+                assert chosen.error(x) <= other.error(x) * 1.01
 
 
 def test_tangent_is_closer_than_log2_above_one_half():
