@@ -61,8 +61,9 @@ class Example:
 
 
 def example(
-    source: Path, data: Data, samples: Samples, prompt: Array, count: int, work: Path
-) -> Example:
+    source: Path, data: Data, samples: Samples, prompt: Array, count: int, work: Path,
+    *, transfer: int = TRANSFER, recover: int = RECOVER,
+) -> Example:  # fmt: skip
     """Linearizes a folder of a decoder, trains it, audits it, and generates from two files.
 
     Args:
@@ -72,10 +73,12 @@ def example(
         prompt: i64[B, S].
         count: Tokens to generate.
         work: An empty folder.
+        transfer: Updates of the feature maps.
+        recover: Updates of adapters.
     """
     original = regraft.load(source)
     module = original.clone()
-    passes = PASSES.format(transfer=TRANSFER, recover=RECOVER)
+    passes = PASSES.format(transfer=transfer, recover=recover)
     regraft.apply(module, passes, check="off", training=data)
     report = audit_module(module, original, samples)
     prefill, decode = graphs_of(module)

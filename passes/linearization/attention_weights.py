@@ -59,19 +59,34 @@ def _linear(node: Node, given: Operands) -> Array:
     attrs = node.attrs
     apply = FEATURE_MAPS[attrs["feature_map"]].apply
     fq, fk = apply(given["q"]), apply(_per_query(node, given["k"]))
-    made = fq @ fk.swapaxes(-1, -2) * attrs["scale"]
-    S, T = made.shape[2:]
-    if attrs["causal"]:
-        made = np.where(np.tri(S, T, dtype=bool), made, 0)
-    decay = given.get("decay")
-    if decay is not None and decay.shape[3] == 1:
-        sums = np.cumsum(np.broadcast_to(decay, (*given["k"].shape[:3], 1)), axis=2)[..., 0]
-        apart = _per_query(node, sums)
-        factors = np.exp(np.minimum(apart[..., :, None] - apart[..., None, :], 0))
-        made = made * factors
+    made = _decayed_products(node, fq, fk, given) * attrs["scale"]
+    T = made.shape[3]
     if attrs["normalizer"] == "mean":
         return np.asarray((made - made.mean(-1, keepdims=True) + 1) / T)
     return _normalized(made, attrs["epsilon"])
+
+
+def _decayed_products(node: Node, fq: Array, fk: Array, given: Operands) -> Array:
+    """Returns products of features, f[B, H, S, T], times the decay between a key and a query."""
+    decay = given.get("decay")
+    causal = np.tri(fq.shape[2], fk.shape[2], dtype=bool)
+    if decay is None:
+        made = fq @ fk.swapaxes(-1, -2)
+        return np.where(causal, made, 0) if node.attrs["causal"] else np.asarray(made)
+    sums = np.cumsum(np.broadcast_to(decay, (*given["k"].shape[:3], decay.shape[3])), axis=2)
+    sums = _per_query(node, sums)
+    if sums.shape[3] == 1:
+        return np.where(causal, fq @ fk.swapaxes(-1, -2) * _factors(sums[..., 0]), 0)
+    total = np.zeros((*fq.shape[:3], fk.shape[2]))
+    for channel in range(fq.shape[3]):  # a decay of its own each
+        pairs = fq[..., :, None, channel] * fk[..., None, :, channel]
+        total += pairs * _factors(sums[..., channel])
+    return np.where(causal, total, 0)
+
+
+def _factors(sums: Array) -> Array:
+    """Returns exp(s_i - s_j), at most 1, of sums of logarithms, f[B, H, T]."""
+    return np.asarray(np.exp(np.minimum(sums[..., :, None] - sums[..., None, :], 0)))
 
 
 def _hybrid(node: Node, given: Operands) -> Array:

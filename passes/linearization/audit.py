@@ -64,7 +64,7 @@ class LayerFigures:
         teacher_spikiness: The teacher's.
         monotonicity: Rank correlation of products of queries and keys with weights, by head.
         state_bytes: Of one sequence, at any length; None where there is a cache alone.
-        kv_bytes_per_token: Of the teacher's cache.
+        kv_bytes_per_token: Of the teacher's cache, where it has one.
         kept_kv_bytes_per_token: Of the cache of heads that stay a softmax.
     """
 
@@ -210,7 +210,7 @@ def _layer(number: int, parts: Sequence[HeadsOf], old: Node, rows: Array) -> Lay
     kept = sum(_cache_bytes(part.node) for part in parts if part.node.op is attention)
     return LayerFigures(
         number, " + ".join(kinds), kl, error[0], own, theirs, monotonic,
-        sum(states) if states else None, _cache_bytes(old), kept,
+        sum(states) if states else None, _cache_bytes(old) if old.op is attention else 0, kept,
     )  # fmt: skip
 
 

@@ -140,8 +140,8 @@ def log_of(b: Builder, x: Value) -> Value | None:
     """Returns the logarithm of numbers that are not negative by how they are made, or None."""
     known = constant_of(x, _FACTOR_BYTES) if is_constant(x) else None
     if known is not None:
-        logs = np.log(np.maximum(known, _LEAST, dtype=np.float64))
-        return b.constant(logs, x.dtype) if (known >= 0).all() else None
+        floored = np.log(np.maximum(known, _LEAST, dtype=np.float64))
+        return b.constant(floored, x.dtype) if (known >= 0).all() else None
     node = x.producer
     if node is None:
         return None

@@ -21,9 +21,9 @@ from regraft.passes.check.runners import Runner
 from regraft.passes.cleanup import Canonicalize
 from regraft.passes.fusion import Fuse
 from regraft.passes.linearization.audit import Ablation, ablated, layer_figures, mixers
+from regraft.passes.linearization.canonicalize_recurrence import CanonicalizeRecurrence
 from regraft.passes.linearization.probe import Probe
 from regraft.passes.linearization.verdict import Judged, Verdict, judge
-from regraft.passes.linearization.written_mixers import read_mixers
 from regraft.passes.protocol import Context, Samples
 
 LOGITS, TOKENS, LABELS = "logits", "input_ids", "labels"
@@ -51,7 +51,7 @@ def audit_module(student: Module, original: Module, samples: Samples) -> dict[st
     made = [module.clone() for module in (original, student)]
     for module in made:
         Canonicalize().run(module, Context())
-        read_mixers(module)
+        CanonicalizeRecurrence().run(module, Context())
         Fuse().run(module, Context())
     before, after = made
     nodes = mixers(after)

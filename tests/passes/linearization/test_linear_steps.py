@@ -11,6 +11,7 @@ import pytest
 from onnx import helper as oh
 
 import regraft
+from regraft.auditing import audit_module
 from regraft.backends.onnx import to_proto
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.ir.builder import Builder
@@ -29,6 +30,7 @@ from regraft.ir.ops import (
 )
 from regraft.ir.ops.linear_attention import linear_attention
 from regraft.ir.types import DType, TensorType
+from regraft.passes.linearization.attention_weights import weights_of_mixer
 
 Array = np.ndarray[Any, Any]
 B, H, D, E, T = 2, 3, 4, 5, 6
@@ -248,3 +250,38 @@ def test_a_scan_that_is_not_linear_stays() -> None:
     assert record.stats["recurrences"] == 0
     assert "scan" in _operators(module)
     assert "depend on the state" in record.skipped[0].reason
+
+
+def test_the_audit_sees_recurrences_of_both_models() -> None:
+    """A scan has weights over its steps, a state, and no cache: beside itself, nothing is lost."""
+    module = regraft.load(_selective())
+    sizes = {str(x.name): [int(str(d)) for d in x.shape or ()] for x in module.graph.inputs}
+    rng = np.random.default_rng(8)
+    feeds = {
+        name: np.abs(rng.standard_normal(shape)).astype(np.float32) for name, shape in sizes.items()
+    }
+    feeds["start"] *= 0  # weights are of steps: what was before them has none
+    report = audit_module(module, module, [feeds])
+    (layer,) = report["layers"]
+    assert layer["kind"] == "linear"
+    assert max(layer["kl"]) == pytest.approx(0, abs=1e-6)
+    assert report["verdict"] == "linear"
+    assert report["state_bytes"] > 0
+    assert (report["kv_bytes_per_token"], report["caches"]) == (0, 0)
+
+
+@pytest.mark.parametrize("size", [1, D], ids=["a decay per head", "per key"])
+def test_weights_with_a_decay_are_those_that_the_operator_computes(size: int) -> None:
+    w = _Steps(q=(B, H, T, D), k=(B, H, T, D), v=(B, H, T, E), g=(B, H, T, size))
+    values = [w.inputs[name] for name in "qkv"]
+    decay = w.b.op(arithmetic.neg, w.b.op(activation.softplus, w.inputs["g"]))
+    out = w.b.op(linear_attention, *values, None, decay, rule="gated", scale=1.0)
+    w.module.graph.add_output("y", out)
+    made = out.producer
+    assert made is not None
+    feeds = {name: np.abs(array) for name, array in w.feeds.items()}
+    given = {**feeds, "decay": -np.log1p(np.exp(feeds["g"]))}
+    weights = weights_of_mixer(made, given)
+    found = evaluate(w.module, feeds, oracle=True)["y"]
+    sums = evaluate(w.module, {**feeds, "v": np.ones_like(feeds["v"])}, oracle=True)["y"]
+    np.testing.assert_allclose(weights @ feeds["v"], found / sums, rtol=1e-5)
