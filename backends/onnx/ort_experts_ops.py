@@ -70,7 +70,8 @@ def _decoded(codes: Array, scale: Array, attrs: Any) -> Array:
     size = scale.shape[2] * group
     plain = unpack_rows(codes.reshape(-1, codes.shape[2]), bits, size).astype(np.float64)
     centred = plain.reshape(*codes.shape[:2], size) - (1 << (bits - 1))
-    return centred * np.repeat(scale.astype(np.float64), group, 2)
+    decoded: Array = centred * np.repeat(scale.astype(np.float64), group, 2)
+    return decoded
 
 
 moe_nbits = OpSpec(

@@ -109,8 +109,8 @@ def eval_hidden(attrs: Mapping[str, Any], up: Array, gate: Array | None) -> Arra
     limit = attrs["limit"]
     top = attrs["gate_limit"] or limit
     if not limit:
-        return act.eval(gate) * (up + attrs["up_offset"])
-    if attrs["bounds"] == "soft":
+        gated, values = act.eval(gate), up
+    elif attrs["bounds"] == "soft":
         opened = ACTIVATIONS["sigmoid"].eval(gate * act.attrs["alpha"])
         gated, values = top * np.tanh(gate / top) * opened, limit * np.tanh(up / limit)
     else:
