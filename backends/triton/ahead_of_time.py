@@ -121,7 +121,7 @@ def _element(form: Form, name: str) -> str:
 def _read_cuda(form: Form, target: str, built: Any) -> Compiled:
     ptx: str = built.asm["ptx"]
     accesses = re.findall(r"\b(?:ld|st)\.global(\.[\w:.]*)", ptx)
-    wide = sum(1 for access in accesses if _access_bytes(access) == 16)
+    wide = sum(1 for access in accesses if access_bytes(access) == 16)
     # asynchronous copies to shared memory, which feed matrix products
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global\b[^,]*,[^,]*, (0x[0-9a-f]+|\d+)", ptx)
     wide += sum(1 for size in copies if int(size, 0) == 16)
@@ -131,21 +131,21 @@ def _read_cuda(form: Form, target: str, built: Any) -> Compiled:
         form.bound.value,
         len(built.asm["cubin"]),
         built.metadata.shared,
-        _cuda_spills(ptx, TARGETS[target]),
+        cuda_spills(ptx, TARGETS[target]),
         wide,
         len(accesses) + len(copies) - wide,
         _counted(r"\b(wgmma\.mma_async|mma)\.sync", ptx),
     )
 
 
-def _access_bytes(suffix: str) -> int:
+def access_bytes(suffix: str) -> int:
     """Returns the bytes that `.v4.b32` and the like move."""
     width = re.search(r"\.[bfsu](\d+)$", suffix)
     lanes = re.search(r"\.v(\d)", suffix)
     return (int(width[1]) // 8 if width else 0) * (int(lanes[1]) if lanes else 1)
 
 
-def _cuda_spills(ptx: str, target: GPUTarget) -> int:
+def cuda_spills(ptx: str, target: GPUTarget) -> int:
     """Returns the bytes that ptxas spills to local memory, loads and stores together."""
     architecture = re.search(r"\.target (sm_\w+)", ptx)
     assert architecture is not None, "PTX names its target"

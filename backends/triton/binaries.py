@@ -224,8 +224,8 @@ def write_binaries(
     return [*files, manifest, folder / LAUNCHER]
 
 
-def _compiled(launch: Launch, target: str) -> tuple[dict[str, Any], bytes]:
-    """Returns a row of the manifest, and the binary."""
+def compiled(launch: Launch, target: str) -> Any:
+    """Returns what Triton makes of a launch for a target."""
     kernel, types = launch.kernel, dict(launch.arguments)
     places = {name: (idx,) for idx, name in enumerate(kernel.arg_names)}
     source = ASTSource(
@@ -235,13 +235,18 @@ def _compiled(launch: Launch, target: str) -> tuple[dict[str, Any], bytes]:
         attrs={places[name]: ALIGNED for name in launch.divisible},
     )
     options = dict(launch.options)
-    is_hip = TARGETS[target].backend == "hip"
     stages = options.get("num_stages", 3)
-    built = triton.compile(
-        source,
-        target=TARGETS[target],
-        options={**options, "num_stages": min(stages, 2) if is_hip else stages},
-    )
+    is_hip = TARGETS[target].backend == "hip"
+    options["num_stages"] = min(stages, 2) if is_hip else stages
+    return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def _compiled(launch: Launch, target: str) -> tuple[dict[str, Any], bytes]:
+    """Returns a row of the manifest, and the binary."""
+    kernel = launch.kernel
+    built = compiled(launch, target)
+    stages = dict(launch.options).get("num_stages", 3)
+    is_hip = TARGETS[target].backend == "hip"
     suffix = "hsaco" if is_hip else "cubin"
     binary: bytes = built.asm[suffix]
     digest = hashlib.sha256(binary).hexdigest()

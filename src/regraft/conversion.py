@@ -26,6 +26,7 @@ from regraft.emission import (
     TRITON,
     check_source,
     check_target,
+    described,
     emit,
     model_file,
     written_runner,
@@ -342,6 +343,7 @@ class _Conversion:
                 check = replace(check, parts=self.parts.parts)
             after = self._view(module)
             report = make_report(check, size)
+            report |= described(model.parent, options.target)
             if options.quality is not None:
                 self._check_quality(options.quality, report, written_runner(model, module))
             if options.bench:

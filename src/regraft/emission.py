@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -134,6 +135,16 @@ def emit(
         return save_folder(module, path.parent)
     rows = extensions.onnx_emitters
     return save_onnx(module, path, profile=target, opset=opset, families=rows, watch=watch)
+
+
+def described(folder: Path, target: str) -> dict[str, Any]:
+    """Returns what a report says about the files of a target besides their size.
+
+    Of a package of kernels: `kernels`, which of them it calls and what generated ones compute.
+    """
+    if target != TRITON:
+        return {}
+    return {"kernels": json.loads((folder / "partition.json").read_text(encoding="utf-8"))}
 
 
 def _torch_families(extensions: Extensions) -> Sequence[tuple[Emit, ...]]:

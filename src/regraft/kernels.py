@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from regraft.backends.triton.kernels.cross_entropy import linear_cross_entropy
     from regraft.backends.triton.kernels.decoding import attention_decode
     from regraft.backends.triton.kernels.experts import experts
+    from regraft.backends.triton.kernels.entmax_backward import entmax_attention
     from regraft.backends.triton.kernels.gated import geglu, swiglu
     from regraft.backends.triton.kernels.grouped import grouped_linear
     from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden
@@ -46,6 +47,7 @@ _MODULES = {
     "attention": "attending",
     "attention_decode": "decoding",
     "experts": "experts",
+    "entmax_attention": "entmax_backward",
     "geglu": "gated",
     "grouped_hidden": "grouped_hidden",
     "grouped_linear": "grouped",
@@ -70,6 +72,7 @@ __all__ = [
     "attention",
     "attention_decode",
     "experts",
+    "entmax_attention",
     "geglu",
     "grouped_hidden",
     "grouped_linear",

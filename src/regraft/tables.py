@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from pathlib import Path
-
+from regraft.backends.machine_tables import user_table
 from regraft.backends.onnx.legalize import MEASURED, CostTable, read_table
 
-
-def user_table(target: str) -> Path:
-    """Returns where `tune` writes by default and `legalize` looks first.
-
-    `XDG_CACHE_HOME` (else `~/.cache`) on Linux, the folder for caches of the platform elsewhere.
-    """
-    if platform.system() == "Windows":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif platform.system() == "Darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "regraft" / f"costs-{target}.json"
+__all__ = ["user_table", "user_tables"]
 
 
 def user_tables() -> dict[str, CostTable]:

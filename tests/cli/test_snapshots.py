@@ -220,7 +220,7 @@ CASES = {
     "tune": "tune --target ort-cpu --quick --site gelu --threads 1 -o table.json",
     "tune-json": "tune --quick --site gelu --out table.json --force --json -q -v",
     "tune-unknown-site": "tune --site geli",
-    "tune-unknown-target": "tune --target triton",
+    "tune-unknown-target": "tune --target onnx",
     # -- lint
     "lint-help": "lint -h",
     "lint": "lint model.onnx",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from regraft.backends.machine_tables import user_table
+
 TABLE_PATH = Path(__file__).parent / "configs.json"
 DEFAULT_DEVICE = "default"
 HIP_DEVICE = "hip"
@@ -21,9 +23,21 @@ Table = Mapping[str, Mapping[str, Mapping[str, list[Config]]]]
 
 
 @functools.cache
-def read_table(path: Path = TABLE_PATH) -> Table:
-    """Returns kernel -> device -> dtype -> buckets, each bucket with its greatest size `up_to`."""
-    table: Table = json.loads(path.read_text(encoding="utf-8"))
+def read_table(path: Path = TABLE_PATH, tuned: Path | None = None) -> Table:
+    """Returns kernel -> device -> dtype -> buckets, each bucket with its greatest size `up_to`.
+
+    Args:
+        path: The table with the defaults.
+        tuned: What `tune` found on this machine; default: where it writes.
+    """
+    table: dict[str, dict[str, dict[str, list[Config]]]] = json.loads(
+        path.read_text(encoding="utf-8")
+    )
+    found = user_table("triton") if tuned is None else tuned
+    if found.is_file():
+        for kernel, devices in json.loads(found.read_text(encoding="utf-8")).items():
+            for device, dtypes in devices.items():
+                table.get(kernel, {}).setdefault(device, {}).update(dtypes)
     for kernel, devices in table.items():
         if not devices.get(DEFAULT_DEVICE, {}).get(ANY_DTYPE):
             raise ValueError(

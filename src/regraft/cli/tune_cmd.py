@@ -35,7 +35,14 @@ def command(
     quiet: bool,
     verbose: int,
 ) -> None:
-    """Measure the cost table by which `legalize` chooses on this machine."""
+    """Measure the cost table by which `legalize` chooses on this machine.
+
+    With `--target triton`: find launch configurations of kernels for this GPU, which packages are
+    then written with; `--site` names a kernel.
+    """
+    if target == "triton":
+        _tune_kernels(quick, sites, out, force, as_json, quiet)
+        return
     from regraft.output import staged
     from regraft.tables import user_table
     from regraft.tuning import check_sites, summary, tune
@@ -69,4 +76,47 @@ def command(
     ]
     columns = ("site", "form:", "fastest in", "time by the standard form")
     print_table(out_console(), title, columns, rows)
+    click.echo(f"wrote {path}", err=True)
+
+
+def _tune_kernels(
+    quick: bool, kernels: tuple[str, ...], out: Path | None, force: bool, as_json: bool, quiet: bool
+) -> None:
+    from importlib.util import find_spec
+
+    from regraft.ir.errors import UnsupportedError
+    from regraft.output import staged
+    from regraft.tables import user_table
+
+    if find_spec("torch") is None or find_spec("triton") is None:
+        raise UnsupportedError(
+            "`tune --target triton` needs torch and triton", hint='pip install "regraft[triton]"'
+        )
+    from regraft.kernel_tuning import (  # it imports torch
+        check_kernels,
+        gpu_name,
+        merge_into,
+        tune_kernels,
+    )
+
+    check_kernels(kernels)
+    gpu_name()
+    path = out if out is not None else user_table("triton")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with staged(path, force=force or out is None) as temp:
+        with progress(enabled=not quiet and not as_json) as say:
+            tuning = tune_kernels(
+                kernels, quick=quick,
+                progress=lambda i, total, what: say(f"{i + 1} of {total}: {what}"),
+            )  # fmt: skip
+        (temp / path.name).write_text(merge_into(path, tuning), encoding="utf-8")
+    warn(tuning.failures, quiet=quiet)
+    if as_json:
+        gains = [list(gain) for gain in tuning.gains]
+        print_json({"path": str(path), "device": tuning.device, "gains": gains,
+                    "failures": list(tuning.failures)})  # fmt: skip
+        return
+    rows = [(kernel, dtype, size, f"{gain:.2f}") for kernel, dtype, size, gain in tuning.gains]
+    title = f"{plural(len(rows), 'bucket')} on {tuning.device}"
+    print_table(out_console(), title, ("kernel", "dtype", "up to:", "times faster"), rows)
     click.echo(f"wrote {path}", err=True)

@@ -1,6 +1,9 @@
 """Chains that become generated kernels: results, gradients, source."""
 
 import ast
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -198,3 +201,29 @@ def test_source_names_operators_and_where_they_come_from(tmp_path):
     assert (
         "kernels.abs_max_add_and_3(" in Path(sys.modules[type(net).__module__].__file__).read_text()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_generated_kernels_compile_without_spills(target, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.backends.triton.generated_ahead_of_time", target],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 7
+    assert [row for row in rows if row["spilled"]] == []
+    assert [row for row in rows if target != "gfx942" and row["wide"] < row["narrow"]] == []
+
+
+def test_a_package_says_what_its_kernels_compute(tmp_path):
+    function, inputs = CHAINS["scaled"]
+    packaged(function, inputs(9), tmp_path / "package")
+    (row,) = json.loads((tmp_path / "package" / "partition.json").read_text())["generated"]
+    assert row["nodes"] == ["abs", "reduce_max", "add", "div", "exp", "mul"]
+    assert row["shape"] == ["2", "3", "9"]
+    assert row["saved_bytes"] > 0
+    assert row["estimated_s"] < row["separate_s"]

@@ -1,0 +1,405 @@
+"""Gradients of attention with alpha-entmax weights, from the tiles that have weights.
+
+With u = p^(2 - alpha), which is v^(1 / (alpha - 1) - 1) for p = v^(1 / (alpha - 1)), the gradient
+of the scores is u (dp - sum(u dp) / sum(u)), dp = dout v^T (Peters et al. 2019).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from regraft.backends.triton.kernels.attention import (
+    _reference_scores,
+    adjacent,
+    mask_of,
+    visible_scores,
+)
+from regraft.backends.triton.kernels.entmax import entmax_config, entmax_forward, powers_above
+from regraft.backends.triton.kernels.operators import block_of, operator
+
+
+@triton.jit
+def entmax_query_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, mask_ptr, lengths_ptr, bounds_ptr, used_ptr, dout_ptr, dq_ptr, delta_ptr,
+    q_batch_stride, q_head_stride, q_row_stride,
+    k_batch_stride, k_head_stride, k_row_stride,
+    v_batch_stride, v_head_stride, v_row_stride,
+    mask_batch_stride, mask_head_stride, mask_row_stride, mask_column_stride,
+    H, group, S, T, D, E, tiles, offset, left, right, scale, slope, power,
+    MASK: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    POWER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Writes dq of BLOCK_M rows of one head, and sum(u dp) / sum(u) of each row."""
+    batch = (tl.program_id(1) // H).to(tl.int64)
+    head = (tl.program_id(1) % H).to(tl.int64)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    e = tl.arange(0, BLOCK_E)
+    n = tl.arange(0, BLOCK_N)
+    end = T
+    if HAS_LENGTHS:
+        end = min(T, tl.load(lengths_ptr + batch).to(tl.int32))
+    k_base = k_ptr + batch * k_batch_stride + head // group * k_head_stride
+    v_base = v_ptr + batch * v_batch_stride + head // group * v_head_stride
+    mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
+    q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
+    place = tl.program_id(1).to(tl.int64) * S + row
+    is_row = row < S
+    q = tl.load(
+        q_base + row[:, None].to(tl.int64) * q_row_stride + d[None, :],
+        mask=is_row[:, None] & (d < D)[None, :],
+        other=0.0,
+    )
+    dout = tl.load(
+        dout_ptr + place[:, None] * E + e[None, :],
+        mask=is_row[:, None] & (e < E)[None, :],
+        other=0.0,
+    )
+    base = tl.load(bounds_ptr + 2 * place, mask=is_row, other=0.0)
+    tau = tl.load(bounds_ptr + 2 * place + 1, mask=is_row, other=0.0)
+    tile = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * tiles
+    weight = tl.zeros([BLOCK_M], tl.float32)
+    dot = tl.zeros([BLOCK_M], tl.float32)
+    for number in range(tiles):
+        if tl.load(used_ptr + tile + number) != 0:
+            column = number * BLOCK_N + n
+            k = tl.load(
+                k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
+                mask=(column < T)[None, :] & (d < D)[:, None],
+                other=0.0,
+            )
+            v = tl.load(
+                v_base + column[None, :].to(tl.int64) * v_row_stride + e[:, None],
+                mask=(column < T)[None, :] & (e < E)[:, None],
+                other=0.0,
+            )
+            s, _ = visible_scores(
+                q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
+                mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
+            )  # fmt: skip
+            _, u, _ = powers_above((s - base[:, None]) * slope, tau[:, None], power, POWER)
+            dp = tl.dot(dout, v, input_precision=PRECISION)
+            weight += tl.sum(u, axis=1)
+            dot += tl.sum(u * dp, axis=1)
+    delta = dot / tl.where(weight == 0.0, 1.0, weight)
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for number in range(tiles):
+        if tl.load(used_ptr + tile + number) != 0:
+            column = number * BLOCK_N + n
+            k = tl.load(
+                k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
+                mask=(column < T)[None, :] & (d < D)[:, None],
+                other=0.0,
+            )
+            v = tl.load(
+                v_base + column[None, :].to(tl.int64) * v_row_stride + e[:, None],
+                mask=(column < T)[None, :] & (e < E)[:, None],
+                other=0.0,
+            )
+            s, _ = visible_scores(
+                q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
+                mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
+            )  # fmt: skip
+            _, u, _ = powers_above((s - base[:, None]) * slope, tau[:, None], power, POWER)
+            dp = tl.dot(dout, v, input_precision=PRECISION)
+            ds = u * (dp - delta[:, None])
+            dq = tl.dot(ds.to(k.dtype), tl.trans(k), dq, input_precision=PRECISION)
+    mask = is_row[:, None] & (d < D)[None, :]
+    tl.store(
+        dq_ptr + place[:, None] * D + d[None, :],
+        (dq * scale).to(dq_ptr.dtype.element_ty),
+        mask=mask,
+    )
+    tl.store(delta_ptr + place, delta, mask=is_row)
+
+
+@triton.jit
+def entmax_key_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, mask_ptr, lengths_ptr, bounds_ptr, used_ptr, dout_ptr, delta_ptr,
+    dk_ptr, dv_ptr,
+    q_batch_stride, q_head_stride, q_row_stride,
+    k_batch_stride, k_head_stride, k_row_stride,
+    v_batch_stride, v_head_stride, v_row_stride,
+    mask_batch_stride, mask_head_stride, mask_row_stride, mask_column_stride,
+    key_heads, group, S, T, D, E, row_tiles, offset, left, right, scale, slope, power,
+    MASK: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    POWER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Writes dk and dv of BLOCK_N keys, summed over the query heads that share them."""
+    batch = (tl.program_id(1) // key_heads).to(tl.int64)
+    key_head = (tl.program_id(1) % key_heads).to(tl.int64)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    e = tl.arange(0, BLOCK_E)
+    end = T
+    if HAS_LENGTHS:
+        end = min(T, tl.load(lengths_ptr + batch).to(tl.int32))
+    is_column = column < T
+    k_base = k_ptr + batch * k_batch_stride + key_head * k_head_stride
+    v_base = v_ptr + batch * v_batch_stride + key_head * v_head_stride
+    k = tl.load(
+        k_base + column[:, None].to(tl.int64) * k_row_stride + d[None, :],
+        mask=is_column[:, None] & (d < D)[None, :],
+        other=0.0,
+    )
+    v = tl.load(
+        v_base + column[:, None].to(tl.int64) * v_row_stride + e[None, :],
+        mask=is_column[:, None] & (e < E)[None, :],
+        other=0.0,
+    )
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
+    for number in range(group * row_tiles):
+        head = key_head * group + number // row_tiles
+        rows_before = batch * key_heads * group + head  # heads before this one
+        tile = (rows_before * row_tiles + number % row_tiles) * tl.num_programs(0)
+        if tl.load(used_ptr + tile + tl.program_id(0)) != 0:
+            row = (number % row_tiles) * BLOCK_M + m
+            is_row = row < S
+            place = rows_before * S + row
+            q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
+            q = tl.load(
+                q_base + row[:, None].to(tl.int64) * q_row_stride + d[None, :],
+                mask=is_row[:, None] & (d < D)[None, :],
+                other=0.0,
+            )
+            dout = tl.load(
+                dout_ptr + place[:, None] * E + e[None, :],
+                mask=is_row[:, None] & (e < E)[None, :],
+                other=0.0,
+            )
+            base = tl.load(bounds_ptr + 2 * place, mask=is_row, other=0.0)
+            tau = tl.load(bounds_ptr + 2 * place + 1, mask=is_row, other=0.0)
+            delta = tl.load(delta_ptr + place, mask=is_row, other=0.0)
+            mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
+            # the same product as the one that tau solves: another order of its sums moves weights
+            s, _ = visible_scores(
+                q, tl.trans(k), row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
+                mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
+            )  # fmt: skip
+            p, u, _ = powers_above((s - base[:, None]) * slope, tau[:, None], power, POWER)
+            dv = tl.dot(tl.trans(p.to(dout.dtype)), dout, dv, input_precision=PRECISION)
+            dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+            ds = u * (dp - delta[:, None])
+            dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision=PRECISION)
+    out = tl.program_id(1).to(tl.int64) * T + column
+    tl.store(
+        dk_ptr + out[:, None] * D + d[None, :],
+        (dk * scale).to(dk_ptr.dtype.element_ty),
+        mask=is_column[:, None] & (d < D)[None, :],
+    )
+    tl.store(
+        dv_ptr + out[:, None] * E + e[None, :],
+        dv.to(dv_ptr.dtype.element_ty),
+        mask=is_column[:, None] & (e < E)[None, :],
+    )
+
+
+def reference_entmax_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    bounds: Tensor,
+    used: Tensor,
+    alpha: float,
+    scale: float,
+    offset: int,
+    left: int,
+    right: int,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns dq, dk and dv."""
+    scores, shown = _reference_scores(q, k, mask, lengths, None, scale, 0.0, offset, left, right)
+    slope, group = alpha - 1.0, q.shape[1] // k.shape[1]
+    z = (scores.to(bounds.dtype).masked_fill(~shown, -torch.inf) - bounds[..., :1]) * slope
+    above = (z - bounds[..., 1:]).clamp(min=0)
+    p = above ** (1 / slope)
+    u = torch.where(above > 0, above ** (1 / slope - 1), 0)
+    keys, values = (x.repeat_interleave(group, 1).to(bounds.dtype) for x in (k, v))
+    grad = dout.to(bounds.dtype)
+    dp = grad @ values.transpose(-1, -2)
+    weight = u.sum(-1, keepdim=True)
+    ds = u * (dp - (u * dp).sum(-1, keepdim=True) / torch.where(weight == 0, 1, weight))
+    dq = (ds @ keys * scale).to(q.dtype)
+    dk = (ds.transpose(-1, -2) @ q.to(bounds.dtype) * scale).unflatten(1, (-1, group)).sum(2)
+    dv = (p.transpose(-1, -2) @ grad).unflatten(1, (-1, group)).sum(2)
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _allocate_entmax_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    bounds: Tensor,
+    used: Tensor,
+    alpha: float,
+    scale: float,
+    offset: int,
+    left: int,
+    right: int,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    return dq, dk, dv
+
+
+def _launch_entmax_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    bounds: Tensor,
+    used: Tensor,
+    alpha: float,
+    scale: float,
+    offset: int,
+    left: int,
+    right: int,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    if dout.numel() == 0 or k.shape[2] == 0:
+        return dq.zero_(), dk.zero_(), dv.zero_()
+    q, k, v = adjacent(q, k, v)
+    B, H, S, D = q.shape
+    T, E = k.shape[2], v.shape[3]
+    delta = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    read, kind, strides = mask_of(mask, q, k)
+    config = entmax_config(q, v)
+    power = 1.0 / (alpha - 1.0)
+    settings = {
+        "MASK": kind,
+        "HAS_LENGTHS": lengths is not None,
+        "LEFT": left >= 0,
+        "RIGHT": right >= 0,
+        "POWER": int(power) if power in (1.0, 2.0) else 0,
+        "PRECISION": precision,
+        "BLOCK_M": config["m"],
+        "BLOCK_N": config["n"],
+        "BLOCK_D": block_of(D),
+        "BLOCK_E": block_of(E),
+        "num_stages": config["stages"],
+    }
+    dout = dout.contiguous()
+    known = q if lengths is None else lengths
+    wrap_triton(entmax_query_gradient_kernel)[(used.shape[2], B * H)](
+        q, k, v, read, known, bounds, used, dout, dq, delta,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides,
+        H, H // k.shape[1], S, T, D, E, used.shape[3], offset, left, right, scale, alpha - 1.0,
+        power, num_warps=config["warps"], **settings,
+    )  # fmt: skip
+    wrap_triton(entmax_key_gradient_kernel)[(used.shape[3], B * k.shape[1])](
+        q, k, v, read, known, bounds, used, dout, delta, dk, dv,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides,
+        k.shape[1], H // k.shape[1], S, T, D, E, used.shape[2], offset, left, right, scale,
+        alpha - 1.0, power, num_warps=8, **settings,
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+entmax_backward = operator(
+    "entmax_attention_backward",
+    _launch_entmax_backward,
+    allocate=_allocate_entmax_backward,
+    reference=reference_entmax_backward,
+    kernel=entmax_query_gradient_kernel,
+)
+
+
+def _keep_entmax(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, alpha, scale, offset, left, right, precision = inputs
+    _, bounds, used = output
+    ctx.mark_non_differentiable(bounds, used)
+    ctx.save_for_backward(*tensors, bounds, used)
+    ctx.settings = (alpha, scale, offset, left, right, precision)
+
+
+def _differentiate_entmax(
+    ctx: Any, dout: Tensor, dbounds: None, dused: None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, mask, lengths, bounds, used = ctx.saved_tensors
+    dq, dk, dv = entmax_backward(dout, q, k, v, mask, lengths, bounds, used, *ctx.settings)
+    return dq, dk, dv, None, None, *(None,) * len(ctx.settings)
+
+
+entmax_forward.register_autograd(_differentiate_entmax, setup_context=_keep_entmax)
+
+
+def entmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    alpha: float = 1.5,
+    scale: float | None = None,
+    offset: int = 0,
+    window: tuple[int, int] = (-1, -1),
+    lengths: Tensor | None = None,
+    precision: str = "ieee",
+) -> Tensor:
+    """Returns attention of q [B, H, S, D] to k and v with alpha-entmax weights, as [B, H, S, E].
+
+    Args:
+        q: Queries, of any strides.
+        k: Keys [B, G, T, D]; G divides H.
+        v: Values [B, G, T, E].
+        mask: bool (False hides) or float (added), broadcast to [B, H, S, T]; has no gradient.
+        alpha: Above 1: 1.5 and 2 (sparsemax) take the fewest operations.
+        scale: Factor of the scores; default: D ** -0.5.
+        offset: Key position of the first query.
+        window: How many keys back and ahead of its position a query sees; -1: all. (-1, 0) is
+            causal.
+        lengths: Number of keys per batch row, [B].
+        precision: Of products of f32, as `tl.dot` has it.
+
+    Raises:
+        ValueError: Heads do not divide, or alpha is not above 1.
+    """
+    if q.shape[1] % k.shape[1] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"entmax_attention: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}; expected "
+            "[B, H, S, D], [B, G, T, D], [B, G, T, E] where G divides H"
+        )
+    if alpha <= 1:
+        raise ValueError(
+            f"entmax_attention: alpha is {alpha}, expected above 1\nhint: 1 is `attention`"
+        )
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    out: Tensor = entmax_forward(
+        q, k, v, mask, lengths, alpha, q.shape[3] ** -0.5 if scale is None else scale, offset,
+        *window, precision,
+    )[0]  # fmt: skip
+    return out

@@ -1,0 +1,112 @@
+"""Calls that are timed to tune a kernel: of a size that its table buckets by, on the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from regraft import kernels
+
+Call = Callable[[], object]
+Made = Callable[[int, torch.dtype], Call]
+
+ELEMENTS = 1 << 25
+"""Of the tensors of kernels that memory limits: more than the second-level cache holds."""
+WIDTH, TOKENS, HEADS, WORDS = 4096, 4096, 16, 32768
+
+
+def _randn(dtype: torch.dtype, *shape: int) -> Tensor:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.randn(shape, dtype=dtype, device=device)
+
+
+def _gradient(result: Tensor, *sources: Tensor) -> Call:
+    given = torch.randn_like(result)
+    return lambda: torch.autograd.grad(result, sources, given, retain_graph=True)
+
+
+def _norm(size: int, dtype: torch.dtype) -> Call:
+    x, weight = _randn(dtype, ELEMENTS // size, size), _randn(dtype, size)
+    return lambda: kernels.rms_norm(x, weight)
+
+
+def _norm_backward(size: int, dtype: torch.dtype) -> Call:
+    x = _randn(dtype, ELEMENTS // size, size).requires_grad_()
+    weight = _randn(dtype, size).requires_grad_()
+    return _gradient(kernels.rms_norm(x, weight), x, weight)
+
+
+def _soft(size: int, dtype: torch.dtype) -> Call:
+    x = _randn(dtype, ELEMENTS // size, size)
+    return lambda: kernels.softmax(x)
+
+
+def _gated(size: int, dtype: torch.dtype) -> Call:
+    gate, up = (_randn(dtype, ELEMENTS // size, 2 * size)[:, :size] for _ in range(2))
+    return lambda: kernels.swiglu(gate, up)
+
+
+def _turned(size: int, dtype: torch.dtype) -> Call:
+    q, table = _randn(dtype, 4, HEADS, TOKENS, 128), _randn(dtype, TOKENS, 64)
+    return lambda: kernels.rotary(q, table, table)
+
+
+def _product(size: int, dtype: torch.dtype) -> Call:
+    x, weight = _randn(dtype, size, WIDTH), _randn(dtype, WIDTH, WIDTH)
+    return lambda: kernels.linear(x, weight, None, "silu")
+
+
+def _heads(size: int, dtype: torch.dtype, tokens: int = TOKENS) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (_randn(dtype, 1, HEADS, tokens, size) for _ in range(3))
+    return q, k, v
+
+
+def _attention(size: int, dtype: torch.dtype) -> Call:
+    q, k, v = _heads(size, dtype)
+    return lambda: kernels.attention(q, k, v, window=(-1, 0))
+
+
+def _attention_backward(size: int, dtype: torch.dtype) -> Call:
+    q, k, v = (x.requires_grad_() for x in _heads(size, dtype))
+    return _gradient(kernels.attention(q, k, v, window=(-1, 0)), q, k, v)
+
+
+def _entmax(size: int, dtype: torch.dtype) -> Call:
+    q, k, v = _heads(size, dtype)
+    return lambda: kernels.entmax_attention(q, k, v, window=(-1, 0))
+
+
+def _decode(size: int, dtype: torch.dtype) -> Call:
+    q, (_, k, v) = _randn(dtype, 8, HEADS, size), _heads(size, dtype)
+    k, v = (x.expand(8, *x.shape[1:]).contiguous() for x in (k, v))
+    return lambda: kernels.attention_decode(q, k, v)
+
+
+def _recurrence(size: int, dtype: torch.dtype) -> Call:
+    q, k, v = _heads(min(size, 256), dtype)
+    return lambda: kernels.linear_attention(q, k, v)
+
+
+def _loss(size: int, dtype: torch.dtype) -> Call:
+    x, weight = _randn(dtype, size, WIDTH), _randn(dtype, WORDS, WIDTH)
+    labels = torch.zeros(size, dtype=torch.int64, device=x.device)
+    return lambda: kernels.linear_cross_entropy(x, weight, labels)
+
+
+CALLS: Mapping[str, Made] = {
+    "row_norm": _norm,
+    "row_norm_backward": _norm_backward,
+    "softmax": _soft,
+    "gated": _gated,
+    "rope": _turned,
+    "linear": _product,
+    "attention": _attention,
+    "attention_backward": _attention_backward,
+    "entmax": _entmax,
+    "decode": _decode,
+    "linear_attention": _recurrence,
+    "cross_entropy": _loss,
+}
+"""Kernel of the table -> a call at a size. What is not here keeps its defaults."""

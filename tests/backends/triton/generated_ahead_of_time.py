@@ -1,0 +1,80 @@
+"""Compiles generated kernels of a few chains for a target; prints a JSON line per launch.
+
+A process of its own: `python -m tests.backends.triton.generated_ahead_of_time sm_90`.
+"""
+
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import regraft
+from regraft.backends.triton.ahead_of_time import TARGETS, access_bytes, cuda_spills
+from regraft.backends.triton.binaries import compiled, launches_of
+from regraft.backends.triton.package import load_package, save_package
+
+
+def scores(x, mask):
+    return torch.softmax(x * 0.125 + (1 - mask[:, None, :]) * -3.0, -1)
+
+
+def normal(x, gain, bias):
+    return F.layer_norm(x * torch.sigmoid(x), x.shape[-1:], gain, bias).tanh()
+
+
+def pointwise(x, y, bias):
+    return F.mish(x + bias) * y + F.hardswish(y).exp()
+
+
+class Of(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def chains():
+    """Yields functions with operands: rows in registers, and longer ones."""
+    for width in (256, 4096, 16384):
+        x = torch.zeros(2, 4, width, dtype=torch.bfloat16)
+        row, mask = x[0, 0].contiguous(), torch.zeros(2, width, dtype=torch.bfloat16)
+        yield f"scores-{width}", scores, (x, mask)
+        yield f"normal-{width}", normal, (x, row, row.clone())
+    yield "pointwise", pointwise, (x, x.clone(), row)
+
+
+def main(target):
+    is_hip = TARGETS[target].backend == "hip"
+    for name, function, inputs in chains():
+        with tempfile.TemporaryDirectory() as text:
+            module = regraft.capture(Of(function).eval(), inputs)
+            save_package(module, Path(text))
+            net = load_package(Path(text))
+            kernels = sys.modules[f"{type(net).__module__.rpartition('.')[0]}.kernels"]
+            example = {"args": inputs, "kwargs": {}}
+            for launch in launches_of(net, example, kernels, is_hip=is_hip):
+                built = compiled(launch, target)
+                row = {"chain": name, "kernel": launch.kernel.__name__}
+                if is_hip:
+                    found = re.findall(
+                        r"\.private_segment_fixed_size:\s*(\d+)", built.asm["amdgcn"]
+                    )
+                    row["spilled"] = sum(map(int, found))
+                else:
+                    ptx = built.asm["ptx"]
+                    accesses = re.findall(r"\b(?:ld|st)\.global(\.[\w:.]*)", ptx)
+                    row["spilled"] = cuda_spills(ptx, TARGETS[target])
+                    row["wide"] = sum(access_bytes(access) == 16 for access in accesses)
+                    row["narrow"] = len(accesses) - row["wide"]
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
