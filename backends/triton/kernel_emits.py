@@ -10,16 +10,15 @@ from regraft.backends.torch.library import recurrence
 from regraft.backends.torch.ops.attention import offset_text
 from regraft.backends.torch.ops.moe import experts_text
 from regraft.backends.torch.ops.params import axis_of, call_text, float_text
-from regraft.backends.triton.entmax_emits import entmax_operands, is_sparse_attention
 from regraft.backends.triton.generated_kernels import GeneratedKernels
 from regraft.backends.triton.kernels import (
     attending,
-    entmax_backward,
     experts,
     linear_attending,
     norms,
     rope,
     softmax,
+    stepping,
 )
 from regraft.backends.triton.low_bit_emits import low_bit_emit
 from regraft.ir.graph import Node, Value
@@ -33,6 +32,9 @@ from regraft.ir.ops.attention_weights import NORMALIZERS
 from regraft.ir.types import DType
 
 KERNEL_TYPES = frozenset({DType.F32, DType.F16, DType.BF16})
+
+LONGEST_ROW = 16384
+"""Elements that a program holds in registers."""
 
 
 class KernelCalls:
@@ -81,7 +83,10 @@ def kernel_families(
         x = e.node.inputs[0]
         if not _is_last(x, e.attr("axis")) or not fits(x):
             return _before(table, e)
-        return f"{calls.name(softmax.softmax)}({e.input(0)})"
+        width = None if x is None or x.shape is None else x.shape[-1]
+        # what no program holds is read once per pass
+        passes = ", two_pass=True" if isinstance(width, int) and width > LONGEST_ROW else ""
+        return f"{calls.name(softmax.softmax)}({e.input(0)}{passes})"
 
     def turn(e: EmitContext) -> Emitted:
         if not is_whole_rotation(e.node):
@@ -91,11 +96,10 @@ def kernel_families(
         return f"{calls.name(rope.rotary)}({e.input(0)}, {tables}{settings})"
 
     def attend(e: EmitContext) -> Emitted:
-        if is_sparse_attention(e.node):
-            return f"{calls.name(entmax_backward.entmax_attention)}({entmax_operands(e)})"
         if not is_tiled_attention(e.node):
             return _before(table, e)
-        return f"{calls.name(attending.attention)}({_attention_operands(e)})"
+        function = stepping.attention_with_cache if is_step(e.node) else attending.attention
+        return f"{calls.name(function)}({_attention_operands(e)})"
 
     own = {
         attention_ops.attention: attend,
@@ -190,6 +194,16 @@ def is_tiled_attention(node: Node) -> bool:
         and all(value is not None and value.rank == 4 for value in node.inputs[:3])
         and (mask is None or mask.rank is not None)
     )
+
+
+def is_step(node: Node) -> bool:
+    """Whether an attention may have one query and more keys: that of a decoder with states."""
+    q, k = node.inputs[:2]
+    if q is None or k is None or q.shape is None or k.shape is None:
+        return False
+    is_one = not isinstance(q.shape[2], int) or q.shape[2] == 1
+    is_longer = q.shape[2] != k.shape[2]
+    return is_one and is_longer and node.attrs["normalizer"] != "clipped"
 
 
 def _attention_operands(e: EmitContext) -> str:

@@ -1,7 +1,7 @@
 """Products with quantized weights as operators of kernels: codes packed, inputs in bytes or floats.
 
-What quantization leaves is `x @ dequantize(codes, scale, zero)`, x itself perhaps dequantized from
-bytes. A package holds the codes `8 // bits` to a byte, and no weight is unpacked in memory.
+What quantization leaves is `x @ dequantize(codes, scale, zero)`, x itself perhaps rounded to bytes
+and dequantized. A package holds the codes `8 // bits` to a byte; no weight is unpacked in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from regraft.ir.constants import constant_of
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops.linalg import matmul
-from regraft.ir.ops.quant import dequantize
+from regraft.ir.ops.quant import dequantize, quantize
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import DType, TensorType
 
@@ -32,15 +32,14 @@ def _infer(node: Node) -> TensorType:
     x, codes, scale = node.inputs[:3]
     if x is None or x.shape is None or codes is None or codes.shape is None or scale is None:
         raise AssertionError("a product of few bits is made of operands whose shapes are known")
-    dtype = scale.dtype if x.dtype in _BYTES else x.dtype
-    return TensorType(dtype, (*x.shape[:-1], codes.shape[1]))
+    return TensorType(x.dtype, (*x.shape[:-1], codes.shape[1]))
 
 
 low_bit_matmul = OpSpec(
     name="low_bit_matmul",
     source="what a matmul by dequantized codes becomes in a package of kernels",
     operands=(
-        Operand("x"),  # floats, or bytes with x_scale and x_zero
+        Operand("x"),
         Operand("codes"),
         Operand("scale"),
         Operand("zeros", optional=True),
@@ -49,8 +48,9 @@ low_bit_matmul = OpSpec(
         Attr("bits", AttrKind.INT),
         Attr("group", AttrKind.INT),  # inputs that share a scale
         Attr("zero", AttrKind.INT, 0),  # where there are no zeros
-        Attr("x_scale", AttrKind.FLOAT, 1.0),
+        Attr("x_scale", AttrKind.FLOAT, 0.0),  # of the bytes that x is rounded to; 0: it is not
         Attr("x_zero", AttrKind.INT, 0),
+        Attr("signed", AttrKind.BOOL, True),  # whether those are i8, else u8
     ),
     traits=Trait.PURE,
     infer=_infer,
@@ -73,11 +73,12 @@ def pack_weights(module: Module) -> Module:
         x, given = _inputs(node, weight, settings["group"])
         b = Builder(module.graph, node, node.loc)
         y = b.op(low_bit_matmul, x, codes, scale, zeros, **settings, **given)
-        rounded = node.inputs[0].producer if given and node.inputs[0] is not None else None
+        made = node.inputs[0].producer if given and node.inputs[0] is not None else None
         module.graph.replace(node, [y])
-        for made in (rounded, weight):
-            if made is not None and not made.output.num_uses:
-                module.graph.erase(made)
+        unread = [weight, made, None if made is None else _maker(made.inputs[0])]
+        for each in unread:
+            if each is not None and not each.output.num_uses:
+                module.graph.erase(each)
     return module
 
 
@@ -158,21 +159,29 @@ def pack(codes: Array, bits: int) -> Array:
     return packed
 
 
+def _maker(value: Value | None) -> Node | None:
+    return None if value is None else value.producer
+
+
 def _inputs(node: Node, weight: Node, group: int) -> tuple[Value, dict[str, Any]]:
-    """Returns what the product reads: bytes with their scale, where integer units take all."""
+    """Returns what the product reads, and to which bytes it is rounded where integer units do."""
     x = node.inputs[0]
     if x is None:
         raise AssertionError("a product has two operands")
     made, codes = x.producer, weight.inputs[0]
     if made is None or made.op is not dequantize or x.dtype is not DType.F32 or codes is None:
         return x, {}
-    rounded = made.inputs[0]
+    rounded, quantized = made.inputs[0], _maker(made.inputs[0])
     scale, zero = (constant_of(value) for value in made.inputs[1:3])
     point = constant_of(weight.inputs[2], _WHOLE)
     is_narrow = codes.dtype not in _BYTES
     is_signed = codes.dtype is DType.I8 and (point is None or not np.any(point))
     if (
         rounded is None
+        or quantized is None
+        or quantized.op is not quantize
+        or quantized.attrs["precision"] is not None
+        or tuple(quantized.inputs[1:3]) != tuple(made.inputs[1:3])
         or rounded.dtype not in _BYTES
         or scale is None
         or scale.size != 1
@@ -181,5 +190,9 @@ def _inputs(node: Node, weight: Node, group: int) -> tuple[Value, dict[str, Any]
         or (group < _rows(weight) and group % _DEPTH[True])
     ):
         return x, {}
+    value = quantized.inputs[0]
+    if value is None or value.dtype is not DType.F32:
+        return x, {}
     offset = 0 if zero is None else int(zero.reshape(()))
-    return rounded, {"x_scale": float(scale.reshape(())), "x_zero": offset}
+    settings = {"x_scale": float(scale.reshape(())), "x_zero": offset}
+    return value, {**settings, "signed": rounded.dtype is DType.I8}

@@ -8,7 +8,6 @@ from regraft.backends.torch.emitter import Emit, EmitContext
 from regraft.backends.torch.ops.params import call_text
 from regraft.backends.triton.kernels import low_bit, low_bit_integer
 from regraft.backends.triton.low_bit import low_bit_matmul
-from regraft.ir.types import DType
 
 if TYPE_CHECKING:
     from regraft.backends.triton.kernel_emits import KernelCalls
@@ -28,11 +27,11 @@ def low_bit_emit(calls: KernelCalls) -> Emit:
             "zero": str(e.attr("zero")) if e.attr("zero") and e.optional(3) is None else None,
         }
         rest = e.inputs[1:] if e.optional(3) is not None else e.inputs[1:3]
-        if x.dtype not in (DType.I8, DType.U8):
+        if not e.attr("x_scale"):
             return call_text(calls.name(low_bit.low_bit_linear), e.input(0), *rest, **settings)
-        if e.attr("x_zero"):
-            settings["x_zero"] = str(e.attr("x_zero"))
-        function = calls.name(low_bit_integer.low_bit_integer_linear)
+        settings["x_zero"] = str(e.attr("x_zero")) if e.attr("x_zero") else None
+        settings["signed"] = None if e.attr("signed") else "False"
+        function = calls.name(low_bit_integer.rounded_low_bit_linear)
         return call_text(function, e.input(0), repr(e.attr("x_scale")), *rest, **settings)
 
     return Emit(low_bit_matmul, emit)

@@ -18,6 +18,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def tensors_in(result: Any) -> Iterator[Tensor]:
     elif isinstance(result, list | tuple):
         for item in result:
             yield from tensors_in(item)
+    elif isinstance(result, SimpleNamespace):
+        yield from tensors_in(vars(result))
 
 
 def moved(item: Any, device: str) -> Any:
@@ -46,6 +49,8 @@ def moved(item: Any, device: str) -> Any:
         return {name: moved(each, device) for name, each in item.items()}
     if isinstance(item, list | tuple):
         return type(item)(moved(each, device) for each in item)
+    if isinstance(item, SimpleNamespace):  # what stands for a cache
+        return SimpleNamespace(**moved(vars(item), device))
     return item
 
 
@@ -125,7 +130,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     device = parser.parse_args(arguments).device
     model = importlib.import_module(f"{__package__}.model" if __package__ else "model")
-    example = torch.load(Path(__file__).with_name("selftest.pt"), weights_only=True)
+    with torch.serialization.safe_globals([SimpleNamespace]):
+        example = torch.load(Path(__file__).with_name("selftest.pt"), weights_only=True)
     net = model.load().to(device)
     results = list(
         tensors_in(net(*moved(example["args"], device), **moved(example["kwargs"], device)))

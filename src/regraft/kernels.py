@@ -20,17 +20,18 @@ from regraft.ir.errors import UsageError
 
 if TYPE_CHECKING:
     from regraft.backends.triton.kernels.attending import attention
-    from regraft.backends.triton.kernels.cross_entropy import linear_cross_entropy
     from regraft.backends.triton.kernels.decoding import attention_decode
     from regraft.backends.triton.kernels.experts import experts
-    from regraft.backends.triton.kernels.entmax_backward import entmax_attention
     from regraft.backends.triton.kernels.gated import geglu, swiglu
     from regraft.backends.triton.kernels.grouped import grouped_linear
     from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden
     from regraft.backends.triton.kernels.linear import linear
     from regraft.backends.triton.kernels.linear_attending import linear_attention
     from regraft.backends.triton.kernels.low_bit import low_bit_linear, pack_codes, unpack_codes
-    from regraft.backends.triton.kernels.low_bit_integer import low_bit_integer_linear
+    from regraft.backends.triton.kernels.low_bit_integer import (
+        low_bit_integer_linear,
+        rounded_low_bit_linear,
+    )
     from regraft.backends.triton.kernels.norms import (
         add_layer_norm,
         add_rms_norm,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     )
     from regraft.backends.triton.kernels.rope import rope, rotary
     from regraft.backends.triton.kernels.softmax import softmax
+    from regraft.backends.triton.kernels.stepping import attention_with_cache
+    from regraft.backends.triton.kernels.vocabulary_loss import linear_cross_entropy
 
 _PACKAGE = "regraft.backends.triton.kernels"
 _MODULES = {
@@ -46,21 +49,22 @@ _MODULES = {
     "add_rms_norm": "norms",
     "attention": "attending",
     "attention_decode": "decoding",
+    "attention_with_cache": "stepping",
     "experts": "experts",
-    "entmax_attention": "entmax_backward",
     "geglu": "gated",
     "grouped_hidden": "grouped_hidden",
     "grouped_linear": "grouped",
     "layer_norm": "norms",
     "linear": "linear",
     "linear_attention": "linear_attending",
-    "linear_cross_entropy": "cross_entropy",
+    "linear_cross_entropy": "vocabulary_loss",
     "low_bit_integer_linear": "low_bit_integer",
     "low_bit_linear": "low_bit",
     "pack_codes": "low_bit",
     "rms_norm": "norms",
     "rope": "rope",
     "rotary": "rope",
+    "rounded_low_bit_linear": "low_bit_integer",
     "softmax": "softmax",
     "swiglu": "gated",
     "unpack_codes": "low_bit",
@@ -71,8 +75,8 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_decode",
+    "attention_with_cache",
     "experts",
-    "entmax_attention",
     "geglu",
     "grouped_hidden",
     "grouped_linear",
@@ -86,6 +90,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rotary",
+    "rounded_low_bit_linear",
     "softmax",
     "swiglu",
     "unpack_codes",

@@ -87,6 +87,7 @@ def attention(
         raise ValueError(f"attention: `clip` begins at {clip[0]}, expected at most 0")
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
+    lengths = None if lengths is None else lengths.contiguous()
     offsets = offset.reshape(-1).expand(q.shape[0]) if isinstance(offset, Tensor) else None
     out: Tensor = attention_forward(
         q, k, v, mask, lengths, None if offsets is None else offsets.contiguous(), sinks,

@@ -5,12 +5,10 @@ x @ weight.T. Source: Wijmans et al. 2025, "Cut Your Losses in Large-Vocabulary 
 Forward, each program goes through a span of the vocabulary for a tile of rows and keeps a maximum
 and a sum per row. Backward, the gradient by the logits is written for one chunk of the vocabulary
 at a time, and two products with it follow: memory is rows x chunk, and nothing is added in an
-order that changes. No gradient is left out: the filter of the paper is not built.
+order that changes. `vocabulary_loss` puts both together, with or without the paper's filter.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -89,8 +87,9 @@ def cross_entropy_kernel(
 
 @triton.jit
 def logit_gradient_kernel(
-    x_ptr, weight_ptr, labels_ptr, sums_ptr, dloss_ptr, dlogits_ptr, M, V, K, x_stride,
-    weight_stride, first_word, width, softcap,
+    x_ptr, weight_ptr, labels_ptr, sums_ptr, dloss_ptr, dlogits_ptr, kept_ptr, M, V, K, x_stride,
+    weight_stride, first_word, width, softcap, threshold,
+    FILTER: tl.constexpr,
     SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -111,16 +110,21 @@ def logit_gradient_kernel(
     dloss = tl.load(dloss_ptr + row, mask=row < M, other=0.0).to(tl.float32)
     p = tl.exp(logits - largest[:, None] - log_total[:, None])
     d = p - (word[None, :] == label[:, None]).to(tl.float32)
+    out = dlogits_ptr + row.to(tl.int64)[:, None] * width + column[None, :]
+    mask = (row < M)[:, None] & (column < width)[None, :]
+    if FILTER:
+        is_kept = tl.max(tl.max(tl.where(mask, tl.abs(d), 0.0), axis=1), axis=0) >= threshold
+        tiles = tl.num_programs(1)
+        tl.store(kept_ptr + tl.program_id(0) * tiles + tl.program_id(1), is_kept.to(tl.uint8))
+        d = tl.where(is_kept, d, 0.0)
     d = d * dloss[:, None]
     if SOFTCAP:
         d = d * (1.0 - capped * capped)
-    out = dlogits_ptr + row.to(tl.int64)[:, None] * width + column[None, :]
-    mask = (row < M)[:, None] & (column < width)[None, :]
     tl.store(out, d.to(dlogits_ptr.dtype.element_ty), mask=mask)
 
 
 def reference_cross_entropy(
-    x: Tensor, weight: Tensor, labels: Tensor, softcap: float, precision: str
+    x: Tensor, weight: Tensor, labels: Tensor, softcap: float, threshold: float, precision: str
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of each row [M], and maximum and logarithm of the sum [M, 2]."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -136,7 +140,7 @@ def reference_cross_entropy(
 
 
 def _allocate_cross_entropy(
-    x: Tensor, weight: Tensor, labels: Tensor, softcap: float, precision: str
+    x: Tensor, weight: Tensor, labels: Tensor, softcap: float, threshold: float, precision: str
 ) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     loss = torch.empty(x.shape[:1], dtype=wide, device=x.device)
@@ -144,7 +148,7 @@ def _allocate_cross_entropy(
 
 
 def _launch_cross_entropy(
-    x: Tensor, weight: Tensor, labels: Tensor, softcap: float, precision: str
+    x: Tensor, weight: Tensor, labels: Tensor, softcap: float, threshold: float, precision: str
 ) -> tuple[Tensor, Tensor]:
     M, K = x.shape
     V = weight.shape[0]
@@ -240,8 +244,9 @@ def _launch_logit_gradient(
     config = config_for("cross_entropy", x, M)
     grid = (triton.cdiv(M, config["m"]), triton.cdiv(width, config["n"]))
     wrap_triton(logit_gradient_kernel)[grid](
-        x, weight, labels, sums.contiguous(), dloss.contiguous(), out, M, weight.shape[0], K,
-        x.stride(0), weight.stride(0), first, width, softcap,
+        x, weight, labels, sums.contiguous(), dloss.contiguous(), out, labels, M, weight.shape[0],
+        K, x.stride(0), weight.stride(0), first, width, softcap, 0.0,
+        FILTER=False,
         SOFTCAP=softcap > 0,
         PRECISION=precision,
         BLOCK_M=config["m"],
@@ -260,73 +265,3 @@ logit_gradient = operator(
     reference=reference_logit_gradient,
     kernel=logit_gradient_kernel,
 )
-
-CHUNK = 8192
-"""Words whose gradients are in memory at a time."""
-
-
-def _keep_cross_entropy(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, labels, softcap, precision = inputs
-    _, sums = output
-    ctx.mark_non_differentiable(sums)
-    ctx.save_for_backward(x, weight, labels, sums)
-    ctx.softcap, ctx.precision = softcap, precision
-
-
-def _differentiate_cross_entropy(ctx: Any, dloss: Tensor, dsums: None) -> tuple[Tensor | None, ...]:
-    x, weight, labels, sums = ctx.saved_tensors
-    dx = torch.zeros(x.shape, dtype=sums.dtype, device=x.device)
-    dweights = []
-    dloss = torch.where(labels >= 0, dloss, 0)
-    for first in range(0, weight.shape[0], CHUNK):
-        width = min(CHUNK, weight.shape[0] - first)
-        dlogits = logit_gradient(
-            x, weight, labels, sums, dloss, first, width, ctx.softcap, ctx.precision
-        )
-        dx += dlogits @ weight[first : first + width]
-        dweights.append(dlogits.T @ x)
-    return dx.to(x.dtype), torch.cat(dweights), None, None, None
-
-
-cross_entropy_forward.register_autograd(
-    _differentiate_cross_entropy, setup_context=_keep_cross_entropy
-)
-
-
-def linear_cross_entropy(
-    x: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    *,
-    softcap: float = 0.0,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    precision: str = "ieee",
-) -> Tensor:
-    """Returns the cross-entropy of x @ weight.T, in f32: its mean, sum, or one number per row.
-
-    Args:
-        x: [..., K].
-        weight: [V, K] of the same dtype.
-        labels: i64 [...], words of the vocabulary or `ignore_index`.
-        softcap: Logits become softcap * tanh(logit / softcap).
-        ignore_index: Rows of this label do not count.
-        reduction: `mean` over the rows that count, `sum`, or `none`.
-        precision: Of products of f32, as `tl.dot` has it.
-
-    Raises:
-        ValueError: For another reduction.
-    """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"linear_cross_entropy: reduction `{reduction}` is not mean, sum or none")
-    flat = labels.reshape(-1)
-    counted = torch.where(flat == ignore_index, -1, flat)
-    rows = x.reshape(-1, x.shape[-1])
-    loss: Tensor = cross_entropy_forward(rows, weight, counted, softcap, precision)[0]
-    match reduction:
-        case "none":
-            return loss.reshape(labels.shape)
-        case "sum":
-            return loss.sum()
-        case _:
-            return loss.sum() / (counted >= 0).sum()

@@ -10,13 +10,21 @@ phi was calibrated. Source: Hong et al. 2023 (FlashDecoding++), sections 3 and 4
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.attention import adjacent, exact_tanh, reference_attention
+from regraft.backends.triton.kernels.attention import (
+    adjacent,
+    attention_forward,
+    exact_tanh,
+    reference_attention,
+)
+from regraft.backends.triton.kernels.attention_backward import attention_backward
 from regraft.backends.triton.kernels.configs import config_for, num_processors
 from regraft.backends.triton.kernels.operators import block_of, operator
 
@@ -272,6 +280,31 @@ decode = operator(
 )
 
 
+def _keep_decode(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, v, lengths, sinks, scale, softcap, left, _, _, _, precision = inputs
+    ctx.save_for_backward(q, k, v, lengths, sinks)
+    ctx.settings = (scale, softcap, k.shape[2] - 1, left, -1, 0.0, 1.0, precision)
+
+
+def _differentiate_decode(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    """Returns the gradients of attention, which is computed again: its sums were not kept."""
+    q, k, v, lengths, sinks = ctx.saved_tensors
+    whole, dwhole = q.unsqueeze(2), dout.unsqueeze(2)
+    offsets = None if lengths is None else lengths - 1
+    out, sums = attention_forward(whole, k, v, None, lengths, offsets, sinks, *ctx.settings)
+    dq, dk, dv, delta, _ = attention_backward(
+        dwhole, whole, k, v, None, lengths, offsets, out, sums, *ctx.settings, False
+    )
+    dsinks = None
+    if sinks is not None and ctx.needs_input_grad[4]:
+        share = torch.exp(sinks.to(sums.dtype).reshape(1, -1, 1) - sums[..., 0] - sums[..., 1])
+        dsinks = -(share * delta).sum((0, 2)).to(sinks.dtype)
+    return dq.squeeze(2), dk, dv, None, dsinks, *(None,) * 7
+
+
+decode.register_autograd(_differentiate_decode, setup_context=_keep_decode)
+
+
 def attention_decode(
     q: Tensor,
     k: Tensor,
@@ -286,8 +319,6 @@ def attention_decode(
     precision: str = "ieee",
 ) -> Tensor:
     """Returns attention of one query per sequence, q [B, H, D], to a cache, as [B, H, E].
-
-    It has no gradient: `attention` has one.
 
     Args:
         q: The queries, of the last key's position each.
@@ -314,6 +345,7 @@ def attention_decode(
             f"leaves {list(widest)}, which is what {q.dtype} holds"
         )
     factor = q.shape[2] ** -0.5 if scale is None else scale
+    lengths = None if lengths is None else lengths.contiguous()
     out: Tensor = decode(
         q, k, v, lengths, sinks, factor, softcap, window, phi, least, most, precision
     )

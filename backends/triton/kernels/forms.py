@@ -14,13 +14,13 @@ from regraft.backends.triton.kernels.cross_entropy import (
     logit_gradient_kernel,
 )
 from regraft.backends.triton.kernels.decoding import decode_kernel, decode_merge_kernel
-from regraft.backends.triton.kernels.entmax_forms import entmax_forms
 from regraft.backends.triton.kernels.form import COUNTS, Bound, Form
 from regraft.backends.triton.kernels.gated import (
     GATED_ACTIVATIONS,
     gated_backward_kernel,
     gated_kernel,
 )
+from regraft.backends.triton.kernels.gradient_filter import filtered_product_kernel
 from regraft.backends.triton.kernels.linear import linear_kernel
 from regraft.backends.triton.kernels.linear_attention import (
     linear_attention_kernel,
@@ -51,7 +51,6 @@ def forms() -> Iterator[Form]:
     yield from _cross_entropy_forms()
     yield from _linear_attention_forms()
     yield from product_forms()
-    yield from entmax_forms()
     for interleaved in (False, True):
         constants = {"INVERSE": False, "INTERLEAVED": interleaved, "HEADS": 16, "BLOCK": 64}
         name = f"rope-{'neighbours' if interleaved else 'halves'}"
@@ -200,14 +199,24 @@ def _cross_entropy_forms() -> Iterator[Form]:
             "SOFTCAP": True, "PRECISION": "tf32" if dtype == "fp32" else "ieee",
             "BLOCK_M": m, "BLOCK_N": m // 2, "BLOCK_K": k,
         }  # fmt: skip
-        for name, kernel in (
-            ("cross-entropy", cross_entropy_kernel),
-            ("logit-gradient", logit_gradient_kernel),
+        for name, kernel, own in (
+            ("cross-entropy", cross_entropy_kernel, {}),
+            ("logit-gradient", logit_gradient_kernel, {"FILTER": False}),
+            ("filtered-logit-gradient", logit_gradient_kernel, {"FILTER": True}),
         ):
             yield Form(
-                f"{name}-{dtype}", kernel, dtype, constants, Bound.MATMUL, warps,
-                wide=("sums_ptr", "chosen_ptr", "dloss_ptr"), floats=("softcap",),
-                wholes=("labels_ptr",), unaligned=(*COUNTS, "V", "first_word", "width"),
+                f"{name}-{dtype}", kernel, dtype, {**constants, **own}, Bound.MATMUL, warps,
+                wide=("sums_ptr", "chosen_ptr", "dloss_ptr"), floats=("softcap", "threshold"),
+                wholes=("labels_ptr",), bytes=("kept_ptr",),
+                unaligned=(*COUNTS, "V", "first_word", "width"),
+            )  # fmt: skip
+        tile = {name: constants[name] for name in ("PRECISION", "BLOCK_K")}
+        for name, i, j, stride in (("rows", m, m // 2, "d_j"), ("words", m // 2, m, "d_i")):
+            own = {"BLOCK_I": i, "BLOCK_J": j, f"{stride}_stride": 1}
+            yield Form(
+                f"filtered-product-{name}-{dtype}", filtered_product_kernel, dtype,
+                {**tile, **own}, Bound.MATMUL, warps, wide=("out_ptr",), bytes=("kept_ptr",),
+                unaligned=("height", "depth", "kept_i_stride", "kept_j_stride"),
             )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ stay signed bytes. Integers add in any order: a row's bits never depend on the r
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +21,7 @@ from regraft.backends.triton.kernels.low_bit import (
     centered_codes,
     check_codes,
     depth_of,
+    dequantized,
     load_codes,
 )
 from regraft.backends.triton.kernels.operators import operator, rows_of
@@ -143,6 +146,108 @@ low_bit_integer_forward = operator(
     reference=reference_low_bit_integer,
     kernel=low_bit_integer_kernel,
 )
+
+
+def rounded_inputs(x: Tensor, x_scale: float, x_zero: int, signed: bool) -> Tensor:
+    """Returns the bytes of x: x / x_scale rounded half to even, plus the zero point, in range."""
+    low, high = (-128, 127) if signed else (0, 255)
+    # by a tensor: GPUs multiply by the reciprocal of a number
+    step = torch.full((), x_scale, dtype=x.dtype, device=x.device)
+    codes = (x / step).round().add(x_zero).clamp(low, high)
+    return codes.to(torch.int8 if signed else torch.uint8)
+
+
+def reference_rounded(
+    x: Tensor, x_scale: float, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
+    signed: bool, zero: int, bits: int, group: int,
+) -> Tensor:  # fmt: skip
+    """Returns the product of x, rounded to bytes, with (codes - zeros) * scale."""
+    factor = torch.full(x.shape[:-1], x_scale, dtype=scale.dtype, device=x.device)
+    rounded = rounded_inputs(x, x_scale, x_zero, signed)
+    return reference_low_bit_integer(
+        rounded, factor, codes, scale, zeros, x_zero, zero, bits, group
+    )
+
+
+def _allocate_rounded(
+    x: Tensor, x_scale: float, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
+    signed: bool, zero: int, bits: int, group: int,
+) -> Tensor:  # fmt: skip
+    return torch.empty((*x.shape[:-1], codes.shape[1]), dtype=scale.dtype, device=x.device)
+
+
+def _launch_rounded(
+    x: Tensor, x_scale: float, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
+    signed: bool, zero: int, bits: int, group: int,
+) -> Tensor:  # fmt: skip
+    factor = torch.full(x.shape[:-1], x_scale, dtype=scale.dtype, device=x.device)
+    rounded = rounded_inputs(x, x_scale, x_zero, signed)
+    return _launch_low_bit_integer(rounded, factor, codes, scale, zeros, x_zero, zero, bits, group)
+
+
+rounded_forward = operator(
+    "rounded_low_bit_linear",
+    _launch_rounded,
+    allocate=_allocate_rounded,
+    reference=reference_rounded,
+    kernel=low_bit_integer_kernel,
+)
+
+
+def _keep_rounded(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, x_scale, codes, scale, zeros, x_zero, signed, zero, bits, group = inputs
+    ctx.save_for_backward(x, codes, scale, zeros)
+    low, high = (-128, 127) if signed else (0, 255)
+    ctx.range = ((low - x_zero) * x_scale, (high - x_zero) * x_scale)
+    ctx.settings = (zero, bits, group)
+
+
+def _differentiate_rounded(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Returns the gradient that rounding passes on within its range."""
+    x, codes, scale, zeros = ctx.saved_tensors
+    zero, bits, group = ctx.settings
+    w = dequantized(codes, scale, zeros, zero, bits, x.shape[-1], group, dy.dtype)
+    low, high = ctx.range
+    dx = torch.where((x >= low) & (x <= high), dy @ w.T, 0).to(x.dtype)
+    return dx, *(None,) * 9
+
+
+rounded_forward.register_autograd(_differentiate_rounded, setup_context=_keep_rounded)
+
+
+def rounded_low_bit_linear(
+    x: Tensor,
+    x_scale: float,
+    codes: Tensor,
+    scale: Tensor,
+    zeros: Tensor | None = None,
+    *,
+    x_zero: int = 0,
+    signed: bool = True,
+    bits: int = 8,
+    group: int = 0,
+    zero: int = 0,
+) -> Tensor:
+    """Returns `low_bit_integer_linear` of x rounded to bytes; rounding passes gradients on.
+
+    Args:
+        x: Floats [..., K].
+        x_scale: Of a byte.
+        codes: As those of `low_bit_integer_linear`.
+        scale: [ceil(K / group), N].
+        zeros: [ceil(K / group), N] or None.
+        x_zero: The inputs' zero point.
+        signed: Whether the bytes are i8, else u8.
+        bits: Of a code.
+        group: Inputs that share a scale, a multiple of 32; 0: all.
+        zero: The zero point where `zeros` are absent.
+    """
+    size = x.shape[-1]
+    check_codes("rounded_low_bit_linear", size, codes, scale, zeros, bits, group or size)
+    y: Tensor = rounded_forward(
+        x, x_scale, codes, scale, zeros, x_zero, signed, zero, bits, group or size
+    )
+    return y
 
 
 def low_bit_integer_linear(

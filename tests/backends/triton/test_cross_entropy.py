@@ -6,9 +6,10 @@ torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regraft import kernels
-from regraft.backends.triton.kernels import cross_entropy
+from regraft.backends.triton.kernels import vocabulary_loss
 from tests.backends.triton.harness import LAYOUTS, check, interpreted, laid_out
 from tests.backends.triton.test_attention import normal
 
@@ -64,7 +65,7 @@ def test_chunks_of_the_vocabulary_change_nothing(monkeypatch):
     x, weight = normal(4, 20), normal(130, 20, seed=1)
     found = []
     for chunk in (8192, 48):
-        monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
+        monkeypatch.setattr(vocabulary_loss, "CHUNK", chunk)
         leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
         with interpreted():
             kernels.linear_cross_entropy(*leaves, labels_of(4, words=130)).backward()
@@ -82,3 +83,78 @@ def test_no_rows_and_another_reduction():
     with pytest.raises(ValueError, match="not mean, sum or none"):
         kernels.linear_cross_entropy(torch.ones(1, 4), torch.ones(3, 4), torch.zeros(1).long(),
                                      reduction="max")  # fmt: skip
+
+
+def peaked(rows, words, width):
+    """Returns rows that give one word nearly everything, the matrix, and other labels for two."""
+    weight = normal(words, width, seed=1)
+    labels = labels_of(rows, words=words // 5)
+    x = weight[labels]
+    labels[:2] = (labels[:2] + 7) % (words // 5)
+    return x, weight, labels
+
+
+def gradients_of(x, weight, labels, **settings):
+    leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    with interpreted():
+        kernels.linear_cross_entropy(*leaves, labels, reduction="sum", **settings).backward()
+    return [leaf.grad for leaf in leaves]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("softcap", [0.0, 300.0])
+def test_the_filter_leaves_out_what_is_below_its_threshold(monkeypatch, dtype, softcap):
+    x, weight, labels = peaked(70, 300, 64)
+    x, weight = x.to(dtype), weight.to(dtype)
+    kept = []
+    product = vocabulary_loss.filtered_product
+    monkeypatch.setattr(
+        vocabulary_loss, "filtered_product",
+        lambda d, other, tiles, *rest: kept.append(tiles) or product(d, other, tiles, *rest),
+    )  # fmt: skip
+    whole = gradients_of(x, weight, labels, softcap=softcap)
+    assert not kept
+    filtered = gradients_of(x, weight, labels, softcap=softcap, filter_below=2**-12)
+    share = kept[0].float().mean().item()
+    assert 0 < share < 0.7
+    # each element that is left out is below 2^-12; sums of them, and of the others in another order
+    for found, exact, other in zip(filtered, whole, (weight, x), strict=True):
+        bound = 2**-12 * other.float().abs().sum(0).max().item()
+        rounding = 4 * torch.finfo(dtype).eps * exact.float().abs().max().item()
+        assert (found.float() - exact.float()).abs().max().item() <= bound + rounding
+
+
+def test_a_filter_that_leaves_nothing_out_changes_nothing_but_the_order():
+    x, weight, labels = peaked(9, 130, 20)
+    pairs = zip(
+        gradients_of(x, weight, labels), gradients_of(x, weight, labels, filter_below=1e-30),
+        strict=True,
+    )  # fmt: skip
+    for exact, found in pairs:
+        torch.testing.assert_close(found, exact, rtol=0, atol=2**-20 * exact.abs().max().item())
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        found = [made] if isinstance(made, torch.Tensor) else made
+        if isinstance(found, list | tuple):
+            sizes = [item.numel() for item in found if isinstance(item, torch.Tensor)]
+            self.elements = max([self.elements, *sizes])
+        return made
+
+
+def test_no_tensor_is_as_large_as_the_logits(monkeypatch):
+    monkeypatch.setattr(vocabulary_loss, "CHUNK", 64)
+    rows, words, width = 40, 320, 16
+    x, weight = (normal(n, width, seed=n).requires_grad_() for n in (rows, words))
+    with interpreted(), Largest() as noted:
+        kernels.linear_cross_entropy(x, weight, labels_of(rows, words=words)).backward()
+    # the gradient by the matrix itself
+    assert noted.elements == words * width < rows * words

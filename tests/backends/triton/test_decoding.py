@@ -6,8 +6,8 @@ torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
 from regraft import kernels
-from regraft.backends.triton.kernels import decoding
-from tests.backends.triton.harness import assert_close, interpreted
+from regraft.backends.triton.kernels import decoding, stepping
+from tests.backends.triton.harness import assert_close, check, interpreted
 from tests.backends.triton.test_attention import normal, written_out
 
 
@@ -93,3 +93,39 @@ def test_the_number_of_spans_changes_rounding_alone(monkeypatch):
 def test_a_range_that_half_precision_does_not_hold_is_refused():
     with pytest.raises(ValueError, match="unified maximum"):
         kernels.attention_decode(*operands(dtype=torch.float16), unified=(0.0, -8.0, 20.0))
+
+
+STEPS = {
+    "causal": {"window": (-1, 0), "offset": 149},
+    "within a cache": {"window": (-1, 0), "offset": 40},
+    "positions": {"window": (-1, 0), "offset": torch.tensor([40, 149])},
+    "sliding": {"window": (30, 0), "offset": torch.tensor([40, 149])},
+    "lengths": {"lengths": torch.tensor([17, 150]), "sinks": normal(4, seed=9)},
+    "lengths and a window": {
+        "lengths": torch.tensor([17, 99]), "window": (30, 0), "offset": torch.tensor([20, 90]),
+    },
+    "a mask": {"mask": torch.arange(150) % 3 > 0, "window": (-1, 0), "offset": 149},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_attention_with_its_gradients(name):
+    q, *rest = operands()
+    check(
+        lambda q, k, v: kernels.attention_with_cache(q, k, v, **STEPS[name]),
+        lambda q, k, v: written_out(q, k, v, **STEPS[name]),
+        [q[:, :, None], *rest],
+    )
+
+
+def test_steps_share_keys_out_and_prefills_do_not(monkeypatch):
+    seen = []
+    decode = stepping.attention_decode
+    monkeypatch.setattr(
+        stepping, "attention_decode", lambda *a, **k: seen.append(a[0].shape) or decode(*a, **k)
+    )
+    q, k, v = operands()
+    with interpreted():
+        kernels.attention_with_cache(q[:, :, None], k, v, window=(-1, 0), offset=149)
+        kernels.attention_with_cache(q[:, :, None].repeat(1, 1, 2, 1), k, v, offset=148)
+    assert seen == [(2, 4, 16)]

@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
 from torch.nn import functional as F
+from triton.runtime import interpreter
 
 from regraft import kernels
 from tests.backends.triton.harness import (
@@ -111,6 +112,25 @@ def test_softmax_reads_any_strides(layout, two_pass):
 def test_softmax_takes_extreme_inputs(scale, two_pass):
     x = normal(4, 127) * scale
     check(lambda x: kernels.softmax(x, two_pass), lambda x: torch.softmax(x, -1), [x])
+
+
+@pytest.mark.parametrize(("two_pass", "reads"), [(False, 3), (True, 2)], ids=["max", "two-pass"])
+def test_softmax_of_long_rows_reads_them_once_per_pass(monkeypatch, two_pass, reads):
+    seen = []
+    load = interpreter.InterpreterBuilder.create_masked_load
+
+    def counted(self, pointers, mask, *rest):
+        seen.append(int(mask.data.sum()))
+        return load(self, pointers, mask, *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", counted)
+    x = 2000 * normal(1, LONG)
+    with interpreted():
+        y = kernels.softmax(x, two_pass)
+    assert sum(seen) == reads * LONG
+    # e^2000 is no f32, the sum of two numbers m * 2^n is
+    exact = torch.softmax(x.double(), -1)
+    assert (y - exact).abs().max() <= 2**-23
 
 
 @pytest.mark.parametrize("two_pass", [False, True], ids=["max", "two-pass"])

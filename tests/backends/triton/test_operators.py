@@ -15,12 +15,19 @@ from regraft.backends.triton.kernels.attending import attention_backward, attent
 from regraft.backends.triton.kernels.cross_entropy import cross_entropy_forward, logit_gradient
 from regraft.backends.triton.kernels.decoding import decode
 from regraft.backends.triton.kernels.gated import gated, gated_backward
+from regraft.backends.triton.kernels.gradient_filter import (
+    filtered_logit_gradient,
+    filtered_product,
+)
 from regraft.backends.triton.kernels.grouped import grouped_forward, grouped_gradient
 from regraft.backends.triton.kernels.grouped_hidden import hidden_forward
 from regraft.backends.triton.kernels.linear import linear_forward
 from regraft.backends.triton.kernels.linear_attending import linear_attention_forward
 from regraft.backends.triton.kernels.low_bit import low_bit_forward
-from regraft.backends.triton.kernels.low_bit_integer import low_bit_integer_forward
+from regraft.backends.triton.kernels.low_bit_integer import (
+    low_bit_integer_forward,
+    rounded_forward,
+)
 from regraft.backends.triton.kernels.norms import rms_norm, row_norm
 from regraft.backends.triton.kernels.rope import rotate
 from regraft.backends.triton.kernels.row_norm_backward import row_norm_backward
@@ -88,7 +95,7 @@ CALLS = {
             "ieee",
         ),
     ),
-    "cross_entropy": (cross_entropy_forward, (X, wanted(7, 5), LABELS, 2.0, "ieee")),
+    "cross_entropy": (cross_entropy_forward, (X, wanted(7, 5), LABELS, 2.0, 0.0, "ieee")),
     "logit_gradient": (
         logit_gradient,
         (
@@ -102,6 +109,25 @@ CALLS = {
             2.0,
             "ieee",
         ),
+    ),
+    "filtered_logit_gradient": (
+        filtered_logit_gradient,
+        (
+            X.detach(),
+            wanted(7, 5).detach(),
+            LABELS,
+            torch.zeros(3, 2),
+            STATISTICS,
+            2,
+            4,
+            2.0,
+            0.25,
+            "ieee",
+        ),
+    ),
+    "filtered_product": (
+        filtered_product,
+        (X.detach(), X.detach(), torch.ones(1, 1, dtype=torch.uint8), True, "ieee"),
     ),
     "linear_attention": (
         linear_attention_forward,
@@ -171,6 +197,10 @@ CALLS = {
             4,
             6,
         ),
+    ),
+    "rounded_low_bit_linear": (
+        rounded_forward,
+        (X, 0.1, BYTES[:3], STATISTICS.new_ones(1, 6), None, 3, True, 8, 4, 5),
     ),
     "linear": (linear_forward, (X, wanted(7, 5), wanted(7), "silu", "ieee")),
 }
@@ -242,6 +272,18 @@ good = {
     "linear_cross_entropy": torch.autograd.gradcheck(
         lambda x, w: kernels.linear_cross_entropy(
             x, w[None] * x[:3], torch.tensor([2, -100, 0, 1]), softcap=1.5
+        ),
+        (x, w),
+    ),
+    "attention_decode": torch.autograd.gradcheck(
+        lambda q, w: kernels.attention_decode(
+            q[:, :, 0], q[:, :1], q[:, 1:], sinks=w[:2], softcap=2.0, window=1
+        ),
+        (q, w),
+    ),
+    "filtered": torch.autograd.gradcheck(
+        lambda x, w: kernels.linear_cross_entropy(
+            x, w[None] * x[:3], torch.tensor([2, -100, 0, 1]), filter_below=1e-9
         ),
         (x, w),
     ),

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import regraft
+from benchmarks.fixtures import vision_ops
 from tests.backends.triton.harness import interpreted
 from tests.backends.triton.test_package import TOKENS, WIDTH, Decoder, imported, trained
 
@@ -61,17 +62,19 @@ class Feed(nn.Module):
     def __init__(self, width=64):
         super().__init__()
         self.first, self.second = nn.Linear(width, 96), nn.Linear(96, 33)
+        self.gain = nn.Parameter(torch.linspace(0.5, 2, width))
 
     def forward(self, x):
-        return self.second(torch.relu(self.first(x)))
+        # its gradient goes through both roundings
+        return self.second(torch.relu(self.first(torch.tanh(x * self.gain))))
 
 
 QUANTIZED = {
-    "weights=uint4,group=32": "low_bit_linear(x, self.first",
+    "weights=uint4,group=32": "kernels.low_bit_linear(tanh, self.first",
     "weights=int4,group=32": "zero=8",
     "weights=uint2,group=32": "bits=2",
     "weights=uint8,group=32": "bits=8",
-    "weights=int8": "low_bit_integer_linear(",
+    "weights=int8": "rounded_low_bit_linear(",
     "activations=static": "x_zero=",
 }
 
@@ -90,7 +93,7 @@ def test_a_quantized_model_passes_its_self_test(tmp_path, options):
     torch.manual_seed(0)
     name = "quantized_" + "".join(c if c.isalnum() else "_" for c in options)
     text = quantized(Feed().eval(), (torch.randn(3, 64),), tmp_path / name, options)
-    assert text.count("kernels.low_bit_") == 2
+    assert text.count("low_bit_linear(") == 2
     assert QUANTIZED[options] in text
     assert "dequantize(" not in text
 
@@ -111,3 +114,29 @@ def test_a_quantized_decoder_passes_its_self_test_and_its_biases_train(tmp_path)
     net = Decoder(1).eval()
     text = quantized(net, (TOKENS,), tmp_path / "quantized_decoder", "weights=int4,group=16")
     assert text.count("kernels.low_bit_linear(") >= 4
+
+
+def cached_llama():
+    """Returns a decoder with a cache of five tokens, and the call of its next step."""
+    vision_ops.declare()  # before transformers looks for them
+    transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
+    config = transformers.LlamaConfig(
+        num_hidden_layers=1, hidden_size=WIDTH, intermediate_size=24, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=11, max_position_embeddings=32, eos_token_id=1,
+    )  # fmt: skip
+    net = transformers.LlamaForCausalLM(config).eval()
+    cache = transformers.DynamicCache(config=config)
+    with torch.no_grad():
+        net(TOKENS, past_key_values=cache, use_cache=True)
+    step = {"input_ids": torch.tensor([[3]]), "past_key_values": cache, "use_cache": True}
+    return net, step
+
+
+def test_a_decoder_with_states_shares_keys_out(tmp_path):
+    torch.manual_seed(0)
+    net, step = cached_llama()
+    with interpreted():
+        regraft.convert(net, tmp_path / "step", kwargs=step, target="triton", check="off")
+        assert imported(tmp_path / "step", "selftest").main(["--device", "cpu"]) == 0
+    assert "kernels.attention_with_cache(" in (tmp_path / "step" / "model.py").read_text()
+    assert "def decode_kernel(" in (tmp_path / "step" / "kernels.py").read_text()
