@@ -68,7 +68,7 @@ def _infer_loop(node: Node) -> tuple[Type, ...]:
         outside(_carried_type(formal, after), visible, partial(own_dim, node, i, visible))
         for i, (formal, after) in enumerate(pairs)
     ]
-    trips = _trip_count(node)
+    trips = trip_count(node)
     types += [
         _stacked_type(node, i, value, visible, 0, trips)
         for i, value in enumerate(body.outputs[1 + num :], num)
@@ -103,7 +103,7 @@ def _carried_type(formal: Value, after: Value) -> Type:
     return formal.type
 
 
-def _trip_count(node: Node) -> DimLike | None:
+def trip_count(node: Node) -> DimLike | None:
     """Returns how often the body of a `loop` runs, when that is its trip count."""
     trip, cond = node.inputs[:2]
     if trip is None or trip.content is None:

@@ -23,11 +23,12 @@ from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.linearization.lifting import log_of
 from regraft.passes.linearization.linear_steps import NO_LOGARITHM, linear_chains, rewrite_steps
-from regraft.passes.linearization.scanned import rewrite_scan
+from regraft.passes.linearization.looped import rewrite_loop
 from regraft.passes.linearization.unrolled import Chain, Part, chains, reads
 from regraft.passes.linearization.written_mixers import read_mixers
 from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
 
+_LOOPS = (control.scan, control.loop)
 _MATRIX, _VECTOR = 3, 2
 """Axes of a state: [batch, channels, state size], or [batch, channels]."""
 
@@ -37,7 +38,8 @@ class CanonicalizeRecurrence:
     """Writes h_t = a_t h_(t-1) + u_t, y_t = c_t h_t as the operator `linear_attention`.
 
     ## What it does
-    Finds recurrences that were captured step by step, or that a file holds as `Scan`: selective
+    Finds recurrences that were captured step by step, or that a file holds as `Scan` or
+    `Loop`: selective
     state spaces (Mamba), gated linear networks, linear attention, RetNet, gated linear attention.
     What is computed alike at every step is computed for all of them at once. States that keys and
     values are added to, and that queries read, are that of the operator. Of others every channel is
@@ -86,8 +88,8 @@ class CanonicalizeRecurrence:
                 else:
                     made += 1
                     steps += chain.length
-            for node in [each for each in graph if each.op is control.scan]:
-                reason = rewrite_scan(node)
+            for node in [each for each in graph if each.op in _LOOPS]:
+                reason = rewrite_loop(node)
                 if reason:
                     skipped[str(node.outputs[0].name)] = reason
                 else:

@@ -218,8 +218,46 @@ def _linear() -> onnx.ModelProto:
     return _scanned(body, inputs, (B, H, D, E), (B, H, 1, E))
 
 
-@pytest.mark.parametrize("model", [_selective, _gated, _linear])
-def test_a_scan_is_the_operator(model: Callable[[], onnx.ModelProto]) -> None:
+def _loop(*, is_list: bool = False) -> onnx.ModelProto:
+    """A gated network whose loop gathers positions along axis 1, those from a longer tensor too."""
+    at = "place" if is_list else "i"
+    gathered = [(name, f"{name}_one" if is_list else f"{name}_t") for name in "zu"]
+    body = _nodes(
+        *([("Unsqueeze", ["i", "zero"], "place", {})] if is_list else []),
+        *(("Gather", [name, at], row, {"axis": 1}) for name, row in gathered),
+        *(("Squeeze", [row, "axes"], f"{name}_t", {}) for name, row in gathered if is_list),
+        ("Sigmoid", ["z_t"], "f", {}), ("Mul", ["f", "before"], "scaled", {}),
+        ("Add", ["scaled", "u_t"], "after", {}), ("Sub", ["after", "before"], "row", {}),
+        ("Identity", ["go"], "again", {}),
+    )  # fmt: skip
+
+    def info(name: str, *shape: int) -> onnx.ValueInfoProto:
+        return oh.make_tensor_value_info(name, F32, shape)
+
+    numbers = {"zero": np.array([0]), "axes": np.array([1])}
+    graph = oh.make_graph(
+        body, "body",
+        [oh.make_tensor_value_info("i", onnx.TensorProto.INT64, ()),
+         oh.make_tensor_value_info("go", onnx.TensorProto.BOOL, ()), info("before", B, D)],
+        [oh.make_tensor_value_info("again", onnx.TensorProto.BOOL, ()), info("after", B, D),
+         info("row", B, D)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in numbers.items()],
+    )  # fmt: skip
+    node = oh.make_node("Loop", ["trips", "", "start"], ["last", "rows"], body=graph)
+    outer = oh.make_graph(
+        [node], "loop", [info("start", B, D), info("z", B, T, D), info("u", B, T + 2, D)],
+        [info("last", B, D), info("rows", T, B, D)],
+        [onnx.numpy_helper.from_array(np.array(T), "trips")],
+    )  # fmt: skip
+    return oh.make_model(outer, opset_imports=[oh.make_opsetid("", 18)], ir_version=9)
+
+
+def _loop_of_lists() -> onnx.ModelProto:
+    return _loop(is_list=True)
+
+
+@pytest.mark.parametrize("model", [_selective, _gated, _linear, _loop, _loop_of_lists])
+def test_a_scan_or_loop_is_the_operator(model: Callable[[], onnx.ModelProto]) -> None:
     source = model()
     module = regraft.load(source)
     rng = np.random.default_rng(7)
@@ -229,11 +267,12 @@ def test_a_scan_is_the_operator(model: Callable[[], onnx.ModelProto]) -> None:
         ).astype(np.float32)
         for value in module.graph.inputs
     }
-    (record,) = regraft.apply(module, "canonicalize-recurrence", check="off")
-    assert record.stats["recurrences"] == 1
+    passes = "canonicalize,canonicalize-recurrence"
+    record = regraft.apply(module, passes, check="off")[-1]
+    assert record.stats["recurrences"] == 1, record.skipped
     names = _operators(module)
     assert "linear_attention" in names
-    assert "scan" not in names
+    assert not {"scan", "loop"} & set(names)
     eps = float(np.finfo(np.float32).eps)
     wanted, found = OrtRunner(source)(feeds), OrtRunner(to_proto(module))(feeds)
     for name, array in wanted.items():
