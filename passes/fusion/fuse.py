@@ -19,6 +19,7 @@ from regraft.passes.analysis.norms import NormFinder
 from regraft.passes.analysis.rotary import find_rotary
 from regraft.passes.analysis.unary_functions import ActivationFinder
 from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.fusion.divided_late import RULES as DIVIDED_LATE
 from regraft.passes.fusion.plan import Plan
 from regraft.passes.fusion.prove import Prover
 from regraft.passes.fusion.raise_activations import plan_activations
@@ -81,6 +82,7 @@ class Fuse:
         changed = False
         prover = Prover()
         with collector_paused():
+            changed = bool(rewrite(module, DIVIDED_LATE, observer=ctx.observer).counts)
             for _ in range(_MAX_ROUNDS):
                 plan = _plan(module, prover)
                 if not plan.places:

@@ -519,3 +519,20 @@ def test_a_wrong_form_is_refuted() -> None:
     plan_attention([found], plan, Prover())
     assert not plan.places
     assert "differs by" in plan.skipped[0].reason
+
+
+def test_weights_that_are_divided_by_their_sum_after_the_values() -> None:
+    body = (
+        SCORES
+        + """
+    %z = mul(%s, 0.25)
+    %most = reduce_max(%z) {axes = [-1], keepdims = true}
+    %apart = sub(%z, %most)
+    %e = exp(%apart)
+    %total = reduce_sum(%e) {axes = [-1], keepdims = true}
+    %met = matmul(%e, %v)
+    %y = div(%met, %total)
+    """
+    )
+    node = the_attention(raised(body, QKV))
+    assert node.attrs["scale"] == 0.25
