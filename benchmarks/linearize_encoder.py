@@ -80,19 +80,20 @@ def _fitted(count: int, settings: Settings) -> tuple[Module, Figures]:
 
     The transfer of all layers is made once: its checkpoint is at its end for every other count.
     """
-    module, data = encoder(), CountedBatches(training_batches())
     folder = settings.work / _TOPIC / f"encoder-transfer-{TRANSFER_STEPS}-{VERSION}"
+    module, pace = encoder(), folder.with_suffix(".pace.json")
+    data = CountedBatches(training_batches(), pace)
     path = folder.parent / f"encoder-maps-{count}-{TRANSFER_STEPS}-{VERSION}.npz"
 
     def fit() -> Figures:
         if settings.again:
             shutil.rmtree(folder, ignore_errors=True)
-        start, made = time.process_time(), module.clone()
+            pace.unlink(missing_ok=True)
         LinearizeAttention(steps=TRANSFER_STEPS).run(
-            made, Context(trainer=TorchTrainer(progress=False, folder=folder), training=data)
+            module.clone(),
+            Context(trainer=TorchTrainer(progress=False, folder=folder), training=data),
         )
-        share = TRANSFER_STEPS / max(TRANSFER_STEPS - data.first, 1)
-        return {"cpu": (time.process_time() - start) * share}
+        return {"cpu": data.seconds_of(TRANSFER_STEPS)}
 
     fitted = kept(_TOPIC, f"encoder-transfer-{TRANSFER_STEPS}", VERSION, settings, fit)
 
@@ -125,23 +126,23 @@ def _fitted(count: int, settings: Settings) -> tuple[Module, Figures]:
 
 
 def _trained(count: int, settings: Settings) -> Figures:
-    """Returns the figures of all stages; CPU time is that of all steps at the pace of these."""
+    """Returns the figures of all stages; CPU time is that of steps in all turns of the run."""
 
     def make() -> Figures:
         student, fitted = _fitted(count, settings)
-        module, data = encoder(), CountedBatches(training_batches())
         folder = settings.work / _TOPIC / f"encoder-recover-{count}-{RECOVER_STEPS}-{VERSION}"
+        module, pace = encoder(), folder.with_suffix(".pace.json")
+        data = CountedBatches(training_batches(), pace)
         if settings.again:
             shutil.rmtree(folder, ignore_errors=True)
-        start = time.process_time()
+            pace.unlink(missing_ok=True)
         item = Recover(RECOVER_STEPS, refit=False, precision="fp32", checkpoint_every=50)
         trainer = TorchTrainer(progress=False, folder=folder)
         item.run(student, Context(trainer=trainer, training=data, teacher=module))
-        share = RECOVER_STEPS / max(RECOVER_STEPS - data.first, 1)
-        spent = fitted["cpu"] + (time.process_time() - start) * share
+        spent = fitted["cpu"] + data.seconds_of(RECOVER_STEPS)
         last = _likeness(module, student)
         shutil.rmtree(folder, ignore_errors=True)
-        return {**fitted, "recover": last, "cpu": spent, "resumed": data.first}
+        return {**fitted, "recover": last, "cpu": spent}
 
     key = f"encoder-{count}-{TRANSFER_STEPS}-{RECOVER_STEPS}"
     return kept(_TOPIC, key, VERSION, settings, make)
@@ -166,7 +167,7 @@ def _alike(count: int, settings: Settings) -> Iterator[Row]:
     )  # fmt: skip
     yield at_most(
         f"encoder, {count} of 6: CPU time of training", found["cpu"] / 60, _MINUTES, "min",
-        f"at the pace of the steps from {found['resumed']} on" if found["resumed"] else "",
+        f"{TRANSFER_STEPS} steps of transfer, {RECOVER_STEPS} end to end",
     )  # fmt: skip
 
 
