@@ -84,7 +84,7 @@ def kernel_families(
         if not _is_last(x, e.attr("axis")) or not fits(x):
             return _before(table, e)
         width = None if x is None or x.shape is None else x.shape[-1]
-        # what no program holds is read once per pass
+        # what no program holds is summed without rescaling by a maximum
         passes = ", two_pass=True" if isinstance(width, int) and width > LONGEST_ROW else ""
         return f"{calls.name(softmax.softmax)}({e.input(0)}{passes})"
 

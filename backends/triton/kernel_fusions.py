@@ -5,6 +5,7 @@
 * A residual sum and the norm of it: `y, total = kernels.add_layer_norm(x, residual, w, b)`.
 * An activation and a product with another value: `kernels.swiglu(gate, up)`.
 * Queries and keys turned by the same angles: `q, k = kernels.rope(q, k, cos, sin)`.
+* Logits, their softmax and the labels' share: `kernels.linear_cross_entropy(x, w, labels)`.
 
 Of what these leave, chains become generated kernels: see `regions`.
 """
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from regraft.backends.torch import peepholes
 from regraft.backends.torch.emitter import Absorbed, EmitContext
 from regraft.backends.torch.graph_emitter import GraphEmitter
+from regraft.backends.torch.ops.params import call_text
 from regraft.backends.triton.kernel_emits import (
     KernelCalls,
     fits,
@@ -23,13 +25,16 @@ from regraft.backends.triton.kernel_emits import (
     is_whole_rotation,
     tables_of,
 )
-from regraft.backends.triton.kernels import gated, linear, norms, rope
+from regraft.backends.triton.kernels import gated, linear, norms, rope, vocabulary_loss
+from regraft.backends.triton.loss_fusion import LOSSES, head_of, labels_of
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.activation import gelu, relu, swish
 from regraft.ir.ops.arithmetic import add, mul
 from regraft.ir.ops.linalg import matmul
+from regraft.ir.ops.loss import nll_loss
 from regraft.ir.ops.norm import layer_norm, rms_norm
 from regraft.ir.ops.rotary import rotary_embedding
+from regraft.ir.types import DType
 
 Group = dict[Node, Absorbed]
 
@@ -57,6 +62,8 @@ class KernelFusions:
                 taken = _residual_of(node, inside)
             elif node.op is rotary_embedding:
                 taken = _other_rotation(node, inside, turned)
+            elif node.op in LOSSES:
+                taken = self._head_of(node, inside, found)
             else:
                 continue
             if taken is not None and taken not in found:
@@ -69,6 +76,20 @@ class KernelFusions:
                 _take(found, product, node)
         left = {*found, *self._partners, *(taken.by for taken in found.values())}
         return {**found, **self.calls.generated.find(nodes, left)}
+
+    @staticmethod
+    def _head_of(node: Node, inside: set[Node], found: Group) -> Node | None:
+        """Returns the product that a loss takes in, all between them taken in as well."""
+        taken = head_of(node, inside)
+        if taken is None or not found.keys().isdisjoint(taken):
+            return None
+        *between, product = taken
+        for each in between:
+            found[each] = Absorbed(node)
+        moved = None if product.inputs[1] is None else product.inputs[1].producer
+        if moved is not None and moved in found:
+            found[moved] = Absorbed(node)
+        return product
 
     @staticmethod
     def _gate_of(node: Node, inside: set[Node]) -> Node | None:
@@ -95,6 +116,8 @@ class KernelFusions:
             return self._gated(e, taken)
         if node.op is rotary_embedding:
             return self._rope(e, taken)
+        if node.op in LOSSES:
+            return self._loss(e, taken)
         if node.op is layer_norm or node.op is rms_norm:
             return self._added_norm(e, taken)
         return self._linear(e, taken)
@@ -105,6 +128,21 @@ class KernelFusions:
         if bias is None:
             operands += ", None"
         return f'{self.calls.name(linear.linear)}({operands}, "{_activation(e.node)}")'
+
+    def _loss(self, e: EmitContext, product: Node) -> str:
+        labels, is_whole = labels_of(e.node), e.node.op is nll_loss
+        if labels is None:
+            raise AssertionError("a loss without labels")
+        target = e.name(labels) if labels.dtype is DType.I64 else f"{e.name(labels)}.long()"
+        ignored = e.attr("ignore_index") if is_whole else None
+        reduction = e.attr("reduction") if is_whole else "none"
+        return call_text(
+            self.calls.name(vocabulary_loss.linear_cross_entropy),
+            peepholes.linear_operands(e.graph, product, None),
+            target,
+            ignore_index=None if ignored in (None, -100) else str(ignored),
+            reduction=None if reduction == "mean" else f'"{reduction}"',
+        )
 
     def _gated(self, e: EmitContext, gate: Node) -> str:
         up = next(v for v in e.node.inputs if v is not None and v is not gate.output)

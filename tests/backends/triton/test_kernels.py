@@ -114,8 +114,8 @@ def test_softmax_takes_extreme_inputs(scale, two_pass):
     check(lambda x: kernels.softmax(x, two_pass), lambda x: torch.softmax(x, -1), [x])
 
 
-@pytest.mark.parametrize(("two_pass", "reads"), [(False, 3), (True, 2)], ids=["max", "two-pass"])
-def test_softmax_of_long_rows_reads_them_once_per_pass(monkeypatch, two_pass, reads):
+@pytest.mark.parametrize("two_pass", [False, True], ids=["max", "two-pass"])
+def test_softmax_of_long_rows_reads_them_twice(monkeypatch, two_pass):
     seen = []
     load = interpreter.InterpreterBuilder.create_masked_load
 
@@ -127,7 +127,7 @@ def test_softmax_of_long_rows_reads_them_once_per_pass(monkeypatch, two_pass, re
     x = 2000 * normal(1, LONG)
     with interpreted():
         y = kernels.softmax(x, two_pass)
-    assert sum(seen) == reads * LONG
+    assert sum(seen) == 2 * LONG  # three times where the maximum has a pass of its own
     # e^2000 is no f32, the sum of two numbers m * 2^n is
     exact = torch.softmax(x.double(), -1)
     assert (y - exact).abs().max() <= 2**-23

@@ -140,3 +140,42 @@ def test_a_decoder_with_states_shares_keys_out(tmp_path):
         assert imported(tmp_path / "step", "selftest").main(["--device", "cpu"]) == 0
     assert "kernels.attention_with_cache(" in (tmp_path / "step" / "model.py").read_text()
     assert "def decode_kernel(" in (tmp_path / "step" / "kernels.py").read_text()
+
+
+class Training(nn.Module):
+    def __init__(self, num_layers=0):
+        super().__init__()
+        self.net = Decoder(num_layers)
+
+    def forward(self, tokens, labels):
+        logits = self.net(tokens)
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+
+
+def fitted(net, args):
+    """Returns the losses of three steps."""
+    losses = []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = net(*args)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_the_loss_of_a_decoder_is_one_kernel_and_trains(tmp_path):
+    torch.manual_seed(0)
+    net, labels = Training().eval(), torch.tensor([[1, 18, -100, 0, 7]])
+    with interpreted():
+        regraft.convert(net, tmp_path / "loss", args=(TOKENS, labels), target="triton", check="off")
+        assert imported(tmp_path / "loss", "selftest").main(["--device", "cpu"]) == 0
+        found = fitted(imported(tmp_path / "loss", "model").load(), (TOKENS, labels))
+    text = (tmp_path / "loss" / "model.py").read_text()
+    assert "kernels.linear_cross_entropy(" in text
+    assert "log_softmax" not in text
+    expected = fitted(net, (TOKENS, labels))
+    assert expected[2] < expected[0]
+    # three steps of f32, whose losses are means of four logarithms
+    assert found == pytest.approx(expected, rel=1e-4)
