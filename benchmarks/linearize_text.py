@@ -28,9 +28,9 @@ ALONE = Recipe(transfer=0, lora=350)
 """Adapters and maps without transfer, in as many steps."""
 PLAIN = Recipe(window=WINDOW, merge="lolcats", loss="hybrid")
 """The recipe of LoLCATs: both branches are fitted together."""
-FIXED = Recipe(window=WINDOW, loss="mixed", dropout=0.5, rate=_FAST)
+FIXED = Recipe(lora=300, window=WINDOW, loss="mixed", dropout=0.3, rate=_FAST)
 """The linear branch is fitted by itself, before the window is added, which later is off in some
-steps, half of them in the beginning.
+steps, a third of them in the beginning.
 """
 COPY_WINDOW = Recipe(method="window", transfer=0, lora=500, window=8)
 

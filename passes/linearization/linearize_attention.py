@@ -224,7 +224,7 @@ def _misfit(node: Node, window: int) -> str:
         return "its weights are not those of a softmax"
     if node.operand("sinks") is not None:
         return "it has sinks, and a linear sum has no such rest"
-    return _misplaced(node, window) or _mismasked(node)
+    return _mismasked(node) or _misplaced(node, window)
 
 
 def _misplaced(node: Node, window: int) -> str:
@@ -251,7 +251,7 @@ def _mismasked(node: Node) -> str:
     if shape is None or k is None or not shape or shape[-1] != (k.shape or ())[2]:
         return "its mask has sizes that are not known"
     if any(size != 1 for size in shape[-3:-1]):
-        return "its mask differs from query to query, or from head to head"
+        return "its mask or bias differs from query to query, or from head to head"
     return ""
 
 

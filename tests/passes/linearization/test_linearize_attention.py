@@ -221,7 +221,8 @@ def test_a_model_of_its_layers_is_linearized_where_it_is_told() -> None:
         ({"causal_offset": 3}, (), "a cache lies before its first query"),
         ({"causal_offset": 0, "window": (4, 0)}, (), "it sees a window already"),
         ({}, (), "it is not causal, and the window"),
-        (CAUSAL, (B, 1, T, T), "its mask differs from query to query"),
+        (CAUSAL, (B, 1, T, T), "its mask or bias differs from query to query"),
+        (WHOLE, (B, H, T, T), "its mask or bias differs from query to query"),
     ],
 )
 def test_what_stays_softmax_says_why(
