@@ -121,6 +121,24 @@ def test_what_is_written_runs(size):
         np.testing.assert_allclose(next(iter(run(each).values())), want, rtol=1e-4, atol=1e-4)
 
 
+def test_sizes_that_follow_the_batch_follow_the_unsure_rows():
+    text = TEXT.replace("%y = matmul(%r, %b)", """%s = reshape(%r) {shape = [B, 2, 24]}
+  %t = reshape(%s) {shape = [B, 48]}
+  %y = matmul(%t, %b)""")
+    net, before = parse_module(text), parse_module(text)
+    Quantize(weights="nf4", method="round").run(net, Context())
+    given = samples(1, rows=9, seed=3)
+    small, want = (scores(each, given)[0] for each in (net, before))
+    lead = float(np.sort(leads(small))[4])
+    write_cascade(net, before, lead, is_probable=False)
+    regraft.apply(net, "legalize{target=ort-cpu}", check="off")
+    found = next(iter(OrtRunner(to_proto(net))(given[0]).values()))
+    unsure = leads(small) < lead
+    assert unsure.sum() == 4
+    np.testing.assert_allclose(found[unsure], want[unsure], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[~unsure], small[~unsure], rtol=1e-4, atol=1e-4)
+
+
 def test_probabilities_are_compared_by_their_logarithms():
     text = TEXT.replace("return %y", "%p = softmax(%y) {axis = -1}\n  return %p")
     net, before, record = cascaded(text)
