@@ -122,9 +122,12 @@ def test_what_is_written_runs(size):
 
 
 def test_sizes_that_follow_the_batch_follow_the_unsure_rows():
-    text = TEXT.replace("%y = matmul(%r, %b)", """%s = reshape(%r) {shape = [B, 2, 24]}
+    text = TEXT.replace(
+        "%y = matmul(%r, %b)",
+        """%s = reshape(%r) {shape = [B, 2, 24]}
   %t = reshape(%s) {shape = [B, 48]}
-  %y = matmul(%t, %b)""")
+  %y = matmul(%t, %b)""",
+    )
     net, before = parse_module(text), parse_module(text)
     Quantize(weights="nf4", method="round").run(net, Context())
     given = samples(1, rows=9, seed=3)
