@@ -100,7 +100,7 @@ def _steps(settings: Settings) -> Iterator[Row]:
         freeze(module, {"seq": 1})
         run = OrtRunner(to_proto(module))
         states = {
-            value.name: np.zeros(_static(value.shape), np.float32)
+            str(value.name): np.zeros(_static(value.shape), np.float32)
             for value in module.graph.inputs
             if value.name not in feeds
         }
