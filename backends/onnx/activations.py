@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -59,10 +60,27 @@ class OrtActivations:
             widen(inner)
             samples = [{name: _plain(array) for name, array in each.items()} for each in samples]
         fed = _fed_weights(inner)
-        runner = OrtRunner(to_proto(inner, profile="ort-cpu"), num_threads=self.num_threads)
+        runner = OrtRunner(
+            to_proto(inner, profile="ort-cpu"), optimize=not _has_large_codes(inner),
+            num_threads=self.num_threads,
+        )  # fmt: skip
         for sample in samples:
             results = runner({**sample, **fed})
             yield {value: results[name] for name, value in outputs.items()}
+
+
+def _has_large_codes(module: Module) -> bool:
+    """Returns whether codes of few bits stand for a float weight that would be fed.
+
+    Loading such a layer, the runtime rewrites it to a kernel of its own: of 4,096 x 11,008 codes
+    that takes a gigabyte. As it is written the layer takes its weight in float, once.
+    """
+    for node in module.graph:
+        if node.op is weight and node.output.num_uses:
+            held = module.weights[node.attrs["name"]]
+            if held.dtype.bits < 8 and 4 * prod(held.shape) >= _FED_BYTES:
+                return True
+    return False
 
 
 def _fed_weights(module: Module) -> dict[str, Array]:
