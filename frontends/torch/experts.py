@@ -225,9 +225,11 @@ class _StaticLoops(TorchFunctionMode):
         if name in _READS and id(args[0]) in self._numbers:
             return self._numbers[id(args[0])][1]
         result = func(*args, **(kwargs or {}))
-        if name == "numel" and self._numbers and isinstance(result, torch.SymInt):
+        if name == "where" and self._running and len(args) == 1:
             # an expert without tokens adds nothing: whether it is left out does not matter
-            torch._check(result != 0)
+            for places in result:
+                if isinstance(places.shape[0], torch.SymInt):
+                    torch._check(places.shape[0] != 0)
         if name == "nonzero" and self._running and isinstance(result, torch.Tensor):
             shape, count = args[0].shape, self._running[-1]
             if len(shape) == 1 and type(shape[0]) is int and 0 <= shape[0] - count <= 1:

@@ -213,12 +213,34 @@ def _contribution(expert: FfnBlock) -> tuple[Node, Value, Value, float] | str:
     index = None if adds is None else adds.inputs[1]
     if adds is not None and adds.op is slicing.concat:
         adds, index = _all_at_once(adds, value)
-    if adds is None or adds.op is not scattering.scatter_nd or adds.attrs["reduction"] != "add":
+    elif adds is not None and adds.op is arithmetic.add:
+        adds, index = _in_place(adds, value)
+    elif adds is not None and adds.attrs.get("reduction") != "add":
+        adds = None
+    if adds is None or adds.op is not scattering.scatter_nd:
         return "what its experts give is not added to the places of their tokens"
     picked = _picked_index(expert.input)
     if index is None or picked is None or root_of(index) is not root_of(picked):
         return "its experts add to other places than they read"
     return adds, index, share, factor
+
+
+def _in_place(total: Node, value: Value) -> tuple[Node | None, Value | None]:
+    """Returns the node that replaces places of the sum by what they have and a value, and these.
+
+    That is adding, where no place is there twice: a token chooses an expert once.
+    """
+    picks, puts = other_operand(total, value).producer, only_user(total.output)
+    if picks is None or puts is None or puts.op is not scattering.scatter_nd:
+        return None, None
+    if picks.op not in (gathering.gather, gathering.gather_nd) or picks.inputs[1] is None:
+        return None, None
+    index = puts.inputs[1]
+    if puts.attrs["reduction"] != "none" or picks.inputs[0] is not puts.inputs[0]:
+        return None, None
+    if index is None or root_of(index) is not root_of(picks.inputs[1]):
+        return None, None
+    return puts, index
 
 
 def _all_at_once(rows: Node, value: Value) -> tuple[Node | None, Value | None]:
@@ -227,7 +249,9 @@ def _all_at_once(rows: Node, value: Value) -> tuple[Node | None, Value | None]:
     if adds is None or adds.op is not scattering.scatter_nd or adds.inputs[2] is not rows.output:
         return None, None
     places = None if adds.inputs[1] is None else adds.inputs[1].producer
-    if places is None or places.op is not slicing.concat or rows.attrs["axis"] % 2:
+    if adds.attrs["reduction"] != "add" or rows.attrs["axis"] % 2:
+        return None, None
+    if places is None or places.op is not slicing.concat:
         return None, None
     if places.attrs["axis"] % 2 or len(places.inputs) != len(rows.inputs):
         return None, None

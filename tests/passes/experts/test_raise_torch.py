@@ -67,6 +67,17 @@ def _picking_loop(net: _Experts, x: Tensor, weights: Tensor, chosen: Tensor) -> 
     return out
 
 
+def _in_place_loop(net: _Experts, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+    """As DeepSeek's code has it, with the experts left out that nobody chose."""
+    out = torch.zeros_like(x)
+    for e in range(E):
+        token, slot = torch.where(chosen == e)
+        if token.shape[0] == 0:
+            continue
+        out[token] += _expert(net, x[token], e) * weights[token, slot, None]
+    return out
+
+
 def _dense(net: _Experts, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
     shares = torch.zeros(x.shape[0], E).scatter(1, chosen, weights)
     gate, up = (x @ each.transpose(1, 2) for each in (net.gate, net.up))
@@ -103,7 +114,7 @@ def _exotic(net: _Experts, scores: Tensor) -> object:
     return weights.sqrt(), chosen
 
 
-FORMS = (_masked_loop, _column_loop, _picking_loop, _dense, _gathered)
+FORMS = (_masked_loop, _column_loop, _picking_loop, _in_place_loop, _dense, _gathered)
 ROUTES = {
     _softmax: ("softmax", False, 1.0),
     _renormalized: ("topk_softmax", False, 1.0),
