@@ -77,9 +77,9 @@ def outliers(variant: str, seed: int) -> Outliers:
     """Measures one trained model."""
     from benchmarks.small_models import attention_lms  # needs PyTorch
 
-    module = attention_lms.module(attention_lms.model(variant, seed))
+    module = attention_lms.module(attention_lms.model(variant, "packed", seed))
     regraft.apply(module, "canonicalize,fuse", check="off")
-    batches = list(attention_lms.held_out(_WINDOWS, 32, attention_lms.LENGTH))
+    batches = list(attention_lms.held_out_documents(_WINDOWS, 32))
     stream = [residual.output for chain in streams(module.graph) for residual in chain]
     kurtosis, largest = [], []
     for found in OrtActivations().activations(module, stream, batches[:2]):
@@ -125,7 +125,7 @@ def _length(settings: Settings) -> Iterator[Row]:
     from benchmarks.small_models import attention_lms  # needs PyTorch
 
     for variant, name in (("softmax", "softmax"), ("softplus-sharp", "LSSAR")):
-        module = attention_lms.module(attention_lms.model(variant, SEEDS[0]))
+        module = attention_lms.module(attention_lms.model(variant, "long", SEEDS[0]))
         regraft.apply(module, "canonicalize,fuse", check="off")
         losses = _log_losses(module, list(attention_lms.held_out(_LONG_WINDOWS, 4, LONG)))
         start = 0
