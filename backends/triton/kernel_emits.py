@@ -10,9 +10,11 @@ from regraft.backends.torch.library import recurrence
 from regraft.backends.torch.ops.attention import offset_text
 from regraft.backends.torch.ops.moe import experts_text
 from regraft.backends.torch.ops.params import axis_of, call_text, float_text
+from regraft.backends.triton.entmax_emits import entmax_operands, is_sparse_attention
 from regraft.backends.triton.generated_kernels import GeneratedKernels
 from regraft.backends.triton.kernels import (
     attending,
+    entmax_backward,
     experts,
     linear_attending,
     norms,
@@ -96,6 +98,8 @@ def kernel_families(
         return f"{calls.name(rope.rotary)}({e.input(0)}, {tables}{settings})"
 
     def attend(e: EmitContext) -> Emitted:
+        if is_sparse_attention(e.node):
+            return f"{calls.name(entmax_backward.entmax_attention)}({entmax_operands(e)})"
         if not is_tiled_attention(e.node):
             return _before(table, e)
         function = stepping.attention_with_cache if is_step(e.node) else attending.attention

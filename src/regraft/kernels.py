@@ -21,6 +21,7 @@ from regraft.ir.errors import UsageError
 if TYPE_CHECKING:
     from regraft.backends.triton.kernels.attending import attention
     from regraft.backends.triton.kernels.decoding import attention_decode
+    from regraft.backends.triton.kernels.entmax_backward import entmax_attention
     from regraft.backends.triton.kernels.experts import experts
     from regraft.backends.triton.kernels.gated import geglu, swiglu
     from regraft.backends.triton.kernels.grouped import grouped_linear
@@ -51,6 +52,7 @@ _MODULES = {
     "attention_decode": "decoding",
     "attention_with_cache": "stepping",
     "experts": "experts",
+    "entmax_attention": "entmax_backward",
     "geglu": "gated",
     "grouped_hidden": "grouped_hidden",
     "grouped_linear": "grouped",
@@ -76,6 +78,7 @@ __all__ = [
     "attention",
     "attention_decode",
     "attention_with_cache",
+    "entmax_attention",
     "experts",
     "geglu",
     "grouped_hidden",

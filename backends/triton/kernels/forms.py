@@ -14,6 +14,7 @@ from regraft.backends.triton.kernels.cross_entropy import (
     logit_gradient_kernel,
 )
 from regraft.backends.triton.kernels.decoding import decode_kernel, decode_merge_kernel
+from regraft.backends.triton.kernels.entmax_forms import entmax_forms
 from regraft.backends.triton.kernels.form import COUNTS, Bound, Form
 from regraft.backends.triton.kernels.gated import (
     GATED_ACTIVATIONS,
@@ -51,6 +52,7 @@ def forms() -> Iterator[Form]:
     yield from _cross_entropy_forms()
     yield from _linear_attention_forms()
     yield from product_forms()
+    yield from entmax_forms()
     for interleaved in (False, True):
         constants = {"INVERSE": False, "INTERLEAVED": interleaved, "HEADS": 16, "BLOCK": 64}
         name = f"rope-{'neighbours' if interleaved else 'halves'}"
