@@ -119,6 +119,13 @@ def _attention(randn: Randn, sizes: Sizes) -> Iterator[Row]:
               {"sdpa": gradient(sdpa, inputs)}, flops=flops * 5 // 2)  # fmt: skip
     yield Row(f"attention clipped {label}", function(clipped, inputs),
               {"sdpa": function(sdpa, inputs)}, flops=flops * 3 // 2)  # fmt: skip
+    for name, scale in (("entmax", 0.02), ("entmax sparse", 2.0)):  # all tiles have weights, few
+
+        def sparse(q: Tensor, k: Tensor, v: Tensor, scale: float = scale) -> Tensor:
+            return kernels.entmax_attention(q, k, v, window=(-1, 0), scale=scale)
+
+        yield Row(f"{name} causal {label}", function(sparse, inputs),
+                  {"sdpa": function(sdpa, inputs)}, flops=flops)  # fmt: skip
     B, G = 4, max(1, H // 4)
     cache = lambda: (randn(B, H, D), randn(B, G, T, D), randn(B, G, T, D))  # noqa: E731
 

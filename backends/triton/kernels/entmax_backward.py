@@ -118,12 +118,9 @@ def entmax_query_gradient_kernel(
             dp = tl.dot(dout, v, input_precision=PRECISION)
             ds = u * (dp - delta[:, None])
             dq = tl.dot(ds.to(k.dtype), tl.trans(k), dq, input_precision=PRECISION)
+    out = dq_ptr + place[:, None] * D + d[None, :]
     mask = is_row[:, None] & (d < D)[None, :]
-    tl.store(
-        dq_ptr + place[:, None] * D + d[None, :],
-        (dq * scale).to(dq_ptr.dtype.element_ty),
-        mask=mask,
-    )
+    tl.store(out, (dq * scale).to(dq_ptr.dtype.element_ty), mask=mask)
     tl.store(delta_ptr + place, delta, mask=is_row)
 
 
@@ -195,10 +192,11 @@ def entmax_key_gradient_kernel(
             tau = tl.load(bounds_ptr + 2 * place + 1, mask=is_row, other=0.0)
             delta = tl.load(delta_ptr + place, mask=is_row, other=0.0)
             mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
-            # the same product as the one that tau solves: another order of its sums moves weights
+            # the product that tau solves: another order of its sums moves weights
             s, _ = visible_scores(
-                q, tl.trans(k), row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
-                mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
+                q, tl.trans(k), row[:, None], column[None, :], S, end, offset, left, right, scale,
+                0.0, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False,
+                PRECISION,
             )  # fmt: skip
             p, u, _ = powers_above((s - base[:, None]) * slope, tau[:, None], power, POWER)
             dv = tl.dot(tl.trans(p.to(dout.dtype)), dout, dv, input_precision=PRECISION)
@@ -323,7 +321,7 @@ def _launch_entmax_backward(
         q, k, v, read, known, bounds, used, dout, delta, dk, dv,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides,
         k.shape[1], H // k.shape[1], S, T, D, E, used.shape[2], offset, left, right, scale,
-        alpha - 1.0, power, num_warps=8, **settings,
+        alpha - 1.0, power, num_warps=4, **settings,
     )  # fmt: skip
     return dq, dk, dv
 
@@ -375,14 +373,13 @@ def entmax_attention(
         q: Queries, of any strides.
         k: Keys [B, G, T, D]; G divides H.
         v: Values [B, G, T, E].
-        mask: bool (False hides) or float (added), broadcast to [B, H, S, T]; has no gradient.
+        mask: bool (False hides) or float (added), of [B, H, S, T]; has no gradient.
         alpha: Above 1: 1.5 and 2 (sparsemax) take the fewest operations.
         scale: Factor of the scores; default: D ** -0.5.
         offset: Key position of the first query.
-        window: How many keys back and ahead of its position a query sees; -1: all. (-1, 0) is
-            causal.
+        window: Keys back and ahead of its position that a query sees; -1: all. (-1, 0): causal.
         lengths: Number of keys per batch row, [B].
-        precision: Of products of f32, as `tl.dot` has it.
+        precision: Of products of f32.
 
     Raises:
         ValueError: Heads do not divide, or alpha is not above 1.
@@ -393,9 +390,7 @@ def entmax_attention(
             "[B, H, S, D], [B, G, T, D], [B, G, T, E] where G divides H"
         )
     if alpha <= 1:
-        raise ValueError(
-            f"entmax_attention: alpha is {alpha}, expected above 1\nhint: 1 is `attention`"
-        )
+        raise ValueError(f"entmax_attention: alpha is {alpha}, expected above 1 (`attention`)")
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
     out: Tensor = entmax_forward(

@@ -27,20 +27,21 @@ def entmax_forms() -> Iterator[Form]:
         shared: dict[str, object] = {
             "MASK": mask, "HAS_LENGTHS": False, "LEFT": False, "RIGHT": True,
             "PRECISION": "tf32" if is_wide else "ieee",
-            "BLOCK_M": 16 if is_wide else 64, "BLOCK_N": 32, "BLOCK_D": 128,
+            "BLOCK_M": 16 if is_wide else 64, "BLOCK_N": 16, "BLOCK_D": 128,
             "mask_column_stride": 1,
         }  # fmt: skip
         valued = {**shared, "BLOCK_E": 128, "POWER": power}
         steps = {**valued, "STEPS": ENTMAX_STEPS}
-        for name, kernel, constants, warps in (
-            ("entmax-bounds", entmax_bounds_kernel, shared, 4),
-            ("entmax", entmax_attention_kernel, steps, 4),
-            ("entmax-backward-queries", entmax_query_gradient_kernel, valued, 4),
-            ("entmax-backward-keys", entmax_key_gradient_kernel, valued, 8),
+        for name, kernel, constants in (
+            ("entmax-bounds", entmax_bounds_kernel, shared),
+            ("entmax", entmax_attention_kernel, steps),
+            ("entmax-backward-queries", entmax_query_gradient_kernel, valued),
+            ("entmax-backward-keys", entmax_key_gradient_kernel, valued),
         ):
             yield Form(
                 f"{name}-{label}-{dtype}", kernel, dtype, constants, Bound.MATMUL,
-                8 if is_wide else warps, 1 if is_wide else 2, wide=("bounds_ptr", "delta_ptr"),
+                4 if kernel is entmax_key_gradient_kernel else 8, 1 if is_wide else 2,
+                wide=("bounds_ptr", "delta_ptr"),
                 floats=("scale", "slope", "power", "highest"),
                 bytes=("mask_ptr",) if mask == "bool" else (),
                 signed_bytes=("near_ptr", "used_ptr"),

@@ -58,3 +58,7 @@ def test_every_kernel_compiles_without_spills(target, tmp_path):
         ]
         assert len(large) == 3 + 2 + 4 + 2 + 3 + 2 + 3 * 4
         assert all("wgmma.mma_async" in row["matrix_instructions"] for row in large)
+        sparse = [row for row in rows if row["form"].startswith("entmax")]
+        sparse = [row for row in sparse if "fp32" not in row["form"]]
+        assert len(sparse) == 2 * 4
+        assert all("wgmma.mma_async" in row["matrix_instructions"] for row in sparse)

@@ -14,10 +14,10 @@ def test_every_row_runs(capsys):
         assert benchmark.main(["--tiny"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "no figure of speed" in lines[0]
-    assert len(lines) == 27
+    assert len(lines) == 29
     assert all("ms" in line and ("TB/s" in line or "TFLOP/s" in line) for line in lines[1:])
     names = ("rms_norm backward", "swiglu", "linear_attention backward",
-             "attention causal backward", "decode unified", "experts backward",
+             "attention causal backward", "entmax sparse", "decode unified", "experts backward",
              "low_bit_linear 4 bits", "low_bit_integer_linear")  # fmt: skip
     assert all(any(line.startswith(name) for line in lines) for name in names)
 
