@@ -208,7 +208,8 @@ def _packed(flat: np.ndarray[Any, Any], dtype: DType, per_byte: int) -> np.ndarr
     padded[: codes.size] = codes & ((1 << dtype.bits) - 1)
     shifts = np.arange(per_byte, dtype=np.uint8) * dtype.bits
     each: np.ndarray[Any, Any] = padded.reshape(-1, per_byte) << shifts
-    return np.bitwise_or.reduce(each, axis=1)
+    packed: np.ndarray[Any, Any] = np.bitwise_or.reduce(each, axis=1)
+    return packed
 
 
 _UNSIGNED = {2: DType.U2, 4: DType.U4, 8: DType.U8}

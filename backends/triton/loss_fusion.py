@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from regraft.backends.torch import peepholes
 from regraft.backends.triton.kernel_emits import fits
+from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.arithmetic import neg
 from regraft.ir.ops.cast import cast
@@ -27,8 +28,8 @@ def labels_of(node: Node) -> Value | None:
     """Returns the labels of a loss, one per row."""
     if node.op is nll_loss:
         return node.inputs[1]
-    *_, picked = _picking(node) or [None]
-    index = None if picked is None else _maker(picked.inputs[1])
+    picking = _picking(node)
+    index = _maker(picking[-1].inputs[1]) if picking else None
     return None if index is None else index.inputs[0]
 
 
@@ -40,13 +41,13 @@ def head_of(node: Node, inside: set[Node]) -> list[Node] | None:
     value = (taken[-1] if taken else node).inputs[0]
     if value is None or value.shape is None or len(value.shape) != 2:
         return None
-    words = value.shape[1]
+    words = _width(value)
     softmax = _maker(value)
     if softmax is None or softmax.op is not log_softmax or softmax.attrs["axis"] not in (1, -1):
         return None
     while True:
         made = _maker(value)
-        if made is None or value.num_uses != 1 or value.shape is None or value.shape[-1] != words:
+        if made is None or value.num_uses != 1 or _width(value) != words:
             return None
         taken.append(made)
         if made.op is matmul:
@@ -79,6 +80,10 @@ def _picking(node: Node) -> list[Node] | None:
     is_alone = all(each.output.num_uses == 1 for each in (moved, picked, index))
     # the index comes before what picks with it: the last is where the logarithms are
     return [moved, index, picked] if is_each and is_row and is_alone else None
+
+
+def _width(value: Value) -> DimLike | None:
+    return None if value.shape is None else value.shape[-1]
 
 
 def _maker(value: Value | None) -> Node | None:

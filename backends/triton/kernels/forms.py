@@ -214,10 +214,10 @@ def _cross_entropy_forms() -> Iterator[Form]:
             )  # fmt: skip
         tile = {name: constants[name] for name in ("PRECISION", "BLOCK_K")}
         for name, i, j, stride in (("rows", m, m // 2, "d_j"), ("words", m // 2, m, "d_i")):
-            own = {"BLOCK_I": i, "BLOCK_J": j, f"{stride}_stride": 1}
+            sizes: dict[str, object] = {"BLOCK_I": i, "BLOCK_J": j, f"{stride}_stride": 1}
             yield Form(
                 f"filtered-product-{name}-{dtype}", filtered_product_kernel, dtype,
-                {**tile, **own}, Bound.MATMUL, warps, wide=("out_ptr",), bytes=("kept_ptr",),
+                {**tile, **sizes}, Bound.MATMUL, warps, wide=("out_ptr",), bytes=("kept_ptr",),
                 unaligned=("height", "depth", "kept_i_stride", "kept_j_stride"),
             )  # fmt: skip
 
