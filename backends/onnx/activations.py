@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -60,27 +59,10 @@ class OrtActivations:
             widen(inner)
             samples = [{name: _plain(array) for name, array in each.items()} for each in samples]
         fed = _fed_weights(inner)
-        runner = OrtRunner(
-            to_proto(inner, profile="ort-cpu"), optimize=not _has_large_codes(inner),
-            num_threads=self.num_threads,
-        )  # fmt: skip
+        runner = OrtRunner(to_proto(inner, profile="ort-cpu"), num_threads=self.num_threads)
         for sample in samples:
             results = runner({**sample, **fed})
             yield {value: results[name] for name, value in outputs.items()}
-
-
-def _has_large_codes(module: Module) -> bool:
-    """Returns whether codes of few bits stand for a float weight that would be fed.
-
-    Loading such a layer, the runtime rewrites it to a kernel of its own: of 4,096 x 11,008 codes
-    that takes a gigabyte. As it is written the layer takes its weight in float, once.
-    """
-    for node in module.graph:
-        if node.op is weight and node.output.num_uses:
-            held = module.weights[node.attrs["name"]]
-            if held.dtype.bits < 8 and 4 * prod(held.shape) >= _FED_BYTES:
-                return True
-    return False
 
 
 def _fed_weights(module: Module) -> dict[str, Array]:
@@ -91,11 +73,15 @@ def _fed_weights(module: Module) -> dict[str, Array]:
         if not isinstance(kind, TensorType) or kind.dtype not in _FED or node.output.is_output:
             continue
         held = module.weights[node.attrs["name"]]
-        if held.nbytes < _FED_BYTES or not node.output.num_uses:
+        if held.nbytes < _FED_BYTES:
+            continue
+        if not node.output.num_uses:
+            module.graph.erase(node)
             continue
         name = f"fed_weight_{len(found)}"
         value = module.graph.add_input(name, kind)
         for user, slot in list(node.output.uses):
             user.set_operand(slot, value)
+        module.graph.erase(node)  # what is not read would still be written into the model
         found[name] = held.numpy()
     return found
