@@ -22,8 +22,9 @@ _E4M3_TOP = 448.0
 
 _TINY = np.finfo(np.float32).tiny
 
-_AT_ONCE = 1 << 24
-"""Numbers of a matrix that are rounded at a time: the widest are heads of vocabularies."""
+_AT_ONCE = 1 << 22
+"""Numbers of a matrix that are rounded, or judged, at a time: several arrays of that many, in f32,
+stand beside it, and beside the second moments of the widest layers."""
 
 _ROWS = 4096
 """Rows of a table that are rounded at a time: tables of words are the largest weights."""
