@@ -27,7 +27,8 @@ def test_entry_holds(entry: dict[str, str]) -> None:
     if entry["status"] == "later":
         assert "test" not in entry
         return
-    assert entry["pass"] in {each.name for each in PASSES}
+    # a kernel's method is a lowering: a target has it, not a pass
+    assert entry["pass"] in {*(each.name for each in PASSES), "convert --target triton"}
     path, _, name = entry["test"].partition("::")
     text = (ROOT / path).read_text(encoding="utf-8")
     assert re.search(rf"^(?:    )?def {re.escape(name)}\(", text, re.MULTILINE), entry["test"]

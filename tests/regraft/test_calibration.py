@@ -71,7 +71,7 @@ def test_a_conversion_calibrates_on_texts(model, tmp_path):
     (entry,) = [entry for entry in report["passes"] if entry["name"] == "quantize"]
     assert entry["stats"]["samples"] == 3
     assert report["warnings"] == []
-    assert {layer["name"] for layer in entry["layers"]} == {"up", "down"}
+    assert {layer["name"] for layer in entry["layers"]} == {"up", "down", "table"}
 
 
 def test_generated_samples_are_said_aloud_and_the_page_lists_layers(model, tmp_path):
