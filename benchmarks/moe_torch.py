@@ -43,6 +43,8 @@ def _captured(settings: Settings) -> Iterator[Row]:
         module = regraft.capture(model.build(), (), given)
         regraft.apply(module, "canonicalize,fuse", check="off")
         sample = {str(value.name): given[str(value.name)].numpy() for value in module.graph.inputs}
+        # two orders of the same sums in f32 differ by what each of them rounds
+        own = worst_difference(evaluate(module, sample), evaluate(module, sample, oracle=True))
         narrow, wide, blocks = 0.0, 0.0, 0
         for upcycle in _STARTS.values():
             changed = module.clone()
@@ -52,8 +54,9 @@ def _captured(settings: Settings) -> Iterator[Row]:
             got, want = (evaluate(each, sample, oracle=True) for each in (changed, module))
             wide = max(wide, worst_difference(got, want))
         count += blocks > 0
-        note = f"{blocks} blocks; {', '.join(_STARTS)}"
-        yield at_most(f"{model.name}: worst difference in f32", narrow, 1e-6, "relative", note)
+        note = f"{blocks} blocks; {', '.join(_STARTS)}; rounding of the dense model {own:.1e}"
+        bar = max(1e-6, 2 * own)
+        yield at_most(f"{model.name}: worst difference in f32", narrow, bar, "relative", note)
         yield at_most(f"{model.name}: worst difference in f64", wide, 1e-12, "relative")
     yield at_least("captured families whose blocks become experts", count, 20, "families")
 
