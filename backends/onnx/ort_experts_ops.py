@@ -91,15 +91,18 @@ moe_nbits = OpSpec(
         Attr("bits", AttrKind.INT),
         Attr("block_size", AttrKind.INT),
         Attr("gated", AttrKind.BOOL),
-        Attr(
-            "accuracy_level", AttrKind.INT, 4
-        ),  # 4: products of 8-bit integers, as of linear layers
+        # 4: products of 8-bit integers, as of linear layers
+        Attr("accuracy_level", AttrKind.INT, 4),
         *(attr for attr in moe.moe.attrs if attr.name in _KEPT),
     ),
     traits=Trait.PURE | Trait.DISCRETE,
     infer=_infer,
     eval=_eval,
 )
+
+
+def _is_dequantized(value: Value) -> bool:
+    return value.producer is not None and value.producer.op is quant.dequantize
 
 
 def _codes(value: Value | None) -> Node | str:
@@ -123,9 +126,9 @@ def nbits(node: Node, rw: Rewriter) -> bool | Reject:
     """Takes experts by their codes, where the kernel computes what they mean."""
     up, down, gate = node.inputs[2], node.inputs[3], node.inputs[4]
     matrices = [value for value in (up, down, gate) if value is not None]
-    found = [_codes(value) for value in matrices]
-    if all(isinstance(each, str) and each.startswith("not all") for each in found):
+    if not any(_is_dequantized(value) for value in matrices):
         return False  # in float
+    found = [_codes(value) for value in matrices]
     x = node.inputs[0]
     if not has_kernel(node) or x is None or x.dtype is not DType.F32:
         return Reject("no kernel computes these experts: weights are dequantized on every run")
