@@ -15,6 +15,9 @@ from regraft.ir.errors import RegraftError, UsageError
 from regraft.ir.module import Module
 from regraft.ir.text import write_module
 
+_SHOWN = 64
+"""Characters of a name that its temporary folder shows: whole, the two would be too long."""
+
 
 def check_destination(out: Path, *, force: bool) -> None:
     """Checks a destination before any work begins.
@@ -22,7 +25,13 @@ def check_destination(out: Path, *, force: bool) -> None:
     Raises:
         UsageError: When it exists without `force`, or its folder does not exist.
     """
-    if out.exists() and not force:
+    try:
+        exists = out.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UsageError(
+            f"`{out}` cannot be written: {error.strerror}", hint="give another name"
+        ) from error
+    if exists and not force:
         raise UsageError(f"`{out}` exists", hint="give --force to replace it, or another name")
     if out.suffix and out.is_dir():
         raise UsageError(
@@ -45,7 +54,7 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """
     check_destination(out, force=force)
     try:
-        temp = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        temp = Path(tempfile.mkdtemp(prefix=f".{out.name[:_SHOWN]}.", dir=out.parent))
     except OSError as error:
         raise _explain(error, out) from error
     try:
@@ -85,7 +94,7 @@ def _swap_folder(temp: Path, out: Path) -> None:
     if not out.exists():
         os.rename(temp, out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name[:_SHOWN]}.old.", dir=out.parent))
     os.rename(out, old / out.name)
     try:
         os.rename(temp, out)

@@ -125,6 +125,14 @@ def _open_folder(folder: Path, form: str, extensions: Extensions) -> Source:
 
 
 def _open_path(path: Path, extensions: Extensions) -> Source:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # said below; a folder's form (`folder#decode`) is no part of the path
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(
+            f"`{path}` cannot be read: {error.strerror}", hint="check the path"
+        ) from error
     if path.is_dir() or huggingface_sources.FORM.search(path.name):
         named = None if _has_onnx(path) else huggingface_sources.folder_of(path)
         if named is not None:

@@ -59,6 +59,27 @@ def test_bad_model_is_one_error(
     assert_refused(["convert", str(path), "-o", "out"], capsys, bad.says)
 
 
+@pytest.mark.parametrize("verb", ["inspect", "lint"])
+def test_path_that_no_file_can_have(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused([verb, "a" * 300], capsys, "cannot be read: File name too long")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + ".onnx"])
+def test_destination_that_no_file_can_have(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(linear().SerializeToString())
+    assert_refused(["convert", "m.onnx", "-o", name], capsys, "cannot be written")
+
+
+def test_destination_of_the_longest_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.onnx").write_bytes(linear().SerializeToString())
+    code, _, stderr = run(["convert", "m.onnx", "-o", "a" * 255], capsys)
+    assert code == 0, stderr
+
+
 VERBS = {
     "inspect": ["inspect", "bad.onnx"],
     "compare": ["compare", "bad.onnx", "m.onnx"],
