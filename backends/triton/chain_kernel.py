@@ -27,6 +27,59 @@ def is_scalar(operand: Operand) -> bool:
     return all(size == 1 for size in operand.value.shape or ())
 
 
+def places_of(operand: Operand) -> list[str]:
+    """Returns the arguments that place the rows of an operand."""
+    name = operand.name
+    if is_scalar(operand):
+        return []
+    if operand.is_every_row:
+        return [f"{name}_stride"] if operand.is_wide else []
+    return [f"{name}_{what}{i or ''}" for i, _ in enumerate(operand.runs)
+            for what in ("inner", "size")]  # fmt: skip
+
+
+def _row_of(operand: Operand) -> str:
+    """Returns the row of an operand that belongs to a row of the space."""
+    if operand.is_every_row:
+        return "row"
+    parts = []
+    for i, _ in enumerate(operand.runs):
+        part = f"row // {operand.name}_inner{i or ''} % {operand.name}_size{i or ''}"
+        later = [f"{operand.name}_size{j}" for j in range(i + 1, len(operand.runs))]
+        parts.append(" * ".join([f"({part})" if later else part, *later]))
+    return " + ".join(parts)
+
+
+def load_line(operand: Operand, column: str, width: str = "N") -> str:
+    """Returns the line that loads an operand.
+
+    Args:
+        operand: The operand.
+        column: The variable of the columns.
+        width: How many columns there are.
+    """
+    name, pointer = operand.name, f"{operand.name}_ptr"
+    wide = ".to(tl.float32)" if operand.value.dtype in FLOATS else ""
+    if is_scalar(operand):
+        return f"{name} = tl.load({pointer}){wide}"
+    other = ", other=0.0" if operand.value.dtype in FLOATS else ", other=0"
+    row = _row_of(operand)
+    if not operand.is_wide:
+        load = f"tl.load({pointer} + {row}, mask=row < num_rows{other})"
+        return f"{name} = {load}[:, None]{wide}"
+    if not operand.is_every_row and not operand.runs:
+        load = f"tl.load({pointer} + {column}, mask={column} < {width}{other})"
+        return f"{name} = {load}{wide}"
+    stride = f"{name}_stride" if operand.is_every_row else width
+    place = f"rows * {stride}" if row == "row" else f"({row})[:, None] * {stride}"
+    return f"{name} = tl.load({pointer} + {place} + {column}, mask=mask{other}){wide}"
+
+
+def is_per_column(operand: Operand) -> bool:
+    """Whether an operand has an element per column, so that a loop over columns loads it."""
+    return operand.is_wide and not is_scalar(operand)
+
+
 class KernelWriter:
     """Writes one kernel.
 
@@ -49,47 +102,6 @@ class KernelWriter:
         ) and all(self.tiles[name] for name in self.results)
         self.outs = {name: f"{name}_out" for name in self.results}
 
-    # -- arguments --------------------------------------------------------------------------
-
-    def _places(self, operand: Operand) -> list[str]:
-        """Returns the integers that place the rows of an operand."""
-        name = operand.name
-        if is_scalar(operand):
-            return []
-        if operand.is_every_row:
-            return [f"{name}_stride"] if operand.is_wide else []
-        return [f"{name}_{what}{i or ''}" for i, _ in enumerate(operand.runs)
-                for what in ("inner", "size")]  # fmt: skip
-
-    def _row_of(self, operand: Operand) -> str:
-        """Returns the row of an operand that belongs to a row of the space."""
-        if operand.is_every_row:
-            return "row"
-        parts = []
-        for i, _ in enumerate(operand.runs):
-            part = f"row // {operand.name}_inner{i or ''} % {operand.name}_size{i or ''}"
-            later = [f"{operand.name}_size{j}" for j in range(i + 1, len(operand.runs))]
-            parts.append(" * ".join([f"({part})" if later else part, *later]))
-        return " + ".join(parts)
-
-    def _load(self, operand: Operand, column: str) -> str:
-        """Returns the line that loads an operand."""
-        name, pointer = operand.name, f"{operand.name}_ptr"
-        wide = ".to(tl.float32)" if operand.value.dtype in FLOATS else ""
-        if is_scalar(operand):
-            return f"{name} = tl.load({pointer}){wide}"
-        other = ", other=0.0" if operand.value.dtype in FLOATS else ", other=0"
-        row = self._row_of(operand)
-        if not operand.is_wide:
-            load = f"tl.load({pointer} + {row}, mask=row < num_rows{other})"
-            return f"{name} = {load}[:, None]{wide}"
-        if not operand.is_every_row and not operand.runs:
-            load = f"tl.load({pointer} + {column}, mask={column} < N{other})"
-            return f"{name} = {load}{wide}"
-        stride = f"{name}_stride" if operand.is_every_row else "N"
-        place = f"rows * {stride}" if row == "row" else f"({row})[:, None] * {stride}"
-        return f"{name} = tl.load({pointer} + {place} + {column}, mask=mask{other}){wide}"
-
     def _store(self, name: str, column: str) -> str:
         """Returns the line that stores a result."""
         out, value = f"{self.outs[name]}_ptr", self.results[name]
@@ -105,7 +117,7 @@ class KernelWriter:
         """Returns the lines of the kernel."""
         pointers = [f"{op.name}_ptr" for op in self.lowered.operands]
         pointers += [f"{out}_ptr" for out in self.outs.values()]
-        places = [place for op in self.lowered.operands for place in self._places(op)]
+        places = [place for op in self.lowered.operands for place in places_of(op)]
         constants = ["ROWS", "BLOCK", *(["SINGLE"] if self.has_rows else [])]
         lines = ["@triton.jit", f"def {PLACE}_kernel("]
         lines += [f"    {name}," for name in (*pointers, "num_rows", "N", *places)]
@@ -120,34 +132,30 @@ class KernelWriter:
                 "    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)"
             )
         lines.append("    rows = row[:, None]")
-        once = [op for op in self.lowered.operands if not self._is_per_column(op)]
+        once = [op for op in self.lowered.operands if not is_per_column(op)]
         columns = "columns" if self.has_rows else "column"
         start = "" if self.has_rows else "(tl.program_id(0) % tiles) * BLOCK + "
         lines.append(f"    {columns} = {start}tl.arange(0, BLOCK)[None, :]")
-        lines += [f"    {self._load(op, columns)}" for op in once]
+        lines += [f"    {load_line(op, columns)}" for op in once]
         lines += self._rows() if self.has_rows else self._elements()
         return lines
 
-    @staticmethod
-    def _is_per_column(operand: Operand) -> bool:
-        return operand.is_wide and not is_scalar(operand)
-
     def _elements(self) -> list[str]:
         lines = ["mask = (rows < num_rows) & (column < N)"]
-        lines += [self._load(op, "column") for op in self.lowered.operands
-                  if self._is_per_column(op)]  # fmt: skip
+        lines += [load_line(op, "column") for op in self.lowered.operands
+                  if is_per_column(op)]  # fmt: skip
         for step in self.lowered.steps:
-            lines += _statement(step)
+            lines += statement(step)
         lines += [self._store(name, "column") for name in self.results]
         return [f"    {line}" for line in lines]
 
     def _rows(self) -> list[str]:
         lines = ["    if SINGLE:"]
         body = ["mask = (rows < num_rows) & (columns < N)"]
-        body += [self._load(op, "columns") for op in self.lowered.operands
-                 if self._is_per_column(op)]  # fmt: skip
+        body += [load_line(op, "columns") for op in self.lowered.operands
+                 if is_per_column(op)]  # fmt: skip
         for step in self.lowered.steps:
-            body += _statement(step)
+            body += statement(step)
         body += [self._store(name, "columns") for name in self.results]
         lines += [f"        {line}" for line in body]
         lines.append("    else:")
@@ -159,15 +167,15 @@ class KernelWriter:
         steps = self.lowered.steps
         last = max(step.depth + (step.kind is not Kind.MAP) for step in steps)
         lines: list[str] = []
-        done: set[str] = {op.name for op in self.lowered.operands if not self._is_per_column(op)}
+        done: set[str] = {op.name for op in self.lowered.operands if not is_per_column(op)}
         done |= self._row_steps(lines, done)
         for depth in range(last):
             reductions = [s for s in steps if s.kind is not Kind.MAP and s.depth == depth]
             for step in reductions:
-                lines += _begun(step)
+                lines += begun(step)
             body = self._loop({name for step in reductions for name in step.reads}, done)
             for step in reductions:
-                body += _accumulated(step)
+                body += accumulated(step)
             lines += ["for start in range(0, N, BLOCK):", *(f"    {line}" for line in body)]
             for step in reductions:
                 done |= {step.name, f"{step.name}_total"}
@@ -187,7 +195,7 @@ class KernelWriter:
             if step.is_tile or step.kind is not Kind.MAP or step.name in done:
                 continue
             if set(step.reads) <= done | added:
-                lines += _statement(step)
+                lines += statement(step)
                 added.add(step.name)
         return added
 
@@ -201,16 +209,16 @@ class KernelWriter:
                 needed |= set(step.reads)
         lines = ["column = start + columns", "mask = (rows < num_rows) & (column < N)"]
         lines += [
-            self._load(op, "column")
+            load_line(op, "column")
             for op in self.lowered.operands
-            if self._is_per_column(op) and op.name in needed
+            if is_per_column(op) and op.name in needed
         ]
         for step in reversed(kept):
-            lines += _statement(step)
+            lines += statement(step)
         return lines
 
 
-def _statement(step: Step) -> list[str]:
+def statement(step: Step) -> list[str]:
     """Returns the lines of a step where all columns are there."""
     lines = [f"# {step.comment}"] if step.comment else []
     match step.kind:
@@ -225,7 +233,7 @@ def _statement(step: Step) -> list[str]:
     return lines
 
 
-def _begun(step: Step) -> list[str]:
+def begun(step: Step) -> list[str]:
     """Returns the lines that begin a reduction over blocks of columns."""
     if step.kind is Kind.SOFTMAX:
         return [
@@ -235,7 +243,7 @@ def _begun(step: Step) -> list[str]:
     return [f"{step.name} = {_ACCUMULATE[step.kind][0]}"]
 
 
-def _accumulated(step: Step) -> list[str]:
+def accumulated(step: Step) -> list[str]:
     """Returns the lines that add a block of columns to a reduction."""
     lines = [f"# {step.comment}"] if step.comment else []
     name = step.name

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from regraft.backends.triton.chain_forms import FLOATS, TORCH_FLOATS
 from regraft.backends.triton.chain_kernel import PLACE, KernelWriter, is_scalar
 from regraft.backends.triton.chain_steps import Lowering, Operand
+from regraft.backends.triton.region_nodes import Shape
 from regraft.backends.triton.regions import Region
 from regraft.ir.graph import Value
 from regraft.ir.types import DType
@@ -63,6 +64,20 @@ def kernel_text(region: Region) -> KernelText:
 def is_placed(operand: Operand) -> bool:
     """Whether an operand has some of the leading axes, so that a row's place is computed."""
     return not operand.is_every_row and bool(operand.runs)
+
+
+def place_texts(operand: Operand, space: Shape) -> list[str]:
+    """Returns the values of `places_of` an operand; `shape` holds the sizes of the space."""
+    if is_scalar(operand):
+        return []
+    if operand.is_every_row:
+        return [f"{operand.name}.stride(0)"] if operand.is_wide else []
+    last = len(space) - 1
+    texts = []
+    for start, stop in operand.runs:
+        texts.append(f"size_between(shape, {stop}, {last})")
+        texts.append(f"size_between(shape, {start}, {stop})")
+    return texts
 
 
 class _OperatorWriter:
@@ -174,25 +189,13 @@ class _OperatorWriter:
             lines.append(f"    wrap_triton({PLACE}_kernel)[grid](")
         lines += [f"        {name}," for name in (*names, *outs, "num_rows", "N")]
         for op in self.lowered.operands:
-            lines += [f"        {text}," for text in self._place_texts(op)]
+            lines += [f"        {text}," for text in place_texts(op, self.region.space)]
         rows = 'config["rows"]' if self.has_rows else "height"
         lines += [f"        ROWS={rows},", "        BLOCK=block,"]
         if self.has_rows:
             lines.append("        SINGLE=block >= N,")
         lines += ['        num_warps=config["warps"],', "    )", f"    return {', '.join(outs)}"]
         return lines
-
-    def _place_texts(self, operand: Operand) -> list[str]:
-        if is_scalar(operand):
-            return []
-        if operand.is_every_row:
-            return [f"{operand.name}.stride(0)"] if operand.is_wide else []
-        last = len(self.region.space) - 1
-        texts = []
-        for start, stop in operand.runs:
-            texts.append(f"size_between(shape, {stop}, {last})")
-            texts.append(f"size_between(shape, {start}, {stop})")
-        return texts
 
     def operator(self) -> str:
         """Returns the statements that make the operator and its gradient."""

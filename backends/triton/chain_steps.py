@@ -7,7 +7,7 @@ more per depth.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from regraft.backends.torch.naming import identifier, variable_hint
@@ -138,12 +138,21 @@ class Lowering:
     Args:
         region: The region.
         given: Values that are variables already, such as the product of a template.
+        taken: Further names that are none of variables.
+        width: What holds the number of columns.
     """
 
-    def __init__(self, region: Region, given: Mapping[Value, str] | None = None) -> None:
+    def __init__(
+        self,
+        region: Region,
+        given: Mapping[Value, str] | None = None,
+        taken: Iterable[str] = (),
+        width: str = "N",
+    ) -> None:
         self._region = region
         self._space = region.space
-        self._taken = set(RESERVED)
+        self._taken = {*RESERVED, *taken}
+        self.width = width
         self._names: dict[Value, str] = {}
         self._tiles: dict[str, bool] = {}
         self._depths: dict[str, int] = {}
@@ -260,7 +269,7 @@ def _reduction(s: Lowering, node: Node) -> tuple[str, str]:
             return s.reduced(hint, Kind.SUM, x, x, note), f"{x}.sum({how})"
         case "reduce_mean":
             total = s.reduced("whole", Kind.SUM, x, x, note)
-            return s.mapped(hint, f"{total} / N", total), f"{x}.mean({how})"
+            return s.mapped(hint, f"{total} / {s.width}", total), f"{x}.mean({how})"
         case "reduce_max":
             return s.reduced(hint, Kind.MAX, x, x, note), f"{x}.amax({how})"
         case "reduce_min":
@@ -292,14 +301,14 @@ def _normal(s: Lowering, node: Node) -> tuple[str, str]:
     gains = [s.operand(node, idx) for idx in range(1, len(node.inputs)) if node.inputs[idx]]
     if node.op is norm.layer_norm:
         total = s.reduced("whole", Kind.SUM, x, x, note)
-        centered = s.mapped("centered", f"{x} - {total} / N", x, total)
+        centered = s.mapped("centered", f"{x} - {total} / {s.width}", x, total)
     else:
         centered, total = x, note
     squares = s.reduced(
         "squares", Kind.SUM, f"{centered} * {centered}", centered,
         "" if node.op is norm.layer_norm else note,
     )  # fmt: skip
-    text = f"{centered} / tl.sqrt({squares} / N + {eps!r})"
+    text = f"{centered} / tl.sqrt({squares} / {s.width} + {eps!r})"
     text += "".join(f" {sign} {gain}" for sign, gain in zip("*+", gains, strict=False))
     name = s.mapped(variable_hint(node.outputs[0]), text, centered, squares, *gains)
     call = f"torch.nn.functional.{node.op.name}"
