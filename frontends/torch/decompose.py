@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch._decomp import decomposition_table
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -68,6 +69,9 @@ class Decomposer:
 
             self._table = dict(core_aten_decompositions())
         found = self._table.get(target)
+        if found is None and target.namespace != "aten":
+            # what a library registered for an operator of its own, as ours does for kernels
+            found = decomposition_table.get(target)
         if found is not None:
             return found
         if target._can_decompose():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch._decomp import global_decomposition_table
 from torch.library import triton_op
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -25,8 +26,8 @@ def operator(
     """Returns the operator `name` in the namespace.
 
     On a GPU it launches the kernel, visible to `torch.compile`; `torch.export` keeps it as one
-    node. On a CPU it computes the reference, or runs the kernel in Triton's interpreter where
-    `TRITON_INTERPRET=1` was set before Triton was imported.
+    node, and exports to ONNX trace its reference. On a CPU it computes the reference, or runs the
+    kernel in Triton's interpreter where `TRITON_INTERPRET=1` was set before Triton was imported.
 
     Args:
         name: Name in the namespace.
@@ -52,6 +53,9 @@ def operator(
     defined = triton_op(f"{NAMESPACE}::{name}", traced, mutates_args=())
     defined.register_kernel("cpu")(launch if interpreted else on_cpu)
     defined.register_fake(allocate)
+    # what exporters to ONNX trace; with the entry `meta`, shapes are still those of `allocate`
+    for kind, function in (("meta", allocate), ("post_autograd", on_cpu)):
+        global_decomposition_table[kind][defined._opoverload] = function
     # compilation ahead of time notes the launches of a call on a CPU
     defined.launch, defined.on_cpu = launch, on_cpu
     return defined

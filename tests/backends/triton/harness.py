@@ -9,6 +9,7 @@ given twice that.
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -103,27 +104,50 @@ def check(
         assert_close(result, exact, usual, f"{idx} (gradient: {is_gradient})", slack)
 
 
+@dataclass(frozen=True, slots=True)
+class Closeness:
+    """How far a result is from its oracle, and how far it may be.
+
+    Args:
+        error: Largest error.
+        bound: What it may be.
+        norm: Error in the norm.
+        norm_bound: What that may be.
+    """
+
+    error: float
+    bound: float
+    norm: float
+    norm_bound: float
+
+
+def closeness(result: Tensor, exact: Tensor, usual: Tensor, slack: float = 1.0) -> Closeness:
+    """Returns the errors of finite elements beside the two bounds of this file."""
+    got, exact, wide = result.double(), exact.double(), usual.double()
+    largest = exact.abs().max().item()
+    rounding = torch.finfo(result.dtype).eps * max(largest, torch.finfo(result.dtype).tiny)
+    error, calibration = ((value - exact).abs().max().item() for value in (got, wide))
+    # PyTorch's own graph may miss the bound of the dtype where terms cancel
+    usual_norm = 2 * (wide - exact).norm().item()
+    return Closeness(
+        error, slack * (2 * calibration + rounding), (got - exact).norm().item(),
+        slack * max(NORM_BOUND[result.dtype] * exact.norm().item(), usual_norm),
+    )  # fmt: skip
+
+
 def assert_close(
     result: Tensor, exact: Tensor, usual: Tensor, what: str, slack: float = 1.0
 ) -> None:
     """Asserts the two bounds of this file; places of NaN and infinity have to agree."""
     assert result.dtype == usual.dtype, what
     assert result.shape == exact.shape, what
-    got, finite = result.double(), torch.isfinite(usual)
-    assert torch.equal(torch.isfinite(got), finite), f"{what}: NaN or infinity elsewhere"
+    finite = torch.isfinite(usual)
+    assert torch.equal(torch.isfinite(result), finite), f"{what}: NaN or infinity elsewhere"
     if not finite.any():
         return
-    got, exact, usual = got[finite], exact[finite], usual.double()[finite]
-    largest = exact.abs().max().item()
-    rounding = torch.finfo(result.dtype).eps * max(largest, torch.finfo(result.dtype).tiny)
-    error, calibration = ((value - exact).abs().max().item() for value in (got, usual))
-    bound = slack * (2 * calibration + rounding)
-    assert error <= bound, f"{what}: error {error:.3g} above {bound:.3g}"
-    norm = exact.norm().item()
-    # PyTorch's own graph may miss the bound of the dtype where terms cancel
-    usual_norm = 2 * (usual - exact).norm().item()
-    allowed = slack * max(NORM_BOUND[result.dtype] * norm, usual_norm)
-    assert (got - exact).norm().item() <= allowed, f"{what}: relative error in the norm"
+    found = closeness(result[finite], exact[finite], usual[finite], slack)
+    assert found.error <= found.bound, f"{what}: error {found.error:.3g} above {found.bound:.3g}"
+    assert found.norm <= found.norm_bound, f"{what}: relative error in the norm"
 
 
 def _run(

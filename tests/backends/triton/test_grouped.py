@@ -58,8 +58,9 @@ def test_grouped_products_read_any_strides(layout):
 
 def test_no_rows_give_none_and_gradients_of_zeros():
     x, weight = torch.ones(0, 4), torch.ones(3, 2, 4, requires_grad=True)
-    y = kernels.grouped_linear(x, weight, torch.zeros(3, dtype=torch.int64))
-    y.sum().backward()
+    with interpreted():
+        y = kernels.grouped_linear(x, weight, torch.zeros(3, dtype=torch.int64))
+        y.sum().backward()
     assert y.shape == (0, 2)
     assert torch.equal(weight.grad, torch.zeros(3, 2, 4))
 
