@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from regraft.backends.torch.emitter import Emit, EmitContext, EmitTable, Emitted
@@ -31,9 +32,18 @@ from regraft.ir.ops import norm as norm_ops
 from regraft.ir.ops import rotary as rotary_ops
 from regraft.ir.ops import softmax as softmax_ops
 from regraft.ir.ops.attention_weights import NORMALIZERS
+from regraft.ir.opspec import Attr, AttrKind
 from regraft.ir.types import DType
 
 KERNEL_TYPES = frozenset({DType.F32, DType.F16, DType.BF16})
+
+unified_attention = replace(
+    attention_ops.attention,
+    name="unified_attention",
+    source="what attention to a cache becomes in a package, where a unified maximum was found",
+    # phi, least and most difference from it
+    attrs=(*attention_ops.attention.attrs, Attr("unified", AttrKind.FLOATS)),
+)
 
 LONGEST_ROW = 16384
 """Elements that a program holds in registers."""
@@ -97,16 +107,9 @@ def kernel_families(
         tables = ", ".join(tables_of(e))
         return f"{calls.name(rope.rotary)}({e.input(0)}, {tables}{settings})"
 
-    def attend(e: EmitContext) -> Emitted:
-        if is_sparse_attention(e.node):
-            return f"{calls.name(entmax_backward.entmax_attention)}({entmax_operands(e)})"
-        if not is_tiled_attention(e.node):
-            return _before(table, e)
-        function = stepping.attention_with_cache if is_step(e.node) else attending.attention
-        return f"{calls.name(function)}({_attention_operands(e)})"
-
     own = {
-        attention_ops.attention: attend,
+        attention_ops.attention: _attend(table, calls),
+        unified_attention: lambda e: _step(e, calls),
         linear_attention_ops.linear_attention: _recur(table, calls),
         moe_ops.moe: _mix(table, calls),
         norm_ops.layer_norm: layer,
@@ -117,6 +120,23 @@ def kernel_families(
     rest = tuple(tuple(row for row in family if row.spec not in own) for family in families)
     rows = tuple(Emit(spec, emitter) for spec, emitter in own.items())
     return (*rest, (*rows, low_bit_emit(calls)))
+
+
+def _attend(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:
+    def attend(e: EmitContext) -> Emitted:
+        if is_sparse_attention(e.node):
+            return f"{calls.name(entmax_backward.entmax_attention)}({entmax_operands(e)})"
+        if not is_tiled_attention(e.node):
+            return _before(table, e)
+        function = stepping.attention_with_cache if is_step(e.node) else attending.attention
+        return f"{calls.name(function)}({_attention_operands(e)})"
+
+    return attend
+
+
+def _step(e: EmitContext, calls: KernelCalls) -> str:
+    operands = f"{_attention_operands(e)}, unified={e.attr('unified')}"
+    return f"{calls.name(stepping.attention_with_cache)}({operands})"
 
 
 def _recur(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:

@@ -29,6 +29,7 @@ from regraft.backends.triton.kernel_emits import KernelCalls, kernel_families
 from regraft.backends.triton.kernel_fusions import KernelFusions
 from regraft.backends.triton.kernel_source import KernelSource
 from regraft.backends.triton.low_bit import pack_weights
+from regraft.backends.triton.unified_maximum import UnifiedMaximum, with_unified_maxima
 from regraft.ir.call_form import leaves
 from regraft.ir.evaluate import evaluate
 from regraft.ir.module import Module
@@ -50,6 +51,7 @@ def save_package(
     sample: Mapping[str, Any] | None = None,
     families: Sequence[tuple[Emit, ...]] = FAMILIES,
     aot: Sequence[str] = (),
+    maxima: Sequence[UnifiedMaximum] = (),
 ) -> list[Path]:
     """Writes `model.py`, `kernels.py`, which kernel computes what, the weights and a self-test.
 
@@ -59,6 +61,7 @@ def save_package(
         sample: Inputs by name for the self-test; without them there is none.
         families: Emitters by operator to PyTorch.
         aot: GPUs that kernels are compiled for, which needs a sample; see `binaries`.
+        maxima: What `unified_maxima` says of the module; default: spans have their own maxima.
 
     Returns:
         The files written.
@@ -68,7 +71,7 @@ def save_package(
     """
     calls = KernelCalls()
     generated = generate(
-        pack_weights(module),
+        with_unified_maxima(pack_weights(module), maxima),
         families=kernel_families(families, calls),
         fusions=KernelFusions(calls),
         is_file=True,
@@ -95,6 +98,7 @@ def save_package(
     made = {
         "kernels": [function.__name__ for function in calls.functions],
         "generated": calls.generated.report(),
+        "unified_maxima": [found.row() for found in maxima],
     }
     texts[PARTITION] = json.dumps(made, indent=1) + "\n"
     for name, text in texts.items():

@@ -209,6 +209,7 @@ class _Conversion:
         self.before: GraphView | None = None
         self.original: Source | None = None
         self.probes: Samples = ()
+        self.calibration: Samples = ()
         self.parts: LossyParts | None = None
 
     def _stage(self, name: str, work: Callable[[], Any]) -> Any:
@@ -233,6 +234,7 @@ class _Conversion:
         if isinstance(calibration, Path):
             calibration = read_calibration(calibration, source, options.tokenizer)
         bind_samples(module, calibration, beside=(LABELS,))
+        self.calibration = calibration or options.samples
         training = self._training(source)
         before = operator_counts(module.graph)
         self.before = self._view(module)
@@ -245,7 +247,7 @@ class _Conversion:
             freeze(module, options.freeze)
         self.probes = self._probes(source, checker)
         ctx = make_context(
-            options.extensions, samples=calibration or options.samples, probes=self.probes,
+            options.extensions, samples=self.calibration, probes=self.probes,
              target=options.target,
             dims={**options.dims, **options.freeze}, seed=options.seed,
             checkpoints=options.checkpoints, training=training, replay=options.replay,
@@ -327,7 +329,7 @@ class _Conversion:
                 lambda: emit(
                     module, model, target=options.target, opset=options.opset,
                     extensions=options.extensions, watch=watch, sample=self._example(),
-                    aot=options.aot,
+                    aot=options.aot, calibration=self.calibration,
                 ),
             )  # fmt: skip
             size = sum(file.stat().st_size for file in files)

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regraft.activations import Activations
 from regraft.backends.huggingface.companions import copy_companions
 from regraft.backends.onnx import PROFILES, Watch, save_onnx
 from regraft.backends.onnx.runtime import OrtRunner
@@ -101,6 +102,7 @@ def emit(
     watch: Watch,
     sample: Mapping[str, Any] | None = None,
     aot: Sequence[str] = (),
+    calibration: Sequence[Mapping[str, Any]] = (),
 ) -> list[Path]:
     """Writes the model's file and its weights beside it; returns the files.
 
@@ -113,6 +115,7 @@ def emit(
         watch: Called once, before weights are written; see `save_onnx`.
         sample: Inputs by name for the self-test of a package.
         aot: GPUs that its kernels are compiled for.
+        calibration: Inputs by name that its kernels are calibrated with.
 
     Raises:
         UnsupportedError: When the target cannot take the module.
@@ -128,9 +131,13 @@ def emit(
         return save_torch(module, path, families=_torch_families(extensions))
     if target == TRITON:
         from regraft.backends.triton.package import save_package  # so does Triton
+        from regraft.backends.triton.unified_maximum import unified_maxima
 
         families = _torch_families(extensions)
-        return save_package(module, path.parent, sample=sample, families=families, aot=aot)
+        maxima = unified_maxima(module, calibration, Activations()) if calibration else ()
+        return save_package(
+            module, path.parent, sample=sample, families=families, aot=aot, maxima=maxima
+        )
     if target == HUGGING_FACE:
         return save_folder(module, path.parent)
     rows = extensions.onnx_emitters

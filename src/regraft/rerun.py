@@ -196,7 +196,9 @@ def rerun(
 
 
 def _needed_data(recorded: Recorded, recipe: Recipe) -> Collection[str]:
-    """Returns which data passes need again: those that train, and lossy ones without decisions.
+    """Returns which data is needed again.
+
+    Passes that train need it, lossy ones without decisions, and kernels that were calibrated.
 
     Raises:
         UsageError: When what a pass trained on was given as arrays.
@@ -206,6 +208,9 @@ def _needed_data(recorded: Recorded, recipe: Recipe) -> Collection[str]:
         isinstance(item.contract, Lossy) and key not in recorded.decisions
         for key, item in zip(keys, recipe.passes, strict=True)
     )
+    partition = recorded.out / "partition.json"
+    kernels = json.loads(partition.read_text(encoding="utf-8")) if partition.is_file() else {}
+    is_open = is_open or bool(kernels.get("unified_maxima"))
     trained = _training_of(recorded, recipe)
     return recorded.data if is_open else () if trained is None else (trained,)
 

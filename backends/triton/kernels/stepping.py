@@ -21,6 +21,7 @@ def attention_with_cache(
     lengths: Tensor | None = None,
     sinks: Tensor | None = None,
     softcap: float = 0.0,
+    unified: tuple[float, float, float] | None = None,
     precision: str = "ieee",
 ) -> Tensor:
     """Returns what `attention` does; one query without a mask has its keys shared out.
@@ -38,6 +39,7 @@ def attention_with_cache(
         lengths: Number of keys per batch row, [B].
         sinks: [H].
         softcap: As that of `attention`.
+        unified: As that of `attention_decode`, for one query.
         precision: As that of `attention`.
     """
     left, right = window
@@ -54,6 +56,6 @@ def attention_with_cache(
         lengths = shown if lengths is None else torch.minimum(lengths, shown)
     out = attention_decode(
         q.squeeze(2), k, v, lengths=lengths, sinks=sinks, scale=scale, window=left,
-        softcap=softcap, precision=precision,
+        softcap=softcap, unified=unified, precision=precision,
     )  # fmt: skip
     return out.unsqueeze(2)

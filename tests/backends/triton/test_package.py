@@ -284,23 +284,48 @@ regraft.convert(Decoder().eval(), sys.argv[1], args=(TOKENS,), target="triton",
 """
 
 
-@pytest.mark.slow
-def test_binaries_of_a_package_fit_its_launches(tmp_path):
+UNIFIED = """
+import sys, regraft
+from tests.backends.triton.test_unified_maximum import step
+net, inputs = step()
+names = ("x", "keys", "values")
+sample = {name: x.numpy() for name, x in zip(names, inputs)}
+regraft.convert(net, sys.argv[1], args=inputs, target="triton", check="off", calibrate=[sample],
+                aot=("sm_90", "sm_80", "gfx942"))
+"""
+
+
+def binaries_of(script, folder):
+    """Returns the rows of the manifest that a conversion in a process of its own writes."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", AOT, str(tmp_path / "out")],
+        [sys.executable, "-c", script, str(folder / "out")],
         capture_output=True,
         text=True,
         env={
             **environment,
             "PYTHONPATH": os.pathsep.join(sys.path),
-            "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+            "TRITON_CACHE_DIR": str(folder / "cache"),
         },
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    manifest = folder / "out" / "binaries" / "manifest.json"
+    return json.loads(manifest.read_text())["binaries"]
+
+
+@pytest.mark.slow
+def test_binaries_have_the_unified_maximum(tmp_path):
+    rows = binaries_of(UNIFIED, tmp_path)
+    rows = [row for row in rows if row["kernel"] == "decode_kernel"]
+    assert {row["target"] for row in rows} == {"sm_90", "sm_80", "gfx942"}
+    assert all(row["constants"]["UNIFIED"] for row in rows)
+
+
+@pytest.mark.slow
+def test_binaries_of_a_package_fit_its_launches(tmp_path):
+    rows = binaries_of(AOT, tmp_path)
     folder = tmp_path / "out" / "binaries"
-    rows = json.loads((folder / "manifest.json").read_text())["binaries"]
     assert {row["target"] for row in rows} == {"sm_90", "sm_80", "gfx942"}
     assert {row["kernel"] for row in rows} == {"row_norm_kernel", "linear_kernel"}
     for row in rows:
