@@ -32,7 +32,7 @@ from regraft.ir.ops.attention_body import attention_body
 from regraft.ir.ops.attention_weights import (
     MODIFIERS,
     NORMALIZERS,
-    hides_by_number,
+    hidden_at,
     is_softmax,
     masked_softmax,
     modified,
@@ -218,7 +218,7 @@ def _eval(
     else:
         shown = np.broadcast_to(~np.isneginf(scores), scores.shape)
         if additive is not None:
-            shown = shown & ~hides_by_number(additive)
+            shown = shown & (additive > hidden_at(attrs))
         positions = np.arange(S)[:, None] + (
             0 if start is None else np.reshape(start, (-1, 1, 1, 1))
         )

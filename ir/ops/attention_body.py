@@ -25,7 +25,7 @@ from regraft.ir.ops import (
     softmax,
 )
 from regraft.ir.ops.attention_scores import lowest, scored
-from regraft.ir.ops.attention_weights import is_softmax
+from regraft.ir.ops.attention_weights import hidden_at, is_softmax
 from regraft.ir.ops.attention_weights_body import modify, normalize
 from regraft.ir.ops.content import at_least
 from regraft.ir.ops.finite import may_be_infinite
@@ -112,7 +112,8 @@ def _weights(
         capped = b.op(arithmetic.add, capped, mask)
     wide = attrs["softmax_dtype"] or scores.dtype
     x = capped if wide is scores.dtype else b.op(cast.cast, capped, to=wide)
-    found = scored(b, x, mask, visible, (scores.B, scores.H, scores.S, scores.T))
+    sizes = (scores.B, scores.H, scores.S, scores.T)
+    found = scored(b, x, mask, visible, sizes, hidden_at(attrs))
     positions = None
     if attrs["modifier"] == "selective":
         positions = query_positions(b, attrs, scores.S, offset)

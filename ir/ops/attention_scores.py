@@ -106,6 +106,7 @@ def scored(
     mask: Value | None,
     visible: Value | None,
     sizes: tuple[DimLike, DimLike, DimLike, DimLike],
+    hidden: float = HIDDEN,
 ) -> Scored:
     """Returns scores with what hides keys apart from them.
 
@@ -115,10 +116,11 @@ def scored(
         mask: The float mask that was added, or None.
         visible: What else leaves keys visible, bool, or None.
         sizes: B, H, S, T.
+        hidden: The number at and below which the float mask hides.
     """
     shown = visible
     if mask is not None:
-        number = b.constant(HIDDEN, mask.dtype)
+        number = b.constant(hidden, mask.dtype)
         above = b.op(logical.greater, mask, number)
         shown = above if shown is None else b.op(logical.logical_and, shown, above)
     if shown is None or (shown.shape or (0,))[-1:] != sizes[3:]:

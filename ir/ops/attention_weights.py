@@ -27,7 +27,8 @@ Sinks are one more visible score per head, which n does not count and whose weig
 k largest scores are found without it.
 
 A float mask hides as well where it is at most `HIDDEN`, since exporters write the lowest number of
-a type for -inf: a normalizer that is no softmax would give such a key weight.
+a type for -inf: a normalizer that is no softmax would give such a key weight. `two_pass` is one: a
+row whose keys all have such a number keeps its weights.
 
 Source: Prieto et al. 2025 (stablemax); Bondarenko et al. 2023 (clipped); Gao et al. 2025 (softplus,
 LSSAR); Peters et al. 2019, Correia et al. 2019 (entmax); Leviathan et al. 2025 (selective);
@@ -102,10 +103,10 @@ def is_softmax(attrs: Mapping[str, Any]) -> bool:
     return bool(attrs["normalizer"] == "softmax" and attrs["modifier"] == "none")
 
 
-def hides_by_number(mask: Array) -> Array:
-    """Returns where a float mask hides keys from a normalizer that is no softmax."""
-    found: Array = mask <= HIDDEN
-    return found
+def hidden_at(attrs: Mapping[str, Any]) -> float:
+    """Returns the number at and below which a float mask hides a key altogether."""
+    is_plain = attrs["normalizer"] in ("softmax", "two_pass") and attrs["modifier"] == "none"
+    return -np.inf if is_plain else HIDDEN
 
 
 def modified(

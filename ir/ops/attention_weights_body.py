@@ -33,6 +33,9 @@ from regraft.ir.types import DType
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 """ln 2 in two parts: the product of the first and a small integer is exact in f32."""
 
+_HALF_LN2 = 0.3466
+"""What is left of a score beside a whole power of two, half of ln 2 rounded up."""
+
 
 def modify(
     s: Scored, attrs: Mapping[str, Any], gates: Value | None, positions: Value | None
@@ -106,9 +109,13 @@ def _softmax(s: Scored, p: dict[str, float], sinks: Value | None, alpha: Value |
 
 def _two_pass(s: Scored, p: dict[str, float], sinks: Value | None, alpha: Value | None) -> Value:
     b = s.b
-    power = b.op(rounding.round_, b.op(arithmetic.mul, s.x, s.number(float(np.log2(np.e)))))
-    rest = b.op(arithmetic.sub, s.x, b.op(arithmetic.mul, power, s.number(_LN2_HIGH)))
+    # the lowest numbers of a mask stay above those of hidden keys, in units of ln 2 as well
+    x = b.op(arithmetic.max_, s.x, s.number(lowest(s.dtype) / 8))
+    power = b.op(rounding.round_, b.op(arithmetic.mul, x, s.number(float(np.log2(np.e)))))
+    rest = b.op(arithmetic.sub, x, b.op(arithmetic.mul, power, s.number(_LN2_HIGH)))
     rest = b.op(arithmetic.sub, rest, b.op(arithmetic.mul, power, s.number(_LN2_LOW)))
+    # beyond 2^24 a rounding of x is more than ln 2
+    rest = b.op(activation.clip, rest, s.number(-_HALF_LN2), s.number(_HALF_LN2))
     mantissa = b.op(functions.exp, rest)
     shown = b.op(logical.where, s.shown, power, s.number(lowest(s.dtype) / 4))
     shift = b.op(arithmetic.sub, power, s.top(shown))

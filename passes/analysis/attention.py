@@ -51,7 +51,7 @@ class Attention:
         softcap: Soft cap of the scores, 0 without.
         early: Terms added before the cap.
         scales: Tensors that the queries are multiplied by.
-        factors: Tensors that the values are multiplied by.
+        factors: Tensors that the values are multiplied by, or the result where no key counts.
         masks: What hides keys or is added.
         sinks: A further score per head, without a value.
         softmax_dtype: Element type of the softmax when it differs.
@@ -365,8 +365,8 @@ def _misfit(a: Attention) -> str:
     known = {*layout.batch, *layout.heads, *layout.rows}
     if not all(_atoms(term) <= known for term in a.scales):
         return "scores are multiplied by a tensor that depends on the key"
-    if not all(_atoms(term) <= {*layout.batch, *layout.keys} for term in a.factors):
-        return "weights are multiplied by a tensor that depends on more than the key"
+    if not all(_atoms(t) <= {*layout.batch, *layout.keys} or _atoms(t) <= known for t in a.factors):
+        return "weights are multiplied by a tensor that depends on both the query and the key"
     if a.q.base.dtype is None or a.q.base.dtype is not a.k.base.dtype:
         return "queries and keys have other element types"
     if a.v.base.dtype is not a.q.base.dtype:

@@ -19,7 +19,7 @@ from regraft.ir.ops import logical
 from regraft.ir.opspec import Trait
 from regraft.passes.analysis.attention_scores import Cond, Scores
 from regraft.passes.analysis.attention_skeleton import Site
-from regraft.passes.cleanup.facts import uniform
+from regraft.passes.analysis.fills import filled
 
 Array = np.ndarray[Any, Any]
 
@@ -49,7 +49,7 @@ def _is_infinite_mask(condition: Value, scores: Scores) -> bool:
         return False
     masks = {term.value for term in scores.terms if term.factor > 0}
     for idx in (0, 1):
-        if node.inputs[idx] in masks and uniform(node.inputs[1 - idx]) == -np.inf:
+        if node.inputs[idx] in masks and filled(node.inputs[1 - idx]) == -np.inf:
             return True
     return False
 

@@ -24,9 +24,9 @@ from regraft.passes.analysis.attention_windows import (
     fit_window,
     joined,
 )
+from regraft.passes.analysis.fills import filled
 from regraft.passes.analysis.positions import Contents, evaluate_twice
 from regraft.passes.analysis.views import Axis, leaves
-from regraft.passes.cleanup.facts import uniform
 
 Array = np.ndarray[Any, Any]
 
@@ -162,7 +162,7 @@ class MaskReader:
         node = cond.term.value.producer
         if node is None or node.op is not repeating.pad or cond.hides or node.inputs[0] is None:
             return
-        if node.attrs["mode"] != "constant" or uniform(node.inputs[2]) != 0.0:
+        if node.attrs["mode"] != "constant" or filled(node.inputs[2]) != 0.0:
             return
         for part in _parts(Cond(Term(node.inputs[0], cond.term.axes), cond.hides, cond.fill)):
             window = None if part.term.value in self._data else self._window(part, frame)
@@ -191,7 +191,7 @@ class MaskReader:
             self._note_cond(masks, cond, frame)
             return
         if node is not None and node.op is logical.where and depth < _MAX_SUMS:
-            fills = [uniform(value) for value in node.inputs[1:]]
+            fills = [filled(value) for value in node.inputs[1:]]
             for i, fill in enumerate(fills):
                 shown, condition = node.inputs[2 - i], node.inputs[0]
                 if fill is None or fill > _HIDDEN or shown is None or condition is None:
@@ -304,7 +304,7 @@ def as_cond(term: Term) -> Cond | None:
         node = value.producer
     if node is None or node.op is not logical.where or node.inputs[0] is None:
         return None
-    yes, no = uniform(node.inputs[1]), uniform(node.inputs[2])
+    yes, no = filled(node.inputs[1]), filled(node.inputs[2])
     if yes is None or no is None or {yes, no} & {0.0} == set() or node.inputs[0].shape is None:
         return None
     if node.inputs[0].shape != value.shape:

@@ -21,9 +21,9 @@ from regraft.ir.ops import (
 )
 from regraft.ir.types import DType
 from regraft.passes.analysis.attention_skeleton import Step
+from regraft.passes.analysis.fills import filled
 from regraft.passes.analysis.products import Product
 from regraft.passes.analysis.views import Axes, is_movement, moved, scalar_factor
-from regraft.passes.cleanup.facts import uniform
 
 _HIDDEN = -1000.0
 """exp of this and less is 0 next to any visible score."""
@@ -201,11 +201,11 @@ def _bound(scores: Scores, step: Step) -> None:
     """max(scores, lowest number) changes no visible score."""
     node = step.node
     if node.op is activation.clip:
-        low = node.attrs["min"] if node.inputs[1] is None else uniform(node.inputs[1])
-        high = node.attrs["max"] if node.inputs[2] is None else uniform(node.inputs[2])
+        low = node.attrs["min"] if node.inputs[1] is None else filled(node.inputs[1])
+        high = node.attrs["max"] if node.inputs[2] is None else filled(node.inputs[2])
         fits = (low is None or low <= _NEVER) and (high is None or high >= -_NEVER)
     else:
-        low = uniform(node.inputs[1 - step.main])
+        low = filled(node.inputs[1 - step.main])
         fits = low is not None and low <= _NEVER
     if not fits:
         scores.problem = "scores are bounded"
@@ -213,7 +213,7 @@ def _bound(scores: Scores, step: Step) -> None:
 
 def _hide(scores: Scores, step: Step) -> None:
     node, condition = step.node, step.node.inputs[0]
-    fill = uniform(node.inputs[3 - step.main])
+    fill = filled(node.inputs[3 - step.main])
     if fill is None or fill > _HIDDEN:
         scores.problem = "`where` on the scores with another tensor"
         return

@@ -67,7 +67,26 @@ def softmax_site(node: Node) -> Site | None:
         if inner is not None and x is not None and x.shape is not None:
             axis = inner.attrs["axis"] % len(x.shape)
             return Site(x, node.outputs[0], axis, (inner, node))
+        taken = made_by(node.inputs[0], arithmetic.sub)
+        return None if taken is None else _less_log_sum(taken, node)
     return None
+
+
+def _less_log_sum(taken: Node, node: Node) -> Site | None:
+    """`exp(x - log_sum_exp(x))`."""
+    x, copies = taken.inputs[0], list[Node]()
+    total = None if taken.inputs[1] is None else taken.inputs[1].producer
+    while total is not None and total.op is repeating.expand and total.inputs[0] is not None:
+        copies.append(total)
+        total = total.inputs[0].producer
+    if total is None or total.op is not reduce.reduce_log_sum_exp or total.inputs[0] is not x:
+        return None
+    axes = total.static("axes")
+    if x is None or x.shape is None or not isinstance(axes, tuple) or len(axes) != 1:
+        return None
+    if not total.attrs["keepdims"] or taken.output.shape != x.shape:
+        return None
+    return Site(x, node.outputs[0], axes[0] % len(x.shape), (total, *copies, taken, node))
 
 
 def _divided(node: Node, top: Value | None, bottom: Value | None) -> Site | None:
@@ -95,11 +114,6 @@ class Step:
 
     node: Node
     main: int
-
-
-_SINGLE = frozenset({functions.tanh, activation.clip})
-_BOTH = frozenset({arithmetic.add, arithmetic.mul, arithmetic.max_})
-_FIRST = frozenset({arithmetic.sub, arithmetic.div})
 
 
 def _ways_down(node: Node) -> Iterator[int]:

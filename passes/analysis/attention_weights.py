@@ -11,9 +11,10 @@ from regraft.ir.ops import arithmetic, cast, functions, logical, slicing
 from regraft.ir.types import DType
 from regraft.passes.analysis.attention_scores import Cond, Term
 from regraft.passes.analysis.attention_skeleton import Site
+from regraft.passes.analysis.fills import filled
 from regraft.passes.analysis.products import Product, product_of
 from regraft.passes.analysis.views import Atom, Axes, axes_of, is_float, is_movement, leaves, moved
-from regraft.passes.cleanup.facts import made_by, uniform
+from regraft.passes.cleanup.facts import made_by
 
 _MAX_STEPS = 40
 
@@ -139,7 +140,7 @@ def _multiplied(
 def _zeroed(user: Node, value: Value, axes: Axes, after: _Weights) -> tuple[Axes, _Weights] | None:
     """Weights that a condition sets to 0."""
     main = 1 if user.inputs[1] is value else 2
-    if user.inputs[main] is not value or uniform(user.inputs[3 - main]) != 0.0:
+    if user.inputs[main] is not value or filled(user.inputs[3 - main]) != 0.0:
         return None
     condition = user.inputs[0]
     test = made_by(condition, functions.is_nan)

@@ -20,7 +20,7 @@ from regraft.ir.dims import DimLike, exact_quotient, known_equal, product
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import arithmetic, cast, gathering, repeating, reshaping
 from regraft.ir.types import DType
-from regraft.passes.cleanup.facts import uniform
+from regraft.passes.analysis.fills import filled
 
 Shape = Sequence[DimLike]
 
@@ -226,11 +226,11 @@ def scalar_factor(node: Node) -> tuple[int, float] | None:
 def _number(node: Node, idx: int) -> float | None:
     """Returns the number that an operand holds everywhere, when it does not add axes."""
     value, other = node.inputs[idx], node.inputs[1 - idx]
-    if value is None or other is None or not is_constant(value):
+    if value is None or other is None or other.shape != node.outputs[0].shape:
         return None
-    if value.dtype is None or not value.dtype.is_float or other.shape != node.outputs[0].shape:
+    if value.dtype is None or not value.dtype.is_float:
         return None
-    return uniform(value)
+    return filled(value)
 
 
 def view_of(value: Value, *, scales: bool = False) -> View:

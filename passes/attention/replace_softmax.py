@@ -17,6 +17,7 @@ from regraft.passes.analysis.blocks import graphs_of
 from regraft.passes.analysis.dependence import data_values
 from regraft.passes.attention.fold_temperature import fold_temperature
 from regraft.passes.attention.site import Site
+from regraft.passes.attention.unread import unread_softmaxes
 from regraft.passes.attention.variants import VARIANTS, Variant
 from regraft.passes.fusion.fuse import Fuse
 from regraft.passes.fusion.plan import Plan, Raise
@@ -141,6 +142,9 @@ class ReplaceSoftmax:
         raised = Fuse().run(module, ctx)
         skipped = [skip for skip in raised.skipped if skip.reason.startswith("attention: ")]
         skipped += _without_softmax(module)
+        reported = {skip.node for skip in skipped}
+        for graph in graphs_of(module.graph):
+            skipped += unread_softmaxes(graph, reported)
         plan, folded = Plan(), 0
         nodes = list(_attentions(module))
         self._check_layers(len(nodes))

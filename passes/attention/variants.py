@@ -20,7 +20,7 @@ from regraft.passes.attention.site import Site
 Options = Mapping[str, float]
 
 NO_SINK = -1e4
-"""A sink of this or less takes no weight."""
+"""A sink of this or less takes no weight, nor a gradient: none is added."""
 
 _SHARED_SIZE = 4
 """Hidden size of the small network of `principled`."""
@@ -61,7 +61,13 @@ def _has_sinks(node: Node) -> str:
     return "" if node.operand("sinks") is None else "it has sinks already"
 
 
+def _is_unclipped(o: Options) -> bool:
+    return o["gamma"] == 0 and o["zeta"] == 1 and o["alpha"] == 0
+
+
 def _clipped(s: Site, o: Options) -> Value:
+    if _is_unclipped(o):  # the softmax keeps rows that a mask lowers as a whole
+        return s.attend()
     return s.weigh("clipped", o["gamma"], o["zeta"], o["alpha"])
 
 
@@ -88,7 +94,7 @@ def _softplus(s: Site, o: Options) -> Value:
 
 def _entmax(s: Site, o: Options) -> Value:
     if not o["learned"]:
-        return s.weigh("entmax", o["alpha"])
+        return s.attend() if o["alpha"] == 1 else s.weigh("entmax", o["alpha"])
     # alpha = 1 + sigmoid(a), between softmax and sparsemax; Correia et al. 2019, section 4
     share = min(max(o["alpha"] - 1, 1e-3), 1 - 1e-3)
     a = s.parameter("alpha", np.full(s.heads, math.log(share / (1 - share))))
@@ -96,7 +102,13 @@ def _entmax(s: Site, o: Options) -> Value:
 
 
 def _sinks(s: Site, o: Options) -> Value:
+    if _has_no_sink(o):  # it would only take the rows that a mask lowers as a whole
+        return s.attend()
     return s.attend({"sinks": s.parameter("sinks", np.full(s.heads, o["sink"]))})
+
+
+def _has_no_sink(o: Options) -> bool:
+    return o["sink"] <= NO_SINK
 
 
 def _off_by_one(s: Site, o: Options) -> Value:
@@ -110,7 +122,7 @@ def _qk_norm(s: Site, o: Options) -> Value:
 
 
 def _softcap(s: Site, o: Options) -> Value:
-    return s.attend(softcap=float(o["cap"]))
+    return s.attend(softcap=o["cap"] or s.node.attrs["softcap"])  # 0 leaves the model's own
 
 
 def _scalable(s: Site, o: Options) -> Value:
@@ -175,7 +187,7 @@ VARIANTS: Mapping[str, Variant] = _table(
     Variant(
         "clipped", "clip((zeta - gamma) softmax + gamma, 0, 1), gamma less alpha / n", _clipped,
         {"gamma": 0.0, "zeta": 1.0, "alpha": 0.0},
-        lambda o: o["gamma"] == 0 and o["zeta"] == 1 and o["alpha"] == 0,
+        _is_unclipped,
         source="Bondarenko et al., Quantizable Transformers, 2023",
     ),
     Variant(
@@ -208,7 +220,7 @@ VARIANTS: Mapping[str, Variant] = _table(
     ),
     Variant(
         "sinks", "a learned further score per head joins the sum", _sinks, {"sink": 0.0},
-        lambda o: o["sink"] <= NO_SINK, _has_sinks,
+        _has_no_sink, _has_sinks,
         source="Xiao et al., Efficient Streaming Language Models with Attention Sinks, 2024",
     ),
     Variant(

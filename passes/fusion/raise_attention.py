@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import ml_dtypes
 import numpy as np
 
 from regraft.ir.builder import Builder
@@ -25,6 +26,7 @@ from regraft.passes.analysis.views import (
     View,
     axes_of,
     emit_view,
+    leaves,
     scalar_factor,
     size_of,
     view_of,
@@ -32,6 +34,12 @@ from regraft.passes.analysis.views import (
 from regraft.passes.fusion.plan import Plan, Raise
 from regraft.passes.fusion.prove import Prover
 from regraft.passes.protocol import Skip
+
+_LOWER = -1e30
+"""Added to a score that a finite number replaces: nothing of the score is left in the sum.
+
+So a row whose keys are all hidden keeps equal weights.
+"""
 
 
 def plan_attention(found: Iterable[Attention], plan: Plan, prover: Prover) -> None:
@@ -78,8 +86,11 @@ def build(a: Attention, b: Builder) -> Value:
     k = emit_view(b, a.k, [lay.batch, lay.kv_heads, lay.keys, lay.inner])
     v = emit_view(b, a.v, [lay.batch, lay.kv_heads, lay.keys, lay.channels])
     k, v = _full(b, k, lay.batch, lay.kv_heads), _full(b, v, lay.batch, lay.kv_heads)
+    keys = {*lay.batch, *lay.keys}
+    late = [t for t in a.factors if not {leaf for x in t.axes for leaf in leaves(x)} <= keys]
     for term in a.factors:
-        v = b.op(arithmetic.mul, v, _at_keys(b, term, a))
+        if term not in late:
+            v = b.op(arithmetic.mul, v, _at_keys(b, term, a))
     window = a.masks.window
     made = b.op(
         attention.attention,
@@ -97,6 +108,8 @@ def build(a: Attention, b: Builder) -> Value:
         mask_before_softcap=bool(a.early),
         softmax_dtype=None if a.softmax_dtype is a.q.base.dtype else a.softmax_dtype,
     )
+    for term in late:  # what one query multiplies all its weights by
+        made = b.op(arithmetic.mul, made, _typed(b, _aligned(b, term, a), a))
     axes: Axes = [lay.batch, lay.heads, lay.rows, lay.channels]
     return emit_view(b, View(made, axes, axes), a.output_axes)
 
@@ -128,7 +141,11 @@ def _at_keys(b: Builder, term: Term, a: Attention) -> Value:
     view = view_of(term.value)
     if not align(view, term):
         raise AssertionError("a term whose axes were read does not fit them")
-    part = emit_view(b, view, [lay.batch, [], lay.keys, []])
+    return _typed(b, emit_view(b, view, [lay.batch, [], lay.keys, []]), a)
+
+
+def _typed(b: Builder, part: Value, a: Attention) -> Value:
+    """Returns a tensor in the type of the values."""
     dtype = a.v.base.dtype
     if dtype is None or part.dtype is dtype:
         return part
@@ -143,16 +160,11 @@ def _mask(b: Builder, a: Attention) -> Value | None:
     for term in (*a.early, *a.masks.terms):
         part = _added(b, term, a, dtype)
         added = part if added is None else b.op(arithmetic.add, added, part)
-    for cond in a.masks.soft:
-        lower = b.constant(cond.fill, dtype)
-        part = _chosen(b, cond, a, lower, b.constant(0.0, dtype))
+    for fill, conds in _by_fill(a.masks.soft).items():
+        lower = b.constant(max(min(fill, _LOWER), _lowest(dtype)), dtype)
+        part = _lowered(b, conds, a, lower, b.constant(0.0, dtype))
         added = part if added is None else b.op(arithmetic.add, added, part)
-    visible: Value | None = None
-    for cond in a.masks.conds:
-        part = _aligned(b, cond.term, a)
-        if cond.hides:
-            part = b.op(logical.logical_not, part)
-        visible = part if visible is None else b.op(logical.logical_and, visible, part)
+    visible = _visible(b, a.masks.conds, a)
     if added is None or visible is None:
         return visible if added is None else added
     return b.op(logical.where, visible, added, b.constant(-np.inf, dtype))
@@ -170,10 +182,35 @@ def _added(b: Builder, term: Term, a: Attention, dtype: DType) -> Value:
     return part if part.dtype is dtype else b.op(cast.cast, part, to=dtype)
 
 
-def _chosen(b: Builder, cond: Cond, a: Attention, hidden: Value, shown: Value) -> Value:
-    condition = _aligned(b, cond.term, a)
-    yes, no = (hidden, shown) if cond.hides else (shown, hidden)
-    return b.op(logical.where, condition, yes, no)
+def _by_fill(conds: Iterable[Cond]) -> dict[float, list[Cond]]:
+    """Returns the conditions by what they make of a hidden score."""
+    found: dict[float, list[Cond]] = {}
+    for cond in conds:
+        found.setdefault(cond.fill, []).append(cond)
+    return found
+
+
+def _lowest(dtype: DType) -> float:
+    return float(ml_dtypes.finfo(dtype.numpy).min)
+
+
+def _lowered(b: Builder, conds: list[Cond], a: Attention, hidden: Value, shown: Value) -> Value:
+    """Returns what is added where one of the conditions hides: once, also where two of them do."""
+    if len(conds) == 1:
+        yes, no = (hidden, shown) if conds[0].hides else (shown, hidden)
+        return b.op(logical.where, _aligned(b, conds[0].term, a), yes, no)
+    return b.op(logical.where, _visible(b, conds, a), shown, hidden)
+
+
+def _visible(b: Builder, conds: Iterable[Cond], a: Attention) -> Value | None:
+    """Returns which keys none of the conditions hides, None without conditions."""
+    visible: Value | None = None
+    for cond in conds:
+        part = _aligned(b, cond.term, a)
+        if cond.hides:
+            part = b.op(logical.logical_not, part)
+        visible = part if visible is None else b.op(logical.logical_and, visible, part)
+    return visible
 
 
 def _sinks(b: Builder, term: Term, heads: Axis) -> Value:

@@ -59,8 +59,10 @@ def attend_with(
     if mask is not None and mask.dtype == torch.bool:
         shown = shown & mask
     elif mask is not None:
-        shown = shown & (mask > HIDDEN)
-        mask = torch.where(mask > HIDDEN, mask, 0)
+        is_plain = normalizer in ("softmax", "two_pass") and modifier == "none"
+        above = mask > (-torch.inf if is_plain else HIDDEN)
+        shown = shown & above
+        mask = torch.where(above, mask, 0)
         x = x + mask if mask_first else x
     if softcap > 0:
         x = softcap * torch.tanh(x / softcap)

