@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from scipy.linalg import lapack
 
+from regraft.ir.errors import UsageError
+
 Array = np.ndarray[Any, Any]
 
 _DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Fractions of the mean diagonal that are added to it, tried until the matrix is definite."""
+
+_HINT = "scale the numbers, or choose a method that needs no second moments, such as method=search"
 
 WIDE = 6144
 """Beyond so many positions second moments are f32: of 11,008 they are half a gigabyte, and the
@@ -48,7 +52,7 @@ def curvature(moments: Array, *, overwrite: bool = False) -> Curvature:
             of K x K numbers are in memory then.
 
     Raises:
-        numpy.linalg.LinAlgError: When no damping makes them definite, or they hold NaN or Inf.
+        UsageError: When no damping makes them definite, or they hold NaN or Inf.
     """
     order = np.argsort(-np.einsum("kk->k", moments), kind="stable")
     factor, fraction = _ordered_factor(moments, order)
@@ -70,7 +74,7 @@ def inverse_factor(moments: Array) -> tuple[Array, float]:
             from 0 count as 1.
 
     Raises:
-        numpy.linalg.LinAlgError: When no damping makes it definite, or it holds NaN or Inf.
+        UsageError: When no damping makes it definite, or it holds NaN or Inf.
     """
     return _ordered_factor(moments, np.arange(len(moments)))
 
@@ -83,7 +87,10 @@ def _ordered_factor(moments: Array, order: Array) -> tuple[Array, float]:
     """
     diagonal = np.einsum("kk->k", moments).astype(np.float64)
     if not np.isfinite(diagonal).all():
-        raise np.linalg.LinAlgError("second moments hold NaN or Inf")
+        raise UsageError(
+            "second moments of what layers read are beyond f32: numbers on samples are too large",
+            hint=_HINT,
+        )
     diagonal[diagonal == 0] = 1.0
     mean, turned = float(diagonal.mean()), order[::-1]
     potrf, trtri = (
@@ -102,7 +109,11 @@ def _ordered_factor(moments: Array, order: Array) -> tuple[Array, float]:
             _turn_round(work)
             return work, fraction
         del work
-    raise np.linalg.LinAlgError("no damping makes the second moments definite")
+    raise UsageError(
+        "no damping makes the second moments of what layers read definite: the numbers on samples "
+        "are too large or too small for f32",
+        hint=_HINT,
+    )
 
 
 def _turn_round(matrix: Array) -> None:

@@ -68,6 +68,11 @@ class Statistics:
         return np.maximum(np.abs(self.low), np.abs(self.high))
 
     @property
+    def is_silent(self) -> bool:
+        """Whether nothing but 0 was seen, or no row at all."""
+        return self.rows == 0 or not self.top.any()
+
+    @property
     def mean_square(self) -> Array:
         """f64[K]."""
         return self.square / max(self.rows, 1)
@@ -133,7 +138,8 @@ class Statistics:
             rows = np.concatenate(self._pending)
             for first in range(0, rows.shape[1], _MOMENTS_AT_ONCE):
                 stop = min(first + _MOMENTS_AT_ONCE, rows.shape[1])
-                part = rows[:, first:stop].T @ rows[:, :stop]
+                with np.errstate(over="ignore"):  # what reads the moments refuses infinite ones
+                    part = rows[:, first:stop].T @ rows[:, :stop]
                 self.moments[first:stop, :stop] += part
                 self.moments[:first, first:stop] += part[:, :first].T
         self._pending = []

@@ -17,6 +17,7 @@ from regraft.passes.experts.layers import MoeLayer, moe_layers_of
 from regraft.passes.protocol import LayerError, Skip
 from regraft.passes.quantization.formats import Format
 from regraft.passes.quantization.methods import Method, encode
+from regraft.passes.quantization.refusals import check_finite
 
 Array = np.ndarray[Any, Any]
 
@@ -95,6 +96,7 @@ def _store(
     array, node = layer.weights[name], layer.node
     value = node.inputs[idx]
     assert value is not None, "a layer has its weights"
+    check_finite(_label(value, f"{layer.name}.{name}"), array)
     codes = np.empty(array.shape, fmt.dtype.numpy)
     scales = np.empty((*array.shape[:2], array.shape[2] // block), np.float32)
     lost = 0.0

@@ -74,6 +74,13 @@ class EmbeddingMeter:
         a, b = units
         if len(a) != len(b):
             raise InputError(f"{len(a)} embeddings of one model, {len(b)} of the other")
+        for kept, unit in zip(self._kept, units, strict=True):
+            if kept and kept[0].shape[1] != unit.shape[1]:
+                raise InputError(
+                    f"embeddings of {kept[0].shape[1]} numbers and of {unit.shape[1]}: what is "
+                    "measured has no fixed size per item",
+                    hint="name the output that holds them: `embedding{output=NAME}`",
+                )
         if a.shape == b.shape:
             self._cosines.append(np.einsum("bd,bd->b", a, b))
         room = max(0, self._max_paired - self._count)

@@ -26,6 +26,7 @@ from regraft.passes.quantization.ranges import (
     smoothing,
     tail_channels,
 )
+from regraft.passes.quantization.refusals import check_finite
 from regraft.passes.quantization.rewrite import (
     Input,
     dynamic_input,
@@ -177,6 +178,7 @@ def _layer(
 ) -> tuple[LayerError, Encoded]:  # fmt: skip
     """Rewrites one layer; `joined` are statistics of all uses of its weight, `stats` of this."""
     matrix = site.matrix()
+    check_finite(site.name, matrix)
     size, width = matrix.shape
     tail = rounding.tail
     scaled = matrix / rounding.factor[:, None] if (rounding.factor != 1).any() else matrix

@@ -11,7 +11,16 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
-from regraft.ir.ops import arithmetic, cast, conv, linalg, quant, quant_linalg, reshaping
+from regraft.ir.ops import (
+    arithmetic,
+    cast,
+    conv,
+    linalg,
+    quant,
+    quant_linalg,
+    reshaping,
+    rounding,
+)
 from regraft.passes.quantization.encoding import grid_of, round_to
 from regraft.passes.quantization.formats import INT8
 from regraft.passes.quantization.rewrite import Input, token_input
@@ -38,7 +47,7 @@ def _float_product(module: Module, node: Node, inputs: dict[Value, Input]) -> bo
     found = _scaled(node)
     if maker is None or maker.op is not quant.dynamic_quantize or found is None:
         return False
-    x, last, (factor, scales) = maker.inputs[0], *found
+    x, last, factor, scales, bias = maker.inputs[0], *found
     if x is None or maker.outputs[1] not in scales:
         return False
     matrix = _weight(node, factor)
@@ -46,7 +55,9 @@ def _float_product(module: Module, node: Node, inputs: dict[Value, Input]) -> bo
         return False
     b = Builder(module.graph, last, last.loc)
     if node.op is quant_linalg.conv_integer:
-        module.graph.replace(last, [b.op(conv.conv, x, matrix.decoded(b), **dict(node.attrs))])
+        own = None if bias is None else b.constant(bias)
+        wide = b.op(conv.conv, x, matrix.decoded(b), own, **dict(node.attrs))
+        module.graph.replace(last, [wide])
         return True
     if matrix.codes.ndim != 2 or matrix.scale.size not in (1, matrix.codes.shape[1]):
         return False
@@ -58,6 +69,8 @@ def _float_product(module: Module, node: Node, inputs: dict[Value, Input]) -> bo
     result = b.op(linalg.matmul, source.value, stored)
     if source.factor is not None:
         result = b.op(arithmetic.mul, result, source.factor)
+    if bias is not None:
+        result = b.op(arithmetic.add, result, b.constant(bias))
     module.graph.replace(last, [result])
     return True
 
@@ -128,10 +141,20 @@ def columns(b: Builder, codes: Array, scale: Array, zero: Array | None) -> Value
     )  # fmt: skip
 
 
-def _scaled(node: Node) -> tuple[Node, tuple[Array, list[Value]]] | None:
-    """Returns the product that makes floats of integers, and its constant and other factors."""
-    users = node.output.users
-    if node.output.num_uses != 1 or len(users) != 1 or users[0].op is not cast.cast:
+def _scaled(node: Node) -> tuple[Node, Array, list[Value], Array | None] | None:
+    """Returns what makes floats of a product of integers.
+
+    The last product, its constant and its other factors, and the bias f32[N], None without one.
+    """
+    value, bias = node.output, None
+    users = value.users
+    if value.num_uses == 1 and len(users) == 1 and users[0].op is arithmetic.add:
+        value = users[0].output
+        other = users[0].inputs[1] if users[0].inputs[0] is node.output else users[0].inputs[0]
+        bias, users = _rounded_bias(other), value.users
+        if bias is None:
+            return None
+    if value.num_uses != 1 or len(users) != 1 or users[0].op is not cast.cast:
         return None
     value = users[0].output
     constant, others = np.ones((), np.float32), list[Value]()
@@ -147,7 +170,19 @@ def _scaled(node: Node) -> tuple[Node, tuple[Array, list[Value]]] | None:
         value, last = node.output, node
         if others:
             break
-    return None if last is None else (last, (constant, others))
+    return None if last is None else (last, constant, others, bias)
+
+
+def _rounded_bias(value: Value | None) -> Array | None:
+    """Returns f32[N] of what older tools add in integers: reshape(cast(floor(bias / scale)))."""
+    for op in (reshaping.reshape, cast.cast, rounding.floor, arithmetic.div):
+        maker = None if value is None else value.producer
+        if maker is None or (maker.op is not op and op is not reshaping.reshape):
+            return None
+        if maker.op is op:
+            value = maker.inputs[0]
+    array = constant_of(value, _ANY_SIZE)
+    return None if array is None else array.reshape(-1).astype(np.float32)
 
 
 def _factors(value: Value) -> tuple[Array, list[Value]] | None:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
-import numpy as np
-
-from regraft.ir.builder import Builder
-from regraft.ir.constants import constant_of
-from regraft.ir.errors import TargetError, UsageError
+from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.heap import return_free_memory
 from regraft.ir.module import Module
@@ -23,14 +17,24 @@ from regraft.passes.cleanup.canonicalize import Canonicalize
 from regraft.passes.experts.codes import store_in_codes
 from regraft.passes.protocol import Context, Contract, LayerError, Lossy, PassResult, Skip
 from regraft.passes.quantization.convolutions import Convolved, quantize_convolutions
-from regraft.passes.quantization.encoding import rounded_rows, rows_error
 from regraft.passes.quantization.formats import INT8, UINT8, Format, format_of
 from regraft.passes.quantization.histogram import Criterion
 from regraft.passes.quantization.layers import Plan, rewrite_readers, sharing_weights
 from regraft.passes.quantization.methods import Method
-from regraft.passes.quantization.rewrite import write_table
+from regraft.passes.quantization.refusals import (
+    check_keep,
+    check_weights,
+    is_kept,
+    nothing_to_quantize,
+)
 from regraft.passes.quantization.rounded_inputs import FloatInputs, InputsInOrder
-from regraft.passes.quantization.sites import FLOATS, Linear, left_in_float, linears, tables
+from regraft.passes.quantization.sites import (
+    Linear,
+    left_in_float,
+    linears,
+    num_by_codes,
+)
+from regraft.passes.quantization.table_codes import round_tables
 from regraft.passes.quantization.widening import widen_layers
 
 _GROUP_BELOW_8_BITS = 32
@@ -49,9 +53,8 @@ _SMOOTH = 0.65
 
 _NEED_MOMENTS = ("gptq", "flexround")
 
-_MAX_NAMED = 8
-
 _LEFT_OUT = (0.0, 0.25, 0.5, 1.0)
+_SILENT = "what it reads is 0 on all samples: no range can be found"
 _BEYOND = "with it the outputs change by more than `budget` allows"
 
 
@@ -144,6 +147,9 @@ class Quantize:
         method = self._method(fmt, ctx)
         ctx = self._with_samples(module, ctx)
         Canonicalize().run(module, ctx)  # a transposed weight is a constant then
+        check_keep(self.name, module, self.keep)
+        if ctx.samples:
+            check_weights(module, self.keep)
         convolved = Convolved(skipped=_float_convolutions(module))
         if self.convolutions == "int8" and _is_int8(fmt) and mode != "none":
             convolved = quantize_convolutions(
@@ -155,13 +161,16 @@ class Quantize:
             module, fmt, self._group(fmt, "none"), method, self._kept, ctx.work_dir
         )
         every, sites, skipped = made.every, made.sites, made.skipped
-        in_tables = self._tables(module, ctx.work_dir)
+        in_tables: list[LayerError] = []
+        small: list[Skip] = []
+        if self.embeddings == "int8":
+            in_tables, small = round_tables(module, self._kept, ctx.work_dir, made.num_numbers)
         num_tables = len(in_tables)
         layers = [*convolved.layers, *made.layers, *experts, *in_tables]
         changed = bool(sites or num_tables or convolved.num_int8 or experts)
         left = [*left_in_float(module.graph), *convolved.skipped, *in_float]
         if not changed and not every and not convolved.num_float:
-            raise _nothing(left)
+            raise nothing_to_quantize(self.name, left, num_by_codes(module.graph))
         if changed:
             Canonicalize().run(module, ctx)
         layers.sort(key=lambda layer: (-layer.error, layer.name))
@@ -181,7 +190,7 @@ class Quantize:
             stats["matrices-of-experts"] = len(experts)
         if layers:
             stats["worst-error"] = round(layers[0].error, 6)
-        skipped += left
+        skipped += [*left, *small]
         return PassResult(changed, stats, tuple(skipped), layers=tuple(layers))
 
     def _within(
@@ -220,14 +229,14 @@ class Quantize:
         """Rewrites the linear layers that are neither kept nor left out."""
         fmt, mode, method = how
 
-        def is_kept(name: str) -> bool:
+        def stays(name: str) -> bool:
             return name in left or self._kept(name)
 
         every = list(linears(module.graph))
-        sites = [site for site in every if not is_kept(site.name)]
+        sites = [site for site in every if not stays(site.name)]
         skipped = [
             Skip(site.name, "kept by option" if self._kept(site.name) else _BEYOND)
-            for site in every if is_kept(site.name)
+            for site in every if stays(site.name)
         ]  # fmt: skip
         by_input: dict[Value, list[Linear]] = {}
         for site in sites:
@@ -238,6 +247,10 @@ class Quantize:
         in_order = method in _NEED_MOMENTS
         if inputs and not in_order and (needed or (ctx.samples and ctx.activations)):
             found = gather_statistics(module, inputs, ctx)
+        if needed:
+            silent = [x for x in inputs if found[x].is_silent]
+            skipped += [Skip(site.name, _SILENT) for x in silent for site in by_input.pop(x)]
+            sites = [site for site in sites if site.x in by_input]
         plan = Plan(
             fmt,
             mode,
@@ -318,27 +331,7 @@ class Quantize:
         return "gptq" if fmt.bits < INT8.bits and ctx.samples else "search"
 
     def _kept(self, name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep)
-
-    def _tables(self, module: Module, folder: Path | None) -> list[LayerError]:
-        """Rewrites tables; returns what rounding costs each of them, of the table itself."""
-        if self.embeddings == "none":
-            return []
-        found = []
-        for site in list(tables(module.graph, FLOATS)):
-            array = constant_of(site.table, 1 << 62)
-            if array is None or self._kept(site.name):
-                continue
-            floats = np.asarray(array, np.float32)
-            codes, scale = rounded_rows(floats)
-            error = rows_error(floats, codes, scale)
-            found.append(LayerError(
-                site.name, "int8", error, False, codes.nbytes + scale.nbytes, array.nbytes
-            ))  # fmt: skip
-            del floats, array
-            b = Builder(module.graph, site.node, site.node.loc)
-            write_table(b, site, codes, scale, folder)
-        return found
+        return is_kept(name, self.keep)
 
 
 def _float_convolutions(module: Module) -> list[Skip]:
@@ -357,16 +350,10 @@ class _Linears:
     skipped: list[Skip]
     layers: list[LayerError]
 
-
-def _nothing(left: Sequence[Skip]) -> TargetError:
-    """Says why nothing could be quantized."""
-    reasons = "".join(f"\n  `{skip.node}`: {skip.reason}" for skip in left[:_MAX_NAMED])
-    more = f"\n  and {len(left) - _MAX_NAMED} more" if len(left) > _MAX_NAMED else ""
-    found = "products that it cannot take:" if left else "no product by a constant matrix"
-    return TargetError(
-        f"pass `quantize`: there is nothing to quantize, {found}{reasons}{more}",
-        hint="leave the pass out, or see docs/quantization.md for what it takes",
-    )
+    @property
+    def num_numbers(self) -> int:
+        """Of all their weights."""
+        return sum(size * width for size, width in (site.sizes for site in self.every))
 
 
 def _is_int8(fmt: Format) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,14 @@ from regraft.passes.quantization.mixed_layer import (
     Split,
     report,
 )
-from regraft.passes.quantization.sites import linears
+from regraft.passes.quantization.refusals import (
+    check_keep,
+    check_weights,
+    is_kept,
+    nothing_to_quantize,
+)
+from regraft.passes.quantization.sites import left_in_float, linears, num_by_codes
+from regraft.passes.quantization.widening import widen_layers
 
 _HALVINGS = 6
 _KINDS = ("bits", "bytes", "drop", "latency")
@@ -103,11 +109,16 @@ class QuantizeMixed:
                 hint="give inputs with --calibrate",
             )
         Canonicalize().run(module, ctx)
+        check_keep(self.name, module, self.keep)
+        check_weights(module, self.keep)
+        widen_layers(module, self._kept)
         every = list(linears(module.graph))
         sites = [site for site in every if not self._kept(site.name)]
         skipped = tuple(Skip(s.name, "kept by option") for s in every if self._kept(s.name))
         if not sites:
-            return PassResult(False, skipped=skipped)
+            raise nothing_to_quantize(
+                self.name, left_in_float(module.graph), num_by_codes(module.graph)
+            )
         formats = Formats(low, self.group, self.method)
         fitted, held = parted(ctx.samples)
         layers = encoded_layers(module, sites, formats, self._splits, ctx)
@@ -156,7 +167,7 @@ class QuantizeMixed:
         return kind, value
 
     def _kept(self, name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep)
+        return is_kept(name, self.keep)
 
 
 def _chosen(kind: str, asked: float, choice: Choice, ctx: Context) -> tuple[Forms, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,16 @@ import numpy as np
 
 from regraft.ir.constants import constant_of, is_constant, weight
 from regraft.ir.graph import Graph, Node, Value
-from regraft.ir.ops import arithmetic, einsum, gathering, linalg
+from regraft.ir.ops import (
+    arithmetic,
+    conv,
+    einsum,
+    gathering,
+    linalg,
+    quant,
+    quant_linalg,
+    slicing,
+)
 from regraft.ir.types import DType
 from regraft.passes.calibration.products import constant_products
 from regraft.passes.protocol import Skip
@@ -79,6 +89,11 @@ class Table:
     indices: Value
 
     @property
+    def num_numbers(self) -> int:
+        """V x D."""
+        return math.prod(size for size in self.table.shape or () if isinstance(size, int))
+
+    @property
     def name(self) -> str:
         """Name of the table, or of the result."""
         return weight_name(self.table) or self.node.output.name or self.node.op.name
@@ -115,8 +130,44 @@ def linears(graph: Graph, kinds: Collection[DType] = _F32) -> Iterator[Linear]:
             continue
         if x is None or weight is None or not _is_matrix(weight, kinds) or is_constant(x):
             continue
-        if x.rank is not None and x.rank >= 2 and x.dtype is weight.dtype:
+        if x.rank is None or x.rank < 2 or x.dtype is not weight.dtype:
+            continue
+        if not is_remainder(node):
             yield Linear(node, x, weight, bias, transposed)
+
+
+def is_remainder(node: Node) -> bool:
+    """Whether a product is the float part of a quantized layer: a few channels, added to the rest.
+
+    It was left in float on purpose, and is no layer by itself.
+    """
+    x, users = node.inputs[0], node.output.users
+    picked = None if x is None else x.producer
+    if picked is None or picked.op not in (gathering.gather, slicing.slice_):
+        return False
+    if len(users) != 1 or users[0].op is not arithmetic.add:
+        return False
+    others = [value for value in users[0].inputs if value is not node.output and value is not None]
+    makers = [value.producer for value in others if value.producer is not None]
+    for maker in list(makers):
+        if maker.op is arithmetic.mul:  # by the scale of the row
+            makers += [v.producer for v in maker.inputs if v is not None and v.producer is not None]
+    return any(maker.op is linalg.matmul and _by_codes(maker) for maker in makers)
+
+
+def _by_codes(node: Node) -> bool:
+    matrix = node.inputs[1]
+    return (
+        matrix is not None
+        and matrix.producer is not None
+        and (matrix.producer.op is quant.dequantize)
+    )
+
+
+def num_by_codes(graph: Graph) -> int:
+    """Returns how many products of a graph are by integer codes already."""
+    products = [node for node in graph if node.op in (linalg.matmul, linalg.gemm, conv.conv)]
+    return sum(map(_by_codes, products)) + sum(node.op in quant_linalg.OPS for node in graph)
 
 
 def tables(graph: Graph, kinds: Collection[DType] = _F32) -> Iterator[Table]:
@@ -142,6 +193,8 @@ def left_in_float(graph: Graph) -> list[Skip]:
     for each in constant_products(graph):
         if isinstance(each, Skip):
             found.append(each)
+        elif is_remainder(each.node):
+            continue
         elif each.node not in sites and each.node.op in (linalg.matmul, linalg.gemm, einsum.einsum):
             found.append(Skip(each.name, _reason(each.node, each.weight)))
     return found

@@ -238,6 +238,13 @@ def test_labels_of_language_models_are_the_next_tokens() -> None:
 # -- what is refused
 
 
+def embedded(*shapes: tuple[int, int]) -> None:
+    """Compares arrays of some shapes with themselves, batch by batch."""
+    meter = EmbeddingMeter()
+    for shape in shapes:
+        meter.update(np.ones(shape), np.ones(shape))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -246,6 +253,7 @@ def test_labels_of_language_models_are_the_next_tokens() -> None:
         (lambda: PerplexityMeter().update(np.zeros((2, 3)), np.zeros(2, int)), "for tokens"),
         (lambda: DivergenceMeter().update(np.zeros((2, 3)), np.zeros((2, 4))), r"\[2, 4\]"),
         (lambda: DivergenceMeter().update(*np.zeros((2, 2, 3)), np.ones(3)), r"mask \[3\]"),
+        (lambda: embedded((1, 53), (1, 57)), "53 numbers and of 57"),
         (lambda: AccuracyMeter().result(), "no label counts"),
         (lambda: PerplexityMeter().result(), "no token is predicted"),
         (lambda: DivergenceMeter().result(), "no position counts"),

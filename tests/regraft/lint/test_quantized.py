@@ -174,6 +174,37 @@ def test_mending_ends_it(name: str, tmp_path: Path) -> None:
     assert np.linalg.norm(got - want) < bound * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize("convolves", [True, False])
+def test_a_bias_that_older_tools_add_in_integers_is_mended_too(
+    convolves: bool, tmp_path: Path
+) -> None:
+    codes = KERNEL if convolves else CODES
+    size = codes.shape[0] if convolves else SIZE
+    bias = generator(5).standard_normal(size).astype(np.float32)
+    nodes = [
+        node("DynamicQuantizeLinear", "x", "q s z"), node("Mul", "s ws", "t"),
+        node("Div", "b t", "bt"), node("Floor", "bt", "bf"),
+        node("Cast", "bf", "bi", to=TensorProto.INT32), node("Reshape", "bi shape", "br"),
+        node("ConvInteger" if convolves else "MatMulInteger", "q w z wz", "i"),
+        node("Add", "i br", "j"), node("Cast", "j", "f", to=TensorProto.FLOAT),
+        node("Mul", "f t", "y"),
+    ]  # fmt: skip
+    shape = [1, size, 1, 1] if convolves else [1, size]
+    constants = {"w": codes, "wz": np.asarray(0, np.int8), "ws": SCALE, "b": bias,
+                 "shape": np.asarray(shape)}  # fmt: skip
+    proto = model(nodes, constants, x=["B", 4, 9, 9] if convolves else ["B", SIZE])
+    module = load_onnx(proto)
+    ctx = Context(legalizers=legalizers(), target="ort-cpu")
+    assert MendQuantized().run(module, ctx).stats["integer-products"] == 1
+    Legalize("ort-cpu").run(module, ctx)
+    mended = to_proto(module, profile="ort-cpu")
+    assert not found(mended, tmp_path) - KEPT
+    x = generator(7).standard_normal((3, 4, 9, 9) if convolves else (3, SIZE)).astype(np.float32)
+    want, got = (OrtRunner(each)({"x": x})["y"] for each in (proto, mended))
+    # roundings of 8 bits on either side, as above
+    assert np.linalg.norm(got - want) < 0.03 * np.linalg.norm(want)
+
+
 def sizes_of(proto: Any) -> list[Any]:
     dims = proto.graph.input[0].type.tensor_type.shape.dim
     return [dim.dim_param or dim.dim_value for dim in dims]
