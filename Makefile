@@ -25,13 +25,14 @@ TORCH_BENCH_STAMP := $(VENV)/.torch-bench-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup torch torch-models torch-bench prune-bench prune-models prune-quality prune-rivals quant-bench openvino demo demo-torch test check lint layout types imports full models recovery-models recovery-bench small-models peers bench docs fixtures fixtures-venv format clean
+.PHONY: help setup torch torch-models torch-bench prune-bench prune-models prune-quality prune-rivals quant-bench openvino demo demo-torch test check lint layout types imports full models recovery-models recovery-bench triton-bench small-models peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
 	@echo "make demo-torch  captures a trained sentence encoder, against torch.onnx.export"
 	@echo "make torch-bench every figure of PyTorch in and out"
 	@echo "make quant-bench  int8 and int4 of a real encoder, beside other tools (ten minutes)"
+	@echo "make triton-bench  what Triton kernels and packages promise without a GPU (half an hour)"
 	@echo "make prune-bench  how many families prune, beside other tools (half an hour from nothing)"
 	@echo "make prune-quality  what pruned models are worth, beside Torch-Pruning (two hours from nothing)"
 	@echo "make test    the tests, without the slow ones"
@@ -117,6 +118,14 @@ recovery-bench: $(TORCH_STAMP) recovery-models
 
 quant-bench: $(TORCH_STAMP) recovery-models prune-models $(PEERS_STAMP)
 	$(PY) -m benchmarks.quant_cpu
+
+# Triton 3.6 lies beside the one that is installed; its interpreter needs a numpy below 2.4.
+TRITON_OLD := .cache/bench/triton/triton-3.6.0
+
+triton-bench: $(TORCH_STAMP) recovery-models
+	@test -d $(TRITON_OLD)/triton || \
+	  $(PY) $(PIP) install --target $(TRITON_OLD) triton==3.6.0 'numpy<2.4'
+	$(PY) -m benchmarks.triton
 
 # Rows of other tools of `make quant-bench`; without it they are skipped.
 openvino:

@@ -23,7 +23,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.runtime.interpreter import InterpretedFunction
 
-from regraft.backends.triton.kernels.form import Form
+from regraft.backends.triton.kernels.form import Bound, Form
 from regraft.backends.triton.kernels.forms import forms
 
 ALIGNED = [["tt.divisibility", 16]]
@@ -42,6 +42,7 @@ class Compiled:
 
     Args:
         form: Name of the form.
+        kernel: Name of the kernel.
         target: Name of the target.
         bound: What limits the kernel (`memory` or `matmul`).
         binary_bytes: Size of the cubin or hsaco.
@@ -55,6 +56,7 @@ class Compiled:
     """
 
     form: str
+    kernel: str
     target: str
     bound: str
     binary_bytes: int
@@ -86,9 +88,21 @@ def compile_form(form: Form, target: str) -> Compiled:
     if TARGETS[target].backend == "hip":
         options["num_stages"] = min(form.stages, 2)
     built = triton.compile(source, target=TARGETS[target], options=options)
-    if TARGETS[target].backend == "hip":
-        return _read_hip(form, target, built)
-    return _read_cuda(form, target, built)
+    return read_compiled(form.name, form.kernel.__name__, form.bound, target, built)
+
+
+def read_compiled(name: str, kernel: str, bound: Bound, target: str, built: Any) -> Compiled:
+    """Returns what is told of a kernel that Triton compiled.
+
+    Args:
+        name: Of the form.
+        kernel: Of the kernel.
+        bound: What limits it.
+        target: A key of `TARGETS`.
+        built: What `triton.compile` returned.
+    """
+    read = _read_hip if TARGETS[target].backend == "hip" else _read_cuda
+    return read(name, kernel, bound, target, built)
 
 
 def _source(form: Form) -> ASTSource:
@@ -118,7 +132,7 @@ def _element(form: Form, name: str) -> str:
     return next((element for names, element in others if name in names), form.dtype)
 
 
-def _read_cuda(form: Form, target: str, built: Any) -> Compiled:
+def _read_cuda(name: str, kernel: str, bound: Bound, target: str, built: Any) -> Compiled:
     ptx: str = built.asm["ptx"]
     accesses = re.findall(r"\b(?:ld|st)\.global(\.[\w:.]*)", ptx)
     wide = sum(1 for access in accesses if access_bytes(access) == 16)
@@ -126,9 +140,10 @@ def _read_cuda(form: Form, target: str, built: Any) -> Compiled:
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global\b[^,]*,[^,]*, (0x[0-9a-f]+|\d+)", ptx)
     wide += sum(1 for size in copies if int(size, 0) == 16)
     return Compiled(
-        form.name,
+        name,
+        kernel,
         target,
-        form.bound.value,
+        bound.value,
         len(built.asm["cubin"]),
         built.metadata.shared,
         cuda_spills(ptx, TARGETS[target]),
@@ -171,16 +186,17 @@ def cuda_spills(ptx: str, target: GPUTarget) -> int:
     return sum(int(count) for count in found)
 
 
-def _read_hip(form: Form, target: str, built: Any) -> Compiled:
+def _read_hip(name: str, kernel: str, bound: Bound, target: str, built: Any) -> Compiled:
     text: str = built.asm["amdgcn"]
     accesses = re.findall(r"\b(?:global|buffer)_(?:load|store)_(\w+)", text)
     wide = sum(1 for access in accesses if access == "dwordx4")
     scratch = re.findall(r"\.private_segment_fixed_size:\s*(\d+)", text)
     assert scratch, "the assembler's metadata states scratch memory"
     return Compiled(
-        form.name,
+        name,
+        kernel,
         target,
-        form.bound.value,
+        bound.value,
         len(built.asm["hsaco"]),
         built.metadata.shared,
         sum(int(count) for count in scratch),

@@ -71,16 +71,18 @@ class Launch:
     options: tuple[tuple[str, int], ...]
 
 
-class _Launches:
+class Launches:
     """Notes launches instead of making them, in place of `wrap_triton`."""
 
     def __init__(self) -> None:
         self.found: dict[Launch, None] = {}
 
     def __call__(self, kernel: Any) -> Mapping[Any, Callable[..., None]]:
+        """Returns what notes a launch of the kernel where a grid and arguments are given."""
         return _Noted(self, kernel)  # type: ignore[return-value]  # it is indexed, no more
 
     def note(self, kernel: Any, args: Sequence[Any], named: Mapping[str, Any]) -> None:
+        """Notes a launch, once for what would be compiled of it."""
         given = dict(zip(kernel.arg_names, args, strict=False)) | dict(named)
         options = tuple((name, given.pop(name)) for name in _OPTIONS if name in given)
         constexprs = {kernel.arg_names[idx] for idx in kernel.constexprs}
@@ -105,7 +107,7 @@ def _is_one(name: str, value: Any) -> bool:
 
 
 class _Noted:
-    def __init__(self, launches: _Launches, kernel: Any) -> None:
+    def __init__(self, launches: Launches, kernel: Any) -> None:
         self._launches = launches
         self._kernel = kernel
 
@@ -133,7 +135,7 @@ def launches_of(
     Raises:
         UsageError: Triton's interpreter is on.
     """
-    noted = _Launches()
+    noted = Launches()
     operators = [item for item in vars(kernels).values() if isinstance(item, CustomOpDef)]
     for item in vars(kernels).values():
         if isinstance(item, InterpretedFunction):

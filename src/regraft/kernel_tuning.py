@@ -20,7 +20,7 @@ from triton.runtime.errors import OutOfResources
 from regraft.backends.triton.kernels import configs
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.passes.pipeline import suggest
-from regraft.tuned_calls import CALLS, Call
+from regraft.tuned_calls import CALLS, WIDEST, Call
 
 MIN_GAIN = 0.02
 """Of the time; less is noise."""
@@ -119,7 +119,7 @@ def tune_kernels(
         (kernel, dtype, bucket, size)
         for kernel in kernels or CALLS
         for dtype in dtypes
-        for bucket, size in _buckets(kernel, dtype)
+        for bucket, size in buckets(kernel, dtype)
     ]
     for idx, (kernel, dtype, bucket, size) in enumerate(work):
         name = str(dtype).removeprefix("torch.")
@@ -139,13 +139,15 @@ def timed_on_gpu(kernel: str, config: configs.Config, call: Call) -> float:
     return float(do_bench(call, warmup=10, rep=50, return_mode="median")) * 1e-3
 
 
-def _buckets(kernel: str, dtype: torch.dtype) -> Iterator[tuple[dict[str, int], int]]:
+def buckets(kernel: str, dtype: torch.dtype) -> Iterator[tuple[dict[str, int], int]]:
     """Yields the default's buckets and the size that each is timed at."""
     usual = configs.read_table()[kernel][configs.DEFAULT_DEVICE]
     name = str(dtype).removeprefix("torch.")
     before = 0
     for bucket in usual.get(name) or usual[configs.ANY_DTYPE]:
-        size = bucket["up_to"] if bucket["up_to"] <= MAX_SIZE else max(2 * before, 1024)
+        size = bucket["up_to"]
+        if size > MAX_SIZE:
+            size = WIDEST.get(kernel, max(2 * before, 1024))
         before = bucket["up_to"]
         yield dict(bucket), size
 

@@ -14,7 +14,12 @@ Made = Callable[[int, torch.dtype], Call]
 
 ELEMENTS = 1 << 25
 """Of the tensors of kernels that memory limits: more than the second-level cache holds."""
-WIDTH, TOKENS, HEADS, WORDS = 4096, 4096, 16, 32768
+WIDTH, TOKENS, HEADS, WORDS, EXPERTS = 4096, 4096, 16, 32768, 8
+
+WIDEST: Mapping[str, int] = dict.fromkeys(
+    ("attention", "attention_backward", "entmax", "decode", "linear_attention"), 256
+)
+"""Kernels that are bucketed by the size of a head -> the largest that models have."""
 
 
 def _randn(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -95,6 +100,44 @@ def _loss(size: int, dtype: torch.dtype) -> Call:
     return lambda: kernels.linear_cross_entropy(x, weight, labels)
 
 
+def _experts(size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns `size` rows for each expert, their matrices and their counts."""
+    x, weight = _randn(dtype, EXPERTS * size, WIDTH), _randn(dtype, EXPERTS, WIDTH, WIDTH)
+    return x, weight, torch.full((EXPERTS,), size, device=x.device)
+
+
+def _grouped(size: int, dtype: torch.dtype) -> Call:
+    x, weight, counts = _experts(size, dtype)
+    return lambda: kernels.grouped_linear(x, weight, counts)
+
+
+def _grouped_gradient(size: int, dtype: torch.dtype) -> Call:
+    x, weight, counts = _experts(size, dtype)
+    return _gradient(kernels.grouped_linear(x, weight.requires_grad_(), counts), weight)
+
+
+def _hidden(size: int, dtype: torch.dtype) -> Call:
+    x, weight, counts = _experts(size, dtype)
+    return lambda: kernels.grouped_hidden(x, counts, weight, weight, activation="silu")
+
+
+def _low_bit(size: int, dtype: torch.dtype) -> Call:
+    x, group = _randn(dtype, size, WIDTH), min(128, WIDTH)
+    codes = torch.zeros(WIDTH // 2, WIDTH, dtype=torch.uint8, device=x.device)
+    scale = torch.ones(WIDTH // group, WIDTH, device=x.device)
+    return lambda: kernels.low_bit_linear(x, codes, scale, bits=4, group=group, zero=8)
+
+
+def _low_bit_integer(size: int, dtype: torch.dtype) -> Call:
+    # the table goes by the dtype of the scales
+    scale = _randn(torch.float32, 1, WIDTH)
+    x, codes = (
+        torch.zeros(rows, WIDTH, dtype=torch.int8, device=scale.device) for rows in (size, WIDTH)
+    )
+    x_scale = scale.new_ones(size)
+    return lambda: kernels.low_bit_integer_linear(x, x_scale, codes, scale)
+
+
 CALLS: Mapping[str, Made] = {
     "row_norm": _norm,
     "row_norm_backward": _norm_backward,
@@ -108,5 +151,10 @@ CALLS: Mapping[str, Made] = {
     "decode": _decode,
     "linear_attention": _recurrence,
     "cross_entropy": _loss,
+    "grouped": _grouped,
+    "grouped_gradient": _grouped_gradient,
+    "grouped_hidden": _hidden,
+    "low_bit": _low_bit,
+    "low_bit_integer": _low_bit_integer,
 }
 """Kernel of the table -> a call at a size. What is not here keeps its defaults."""

@@ -1,8 +1,6 @@
 """Kernels compile for GPUs that are not there, and to the instructions they should become."""
 
-import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -10,55 +8,66 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
+from benchmarks.triton_compiled import (
+    FORMS,
+    LAUNCHES,
+    TARGETS,
+    has_few_rows,
+    kernels,
+    narrow,
+    printed,
+    spilled,
+    without_products,
+)
 
-def compiled(target, cache):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "regraft.backends.triton.ahead_of_time", target],
-        capture_output=True,
-        text=True,
-        env={
-            **environment,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "TRITON_CACHE_DIR": str(cache),
-        },
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) >= 76
-    return rows
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    return lambda module, target: printed(module, target, sys.executable, str(tmp_path))
+
+
+# the others are compiled by `make full` and `python -m benchmarks.triton`
+IN_CI = "sm_90"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [target if target == IN_CI else pytest.param(target, marks=pytest.mark.slow)
+     for target in TARGETS],
+)  # fmt: skip
+def test_every_form_of_every_kernel_compiles_without_spills(compiled, target):
+    rows = compiled(FORMS, target)
+    assert {row["kernel"] for row in rows} == set(kernels())
+    assert len({row["form"] for row in rows}) == len(rows)
+    assert all(row["binary_bytes"] > 0 for row in rows)
+    assert spilled(rows) == []
+    assert without_products(rows, target) == []
+    assert sum(has_few_rows(row) for row in rows) < len(rows) / 4
+    if target != "gfx942":
+        assert narrow(rows) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
-def test_every_kernel_compiles_without_spills(target, tmp_path):
-    rows = compiled(target, tmp_path)
-    assert {row["form"]: row["spilled"] for row in rows if row["spilled"]} == {}
-    assert all(row["binary_bytes"] > 0 for row in rows)
-    if target == "gfx942":
-        assert all(row["matrix_instructions"] for row in rows if row["bound"] == "matmul")
-        return
-    memory = [row for row in rows if row["bound"] == "memory"]
-    # what is narrow: a statistic per row, and the shares of a gradient that programs write once
-    allowed = {row["form"]: row["wide_accesses"] - 1 for row in memory}
-    allowed["norm-weight-gradient"] = 6
-    allowed["decode-merge"] = 20  # maxima and sums of the spans
-    narrow = [row["form"] for row in memory if row["narrow_accesses"] > allowed[row["form"]]]
-    assert [row["form"] for row in memory if not row["wide_accesses"]] == []
-    assert narrow == []
-    if target == "sm_90":
-        names = ("linear-large", "grouped-large", "grouped-hidden-large", "grouped-gradient",
-                 "low-bit-large", "low-bit-integer-large", "attention")  # fmt: skip
-        large = [row for row in rows if row["form"].startswith(names)]
-        large = [
-            row
-            for row in large
-            if not row["form"].startswith("attention") or "fp32" not in row["form"]
-        ]
-        assert len(large) == 3 + 2 + 4 + 2 + 3 + 2 + 3 * 4
-        assert all("wgmma.mma_async" in row["matrix_instructions"] for row in large)
-        sparse = [row for row in rows if row["form"].startswith("entmax")]
-        sparse = [row for row in sparse if "fp32" not in row["form"]]
-        assert len(sparse) == 2 * 4
-        assert all("wgmma.mma_async" in row["matrix_instructions"] for row in sparse)
+@pytest.mark.parametrize("target", TARGETS)
+def test_default_configurations_lead_to_launches_without_spills(compiled, target):
+    rows = compiled(LAUNCHES, target)
+    assert len(rows) > 100
+    assert spilled(rows) == []
+    assert without_products(rows, target) == []
+
+
+def test_what_misses_is_named():
+    good = {
+        "form": "linear-large", "bound": "matmul", "spilled": 0, "wide_accesses": 4,
+        "narrow_accesses": 1, "matrix_instructions": {"wgmma.mma_async": 2},
+    }  # fmt: skip
+    few = {**good, "form": "linear-few-rows", "matrix_instructions": {"mma": 2}}
+    bad = {**good, "form": "linear-other", "spilled": 8, "matrix_instructions": {"mma": 2}}
+    memory = {**good, "form": "softmax", "bound": "memory", "matrix_instructions": {}}
+    scalar = {**memory, "form": "scalar", "wide_accesses": 0}
+    rows = [good, few, bad, memory, scalar]
+    assert spilled(rows) == ["linear-other"]
+    assert without_products(rows, "sm_90") == ["linear-other"]
+    assert without_products(rows, "sm_80") == []
+    assert narrow(rows) == ["scalar"]
