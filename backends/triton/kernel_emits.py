@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from regraft.backends.torch.emitter import Emit, EmitContext, EmitTable, Emitted
-from regraft.backends.torch.library import recurrence
 from regraft.backends.torch.ops.attention import offset_text
-from regraft.backends.torch.ops.moe import experts_text
 from regraft.backends.torch.ops.params import axis_of, call_text, float_text
 from regraft.backends.triton.entmax_emits import entmax_operands, is_sparse_attention
-from regraft.backends.triton.generated_kernels import GeneratedKernels
+from regraft.backends.triton.expert_emits import expert_emit
+from regraft.backends.triton.kernel_calls import KernelCalls, fits
 from regraft.backends.triton.kernels import (
     attending,
     entmax_backward,
-    experts,
-    linear_attending,
     norms,
     rope,
     softmax,
     stepping,
 )
 from regraft.backends.triton.low_bit_emits import low_bit_emit
+from regraft.backends.triton.recurrence_emits import recurrence_emit
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import attention as attention_ops
 from regraft.ir.ops import linear_attention as linear_attention_ops
@@ -35,8 +32,6 @@ from regraft.ir.ops.attention_weights import NORMALIZERS
 from regraft.ir.opspec import Attr, AttrKind
 from regraft.ir.types import DType
 
-KERNEL_TYPES = frozenset({DType.F32, DType.F16, DType.BF16})
-
 unified_attention = replace(
     attention_ops.attention,
     name="unified_attention",
@@ -47,24 +42,6 @@ unified_attention = replace(
 
 LONGEST_ROW = 16384
 """Elements that a program holds in registers."""
-
-
-class KernelCalls:
-    """The functions of `kernels.py` that a model calls, in the order of their first use.
-
-    Attributes:
-        functions: Those that are copied.
-        generated: Those that are written for the model.
-    """
-
-    def __init__(self) -> None:
-        self.functions: dict[Callable[..., Any], None] = {}
-        self.generated = GeneratedKernels()
-
-    def name(self, function: Callable[..., Any]) -> str:
-        """Returns the expression of a function of the kernels, which the package then holds."""
-        self.functions.setdefault(function)
-        return f"kernels.{function.__name__}"
 
 
 def kernel_families(
@@ -110,8 +87,8 @@ def kernel_families(
     own = {
         attention_ops.attention: _attend(table, calls),
         unified_attention: lambda e: _step(e, calls),
-        linear_attention_ops.linear_attention: _recur(table, calls),
-        moe_ops.moe: _mix(table, calls),
+        linear_attention_ops.linear_attention: recurrence_emit(table, calls),
+        moe_ops.moe: expert_emit(table, calls),
         norm_ops.layer_norm: layer,
         norm_ops.rms_norm: rms,
         softmax_ops.softmax: soft,
@@ -139,24 +116,6 @@ def _step(e: EmitContext, calls: KernelCalls) -> str:
     return f"{calls.name(stepping.attention_with_cache)}({operands})"
 
 
-def _recur(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:
-    def recur(e: EmitContext) -> Emitted:
-        if not is_scalar_recurrence(e.node):
-            return _before(table, e)
-        return f"{calls.name(linear_attending.linear_attention)}({_recurrence_operands(e)})"
-
-    return recur
-
-
-def _mix(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:
-    def mix(e: EmitContext) -> Emitted:
-        if not is_grouped_mixture(e.node):
-            return _before(table, e)
-        return experts_text(e, calls.name(experts.experts), f'"{e.attr("activation")}"')
-
-    return mix
-
-
 def _before(table: EmitTable, e: EmitContext) -> Emitted:
     emitter = table.find(e.node.op)
     if emitter is None:
@@ -170,16 +129,6 @@ def _unused(e: EmitContext) -> list[str]:
 
 def _eps(e: EmitContext) -> str:
     return f"eps={float_text(e.attr('epsilon'))}"
-
-
-def fits(*values: Value | None) -> bool:
-    """Whether kernels take values: all of one dtype that they know, with at least one axis."""
-    dtypes = {None if value is None else value.dtype for value in values}
-    return (
-        len(dtypes) == 1
-        and next(iter(dtypes)) in KERNEL_TYPES
-        and all(value is not None and bool(value.rank) for value in values)
-    )
 
 
 def is_row_norm(node: Node) -> bool:
@@ -250,60 +199,6 @@ def _attention_operands(e: EmitContext) -> str:
         sinks=None if sinks is None else e.name(sinks),
         softcap=float_text(softcap) if softcap > 0 else None,
         clip=None if clip == (0.0, 1.0) else str(clip),
-    )[1:-1]
-
-
-def is_grouped_mixture(node: Node) -> bool:
-    """Whether kernels compute a mixture of experts: all matrices and biases of one dtype."""
-    x, _, *matrices = node.inputs[:8]
-    further = ("gate_limit", "norm_epsilon")
-    is_clipped = node.attrs.get("bounds", "clip") == "clip" and node.attrs["limit"] >= 0
-    is_plain = is_clipped and not any(node.attrs.get(name) for name in further)
-    return is_plain and fits(x, *(value for value in matrices if value is not None))
-
-
-MAX_STATE = 256
-"""Rows and columns of the state of a head that fit into registers."""
-
-
-def is_scalar_recurrence(node: Node) -> bool:
-    """Whether a kernel computes a linear attention: causal, without or with a factor per head."""
-    attrs, decay, state = node.attrs, node.operand("decay"), node.operand("state")
-    final, sums = node.outputs[1], attrs["normalizer"] == "sum"
-    sizes = () if final.shape is None else final.shape[2:]
-    k = node.inputs[1]
-    return (
-        attrs["causal"]
-        and attrs["rule"] in ("linear", "gated")
-        and fits(*node.inputs[:3])
-        and all(value is not None and value.rank == 4 for value in node.inputs[:3])
-        # sums of f16 overflow, and one of fewer digits would divide a row
-        and (not sums or (k is not None and k.dtype is DType.F32))
-        and len(sizes) == 2
-        and all(isinstance(size, int) and size <= MAX_STATE for size in sizes)
-        and (decay is None or (fits(decay) and decay.shape is not None and decay.shape[3] == 1))
-        and (state is None or fits(state))
-        and (final.dtype is DType.F32 or not final.num_uses)
-    )
-
-
-def _recurrence_operands(e: EmitContext) -> str:
-    """Returns the operands of `kernels.linear_attention`; defaults are left out."""
-    node, attrs = e.node, e.node.attrs
-    decay, state = node.operand("decay"), node.operand("state")
-    pair = [e.input(0), e.input(1)]
-    if attrs["feature_map"] != "none":
-        feature = e.helper(recurrence.feature)
-        pair = [f'{feature}({text}, "{attrs["feature_map"]}")' for text in pair]
-    return call_text(
-        "",
-        *pair,
-        e.input(2),
-        *([] if decay is None else [f"{e.name(decay)}.squeeze(3)"]),
-        state=None if state is None else e.name(state),
-        scale=None if attrs["scale"] == 1 else float_text(attrs["scale"]),
-        normalize="True" if attrs["normalizer"] == "sum" else None,
-        epsilon=float_text(attrs["epsilon"]) if attrs["epsilon"] else None,
     )[1:-1]
 
 

@@ -18,13 +18,8 @@ from regraft.backends.torch import peepholes
 from regraft.backends.torch.emitter import Absorbed, EmitContext
 from regraft.backends.torch.graph_emitter import GraphEmitter
 from regraft.backends.torch.ops.params import call_text
-from regraft.backends.triton.kernel_emits import (
-    KernelCalls,
-    fits,
-    is_row_norm,
-    is_whole_rotation,
-    tables_of,
-)
+from regraft.backends.triton.kernel_calls import KernelCalls, fits
+from regraft.backends.triton.kernel_emits import is_row_norm, is_whole_rotation, tables_of
 from regraft.backends.triton.kernels import gated, linear, norms, rope, vocabulary_loss
 from regraft.backends.triton.loss_fusion import LOSSES, head_of, labels_of
 from regraft.ir.graph import Node, Value

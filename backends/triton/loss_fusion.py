@@ -8,7 +8,7 @@ words are never in memory. Between product and softmax there may be casts and wh
 from __future__ import annotations
 
 from regraft.backends.torch import peepholes
-from regraft.backends.triton.kernel_emits import fits
+from regraft.backends.triton.kernel_calls import fits
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.arithmetic import neg

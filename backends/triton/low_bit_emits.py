@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from regraft.backends.torch.emitter import Emit, EmitContext
 from regraft.backends.torch.ops.params import call_text
+from regraft.backends.triton.kernel_calls import KernelCalls
 from regraft.backends.triton.kernels import low_bit, low_bit_integer
 from regraft.backends.triton.low_bit import low_bit_matmul
-
-if TYPE_CHECKING:
-    from regraft.backends.triton.kernel_emits import KernelCalls
 
 
 def low_bit_emit(calls: KernelCalls) -> Emit:

@@ -25,7 +25,8 @@ from regraft.backends.torch.weight_source import is_inline
 from regraft.backends.triton import selftest
 from regraft.backends.triton.binaries import write_binaries
 from regraft.backends.triton.generated_kernels import HOMES, source_of
-from regraft.backends.triton.kernel_emits import KernelCalls, kernel_families
+from regraft.backends.triton.kernel_calls import KernelCalls
+from regraft.backends.triton.kernel_emits import kernel_families
 from regraft.backends.triton.kernel_fusions import KernelFusions
 from regraft.backends.triton.kernel_source import KernelSource
 from regraft.backends.triton.low_bit import pack_weights
@@ -98,6 +99,7 @@ def save_package(
     made = {
         "kernels": [function.__name__ for function in calls.functions],
         "generated": calls.generated.report(),
+        "kept": calls.kept,
         "unified_maxima": [found.row() for found in maxima],
     }
     texts[PARTITION] = json.dumps(made, indent=1) + "\n"

@@ -23,10 +23,7 @@ from regraft.backends.triton.kernels.gated import (
 )
 from regraft.backends.triton.kernels.gradient_filter import filtered_product_kernel
 from regraft.backends.triton.kernels.linear import linear_kernel
-from regraft.backends.triton.kernels.linear_attention import (
-    linear_attention_kernel,
-    linear_attention_step_kernel,
-)
+from regraft.backends.triton.kernels.linear_attention_forms import linear_attention_forms
 from regraft.backends.triton.kernels.product_forms import product_forms
 from regraft.backends.triton.kernels.rope import rope_kernel
 from regraft.backends.triton.kernels.row_norm import row_norm_kernel
@@ -50,7 +47,7 @@ def forms() -> Iterator[Form]:
     yield from _attention_forms()
     yield from _decode_forms()
     yield from _cross_entropy_forms()
-    yield from _linear_attention_forms()
+    yield from linear_attention_forms()
     yield from product_forms()
     yield from entmax_forms()
     for interleaved in (False, True):
@@ -220,34 +217,6 @@ def _cross_entropy_forms() -> Iterator[Form]:
                 {**tile, **sizes}, Bound.MATMUL, warps, wide=("out_ptr",), bytes=("kept_ptr",),
                 unaligned=("height", "depth", "kept_i_stride", "kept_j_stride"),
             )  # fmt: skip
-
-
-def _linear_attention_forms() -> Iterator[Form]:
-    floats, wide = ("scale",), ("state_ptr", "final_ptr")
-    for label, dtype, settings in (
-        ("forward", "bf16", {}),
-        ("backward", "bf16", {"HAS_STATE": True, "REVERSE": True, "STRICT": True}),
-        ("plain", "fp16", {"HAS_DECAY": False}),
-        ("backward", "fp32", {"HAS_STATE": True, "REVERSE": True, "STRICT": True}),
-    ):
-        is_wide = dtype == "fp32"
-        constants: dict[str, object] = {
-            "HAS_DECAY": True, "HAS_STATE": False, "REVERSE": False, "STRICT": False,
-            "PRECISION": "tf32" if is_wide else "ieee", "STATE_PRECISION": "tf32",
-            "CHUNK": 16 if is_wide else 32, "BLOCK_D": 128, "BLOCK_E": 32, **settings,
-        }  # fmt: skip
-        yield Form(
-            f"linear-attention-{label}-{dtype}", linear_attention_kernel, dtype, constants,
-            Bound.MATMUL, 8, 1 if is_wide else 2, wide=wide, floats=floats,
-            hip={"warps": 4, "CHUNK": 32},
-        )  # fmt: skip
-    constants = {
-        "HAS_DECAY": True, "HAS_STATE": True, "STRICT": False, "BLOCK_D": 128, "BLOCK_E": 32,
-    }  # fmt: skip
-    yield Form(
-        "linear-attention-step", linear_attention_step_kernel, "bf16", constants, Bound.MEMORY, 4,
-        wide=wide, floats=floats,
-    )  # fmt: skip
 
 
 def _linear_forms() -> Iterator[Form]:

@@ -22,7 +22,11 @@ from regraft.backends.triton.kernels.gradient_filter import (
 from regraft.backends.triton.kernels.grouped import grouped_forward, grouped_gradient
 from regraft.backends.triton.kernels.grouped_hidden import hidden_forward
 from regraft.backends.triton.kernels.linear import linear_forward
-from regraft.backends.triton.kernels.linear_attending import linear_attention_forward
+from regraft.backends.triton.kernels.linear_attending import (
+    linear_attention_forward,
+    linear_attention_gradient,
+)
+from regraft.backends.triton.kernels.linear_features import feature_gradient
 from regraft.backends.triton.kernels.low_bit import low_bit_forward
 from regraft.backends.triton.kernels.low_bit_integer import (
     low_bit_integer_forward,
@@ -43,6 +47,8 @@ X, Q = wanted(3, 5), wanted(1, 2, 3, 4)
 TABLE = torch.linspace(0, 1, 6).reshape(3, 2)
 STATISTICS = torch.linspace(0.5, 1, 3)
 KV, BIAS, SINKS, LENGTHS = wanted(1, 1, 5, 4), wanted(3, 5), wanted(2), torch.tensor([4])
+KEYS, VALUES, STATE = wanted(1, 2, 3, 4), wanted(1, 2, 3, 5), wanted(1, 2, 8, 6)
+SUMS = torch.linspace(0.5, 1, 6).reshape(1, 2, 3)
 LABELS = torch.tensor([6, -1, 0])
 BYTES = torch.arange(24, dtype=torch.uint8).reshape(4, 6)
 SETTINGS = (0.5, 2.0, 1, 2, 0, 0.0, 1.0, "ieee")
@@ -133,19 +139,39 @@ CALLS = {
         linear_attention_forward,
         (
             Q,
-            Q.detach().clone().requires_grad_(),
-            wanted(1, 2, 3, 5),
+            KEYS,
+            VALUES,
             -wanted(1, 2, 3).detach().abs(),
-            wanted(1, 2, 4, 5),
+            STATE,
             0.5,
-            False,
-            False,
+            0.1,
+            "hedgehog",
+            True,
             "ieee",
         ),
     ),
     "linear_attention of a token": (
         linear_attention_forward,
-        (*(Q.detach()[:, :, :1] for _ in range(3)), None, None, 1.0, True, True, "ieee"),
+        (*(Q.detach()[:, :, :1] for _ in range(3)), None, None, 1.0, 0.0, "none", False, "ieee"),
+    ),
+    "linear_attention_gradient": (
+        linear_attention_gradient,
+        (
+            *(x.detach() for x in (VALUES, VALUES, KEYS)),
+            None,
+            None,
+            SUMS,
+            SUMS,
+            1.0,
+            "hedgehog",
+            "queries",
+            True,
+            "ieee",
+        ),
+    ),
+    "linear_feature_gradient": (
+        feature_gradient,
+        (Q.detach(), KEYS.detach(), wanted(1, 2, 3, 8).detach(), SUMS, "hedgehog"),
     ),
     "grouped_linear": (
         grouped_forward,
@@ -249,6 +275,8 @@ w = torch.randn(6, dtype=torch.float64, requires_grad=True)
 b = torch.randn(6, dtype=torch.float64, requires_grad=True)
 q = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
 s = torch.randn(1, 1, 4, 3, dtype=torch.float64, requires_grad=True)
+k = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+v = torch.randn(1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
 angle = torch.randn(3, 2, dtype=torch.float64)
 good = {
     "layer_norm": torch.autograd.gradcheck(kernels.layer_norm, (x, w, b)),
@@ -269,6 +297,16 @@ good = {
         ),
         (q, x, s),
     ),
+    **{
+        name: torch.autograd.gradcheck(
+            lambda q, k, v, g, s: kernels.linear_attention(
+                q, k, v, -g.abs()[:3, :3].sum(0), state=s, scale=0.5, feature_map=name,
+                normalize=True, epsilon=5.0,
+            ),
+            (q, k, v, x, s.detach().repeat(1, 2, repeats, 1).requires_grad_()),
+        )
+        for name, repeats in (("elu", 1), ("hedgehog", 2))
+    },
     "linear_cross_entropy": torch.autograd.gradcheck(
         lambda x, w: kernels.linear_cross_entropy(
             x, w[None] * x[:3], torch.tensor([2, -100, 0, 1]), softcap=1.5

@@ -186,7 +186,11 @@ def test_a_package_trains_as_the_model_does(made):
 
 @pytest.mark.parametrize(
     ("method", "call"),
-    [("elu", 'feature(unbind, "elu"), feature('), ("lightning", "self.constant.squeeze(3)")],
+    [
+        ("elu", 'feature_map="elu", normalize=True'),
+        ("hedgehog", 'feature_map="hedgehog", normalize=True'),
+        ("lightning", "self.constant.squeeze(3)"),
+    ],
 )
 def test_a_linearized_decoder_passes_its_self_test(tmp_path, method, call):
     torch.manual_seed(0)

@@ -1,0 +1,40 @@
+"""The emitter of mixtures of experts as grouped products; the routing stays PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from regraft.backends.torch.emitter import EmitContext, EmitTable, Emitted
+from regraft.backends.torch.ops.moe import experts_text
+from regraft.backends.triton.kernel_calls import KernelCalls, fits
+from regraft.backends.triton.kernels import experts
+from regraft.ir.graph import Node
+
+
+def expert_emit(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:
+    """Returns the emitter; `table` holds those of PyTorch, `calls` notes what is called."""
+
+    def mix(e: EmitContext) -> Emitted:
+        reason = mixture_misfit(e.node)
+        if not reason:
+            return experts_text(e, calls.name(experts.experts), f'"{e.attr("activation")}"')
+        calls.keep(e.node, reason)
+        emitter = table.find(e.node.op)
+        if emitter is None:
+            raise AssertionError("mixtures of experts have an emitter to PyTorch")
+        return emitter(e)
+
+    return mix
+
+
+def mixture_misfit(node: Node) -> str:
+    """Returns why no kernel computes a mixture of experts, or ""."""
+    x, _, *matrices = node.inputs[:8]
+    if not fits(x, *(value for value in matrices if value is not None)):
+        return "x, matrices and biases are not all of one of f32, f16, bf16"
+    if node.attrs["bounds"] != "clip" or node.attrs["limit"] < 0:
+        return f"its bounds are those of `{node.attrs['bounds']}`"
+    for name in ("gate_limit", "norm_epsilon"):
+        if node.attrs[name]:
+            return f"it has `{name}`"
+    return ""

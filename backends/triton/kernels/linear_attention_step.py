@@ -1,0 +1,97 @@
+"""One token of linear attention: the state is read and written once, features in registers."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from regraft.backends.triton.kernels.attention import adjacent
+from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.linear_features import tile_features
+from regraft.backends.triton.kernels.operators import block_of
+
+
+@triton.jit
+def linear_attention_step_kernel(
+    q_ptr, k_ptr, v_ptr, decay_ptr, state_ptr, out_ptr, final_ptr, sums_ptr,
+    q_batch_stride, q_head_stride,
+    k_batch_stride, k_head_stride,
+    v_batch_stride, v_head_stride,
+    H, D, E, q_size, scale, epsilon,
+    DECAY: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    MAP: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Writes BLOCK_E columns of the state after one token of a head, and what the token reads."""
+    batch = (tl.program_id(1) // H).to(tl.int64)
+    head = (tl.program_id(1) % H).to(tl.int64)
+    place = tl.program_id(1).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)[:, None]
+    e = (tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E))[None, :]
+    channel = d % q_size if MAP == "hedgehog" else d
+    q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
+    k_base = k_ptr + batch * k_batch_stride + head * k_head_stride
+    v_base = v_ptr + batch * v_batch_stride + head * v_head_stride
+    q = tl.load(q_base + channel, mask=d < D, other=0.0)
+    k = tl.load(k_base + channel, mask=d < D, other=0.0)
+    v = tl.load(v_base + e, mask=e < E, other=0.0)
+    q = tile_features(q, d < D, d < q_size, MAP, 0)
+    k = tile_features(k, d < D, d < q_size, MAP, 0)
+    width = E + 1 if NORMALIZE else E
+    state_base = place * D * width + d * width
+    state_mask = (d < D) & (e < E)
+    state = tl.zeros([BLOCK_D, BLOCK_E], tl.float32)
+    column = tl.zeros([BLOCK_D, 1], tl.float32)
+    if HAS_STATE:
+        state += tl.load(state_ptr + state_base + e, mask=state_mask, other=0.0).to(tl.float32)
+        if NORMALIZE:
+            column += tl.load(state_ptr + state_base + E, mask=d < D, other=0.0).to(tl.float32)
+    if DECAY == "scalar":
+        factor = tl.exp(tl.load(decay_ptr + place).to(tl.float32))
+        state, column = state * factor, column * factor
+    elif DECAY == "channels":
+        factor = tl.exp(tl.load(decay_ptr + place * D + d, mask=d < D, other=0.0).to(tl.float32))
+        state, column = state * factor, column * factor
+    state += k * v.to(tl.float32)
+    out = tl.sum(q * state, axis=0, keep_dims=True) * scale
+    if NORMALIZE:
+        column += k
+        total = tl.sum(q * column, axis=0, keep_dims=True) * scale + epsilon
+        out = out / total
+        is_first = tl.program_id(0) == 0
+        tl.store(final_ptr + state_base + E, column, mask=(d < D) & is_first)
+        tl.store(sums_ptr + place, tl.sum(total), mask=is_first)
+    tl.store(out_ptr + place * E + e, out.to(out_ptr.dtype.element_ty), mask=e < E)
+    tl.store(final_ptr + state_base + e, state, mask=state_mask)
+
+
+def launch_step(
+    q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None,
+    results: tuple[Tensor, Tensor, Tensor], scale: float, epsilon: float, feature_map: str,
+    normalize: bool,
+) -> None:  # fmt: skip
+    """Launches the kernel of one token; see `launch_chunks`. Decays may be [B, H, 1, D]."""
+    out, final, sums = results
+    B, H, _, E = out.shape
+    D = final.shape[2]
+    q, k, v = adjacent(q, k, v)
+    given = [q if x is None else x.contiguous() for x in (decay, state)]
+    block = min(block_of(E), config_for("linear_attention", q, max(D, E))["e"])
+    has_channels = decay is not None and decay.dim() == 4
+    wrap_triton(linear_attention_step_kernel)[(triton.cdiv(E, block), B * H)](
+        q, k, v, *given, out, final, sums,
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        H, D, E, q.shape[3], scale, epsilon,
+        DECAY="none" if decay is None else "channels" if has_channels else "scalar",
+        HAS_STATE=state is not None,
+        MAP=feature_map,
+        NORMALIZE=normalize,
+        BLOCK_D=block_of(D),
+        BLOCK_E=block,
+        num_warps=4,
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""The emitter of linear attention as a call of a kernel, which makes the features itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from regraft.backends.torch.emitter import EmitContext, EmitTable, Emitted
+from regraft.backends.torch.library import recurrence
+from regraft.backends.torch.ops.params import call_text, float_text
+from regraft.backends.triton.kernel_calls import KernelCalls, fits
+from regraft.backends.triton.kernels import linear_attending
+from regraft.backends.triton.kernels.linear_features import LINEAR_FEATURES
+from regraft.ir.graph import Node
+from regraft.ir.types import DType
+
+MAX_STATE = 256
+"""Rows and columns of the state of a head that fit into registers."""
+
+
+def recurrence_emit(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:
+    """Returns the emitter; `table` holds those of PyTorch, `calls` notes what is called."""
+
+    def recur(e: EmitContext) -> Emitted:
+        reason = recurrence_misfit(e.node)
+        if not reason:
+            return f"{calls.name(linear_attending.linear_attention)}({_operands(e)})"
+        calls.keep(e.node, reason)
+        emitter = table.find(e.node.op)
+        if emitter is None:
+            raise AssertionError("linear attention has an emitter to PyTorch")
+        return emitter(e)
+
+    return recur
+
+
+def recurrence_misfit(node: Node) -> str:
+    """Returns why no kernel computes a linear attention, or ""."""
+    attrs, decay, state = node.attrs, node.operand("decay"), node.operand("state")
+    final = node.outputs[1]
+    sizes = () if final.shape is None else final.shape[2:]
+    if not attrs["causal"]:
+        return "it is not causal: two products, which the vendor's library runs"
+    if "delta" in attrs["rule"]:
+        return "what a token writes depends on what those before it wrote (a delta rule)"
+    if not fits(*node.inputs[:3]) or any(x is None or x.rank != 4 for x in node.inputs[:3]):
+        return "its operands are not three tensors [B, H, T, D] of one of f32, f16, bf16"
+    if len(sizes) != 2 or not all(isinstance(size, int) for size in sizes):
+        return "the size of its state is known at run time only"
+    if sizes[0] > MAX_STATE or sizes[1] - (attrs["normalizer"] == "sum") > MAX_STATE:
+        return f"its state of {sizes[0]} x {sizes[1]} does not fit into registers"
+    if decay is not None and (not fits(decay) or decay.shape is None):
+        return "its factors are not f32, f16 or bf16"
+    if decay is not None and decay.shape is not None and decay.shape[3] != 1:
+        return "it has factors per channel"
+    if (state is not None and not fits(state)) or (final.dtype is not DType.F32 and final.num_uses):
+        return "its states are not f32"
+    return ""
+
+
+def _operands(e: EmitContext) -> str:
+    """Returns the operands of `kernels.linear_attention`; defaults are left out."""
+    node, attrs = e.node, e.node.attrs
+    decay, state, name = node.operand("decay"), node.operand("state"), attrs["feature_map"]
+    pair = [e.input(0), e.input(1)]
+    if name not in LINEAR_FEATURES:
+        feature = e.helper(recurrence.feature)
+        pair = [f'{feature}({text}, "{name}")' for text in pair]
+    is_mapped = name in LINEAR_FEATURES and name != "none"
+    return call_text(
+        "",
+        *pair,
+        e.input(2),
+        *([] if decay is None else [f"{e.name(decay)}.squeeze(3)"]),
+        state=None if state is None else e.name(state),
+        scale=None if attrs["scale"] == 1 else float_text(attrs["scale"]),
+        feature_map=f'"{name}"' if is_mapped else None,
+        normalize="True" if attrs["normalizer"] == "sum" else None,
+        epsilon=float_text(attrs["epsilon"]) if attrs["epsilon"] else None,
+    )[1:-1]
