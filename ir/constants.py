@@ -11,7 +11,7 @@ from regraft.ir.dims import DimLike
 from regraft.ir.graph import Node, Value
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import TensorType, Type, dtype_of
-from regraft.ir.weights import Weight
+from regraft.ir.weights import ArrayWeight, Weight
 
 MAX_CONTENT = 64
 """Integer constants of at most this many elements have symbolic content."""
@@ -141,6 +141,21 @@ def constant_of(value: Value | None, max_bytes: int = 1 << 20) -> Array | None:
         stored = _weight(producer)
         return stored.numpy() if stored.nbytes <= max_bytes else None
     return None
+
+
+def weight_of(value: Value | None) -> Weight | None:
+    """Returns a constant as a weight, which can be read in parts; None when it is no constant.
+
+    Looks through captures and invariants as `constant_of` does.
+    """
+    while value is not None and value.producer is None:
+        value = captured_value(value)
+    if value is None or value.producer is None:
+        return None
+    producer = value.producer
+    if producer.op is literal:
+        return ArrayWeight(producer.attrs["value"])
+    return _weight(producer) if producer.op is weight else None
 
 
 def captured_value(value: Value) -> Value | None:

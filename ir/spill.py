@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from regraft.ir.growth import Growth
-from regraft.ir.types import dtype_of
+from regraft.ir.types import DType, dtype_of
 from regraft.ir.weights import ArrayWeight, MappedWeight, Weight, pack
 
 IN_MEMORY_BYTES = 1 << 20
@@ -90,6 +91,29 @@ def stored(
     dtype = dtype_of(array)
     if array.nbytes < IN_MEMORY_BYTES:  # of 4-bit types a byte each, here
         return ArrayWeight(array, made_from)
+    if dtype.bits >= 8 and array.flags.c_contiguous:
+        data = array.reshape(-1).view(np.uint8).data
+    else:
+        data = memoryview(pack(array, dtype))
+    return stored_parts((data,), dtype, array.shape, folder, made_from)
+
+
+def stored_parts(
+    parts: Iterable[memoryview],
+    dtype: DType,
+    shape: tuple[int, ...],
+    folder: Path | None = None,
+    made_from: tuple[str, ...] = (),
+) -> MappedWeight:
+    """Returns a weight on disk with packed bytes as its content.
+
+    Args:
+        parts: The little-endian packed bytes, in order.
+        dtype: Element type.
+        shape: Sizes.
+        folder: Where; default: the system's temporary folder.
+        made_from: As of an `ArrayWeight`.
+    """
     with tempfile.NamedTemporaryFile(
         prefix="regraft-", suffix=".spill", dir=folder, delete=False
     ) as file:
@@ -97,6 +121,7 @@ def stored(
         growth = Growth()
         # every weight of the file holds the growth, and nothing else does
         weakref.finalize(growth, path.unlink, missing_ok=True)
-        file.write(pack(array, dtype))
-    growth.advance(dtype.nbytes(array.size))
-    return MappedWeight(path, 0, dtype, array.shape, growth=growth, made_from=made_from)
+        for part in parts:
+            file.write(part)
+        growth.advance(file.tell())
+    return MappedWeight(path, 0, dtype, shape, growth=growth, made_from=made_from)

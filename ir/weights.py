@@ -170,17 +170,12 @@ def unpack(raw: np.ndarray[Any, Any], dtype: DType, shape: tuple[int, ...]) -> n
     if dtype.bits >= 8:
         return raw.view(dtype.numpy).reshape(shape)
     per_byte = 8 // dtype.bits
-    mask = (1 << dtype.bits) - 1
-    shifts = np.arange(per_byte, dtype=np.uint8) * dtype.bits
-    codes = ((raw[:, None] >> shifts) & mask).reshape(-1)
-    codes = codes[: int(np.prod(shape, dtype=np.int64))].reshape(shape)
-    if dtype in (DType.I4, DType.I2):
-        half = 1 << (dtype.bits - 1)
-        signed = (codes.astype(np.int8) ^ half) - half
-        return signed.astype(dtype.numpy)
-    if dtype is DType.F4E2M1:
-        return codes.astype(np.uint8).view(dtype.numpy)
-    return codes.astype(dtype.numpy)
+    codes = np.empty((raw.size, per_byte), np.uint8)
+    for idx in range(per_byte):
+        np.right_shift(raw, idx * dtype.bits, out=codes[:, idx])
+    codes &= (1 << dtype.bits) - 1
+    flat = codes.reshape(-1)[: int(np.prod(shape, dtype=np.int64))]
+    return flat.view(dtype.numpy).reshape(shape)  # these types read the low bits of a byte alone
 
 
 _BYTES_AT_ONCE = 1 << 20
@@ -203,12 +198,14 @@ def pack(array: np.ndarray[Any, Any], dtype: DType) -> bytes:
 
 def _packed(flat: np.ndarray[Any, Any], dtype: DType, per_byte: int) -> np.ndarray[Any, Any]:
     """Returns u8 of a run of codes that begins at a byte."""
-    codes = flat.view(np.uint8) if dtype is DType.F4E2M1 else flat.astype(np.int8).view(np.uint8)
-    padded = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
-    padded[: codes.size] = codes & ((1 << dtype.bits) - 1)
-    shifts = np.arange(per_byte, dtype=np.uint8) * dtype.bits
-    each: np.ndarray[Any, Any] = padded.reshape(-1, per_byte) << shifts
-    packed: np.ndarray[Any, Any] = np.bitwise_or.reduce(each, axis=1)
+    codes = (flat if flat.dtype.itemsize == 1 else flat.astype(np.int8)).view(np.uint8)
+    missing = -codes.size % per_byte
+    if missing:
+        codes = np.concatenate([codes, np.zeros(missing, np.uint8)])
+    mask = (1 << dtype.bits) - 1
+    packed: np.ndarray[Any, Any] = codes[::per_byte] & mask
+    for idx in range(1, per_byte):
+        packed |= (codes[idx::per_byte] & mask) << (idx * dtype.bits)
     return packed
 
 
@@ -220,6 +217,23 @@ def pack_rows(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
     missing = -codes.shape[1] % (8 // bits)
     filled = np.pad(codes.astype(np.uint8), ((0, 0), (0, missing)))
     return np.frombuffer(pack(filled, _UNSIGNED[bits]), np.uint8).reshape(codes.shape[0], -1)
+
+
+def pack_columns(codes: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
+    """Returns u8[ceil(K * bits / 8), N] of codes of one byte each [K, N], packed along K.
+
+    It is the transpose of what `pack_rows` makes of the transpose, several times as fast.
+    """
+    wide = np.ascontiguousarray(codes).view(np.uint8)
+    per_byte = 8 // bits
+    missing = -len(wide) % per_byte
+    if missing:
+        wide = np.concatenate([wide, np.zeros((missing, wide.shape[1]), np.uint8)])
+    mask = (1 << bits) - 1
+    packed: np.ndarray[Any, Any] = wide[::per_byte] & mask
+    for idx in range(1, per_byte):
+        packed |= (wide[idx::per_byte] & mask) << (idx * bits)
+    return packed
 
 
 def unpack_rows(packed: np.ndarray[Any, Any], bits: int, size: int) -> np.ndarray[Any, Any]:

@@ -108,7 +108,8 @@ class GraphEmitter:
             found = home.duplicates.find(weight, hint)
             if found is None:
                 found = hint
-                home.initializers.append(root.storage.tensor(weight, hint))
+                storage = root.storage if home is root else Embedded()
+                home.initializers.append(storage.tensor(weight, hint))
             home.stored[stored_name] = found
         return found
 

@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.errors import UnsupportedError
 from regraft.ir.graph import Node
 from regraft.ir.ops.linalg import matmul
 from regraft.ir.ops.quant import compute_dtype
 from regraft.ir.ops.shapes import operands_of
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import DType, TensorType, Type
-from regraft.ir.weights import pack_rows, unpack_rows
+from regraft.ir.weights import pack_columns, pack_rows, unpack_rows
 
 Array = np.ndarray[Any, Any]
+
+_CODES_AT_ONCE = 1 << 18
+"""Codes that are packed at a time: they fit the second-level cache."""
 
 
 def _infer_integer(node: Node) -> Type:
@@ -110,29 +112,40 @@ matmul_nbits = OpSpec(
 )
 
 
-def nbits_operands(
-    codes: Array, scale: Array, zero: Array | None, bits: int, group: int
-) -> tuple[Array, Array, Array | None]:
-    """Returns codes, scales and zero points as `ort.matmul_nbits` takes them.
+def nbits_codes(codes: Array, group: int, bits: int) -> Array:
+    """Returns u8[N, blocks, group * bits / 8], codes as `ort.matmul_nbits` takes them.
 
     Args:
         codes: Integers [K, N], signed ones centred at 0.
-        scale: f32[blocks, N].
-        zero: Integers [blocks, N]; None for 0 of signed codes.
-        bits: 2, 4 or 8.
         group: Positions of K in a block.
+        bits: 2, 4 or 8.
     """
-    if bits not in (2, 4, 8):
-        raise UnsupportedError(f"MatMulNBits has no {bits}-bit weights")
     k, n = codes.shape
     blocks = -(-k // group)
-    wide = codes.astype(np.int16)
-    if codes.dtype.name.startswith("int"):  # int2 and int4 of ml_dtypes are no numpy kinds
-        wide = wide + (1 << (bits - 1))
-        points = None if zero is None else zero.astype(np.int16) + (1 << (bits - 1))
-    else:
-        points = np.zeros((blocks, n), np.int16) if zero is None else zero.astype(np.int16)
-    rows = np.pad(wide.T, ((0, 0), (0, blocks * group - k))).astype(np.uint8)
-    data = pack_rows(rows, bits).reshape(n, blocks, group * bits // 8)
-    found = None if points is None else pack_rows(np.ascontiguousarray(points.T), bits).reshape(-1)
-    return data, np.ascontiguousarray(scale.T), found
+    row_bytes = group * bits // 8
+    data = np.zeros((n, blocks * row_bytes), np.uint8)
+    step = max(_CODES_AT_ONCE // max(k, 1), 1)
+    for first in range(0, n, step):
+        part = np.ascontiguousarray(codes[:, first : first + step])
+        unsigned = part.view(np.uint8)
+        if codes.dtype.name.startswith("int"):  # int2 and int4 of ml_dtypes are no numpy kinds
+            unsigned = unsigned + np.uint8(1 << (bits - 1))
+        packed = pack_columns(unsigned, bits)
+        data[first : first + step, : len(packed)] = packed.T
+    return data.reshape(n, blocks, row_bytes)
+
+
+def nbits_zero_points(zero: Array | None, shape: tuple[int, int], bits: int) -> Array:
+    """Returns u8[N * ceil(blocks * bits / 8)], zero points as `ort.matmul_nbits` takes them.
+
+    Args:
+        zero: Integers [blocks, N]; None for 0 of unsigned codes.
+        shape: Of these.
+        bits: 2, 4 or 8.
+    """
+    if zero is None:
+        return pack_rows(np.zeros(shape[::-1], np.uint8), bits).reshape(-1)
+    points = np.ascontiguousarray(zero.T).view(np.uint8)
+    if zero.dtype.name.startswith("int"):
+        points = (points + np.uint8(1 << (bits - 1))) & np.uint8((1 << bits) - 1)
+    return pack_rows(points, bits).reshape(-1)

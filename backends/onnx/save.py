@@ -19,6 +19,7 @@ from regraft.backends.onnx.storage import (
     Embedded,
     External,
     Storage,
+    Streamed,
     data_file_name,
 )
 from regraft.ir.collector import collector_paused
@@ -55,7 +56,7 @@ def to_proto(
     table = EmitTable(*families)
     opset = choose_opset(module, table, opset, profile)
     # a file that refers to others is read by tools that look for references in the main graph
-    places = place_in_bodies(module.graph) if storage is None else {}
+    places = {} if isinstance(storage, External) else place_in_bodies(module.graph)
     emitter = GraphEmitter(
         table, opset, profile, storage=storage or Embedded(), graph=module.graph, places=places
     )
@@ -125,8 +126,10 @@ def save_onnx(
     watch = watch or (lambda growth: None)
     if total <= external_above:
         watch(None)
-        proto = to_proto(module, profile=profile, opset=opset, families=families)
-        path.write_bytes(proto.SerializeToString())
+        inside = Streamed()
+        proto = to_proto(module, profile=profile, opset=opset, storage=inside, families=families)
+        with path.open("wb", buffering=0) as file:
+            inside.write(file, proto)
         return [path]
     data_path = path.with_name(data_file_name(path))
     storage = External(data_path.name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -13,16 +11,23 @@ from onnx import TensorProto
 
 from regraft.backends.onnx.tensors import ONNX_DTYPES, array_to_tensor
 from regraft.ir.growth import Growth
-from regraft.ir.packed_parts import packed_parts
+from regraft.ir.packed_parts import digest_of, packed_parts, sample_of
 from regraft.ir.types import DType
-from regraft.ir.weights import MappedWeight, Weight, contains_nan, pack
+from regraft.ir.weights import MappedWeight, Weight, contains_nan
 
 EXTERNAL_ABOVE = 3 << 29
 """Models with more weight bytes than this (1.5 GiB) get external data: a protobuf ends at 2 GiB."""
 
+_STREAM_ABOVE = 1 << 16
+"""Bytes of a weight from which on it is written from where it lies, and not held in the model."""
+
+# numbers of fields whose bytes are preceded by their length, in onnx.proto
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = (
+    bytes([number << 3 | 2]) for number in (7, 5, 9)
+)
+
 _ALIGN = 4096  # page size, so that a runtime can map tensors in place
 _EMBED_BELOW = 1024
-_SAMPLE_BYTES = 256
 
 
 class Storage(Protocol):
@@ -38,6 +43,67 @@ class Embedded:
     def tensor(self, weight: Weight, name: str) -> onnx.TensorProto:
         """Returns an initializer with raw data."""
         return array_to_tensor(weight.numpy(), name)
+
+
+class Streamed:
+    """Leaves the content of large weights out of the model, for `write` to put in one by one."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Weight] = {}
+
+    def tensor(self, weight: Weight, name: str) -> onnx.TensorProto:
+        """Returns the initializer of a weight, that of a large one without its content."""
+        if weight.nbytes < _STREAM_ABOVE or weight.dtype is DType.STRING:
+            return array_to_tensor(weight.numpy(), name)
+        self._held[name] = weight
+        return onnx.TensorProto(data_type=ONNX_DTYPES[weight.dtype], dims=weight.shape, name=name)
+
+    def write(self, file: BinaryIO, model: onnx.ModelProto) -> None:
+        """Writes a model whose weights this storage took; its graph is taken out of it.
+
+        The bytes are those of the protobuf with its fields in another order, which means the same.
+
+        Args:
+            file: The model file, unbuffered.
+            model: The model.
+
+        Raises:
+            OSError: When the disk is full.
+        """
+        heads = [_head(tensor, self._held.get(tensor.name)) for tensor in model.graph.initializer]
+        weights = [self._held.get(tensor.name) for tensor in model.graph.initializer]
+        model.graph.ClearField("initializer")
+        graph = model.graph.SerializeToString()
+        model.ClearField("graph")
+        size = len(graph) + sum(
+            len(head) + (0 if weight is None else weight.nbytes)
+            for head, weight in zip(heads, weights, strict=True)
+        )
+        for part in (model.SerializeToString(), _MODEL_GRAPH + _varint(size), graph):
+            _write_all(file, memoryview(part))
+        for head, weight in zip(heads, weights, strict=True):
+            _write_all(file, memoryview(head))
+            for part in packed_parts(weight) if weight is not None else ():
+                _write_all(file, part)
+
+
+def _head(tensor: onnx.TensorProto, weight: Weight | None) -> bytes:
+    """Returns an initializer as a graph's field, up to the content of a weight that follows."""
+    own: bytes = tensor.SerializeToString()
+    if weight is None:
+        return _GRAPH_INITIALIZER + _varint(len(own)) + own
+    own += _TENSOR_RAW_DATA + _varint(weight.nbytes)
+    return _GRAPH_INITIALIZER + _varint(len(own) + weight.nbytes) + own
+
+
+def _varint(number: int) -> bytes:
+    """Returns a length as protobuf writes it: seven bits per byte, the lowest first."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)
 
 
 class External:
@@ -114,7 +180,7 @@ class Deduplicator:
         """Returns the name of an earlier weight of equal content, else remembers this one."""
         if weight.dtype is DType.STRING:
             return None
-        key = (weight.dtype, weight.shape, _sample(weight))
+        key = (weight.dtype, weight.shape, sample_of(weight))
         known = self._by_sample.setdefault(key, [])
         for other, other_name in known:
             if other is weight or self._digest(other) == self._digest(weight):
@@ -125,30 +191,8 @@ class Deduplicator:
     def _digest(self, weight: Weight) -> bytes:
         found = self._digests.get(id(weight))
         if found is None:
-            digest = hashlib.blake2b(digest_size=16)
-            for part in packed_parts(weight):
-                digest.update(part)
-            found = self._digests[id(weight)] = digest.digest()
+            found = self._digests[id(weight)] = digest_of(weight)
         return found
-
-
-def _sample(weight: Weight) -> bytes:
-    """Returns the packed bytes at a few places; a weight in a file is not mapped for them."""
-    last = max(weight.nbytes - _SAMPLE_BYTES, 0)
-    places = (0, last // 3, last // 2, last)
-    if isinstance(weight, MappedWeight):
-        weight.check_readable()
-        with weight.path.open("rb", buffering=0) as file:
-            size = min(_SAMPLE_BYTES, weight.nbytes)
-            return b"".join(
-                os.pread(file.fileno(), size, weight.offset + start) for start in places
-            )
-    array = weight.numpy()
-    if weight.dtype.bits < 8 or not array.flags.c_contiguous:
-        data = memoryview(pack(array, weight.dtype))
-    else:
-        data = array.reshape(-1).view(np.uint8).data
-    return b"".join(data[start : start + _SAMPLE_BYTES] for start in places)
 
 
 def data_file_name(model: Path) -> str:

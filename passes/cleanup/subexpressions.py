@@ -7,7 +7,6 @@ ones is one.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Hashable
 from typing import Any
@@ -19,12 +18,12 @@ from regraft.ir.derive import DerivedWeight
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node
 from regraft.ir.opspec import OpSpec, Trait
+from regraft.ir.packed_parts import digest_of, sample_of
 from regraft.ir.rewrite.retype import contradict, rename_symbols, symbol_renames
+from regraft.ir.types import DType
 from regraft.ir.weights import Role, WeightStore
 
 Key = Hashable
-
-_SAMPLED = 256  # elements at either end of a constant
 
 
 def merge_subexpressions(graph: Graph) -> list[Node]:
@@ -53,6 +52,7 @@ class _Merger:
         self.kept: list[Node] = []
         self.renamed: dict[str, DimLike] = {}
         self._commutes: dict[OpSpec, bool | None] = {}
+        self._digests: dict[str, bytes] = {}
 
     def merge(self, graph: Graph) -> None:
         seen: dict[Key, Node] = {}
@@ -64,9 +64,8 @@ class _Merger:
                 continue
             first = seen.setdefault(key, node)
             if first is not node and node.op is weight and not self._same_weight(first, node):
-                # alike at both ends only: the whole content decides
-                content = self.weights[node.attrs["name"]].numpy()
-                first = seen.setdefault(array_key(content, digest=True), node)
+                # alike in the sample only: the whole content decides
+                first = seen.setdefault((key, self._digest(node)), node)
             if first is not node and len(first.outputs) == len(node.outputs):
                 self._replace(graph, node, first)
 
@@ -100,22 +99,30 @@ class _Merger:
         return op, *inputs, *[attr_key(attrs[name]) for name in op.all_attrs]
 
     def _weight_key(self, name: str) -> Key:
-        """Returns a key that equal constants share, made from both ends: little is read."""
+        """Returns a key that equal constants share, made from a sample: little is read."""
         if self.weights.role(name) is not Role.CONST:
             held = self.weights[name]
             if isinstance(held, DerivedWeight):  # the same of the same tensors, also when trained
                 return "derived", held.tree
             return "weight", self.weights.aliases.get(name, name)
-        flat = self.weights[name].numpy()
-        shape, flat = flat.shape, flat.reshape(-1)
-        return shape, array_key(flat[:_SAMPLED]), array_key(flat[-_SAMPLED:])
+        held = self.weights[name]
+        if held.dtype is DType.STRING:
+            return held.shape, array_key(held.numpy())
+        return held.dtype, held.shape, sample_of(held)
 
     def _same_weight(self, first: Node, node: Node) -> bool:
         a, b = first.attrs["name"], node.attrs["name"]
         if a == b or self.weights.role(b) is not Role.CONST:
             return True  # the key of another role says all
-        left, right = self.weights[a].numpy(), self.weights[b].numpy()
-        return left.size <= _SAMPLED or left.tobytes() == right.tobytes()
+        if self.weights[a] is self.weights[b] or self.weights[a].dtype is DType.STRING:
+            return True
+        return self._digest(first) == self._digest(node)
+
+    def _digest(self, node: Node) -> bytes:
+        name = node.attrs["name"]
+        if name not in self._digests:
+            self._digests[name] = digest_of(self.weights[name])
+        return self._digests[name]
 
 
 def _commutes(op: OpSpec) -> bool | None:
@@ -125,14 +132,11 @@ def _commutes(op: OpSpec) -> bool | None:
     return Trait.COMMUTATIVE in op.traits and len(op.operands) >= 2
 
 
-def array_key(array: np.ndarray[Any, Any], *, digest: bool = False) -> Key:
+def array_key(array: np.ndarray[Any, Any]) -> Key:
     """Returns a key that two arrays share when they hold the same bits."""
     if array.dtype == object:
         return "strings", array.shape, tuple(array.reshape(-1))
-    content: Hashable = array.tobytes()
-    if digest:
-        content = hashlib.blake2b(array.tobytes()).hexdigest()
-    return array.dtype.name, array.shape, content
+    return array.dtype.name, array.shape, array.tobytes()
 
 
 def attr_key(value: Any) -> Key:

@@ -6,7 +6,6 @@ are runs of `group` positions of K, the last one shorter where K is no multiple.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,13 +76,13 @@ class Encoded:
 
     def decode(self) -> Array:
         """Returns f32[K, N]."""
-        size = self.codes.shape[0]
-        scale = np.repeat(self.grid.scale, self.grid.group, 0)[:size]
-        codes = values_of(self.grid.format, self.codes)
-        if self.grid.zero_point is not None:
-            codes -= np.repeat(self.grid.zero_point, self.grid.group, 0)[:size]
-        codes *= scale
-        return codes
+        size, grid = self.codes.shape[0], self.grid
+        blocks = grouped(values_of(grid.format, self.codes), grid.group)
+        if grid.zero_point is not None:
+            blocks -= grid.zero_point[:, None]
+        blocks *= grid.scale[:, None]
+        decoded: Array = blocks.reshape(-1, self.codes.shape[1])[:size]
+        return decoded
 
 
 def outputs_of(encoded: Encoded, columns: Array | slice) -> Encoded:
@@ -127,12 +126,20 @@ def grid_of(matrix: Array, fmt: Format, group: int, shrink: Array | float = 1.0)
         group: Positions of K that share a scale.
         shrink: Fraction of the range that is kept; a number or f32[G, N].
     """
-    blocks = grouped(matrix, group)
+    return _grid(fmt, _spans(grouped(matrix, group), fmt), group, shrink)
+
+
+def _spans(blocks: Array, fmt: Format) -> tuple[Array, Array]:
+    """Returns the least and the largest value of every group, f32[G, N], with 0 between them."""
+    low: Array = np.minimum(blocks.min(1), 0)
+    high: Array = np.maximum(blocks.max(1), 0)
+    return (low, np.maximum(high, -low)) if fmt.symmetric else (low, high)
+
+
+def _grid(fmt: Format, spans: tuple[Array, Array], group: int, shrink: Array | float = 1.0) -> Grid:
+    low, high = (each * shrink for each in spans)
     if fmt.symmetric:
-        top = np.abs(blocks).max(1) * shrink
-        return Grid(fmt, _stored_scale(fmt, top), None, group)
-    low: Array = np.minimum(blocks.min(1), 0) * shrink
-    high: Array = np.maximum(blocks.max(1), 0) * shrink
+        return Grid(fmt, _stored_scale(fmt, high), None, group)
     scale = _positive((high - low) / (fmt.high - fmt.low))
     zero = np.clip(np.rint(fmt.low - low / scale), fmt.low, fmt.high).astype(np.float32)
     return Grid(fmt, scale, zero, group)
@@ -180,19 +187,47 @@ def searched_grid(matrix: Array, fmt: Format, group: int, importance: Array | No
     blocks = grouped(matrix, group)
     if fmt.scales == "e8m0":  # a shrunk range is half the range, or the same
         return grid_of(matrix, fmt, group)
-    size = matrix.shape[0]
-    weights = np.ones(size) if importance is None else np.asarray(importance, np.float64)
-    weights = grouped((weights / max(float(weights.mean()), float(_TINY)))[:, None], group)
-    weights = weights.astype(np.float32)
+    weights = None if importance is None else _relative(importance, group)
+    spans = _spans(blocks, fmt)
     best = np.full(blocks.shape[::2], np.inf, np.float32)
     shrink = np.ones(blocks.shape[::2], np.float32)
+    scratch = np.empty_like(blocks), np.empty_like(blocks)
     for each in _SHRINKS:
-        grid = grid_of(matrix, fmt, group, each)
-        error = grouped(round_to(matrix, grid).decode() - matrix, group)
-        loss = np.einsum("gkn,gkn,gkm->gn", error, error, weights, optimize=True)
+        loss = _loss(blocks, _grid(fmt, spans, group, each), weights, scratch)
         better = loss < best
         best[better], shrink[better] = loss[better], each
-    return grid_of(matrix, fmt, group, shrink)
+    return _grid(fmt, spans, group, shrink)
+
+
+def _relative(importance: Array, group: int) -> Array:
+    """Returns f32[G, group, 1] of mean 1 from f64[K], the last group filled up with zeros."""
+    wide = np.asarray(importance, np.float64)
+    return grouped((wide / max(float(wide.mean()), float(_TINY)))[:, None], group).astype(
+        np.float32
+    )
+
+
+def _loss(blocks: Array, grid: Grid, weights: Array | None, scratch: tuple[Array, Array]) -> Array:
+    """Returns the squared error f32[G, N] of groups rounded to a grid, weighted or not."""
+    fmt, scale = grid.format, grid.scale
+    scaled, off = scratch
+    np.divide(blocks, scale[:, None], out=scaled)
+    if fmt.is_integer:
+        np.rint(scaled, out=off)
+        if grid.zero_point is None:
+            np.clip(off, fmt.low, fmt.high, out=off)
+        else:  # np.clip takes several times as long where its bounds are arrays
+            np.maximum(off, (fmt.low - grid.zero_point)[:, None], out=off)
+            np.minimum(off, (fmt.high - grid.zero_point)[:, None], out=off)
+    else:
+        off[...] = values_of(fmt, nearest(fmt, scaled))
+    off -= scaled
+    np.multiply(off, off, out=off)
+    if weights is not None:
+        off *= weights
+    lost: Array = off.sum(1)
+    lost *= np.square(scale)
+    return lost
 
 
 def rounded_rows(table: Array) -> tuple[Array, Array]:
@@ -205,13 +240,3 @@ def rounded_rows(table: Array) -> tuple[Array, Array]:
         codes[first : first + _ROWS] = encoded.codes.T
         scale[first : first + _ROWS] = encoded.grid.scale[0]
     return codes, scale
-
-
-def rows_error(table: Array, codes: Array, scale: Array) -> float:
-    """Returns the relative error of rows in codes, root mean square; some rows at a time."""
-    lost = total = 0.0
-    for first in range(0, len(table), _ROWS):
-        rows, own = table[first : first + _ROWS], slice(first, first + _ROWS)
-        lost += float(np.square(codes[own] * scale[own, None] - rows).sum(dtype=np.float64))
-        total += float(np.square(rows).sum(dtype=np.float64))
-    return math.sqrt(lost / max(total, 1e-30))

@@ -132,7 +132,9 @@ def nearest(fmt: Format, numbers: Array, zero: Array | float = 0.0) -> Array:
         zero: Zero point, of integers only.
     """
     if fmt.table is None:
-        codes = np.clip(np.rint(numbers) + zero, fmt.low, fmt.high)
+        codes = np.rint(numbers)
+        codes += zero
+        np.clip(codes, fmt.low, fmt.high, out=codes)
         return codes.astype(np.uint8 if fmt.low == 0 else np.int8)
     ordered, borders = _levels(fmt)
     return np.asarray(ordered[np.searchsorted(borders, numbers)])

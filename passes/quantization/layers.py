@@ -16,6 +16,7 @@ from regraft.ir.module import Module
 from regraft.passes.calibration.curvature import Curvature, curvature
 from regraft.passes.calibration.statistics import Statistics
 from regraft.passes.protocol import LayerError
+from regraft.passes.quantization.coded import Coded
 from regraft.passes.quantization.encoding import Encoded, outputs_of, runs_of_outputs
 from regraft.passes.quantization.formats import Format
 from regraft.passes.quantization.methods import Method, encode
@@ -34,9 +35,13 @@ from regraft.passes.quantization.rewrite import (
     token_input,
     write_linear,
 )
+from regraft.passes.quantization.rounded_files import can_round_by_parts, round_by_parts
 from regraft.passes.quantization.sites import Linear
 
 Array = np.ndarray[Any, Any]
+
+_IN_PARTS = 1 << 20
+"""Numbers of a weight from which on it is rounded as it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,8 @@ def rewrite_readers(
     held: dict[str, Value] = {}
     found: dict[str, LayerError] = {}
     encodings: dict[str, Encoded] = {}
+    stored: dict[str, Coded] = {}
+    is_unseen = not any(x in seen for x in by_input)
     for site in readers:
         x = site.node.inputs[0]  # not `.x`: the layer that made it may be rewritten already
         if x is None:
@@ -130,6 +137,14 @@ def rewrite_readers(
         if site.x not in inputs:
             b = Builder(module.graph, site.node, site.node.loc)
             inputs[site.x] = _input(b, x, plan.mode, rounding)
+        if is_unseen and _is_rounded_in_parts(site, plan):
+            if site.name not in found:
+                stored[site.name], found[site.name] = _by_parts(site, plan)
+            write_linear(
+                module, site, inputs[site.x], stored[site.name], None, None,
+                plan.folder, per_channel=False, held=held,
+            )  # fmt: skip
+            continue
         own, old = seen.get(site.x), before.get(site.x)
         drift = None if own is None or old is None else old.mean - own.mean
         error, encodings[site.name] = _layer(
@@ -169,6 +184,23 @@ def _input(b: Builder, x: Value, mode: str, rounding: _Rounding) -> Input:
     if mode == "token":
         return token_input(b, x, rounding.factor.size, rounding.tail)
     return dynamic_input(b, x) if mode == "dynamic" else Input(x)
+
+
+def _is_rounded_in_parts(site: Linear, plan: Plan) -> bool:
+    size, width = site.sizes
+    is_large = size * width >= _IN_PARTS
+    return is_large and can_round_by_parts(plan.format, plan.group, size, plan.method)
+
+
+def _by_parts(site: Linear, plan: Plan) -> tuple[Coded, LayerError]:
+    """Returns the codes of a weight that nothing is known of the inputs of, and their error."""
+    size, width = site.sizes
+    stored, error = round_by_parts(
+        site.name, site.rows(), plan.format, plan.group, plan.method, plan.folder
+    )
+    return stored, LayerError(
+        site.name, plan.format.name, error, False, stored.num_bytes, 4 * size * width
+    )
 
 
 def _layer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from regraft.ir.builder import Builder
-from regraft.ir.constants import constant_of, is_constant
+from regraft.ir.constants import constant_of, is_constant, weight_of
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import conv, linalg, quant
@@ -22,6 +23,7 @@ from regraft.passes.quantization.formats import INT8
 from regraft.passes.quantization.mend_products import columns, integer_products
 from regraft.passes.quantization.mend_ranges import SMALL_FLOATS, channel_ranges, stated_ranges
 from regraft.passes.quantization.rewrite import write_table
+from regraft.passes.quantization.rounded_files import round_table
 from regraft.passes.quantization.sites import tables
 
 Array = np.ndarray[Any, Any]
@@ -149,12 +151,12 @@ def _float_tables(module: Module) -> int:
             stored += int(np.prod([s for s in codes.shape or () if isinstance(s, int)]))
     count = 0
     for site in list(tables(module.graph)) if stored else ():
-        array = constant_of(site.table, _ANY_SIZE)
-        if array is None or array.size * 4 <= stored * _SMALL_BITS // 8:
+        table = weight_of(site.table)
+        if table is None or math.prod(table.shape) * 4 <= stored * _SMALL_BITS // 8:
             continue
-        encoded = round_to(array.T, grid_of(array.T, INT8, array.shape[1]))
+        codes, scale, _ = round_table(site.name, table, None)
         b = Builder(module.graph, site.node, site.node.loc)
-        write_table(b, site, np.ascontiguousarray(encoded.codes.T), encoded.grid.scale[0])
+        write_table(b, site, codes, scale)
         count += 1
     return count
 

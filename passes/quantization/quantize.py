@@ -145,7 +145,8 @@ class Quantize:
         fmt = format_of(self.weights, "weights")
         mode = self._mode(fmt)
         method = self._method(fmt, ctx)
-        ctx = self._with_samples(module, ctx)
+        if mode != "none" or method in _NEED_MOMENTS:
+            ctx = self._with_samples(module, ctx)
         Canonicalize().run(module, ctx)  # a transposed weight is a constant then
         check_keep(self.name, module, self.keep)
         if ctx.samples:

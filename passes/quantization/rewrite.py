@@ -18,7 +18,8 @@ from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, cast, gathering, linalg, quant, reduce, slicing
 from regraft.ir.spill import stored
 from regraft.ir.types import DType
-from regraft.ir.weights import ArrayWeight
+from regraft.ir.weights import ArrayWeight, Weight
+from regraft.passes.quantization.coded import Coded, coded
 from regraft.passes.quantization.encoding import Encoded
 from regraft.passes.quantization.ranges import Range
 from regraft.passes.quantization.sites import Linear, Table
@@ -107,7 +108,7 @@ def _tail(b: Builder, x: Value, channels: Array) -> Value | None:
 
 
 def dequantized(
-    b: Builder, name: str, encoded: Encoded, folder: Path | None, *, per_channel: bool
+    b: Builder, name: str, encoded: Encoded | Coded, folder: Path | None, *, per_channel: bool
 ) -> Value:
     """Returns f32[K, N] as dequantized codes.
 
@@ -118,19 +119,24 @@ def dequantized(
         folder: For large codes; default: the system's temporary folder.
         per_channel: Whether one group spans all of K, so that scales are per output.
     """
-    fmt, grid = encoded.grid.format, encoded.grid
-    if not fmt.is_integer:
-        return _looked_up(b, name, encoded, folder)
-    codes = b.weight(
-        f"{name}.codes", stored(encoded.codes.astype(fmt.dtype.numpy), folder, (name,))
-    )
-    scale = grid.scale[0] if per_channel else grid.scale
+    if isinstance(encoded, Encoded):
+        if not encoded.grid.format.is_integer:
+            return _looked_up(b, name, encoded, folder)
+        encoded = coded(name, encoded, folder, per_channel=per_channel)
+    codes = b.weight(f"{name}.codes", encoded.codes)
     zero = None
-    if grid.zero_point is not None:
-        points = grid.zero_point[0] if per_channel else grid.zero_point
-        zero = b.constant(points.astype(fmt.dtype.numpy), name=f"{name}.zero_points")
-    place = {"axis": 1} if per_channel else {"axis": 0, "block_size": grid.group}
-    return b.op(quant.dequantize, codes, b.constant(scale, name=f"{name}.scales"), zero, **place)
+    if encoded.zero_point is not None:
+        zero = _constant(b, f"{name}.zero_points", encoded.zero_point)
+    scale = _constant(b, f"{name}.scales", encoded.scale)
+    place = {"axis": 1} if per_channel else {"axis": 0, "block_size": encoded.group}
+    return b.op(quant.dequantize, codes, scale, zero, **place)
+
+
+def _constant(b: Builder, name: str, weight: Weight) -> Value:
+    """Returns a weight as a value, inline where it is small."""
+    if isinstance(weight, ArrayWeight):
+        return b.constant(weight.array, name=name)
+    return b.weight(name, weight)
 
 
 def _looked_up(b: Builder, name: str, encoded: Encoded, folder: Path | None) -> Value:
@@ -159,7 +165,7 @@ def write_linear(
     module: Module,
     site: Linear,
     source: Input,
-    encoded: Encoded,
+    encoded: Encoded | Coded,
     tail: Array | None,
     shift: Array | None,
     folder: Path | None,
@@ -207,9 +213,7 @@ def write_linear(
     module.graph.replace(last, [result])
 
 
-def write_table(
-    b: Builder, site: Table, codes: Array, scale: Array, folder: Path | None = None
-) -> Value:
+def write_table(b: Builder, site: Table, codes: Weight, scale: Array) -> Value:
     """Replaces a read of a table by a read of its codes, one scale per row.
 
     Args:
@@ -217,9 +221,8 @@ def write_table(
         site: The read.
         codes: i8[V, D].
         scale: f32[V].
-        folder: For large codes; default: the system's temporary folder.
     """
-    table = b.weight(f"{site.name}.codes", stored(codes, folder, (site.name,)))
+    table = b.weight(f"{site.name}.codes", codes)
     scales = b.weight(f"{site.name}.scales", ArrayWeight(scale[:, None]))
     rows = b.op(cast.cast, b.op(gathering.gather, table, site.indices, axis=0), to=DType.F32)
     factor = b.op(gathering.gather, scales, site.indices, axis=0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from regraft.ir.constants import constant_of, is_constant, weight
+from regraft.ir.constants import constant_of, is_constant, weight, weight_of
 from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.matrix_rows import MatrixRows, rows_of
 from regraft.ir.ops import (
     arithmetic,
     conv,
@@ -71,6 +72,14 @@ class Linear:
         """K and N."""
         first, second = [size for size in self.weight.shape or () if isinstance(size, int)]
         return (second, first) if self.transposed else (first, second)
+
+    def rows(self) -> MatrixRows:
+        """Returns the matrix [K, N] as it lies: by rows of outputs where it is transposed."""
+        held = weight_of(self.weight)
+        if held is None:
+            raise AssertionError("the weight of a linear layer is constant")
+        rows = rows_of(held)
+        return replace(rows, transposed=rows.transposed != self.transposed)
 
     def matrix(self) -> Array:
         """Returns f32[K, N]."""

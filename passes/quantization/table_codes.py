@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from regraft.ir.builder import Builder
-from regraft.ir.constants import constant_of
+from regraft.ir.constants import weight_of
 from regraft.ir.module import Module
 from regraft.passes.protocol import LayerError, Skip
-from regraft.passes.quantization.encoding import rounded_rows, rows_error
-from regraft.passes.quantization.refusals import check_finite
 from regraft.passes.quantization.rewrite import write_table
+from regraft.passes.quantization.rounded_files import round_table
 from regraft.passes.quantization.sites import FLOATS, tables
 
-_ANY_SIZE = 1 << 62
 _SMALL = 0.005
 """Share of all numbers below which a table stays in float: two rows of token types of a sentence
 encoder, 3 kB, took sixty times as much of its cosine in int8 as the 47 MB of its words."""
@@ -44,15 +40,11 @@ def round_tables(
         if site.num_numbers < _SMALL * total:
             skipped.append(Skip(site.name, "a table of few numbers"))
             continue
-        array = constant_of(site.table, _ANY_SIZE)
-        if array is None:
+        table = weight_of(site.table)
+        if table is None:
             raise AssertionError("a table is constant")
-        floats = np.asarray(array, np.float32)
-        check_finite(site.name, floats)
-        codes, scale = rounded_rows(floats)
-        error = rows_error(floats, codes, scale)
+        codes, scale, error = round_table(site.name, table, folder)
         num_bytes = codes.nbytes + scale.nbytes
-        found.append(LayerError(site.name, "int8", error, False, num_bytes, array.nbytes))
-        del floats, array
-        write_table(Builder(module.graph, site.node, site.node.loc), site, codes, scale, folder)
+        found.append(LayerError(site.name, "int8", error, False, num_bytes, table.nbytes))
+        write_table(Builder(module.graph, site.node, site.node.loc), site, codes, scale)
     return found, skipped

@@ -6,18 +6,19 @@ is slower than the float model.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from regraft.backends.onnx import ort_quant_ops
+from regraft.backends.onnx.packed_codes import SIGNED, nbits_codes
 from regraft.ir.builder import Builder
-from regraft.ir.constants import constant_of, is_constant
+from regraft.ir.constants import constant_of, is_constant, weight_of
 from regraft.ir.graph import Node, Value
+from regraft.ir.matrix_rows import rows_of
 from regraft.ir.ops import arithmetic, linalg, quant
 from regraft.ir.rewrite import LocalRule, Reject, Rewriter
 from regraft.ir.spill import stored
 from regraft.ir.types import DType
+from regraft.ir.weights import ArrayWeight, Weight
 
 _ANY_SIZE = 1 << 62
 _MIN_BLOCK = 16
@@ -94,30 +95,45 @@ def nbits(node: Node, rw: Rewriter) -> bool | Reject:
     if x is None or right is None or _dequantized(x) is not None:
         return False
     group = right.attrs["block_size"]
-    arrays: list[Any] = [
-        None if value is None else constant_of(value, _ANY_SIZE) for value in right.inputs[:3]
-    ]
-    codes, scale, zero = arrays
-    if x.dtype is not DType.F32 or codes is None or scale is None or codes.ndim != 2:
+    held, codes, scale = right.inputs[0], weight_of(right.inputs[0]), weight_of(right.inputs[1])
+    if x.dtype is not DType.F32 or codes is None or scale is None or len(codes.shape) != 2:
         return Reject("it is no f32 product with a constant matrix")
     if right.attrs["axis"] not in (0, -2) or group < _MIN_BLOCK or group & (group - 1):
         return Reject("the matrix is not in blocks of a power of two along the sum")
-    held = right.inputs[0]
-    bits = 8 if held is None or held.dtype is None else held.dtype.bits
+    zero = constant_of(right.inputs[2], _ANY_SIZE)
     if zero is None and right.inputs[2] is not None:
         return Reject("the zero points are not constant")
-    data, scales, points = ort_quant_ops.nbits_operands(codes, scale, zero, bits, group)
+    bits = codes.dtype.bits
+    if not codes.dtype.is_integer or bits not in (2, 4, 8):
+        return Reject(f"there is no kernel for codes of {codes.dtype}")
     b = rw.builder(node)
     k, n = codes.shape
     place = None if held is None else held.producer
     name = "codes" if place is None else str(place.attrs.get("name", "codes"))
+    points = None  # the middle of the range is what the kernel takes where there are none
+    if zero is not None or codes.dtype not in SIGNED:
+        packed = ort_quant_ops.nbits_zero_points(zero, (-(-k // group), n), bits)
+        points = _constant(b, f"{name}.zero_points", stored(packed))
     result = b.op(
-        ort_quant_ops.matmul_nbits, x, b.weight(f"{name}.packed", stored(data)), b.constant(scales),
-        None if points is None else b.constant(np.asarray(points)),
+        ort_quant_ops.matmul_nbits, x, b.weight(f"{name}.packed", nbits_codes(codes, group)),
+        _constant(b, f"{name}.scales", _transposed(scale)), points,
         k=k, n=n, bits=bits, block_size=group,
     )  # fmt: skip
     rw.replace(node, result)
     return True
+
+
+def _constant(b: Builder, name: str, weight: Weight) -> Value:
+    """Returns a weight as a value, inline where it is small."""
+    if isinstance(weight, ArrayWeight):
+        return b.constant(weight.array)
+    return b.weight(name, weight)
+
+
+def _transposed(matrix: Weight) -> Weight:
+    """Returns the transpose, as it lies in a file where it does."""
+    rows = rows_of(matrix)
+    return rows.weight if rows.transposed else stored(np.ascontiguousarray(matrix.numpy().T))
 
 
 RULES: tuple[LocalRule, ...] = (
