@@ -1,7 +1,8 @@
 """Products with quantized weights as operators of kernels: codes packed, inputs in bytes or floats.
 
 What quantization leaves is `x @ dequantize(codes, scale, zero)`, x itself perhaps rounded to bytes
-and dequantized. A package holds the codes `8 // bits` to a byte; no weight is unpacked in memory.
+and dequantized, or `x @ lookup(codes, table, scale)`. A package holds the codes `8 // bits` to a
+byte; no weight is unpacked in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from regraft.ir.constants import constant_of
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops.linalg import matmul
-from regraft.ir.ops.quant import dequantize, quantize
+from regraft.ir.ops.quant import dequantize, lookup, quantize
 from regraft.ir.opspec import Attr, AttrKind, Operand, OpSpec, Trait
 from regraft.ir.types import DType, TensorType
 
@@ -43,6 +44,7 @@ low_bit_matmul = OpSpec(
         Operand("codes"),
         Operand("scale"),
         Operand("zeros", optional=True),
+        Operand("table", optional=True),  # what codes stand for
     ),
     attrs=(
         Attr("bits", AttrKind.INT),
@@ -62,17 +64,18 @@ def pack_weights(module: Module) -> Module:
     if not any(_quantized(node) is not None for node in module.graph):
         return module
     module = module.clone()
-    packed: dict[Value, tuple[Value, Value, Value | None, dict[str, int]]] = {}
+    packed: dict[Value, Packed] = {}
     for node in list(module.graph):
         weight = _quantized(node)
         if weight is None:
             continue
         if weight.output not in packed:
-            packed[weight.output] = _packed(module, weight)
-        codes, scale, zeros, settings = packed[weight.output]
+            pack_matrix = _packed_table if weight.op is lookup else _packed
+            packed[weight.output] = pack_matrix(module, weight)
+        *operands, settings = packed[weight.output]
         x, given = _inputs(node, weight, settings["group"])
         b = Builder(module.graph, node, node.loc)
-        y = b.op(low_bit_matmul, x, codes, scale, zeros, **settings, **given)
+        y = b.op(low_bit_matmul, x, *operands, **settings, **given)
         made = node.inputs[0].producer if given and node.inputs[0] is not None else None
         module.graph.replace(node, [y])
         unread = [weight, made, None if made is None else _maker(made.inputs[0])]
@@ -93,17 +96,38 @@ def _quantized(node: Node) -> Node | None:
         or x.shape is None
         or len(x.shape) < 2
         or made is None
-        or made.op is not dequantize
+        or made.op not in (dequantize, lookup)
     ):
         return None
     codes, scale, zero = made.inputs[:3]
     if codes is None or codes.rank != 2 or codes.dtype not in _BITS or x.dtype not in _FLOATS:
         return None
+    if made.op is lookup:
+        return made if _fits_table(made, x) else None
     constants = [constant_of(value, _WHOLE) for value in (codes, scale, zero) if value is not None]
     if made.output.dtype is not x.dtype or any(array is None for array in constants):
         return None
     group = _group(made)
     return made if group and (group >= int(_rows(made)) or group % _DEPTH[False] == 0) else None
+
+
+def _fits_table(made: Node, x: Value) -> bool:
+    """Whether kernels look codes up: in a table of all of them, scaled in groups of inputs."""
+    codes, table, scale = made.inputs[:3]
+    group = made.attrs["block_size"]
+    if codes is None or table is None or scale is None or codes.dtype is None:
+        return False
+    known = constant_of(codes, _WHOLE)
+    if known is None or codes.dtype not in (DType.U8, DType.U4, DType.U2):
+        return False
+    size, outputs = known.shape
+    return (
+        made.output.dtype is x.dtype
+        and made.attrs["axis"] % 2 == 0
+        and table.shape == (1 << _BITS[codes.dtype],)
+        and scale.shape == (-(-size // group), outputs)
+        and (group >= size or group % _DEPTH[False] == 0)
+    )
 
 
 def _rows(weight: Node) -> int:
@@ -120,8 +144,27 @@ def _group(weight: Node) -> int:
     return int(block) if axis % 2 == 0 else 0
 
 
-def _packed(module: Module, weight: Node) -> tuple[Value, Value, Value | None, dict[str, int]]:
-    """Returns codes, scales and zero points as kernels read them, with bits, group and zero."""
+Packed = tuple[Value, Value, Value | None, Value | None, dict[str, int]]
+"""Codes, scales, zero points and table as kernels read them, with bits, group and zero."""
+
+
+def _packed_table(module: Module, weight: Node) -> Packed:
+    """Returns codes packed; table and scales stay as they are stored."""
+    codes, table, scale = weight.inputs[:3]
+    if codes is None or codes.dtype is None:
+        raise AssertionError("codes have an element type")
+    array, bits = constant_of(codes, _WHOLE), _BITS[codes.dtype]
+    if array is None or scale is None:
+        raise AssertionError("codes are constants, and have scales")
+    whole = array.astype(np.uint8)
+    stored = whole if bits == 8 else pack(whole, bits)
+    b = Builder(module.graph, weight, weight.loc)
+    settings = {"bits": bits, "group": min(weight.attrs["block_size"], max(1, len(whole)))}
+    return b.constant(stored, name=f"{codes.name or 'codes'}.packed"), scale, None, table, settings
+
+
+def _packed(module: Module, weight: Node) -> Packed:
+    """Returns what kernels read of integers, their scales and zero points."""
     codes, scale, zero = (constant_of(value, _WHOLE) for value in weight.inputs[:3])
     if codes is None or scale is None:
         raise AssertionError("codes and scales are constants")
@@ -146,7 +189,7 @@ def _packed(module: Module, weight: Node) -> tuple[Value, Value, Value | None, d
         zeros = b.constant(np.ascontiguousarray(full), name=f"{name}.zeros")
     factor = scale.astype(np.float32).reshape(-1 if scale.ndim < 2 else scale.shape)
     scales = b.constant(np.ascontiguousarray(np.broadcast_to(factor, shape)), name=f"{name}.scales")
-    return b.constant(stored, name=f"{name}.packed"), scales, zeros, settings
+    return b.constant(stored, name=f"{name}.packed"), scales, zeros, None, settings
 
 
 def pack(codes: Array, bits: int) -> Array:
@@ -169,7 +212,8 @@ def _inputs(node: Node, weight: Node, group: int) -> tuple[Value, dict[str, Any]
     if x is None:
         raise AssertionError("a product has two operands")
     made, codes = x.producer, weight.inputs[0]
-    if made is None or made.op is not dequantize or x.dtype is not DType.F32 or codes is None:
+    is_rounded = made is not None and made.op is dequantize and x.dtype is DType.F32
+    if made is None or not is_rounded or codes is None or weight.op is lookup:
         return x, {}
     rounded, quantized = made.inputs[0], _maker(made.inputs[0])
     scale, zero = (constant_of(value) for value in made.inputs[1:3])

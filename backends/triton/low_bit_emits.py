@@ -20,9 +20,10 @@ def low_bit_emit(calls: KernelCalls) -> Emit:
         settings = {
             "bits": str(e.attr("bits")),
             "group": None if is_whole else str(e.attr("group")),
+            "table": e.optional(4),
             "zero": str(e.attr("zero")) if e.attr("zero") and e.optional(3) is None else None,
         }
-        rest = e.inputs[1:] if e.optional(3) is not None else e.inputs[1:3]
+        rest = e.inputs[1:4] if e.optional(3) is not None else e.inputs[1:3]
         if not e.attr("x_scale"):
             return call_text(calls.name(low_bit.low_bit_linear), e.input(0), *rest, **settings)
         settings["x_zero"] = str(e.attr("x_zero")) if e.attr("x_zero") else None

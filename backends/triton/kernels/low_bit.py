@@ -3,6 +3,7 @@
 y = x @ ((code - zero) * scale), a scale and a zero point per group of inputs and output. The matrix
 units multiply x with the integers code - zero, which every float format holds exactly; each group's
 sum is scaled afterwards, in f32 (two-step dequantization: Zheng et al. 2024, MixLLM, section 3.2).
+Codes may stand for the numbers of a table instead (NF4: Dettmers et al. 2023, QLoRA; FP4, FP8).
 Codes of fewer than 8 bits lie `8 // bits` to a byte along the inputs, the first in the low bits:
 [ceil(K / per byte), N], so that neighbouring threads read neighbouring outputs, 16 bytes each.
 
@@ -43,10 +44,12 @@ def load_codes(
 
 @triton.jit
 def low_bit_kernel(
-    x_ptr, codes_ptr, scale_ptr, zeros_ptr, y_ptr, M, N, K, x_stride, codes_stride, group, zero,
+    x_ptr, codes_ptr, scale_ptr, zeros_ptr, table_ptr, y_ptr, M, N, K, x_stride, codes_stride,
+    group, zero,
     BITS: tl.constexpr,
     GROUPED: tl.constexpr,
     HAS_ZEROS: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -69,7 +72,10 @@ def low_bit_kernel(
         x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
         codes = load_codes(codes_ptr, k, n, K, N, codes_stride, BITS)
         place = (start // group).to(tl.int64) * N + n
-        if HAS_ZEROS:
+        if HAS_TABLE:
+            # the table lies in the first-level cache: a line of it for 4 bits
+            w = tl.load(table_ptr + codes.to(tl.int32)).to(x.dtype)
+        elif HAS_ZEROS:
             zeros = tl.load(zeros_ptr + place, mask=n < N, other=0)
             w = (codes.to(tl.int16) - zeros.to(tl.int16)[None, :]).to(x.dtype)
         else:
@@ -117,24 +123,27 @@ def centered_codes(
 
 def dequantized(
     codes: Tensor, scale: Tensor, zeros: Tensor | None, zero: int, bits: int, size: int,
-    group: int, dtype: torch.dtype,
+    group: int, dtype: torch.dtype, table: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Returns the weights [K, N] that codes stand for."""
-    whole = centered_codes(codes, zeros, zero, bits, size, group).to(dtype)
+    if table is None:
+        whole = centered_codes(codes, zeros, zero, bits, size, group).to(dtype)
+    else:
+        whole = table.to(dtype)[unpack_codes(codes, bits, size).to(torch.int32)]
     return whole * scale.to(dtype).repeat_interleave(group, 0)[:size]
 
 
 def reference_low_bit(
-    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, zero: int, bits: int,
-    group: int, invariant: bool, precision: str,
+    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, table: Tensor | None, zero: int,
+    bits: int, group: int, invariant: bool, precision: str,
 ) -> Tensor:  # fmt: skip
-    """Returns x @ ((codes - zeros) * scale)."""
-    return x @ dequantized(codes, scale, zeros, zero, bits, x.shape[-1], group, x.dtype)
+    """Returns x @ ((codes - zeros) * scale), or x @ (table[codes] * scale)."""
+    return x @ dequantized(codes, scale, zeros, zero, bits, x.shape[-1], group, x.dtype, table)
 
 
 def _allocate_low_bit(
-    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, zero: int, bits: int,
-    group: int, invariant: bool, precision: str,
+    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, table: Tensor | None, zero: int,
+    bits: int, group: int, invariant: bool, precision: str,
 ) -> Tensor:  # fmt: skip
     return torch.empty((*x.shape[:-1], codes.shape[1]), dtype=x.dtype, device=x.device)
 
@@ -145,8 +154,8 @@ def depth_of(depth: int, group: int, size: int) -> int:
 
 
 def _launch_low_bit(
-    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, zero: int, bits: int,
-    group: int, invariant: bool, precision: str,
+    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, table: Tensor | None, zero: int,
+    bits: int, group: int, invariant: bool, precision: str,
 ) -> Tensor:  # fmt: skip
     y = torch.empty((*x.shape[:-1], codes.shape[1]), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
@@ -156,11 +165,13 @@ def _launch_low_bit(
     config = config_for("low_bit", x, 1 if invariant else M)
     grid = (triton.cdiv(M, config["m"]) * triton.cdiv(N, config["n"]),)
     wrap_triton(low_bit_kernel)[grid](
-        rows, codes, scale.contiguous(), codes if zeros is None else zeros.contiguous(), y,
+        rows, codes, scale.contiguous(), codes if zeros is None else zeros.contiguous(),
+        scale if table is None else table.contiguous(), y,
         M, N, K, rows.stride(0), codes.stride(0), group, zero,
         BITS=bits,
         GROUPED=group < K,
         HAS_ZEROS=zeros is not None,
+        HAS_TABLE=table is not None,
         PRECISION=precision,
         BLOCK_M=config["m"],
         BLOCK_N=config["n"],
@@ -182,18 +193,18 @@ low_bit_forward = operator(
 
 
 def _keep_low_bit(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, codes, scale, zeros, zero, bits, group, _, _ = inputs
-    ctx.save_for_backward(codes, scale, zeros)
+    x, codes, scale, zeros, table, zero, bits, group, _, _ = inputs
+    ctx.save_for_backward(codes, scale, zeros, table)
     ctx.settings = (zero, bits, x.shape[-1], group)
 
 
 def _differentiate_low_bit(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    codes, scale, zeros = ctx.saved_tensors
+    codes, scale, zeros, table = ctx.saved_tensors
     dx = None
     if ctx.needs_input_grad[0]:
-        zero, bits, size, group = ctx.settings
-        dx = dy @ dequantized(codes, scale, zeros, zero, bits, size, group, dy.dtype).T
-    return dx, None, None, None, None, None, None, None, None
+        w = dequantized(codes, scale, zeros, *ctx.settings, dy.dtype, table)
+        dx = dy @ w.T
+    return dx, None, None, None, None, None, None, None, None, None
 
 
 low_bit_forward.register_autograd(_differentiate_low_bit, setup_context=_keep_low_bit)
@@ -227,10 +238,13 @@ def low_bit_linear(
     bits: int = 4,
     group: int = 0,
     zero: int = 0,
+    table: Tensor | None = None,
     invariant: bool = False,
     precision: str = "ieee",
 ) -> Tensor:
     """Returns x @ ((codes - zeros) * scale) of x [..., K]: [..., N]. Codes have no gradient.
+
+    With a table, codes stand for its numbers instead (NF4, FP4): x @ (table[codes] * scale).
 
     Args:
         x: f32, f16 or bf16.
@@ -240,6 +254,7 @@ def low_bit_linear(
         bits: Of a code: 2, 4 or 8.
         group: Inputs that share a scale, a multiple of 16; 0: all.
         zero: The zero point where `zeros` are absent.
+        table: f32 [2 ** bits], what codes of u8 stand for; there are no zero points then.
         invariant: Whether the bits of a row must not depend on the number of rows.
         precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
 
@@ -247,8 +262,13 @@ def low_bit_linear(
         ValueError: Shapes do not go together, or groups are no multiples of 16.
     """
     size = x.shape[-1]
+    if table is not None and (table.shape != (1 << bits,) or zeros is not None or zero):
+        raise ValueError(
+            f"low_bit_linear: a table {list(table.shape)} for codes of {bits} bits; expected "
+            f"[{1 << bits}] and no zero points"
+        )
     check_codes("low_bit_linear", size, codes, scale, zeros, bits, group or size)
     y: Tensor = low_bit_forward(
-        x, codes, scale, zeros, zero, bits, group or size, invariant, precision
+        x, codes, scale, zeros, table, zero, bits, group or size, invariant, precision
     )
     return y

@@ -72,18 +72,24 @@ def _low_bit_forms() -> Iterator[Form]:
     for label, dtype, bits, m, n, k, warps in (
         ("few-rows", "bf16", 4, 16, 64, 128, 4),
         ("few-rows", "fp16", 8, 16, 64, 128, 4),
+        ("few-rows-table", "bf16", 4, 16, 64, 128, 4),
         ("large", "bf16", 4, 64, 128, 64, 8),
         ("large", "fp16", 2, 64, 128, 64, 8),
         ("large", "fp32", 4, 64, 64, 32, 4),
+        ("large-table", "bf16", 4, 64, 128, 64, 8),
+        ("large-table", "fp16", 8, 64, 128, 32, 8),
+        ("large-table", "fp32", 4, 64, 64, 32, 4),
     ):
+        has_table = label.endswith("table")
         constants: dict[str, object] = {
-            "BITS": bits, "GROUPED": bits < 8, "HAS_ZEROS": bits == 4,
+            "BITS": bits, "GROUPED": bits < 8, "HAS_ZEROS": bits == 4 and not has_table,
+            "HAS_TABLE": has_table,
             "PRECISION": "tf32" if dtype == "fp32" else "ieee",
             "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 8,
         }  # fmt: skip
         yield Form(
             f"low-bit-{label}-{bits}-{dtype}", low_bit_kernel, dtype, constants, Bound.MATMUL,
-            warps, 3, wide=("scale_ptr",), bytes=("codes_ptr", "zeros_ptr"),
+            warps, 3, wide=("scale_ptr", "table_ptr"), bytes=("codes_ptr", "zeros_ptr"),
             unaligned=(*COUNTS, "zero"),
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
 from regraft import kernels
+from regraft.passes.quantization.formats import FORMATS
 from tests.backends.triton.harness import SIZES, assert_close, check, interpreted
 from tests.backends.triton.test_attention import normal
 
@@ -57,6 +58,44 @@ def test_odd_numbers_of_inputs(size):
 @pytest.mark.parametrize("rows", [1, 17, 65])
 def test_numbers_of_rows_and_outputs(rows):
     compare(normal(2, rows, 48) / 8, 4, 48, outputs=127)
+
+
+def tabled(x, name, outputs=19, group=0):
+    """Compares a product with codes of a format's table with what they stand for."""
+    fmt = FORMATS[name]
+    table = torch.tensor(np.nan_to_num(np.asarray(fmt.table, np.float32)))
+    bits, group = fmt.bits, group or fmt.block or 32
+    codes, scale, _, whole = stored(x.shape[-1], outputs, bits, group)
+    w = table.double()[whole] * scale.double().repeat_interleave(group, 0)[: len(whole)]
+    w = w / table.abs().max()
+    scale = scale / table.abs().max()
+    check(
+        lambda x: kernels.low_bit_linear(x, codes, scale, bits=bits, group=group, table=table),
+        lambda x: x @ w.to(x.dtype),
+        [x],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["nf4", "fp4", "nvfp4", "fp8_e4m3"])
+def test_codes_stand_for_numbers_of_a_table(name, dtype):
+    tabled(normal(5, 200, dtype=dtype) / 8, name)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_table_codes_of_odd_numbers_of_inputs(size):
+    tabled(normal(3, size, dtype=torch.float16) / 8, "nf4", outputs=65)
+
+
+@pytest.mark.parametrize("rows", [1, 17, 65])
+def test_table_codes_of_numbers_of_rows(rows):
+    tabled(normal(2, rows, 48) / 8, "fp4", outputs=127, group=48)
+
+
+def test_a_table_of_another_size_is_refused():
+    codes, scale, *_ = stored(64, 8, 4, 32)
+    with pytest.raises(ValueError, match=r"a table \[8\] for codes of 4 bits"):
+        kernels.low_bit_linear(torch.ones(2, 64), codes, scale, group=32, table=torch.ones(8))
 
 
 def test_signed_bytes_have_no_zero_point():

@@ -203,6 +203,7 @@ CALLS = {
             BYTES[:, :5].T.contiguous()[:3],
             STATISTICS[:2, None].expand(2, 4),
             None,
+            None,
             8,
             4,
             16,

@@ -74,6 +74,11 @@ QUANTIZED = {
     "weights=int4,group=32": "zero=8",
     "weights=uint2,group=32": "bits=2",
     "weights=uint8,group=32": "bits=8",
+    "weights=nf4": "table=self.",
+    "weights=fp4,group=32": "table=self.",
+    "weights=mxfp4": "table=self.",
+    "weights=nvfp4": "table=self.",
+    "weights=fp8_e4m3": "bits=8",
     "weights=int8": "rounded_low_bit_linear(",
     "activations=static": "x_zero=",
 }
