@@ -11,9 +11,9 @@ PLACE = "§"
 """Stands for the kernel's name, which is given when all are known."""
 
 _ACCUMULATE = {
-    Kind.SUM: ("tl.zeros([ROWS, 1], tl.float32)", "{0} += {1}"),
-    Kind.MAX: ('tl.full([ROWS, 1], float("-inf"), tl.float32)', "{0} = tl.maximum({0}, {1})"),
-    Kind.MIN: ('tl.full([ROWS, 1], float("inf"), tl.float32)', "{0} = tl.minimum({0}, {1})"),
+    Kind.SUM: ("tl.zeros([{0}, 1], tl.float32)", "{0} += {1}"),
+    Kind.MAX: ('tl.full([{0}, 1], float("-inf"), tl.float32)', "{0} = tl.maximum({0}, {1})"),
+    Kind.MIN: ('tl.full([{0}, 1], float("inf"), tl.float32)', "{0} = tl.minimum({0}, {1})"),
 }
 _REDUCE = {
     Kind.SUM: "tl.sum(tl.where(mask, {0}, 0.0), axis=1, keep_dims=True)",
@@ -89,9 +89,16 @@ class KernelWriter:
         tiles: Whether a step has an element per column, by its variable.
         is_flat: Whether all tensors have one shape, and rows mean nothing.
         outs: Variables of the tensors that results are stored in.
+        tile: What holds the number of columns, the rows of a tile and its columns.
     """
 
-    def __init__(self, region: Region, lowered: Lowered) -> None:
+    def __init__(
+        self,
+        region: Region,
+        lowered: Lowered,
+        tile: tuple[str, str, str] = ("N", "ROWS", "BLOCK"),
+    ) -> None:
+        self.tile = tile
         self.region = region
         self.lowered = lowered
         self.has_rows = any(step.kind is not Kind.MAP for step in lowered.steps)
@@ -164,29 +171,38 @@ class KernelWriter:
 
     def _passes(self) -> list[str]:
         """Returns the passes over a long row: one per depth, and one that writes."""
+        lines, done = self.reductions()
+        wide = [name for name in self.results if self.tiles[name]]
+        lines += [self._store(name, "columns") for name in self.results if not self.tiles[name]]
+        if wide:
+            body = self.block_of(set(wide), done)
+            body += [self._store(name, "column") for name in wide]
+            lines += self._loop(body)
+        return lines
+
+    def _loop(self, body: list[str]) -> list[str]:
+        width, _, block = self.tile
+        return [f"for start in range(0, {width}, {block}):", *(f"    {line}" for line in body)]
+
+    def reductions(self) -> tuple[list[str], set[str]]:
+        """Returns the passes that reduce, one per depth, and the variables that are then there."""
         steps = self.lowered.steps
-        last = max(step.depth + (step.kind is not Kind.MAP) for step in steps)
+        last = max((step.depth + (step.kind is not Kind.MAP) for step in steps), default=0)
         lines: list[str] = []
         done: set[str] = {op.name for op in self.lowered.operands if not is_per_column(op)}
         done |= self._row_steps(lines, done)
         for depth in range(last):
             reductions = [s for s in steps if s.kind is not Kind.MAP and s.depth == depth]
             for step in reductions:
-                lines += begun(step)
-            body = self._loop({name for step in reductions for name in step.reads}, done)
+                lines += begun(step, self.tile[1])
+            body = self.block_of({name for step in reductions for name in step.reads}, done)
             for step in reductions:
                 body += accumulated(step)
-            lines += ["for start in range(0, N, BLOCK):", *(f"    {line}" for line in body)]
+            lines += self._loop(body)
             for step in reductions:
                 done |= {step.name, f"{step.name}_total"}
             done |= self._row_steps(lines, done)
-        wide = [name for name in self.results if self.tiles[name]]
-        lines += [self._store(name, "columns") for name in self.results if not self.tiles[name]]
-        if wide:
-            body = self._loop(set(wide), done)
-            body += [self._store(name, "column") for name in wide]
-            lines += ["for start in range(0, N, BLOCK):", *(f"    {line}" for line in body)]
-        return lines
+        return lines, done
 
     def _row_steps(self, lines: list[str], done: set[str]) -> set[str]:
         """Adds the statements about rows whose operands are there; returns their names."""
@@ -199,17 +215,18 @@ class KernelWriter:
                 added.add(step.name)
         return added
 
-    def _loop(self, wanted: set[str], done: set[str]) -> list[str]:
+    def block_of(self, wanted: set[str], done: set[str]) -> list[str]:
         """Returns the lines of a loop that compute what is wanted of a block of columns."""
+        width = self.tile[0]
         needed = set(wanted)
         kept: list[Step] = []
         for step in reversed(self.lowered.steps):
             if step.name in needed and step.name not in done:
                 kept.append(step)
                 needed |= set(step.reads)
-        lines = ["column = start + columns", "mask = (rows < num_rows) & (column < N)"]
+        lines = ["column = start + columns", f"mask = (rows < num_rows) & (column < {width})"]
         lines += [
-            load_line(op, "column")
+            load_line(op, "column", width)
             for op in self.lowered.operands
             if is_per_column(op) and op.name in needed
         ]
@@ -233,14 +250,14 @@ def statement(step: Step) -> list[str]:
     return lines
 
 
-def begun(step: Step) -> list[str]:
+def begun(step: Step, height: str) -> list[str]:
     """Returns the lines that begin a reduction over blocks of columns."""
     if step.kind is Kind.SOFTMAX:
         return [
-            f"{step.name} = {_ACCUMULATE[Kind.MAX][0]}",
-            f"{step.name}_total = {_ACCUMULATE[Kind.SUM][0]}",
+            f"{step.name} = {_ACCUMULATE[Kind.MAX][0].format(height)}",
+            f"{step.name}_total = {_ACCUMULATE[Kind.SUM][0].format(height)}",
         ]
-    return [f"{step.name} = {_ACCUMULATE[step.kind][0]}"]
+    return [f"{step.name} = {_ACCUMULATE[step.kind][0].format(height)}"]
 
 
 def accumulated(step: Step) -> list[str]:

@@ -25,12 +25,16 @@ class KernelText:
         text: The source, the name being `PLACE`.
         operands: The values that a call takes, in order.
         needs: Functions of the kernels that it uses.
+        weight_idx: Which operand is a matrix that a product takes transposed.
+        variables: What it names as the model does: another name makes no other kernel.
     """
 
     stem: str
     text: str
     operands: tuple[Value, ...]
     needs: tuple[str, ...]
+    weight_idx: int | None = None
+    variables: tuple[str, ...] = ()
 
 
 def stem_of(words: Sequence[str]) -> str:
@@ -57,8 +61,9 @@ def kernel_text(region: Region) -> KernelText:
     rows = ("rows_together",) if is_flat else ("rows_of",)
     sizes = ("size_between",) if any(map(is_placed, lowered.operands)) else ()
     return KernelText(
-        stem_of(lowered.names), text, operands, (*shared, *rows, *sizes, *lowered.needs)
-    )
+        stem_of(lowered.names), text, operands, (*shared, *rows, *sizes, *lowered.needs),
+        variables=lowered.variables,
+    )  # fmt: skip
 
 
 def is_placed(operand: Operand) -> bool:

@@ -108,6 +108,11 @@ class Lowered:
     names: tuple[str, ...]
     needs: tuple[str, ...]
 
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of operands and steps."""
+        return (*(op.name for op in self.operands), *(step.name for step in self.steps))
+
 
 def operand_of(value: Value, name: str, space: Shape) -> Operand:
     """Returns how a kernel over a space reads a value."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,18 @@ from regraft.backends.torch.graph_emitter import GraphEmitter
 from regraft.backends.torch.naming import variable_hint
 from regraft.backends.triton.chain_kernel import PLACE
 from regraft.backends.triton.chain_source import KernelText, kernel_text
-from regraft.backends.triton.kernels import attention, configs, gated, generated, operators
+from regraft.backends.triton.chain_steps import comment_of
+from regraft.backends.triton.kernels import (
+    attention,
+    configs,
+    gated,
+    generated,
+    linear,
+    operators,
+    product_gradients,
+)
+from regraft.backends.triton.product_regions import ProductRegion, Products, Refusal
+from regraft.backends.triton.product_source import product_text
 from regraft.backends.triton.regions import Partition, Region
 from regraft.ir.graph import Node
 
@@ -25,6 +37,8 @@ HOMES = {
         generated.__name__,
     ),
     **dict.fromkeys(("normal_cdf", "tanh_gate"), gated.__name__),
+    **dict.fromkeys(("place_of_tile", "product_of"), linear.__name__),
+    "product_gradients": product_gradients.__name__,
     "config_for": configs.__name__,
     "exact_tanh": attention.__name__,
 }
@@ -41,7 +55,7 @@ class GeneratedKernel:
     """
 
     text: KernelText
-    regions: list[Region]
+    regions: list[Region | ProductRegion]
 
 
 class GeneratedKernels:
@@ -49,18 +63,52 @@ class GeneratedKernels:
 
     def __init__(self) -> None:
         self.kernels: dict[str, GeneratedKernel] = {}
-        self._regions: dict[Node, Region] = {}
+        self.refused: list[Refusal] = []
+        self._regions: dict[Node, Region | ProductRegion] = {}
         self._by_text: dict[str, str] = {}
 
-    def find(self, nodes: Sequence[Node], left: Iterable[Node]) -> dict[Node, Absorbed]:
+    def find_products(
+        self,
+        nodes: Sequence[Node],
+        left: set[Node],
+        lost: Container[Node],
+        activated: Mapping[Node, Node],
+    ) -> dict[Node, Absorbed]:
+        """Returns the nodes that products with chains take in.
+
+        Args:
+            nodes: In order.
+            left: Nodes that are in no chain.
+            lost: Those of them whose products others take in.
+            activated: Activations that a kernel takes with a product in any case, by product.
+        """
+        found: dict[Node, Absorbed] = {}
+        products = Products(nodes, left, lost, activated)
+        self.refused += products.refused
+        for region in products.regions:
+            self._regions[region.anchor] = region
+            moved = region.core.weight.producer
+            for node in (*region.nodes, *([] if moved is None else [moved])):
+                if node is not region.anchor and (node is not moved or node in left):
+                    found[node] = Absorbed(region.anchor)
+        return found
+
+    def is_called(self, node: Node) -> bool:
+        """Whether a node is the place of a call."""
+        return node in self._regions
+
+    def find(
+        self, nodes: Sequence[Node], left: Iterable[Node], places: Mapping[Node, Node]
+    ) -> dict[Node, Absorbed]:
         """Returns the nodes that calls of generated kernels take in.
 
         Args:
             nodes: In order.
             left: Nodes that are called otherwise.
+            places: Those of them that are computed where another node stands, with that node.
         """
         found: dict[Node, Absorbed] = {}
-        for region in Partition(nodes, left).regions():
+        for region in Partition(nodes, left, places).regions():
             self._regions[region.anchor] = region
             for node in region.nodes:
                 if node is not region.anchor:
@@ -72,9 +120,14 @@ class GeneratedKernels:
         region = self._regions.get(e.node)
         if region is None:
             return None
-        text = kernel_text(region)
+        is_product = isinstance(region, ProductRegion)
+        text = product_text(region) if is_product else kernel_text(region)
         name = self._named(text, region)
-        call = f"kernels.{name}({', '.join(graph.expression(value) for value in text.operands)})"
+        operands = [
+            graph.transposed(value) if idx == text.weight_idx else graph.expression(value)
+            for idx, value in enumerate(text.operands)
+        ]
+        call = f"kernels.{name}({', '.join(operands)})"
         if len(region.outputs) == 1:
             return call
         names = graph.unpacked(call, [variable_hint(value) for value in region.outputs])
@@ -86,14 +139,15 @@ class GeneratedKernels:
                 graph.bind(value, variable)
         return own
 
-    def _named(self, text: KernelText, region: Region) -> str:
-        name = self._by_text.get(text.text)
+    def _named(self, text: KernelText, region: Region | ProductRegion) -> str:
+        key = _key(text)
+        name = self._by_text.get(key)
         if name is None:
             name, number = text.stem, 1
             while name in self.kernels or name in LIBRARY:
                 number += 1
                 name = f"{text.stem}_{number}"
-            self._by_text[text.text] = name
+            self._by_text[key] = name
             self.kernels[name] = GeneratedKernel(text, [])
         self.kernels[name].regions.append(region)
         return name
@@ -104,8 +158,9 @@ class GeneratedKernels:
             {
                 "kernel": name,
                 "calls": len(kernel.regions),
-                "nodes": [node.op.name for node in kernel.regions[0].nodes],
-                "computed_again": [node.op.name for node in kernel.regions[0].again],
+                "nodes": _words(kernel.regions[0].nodes),
+                **_chains(kernel.regions[0]),
+                "computed_again": _words(kernel.regions[0].again),
                 "shape": [str(dim) for dim in kernel.regions[0].space],
                 "saved_bytes": sum(region.saved_bytes for region in kernel.regions),
                 "estimated_s": sum(region.seconds for region in kernel.regions),
@@ -113,6 +168,39 @@ class GeneratedKernels:
             }
             for name, kernel in self.kernels.items()
         ]
+
+    def refusals(self) -> list[dict[str, Any]]:
+        """Returns the products that the vendor's library runs though chains are around them."""
+        return [
+            {
+                "product": comment_of(refusal.core.product),
+                **_chains(refusal),
+                "shape": [str(dim) for dim in refusal.core.result.shape or ()],
+                "estimated_s": refusal.seconds,
+                "separate_s": refusal.separate_seconds,
+            }
+            for refusal in self.refused
+        ]
+
+
+def _key(text: KernelText) -> str:
+    """Returns the source without what the model names it by: comments and variables."""
+    lines = [line for line in text.text.splitlines() if not line.lstrip().startswith("#")]
+    names = "|".join(sorted(map(re.escape, text.variables), key=len, reverse=True))
+    ends = r"((?:_out)?(?:_ptr|_stride)?|_total|_inner\d*|_size\d*)"
+    places = {name: f"variable{idx}" for idx, name in enumerate(text.variables)}
+    found = rf"(?<![.\w])({names}){ends}\b"
+    return re.sub(found, lambda match: f"{places[match[1]]}{match[2]}", "\n".join(lines))
+
+
+def _words(nodes: Iterable[Node]) -> list[str]:
+    return [node.op.name for node in nodes]
+
+
+def _chains(region: Region | ProductRegion | Refusal) -> dict[str, list[str]]:
+    if isinstance(region, Region):
+        return {}
+    return {"prologue": _words(region.before), "epilogue": _words(region.after)}
 
 
 def source_of(name: str, kernel: GeneratedKernel) -> str:

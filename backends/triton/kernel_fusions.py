@@ -48,29 +48,55 @@ class KernelFusions:
     def find(self, nodes: Sequence[Node]) -> Group:
         """Returns the nodes that others take in; cost O(nodes)."""
         inside = set(nodes)
-        found: Group = dict(peepholes.find(nodes))
+        usual = peepholes.find(nodes)
+        found: Group = dict(usual)
+        for node in nodes:
+            if node.op in LOSSES:
+                self._note(node, self._head_of(node, inside, found), found)
+        lost = {node for node, taken in found.items() if usual.get(node) != taken}
+        generated, activated = self.calls.generated, self._activated(nodes, inside)
+        found |= generated.find_products(nodes, self._left(found), lost, activated)
         turned: dict[tuple[object, ...], Node] = {}
         for node in nodes:
-            if node.op is mul:
-                taken = self._gate_of(node, inside)
-            elif node.op is layer_norm or node.op is rms_norm:
-                taken = _residual_of(node, inside)
-            elif node.op is rotary_embedding:
-                taken = _other_rotation(node, inside, turned)
-            elif node.op in LOSSES:
-                taken = self._head_of(node, inside, found)
-            else:
+            if node in found or generated.is_called(node):
                 continue
-            if taken is not None and taken not in found:
-                self._partners[node] = taken
-                found[taken] = Absorbed(node)
+            if node.op is mul:
+                self._note(node, self._gate_of(node, inside), found)
+            elif node.op is layer_norm or node.op is rms_norm:
+                self._note(node, _residual_of(node, inside), found)
+            elif node.op is rotary_embedding:
+                self._note(node, _other_rotation(node, inside, turned), found)
         for node in nodes:
-            product = None if node in found else _product_of(node, inside)
+            if node in found or node in self._partners or generated.is_called(node):
+                continue
+            product = _product_of(node, inside)
             if product is not None and product not in self._partners and product not in found:
+                if generated.is_called(product):
+                    continue
                 self._partners[node] = product
                 _take(found, product, node)
-        left = {*found, *self._partners, *(taken.by for taken in found.values())}
-        return {**found, **self.calls.generated.find(nodes, left)}
+        places = {node: taken.by for node, taken in found.items()}
+        return {**found, **generated.find(nodes, self._left(found), places)}
+
+    def _note(self, node: Node, taken: Node | None, found: Group) -> None:
+        """Lets a node take in another one that is free."""
+        if taken is not None and taken not in found and not self.calls.generated.is_called(taken):
+            self._partners[node] = taken
+            found[taken] = Absorbed(node)
+
+    def _left(self, found: Group) -> set[Node]:
+        """Returns the nodes that forms written by hand compute, so far."""
+        return {*found, *self._partners, *(taken.by for taken in found.values())}
+
+    def _activated(self, nodes: Sequence[Node], inside: set[Node]) -> dict[Node, Node]:
+        """Returns the activations that `linear` takes, by product; gates are taken otherwise."""
+        gates = {self._gate_of(node, inside) for node in nodes if node.op is mul}
+        found = {}
+        for node in nodes:
+            taken = None if node in gates else _product_of(node, inside)
+            if taken is not None:
+                found[_split(taken)[0]] = node
+        return found
 
     @staticmethod
     def _head_of(node: Node, inside: set[Node], found: Group) -> Node | None:

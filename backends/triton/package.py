@@ -101,6 +101,7 @@ def save_package(
         "generated": calls.generated.report(),
         "kept": calls.kept,
         "unified_maxima": [found.row() for found in maxima],
+        "refused": calls.generated.refusals(),
     }
     texts[PARTITION] = json.dumps(made, indent=1) + "\n"
     for name, text in texts.items():

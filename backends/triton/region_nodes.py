@@ -103,7 +103,8 @@ def common_space(shapes: Iterable[Shape]) -> Shape | None:
     return tuple(space)
 
 
-def _guess(shape: Shape) -> int:
+def guess(shape: Shape) -> int:
+    """Returns the estimated number of elements of a shape."""
     sizes = dict.fromkeys((symbol.name for symbol in symbols_of(shape)), GUESSED_SIZE)
     count = 1
     for dim in shape:
@@ -117,7 +118,7 @@ def bytes_of(value: Value) -> int:
     return (
         0
         if value.shape is None or value.dtype is None
-        else _guess(value.shape) * (1 if value.dtype is DType.BOOL else value.dtype.bits // 8)
+        else guess(value.shape) * (1 if value.dtype is DType.BOOL else value.dtype.bits // 8)
     )
 
 
@@ -150,24 +151,34 @@ def is_computable(nodes: Sequence[Node], again: set[Node]) -> bool:
 
 def seconds_of(nodes: Sequence[Node], again: set[Node]) -> float:
     """Returns the estimated time of a kernel: bytes or operations, and a launch."""
+    return max(traffic_of(nodes, again) / BYTES_PER_S, flops_of(nodes) / FLOPS) + LAUNCH_S
+
+
+def flops_of(nodes: Iterable[Node]) -> int:
+    """Returns the estimated operations of nodes."""
     flops = 0
     for node in nodes:
         form = None if node.op in REDUCTIONS | ROW_OPS or node.op is expand else form_of(node)
         x = node.inputs[0] if form is None else node.output
         per_element = 20 if node.op in ROW_OPS else 2 if form is None else form.flops
-        flops += per_element * _guess(() if x is None or x.shape is None else x.shape)
-    return max(traffic_of(nodes, again) / BYTES_PER_S, flops / FLOPS) + LAUNCH_S
+        flops += per_element * guess(() if x is None or x.shape is None else x.shape)
+    return flops
 
 
 def traffic_of(nodes: Sequence[Node], again: set[Node]) -> int:
     """Returns the bytes that a kernel reads and writes."""
     read = sum(map(bytes_of, inputs_of(nodes)))
     written = sum(map(bytes_of, outputs_of(nodes, again)))
-    return read * _passes(nodes) + written
+    return read * passes_of(nodes) + written
 
 
-def _passes(nodes: Sequence[Node]) -> int:
-    """Returns how often a row is read: once where it fits into registers."""
+def passes_of(nodes: Sequence[Node], fits: int = ROW_LIMIT) -> int:
+    """Returns how often a row is read: once where it fits, else once more per reduction.
+
+    Args:
+        nodes: The nodes.
+        fits: Elements of a row that fit into registers.
+    """
     depths: dict[Node, int] = {}
     width = 0
     for node in nodes:
@@ -175,9 +186,9 @@ def _passes(nodes: Sequence[Node]) -> int:
         depths[node] = max(before, default=0)
         if node.op in REDUCTIONS or node.op in ROW_OPS:
             x = node.inputs[0]
-            width = max(width, 0 if x is None or x.shape is None else _guess(x.shape[-1:]))
+            width = max(width, 0 if x is None or x.shape is None else guess(x.shape[-1:]))
             depths[node] += 1
-    return 1 if width <= ROW_LIMIT else 1 + max(depths.values())
+    return 1 if width <= fits else 1 + max(depths.values())
 
 
 def values_of(nodes: Sequence[Node]) -> list[Value]:

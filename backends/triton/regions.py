@@ -10,7 +10,7 @@ is computed again in each, where that costs less than a tensor between them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -77,9 +77,16 @@ class Partition:
     Args:
         nodes: In order.
         left: Nodes that are computed otherwise.
+        places: Those of them that are computed where a later node stands, with that node.
     """
 
-    def __init__(self, nodes: Sequence[Node], left: Iterable[Node] = ()) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        left: Iterable[Node] = (),
+        places: Mapping[Node, Node] | None = None,
+    ) -> None:
+        self._moved = places or {}
         self._places = {node: idx for idx, node in enumerate(nodes)}
         self._left = set(left)
         self.graph = nx.DiGraph()
@@ -102,6 +109,11 @@ class Partition:
         drafts = dict.fromkeys(self._drafts.values())
         made = [self._finished(draft) for draft in drafts if len(draft.nodes) > 1]
         return sorted(made, key=lambda region: self._places[region.anchor])
+
+    def together(self, node: Node) -> tuple[Node, ...]:
+        """Returns the nodes that a node is computed with."""
+        draft = self._drafts.get(node)
+        return () if draft is None else tuple(draft.nodes)
 
     # -- merging ----------------------------------------------------------------------------
 
@@ -164,7 +176,9 @@ class Partition:
         if node is None or node not in self._places:
             return -1
         draft = self._drafts.get(node)
-        return self._places[node if draft is None else draft.anchor]
+        if draft is None:
+            return self._places[self._moved.get(node, node)]
+        return self._places[draft.anchor]
 
     # -- computing again --------------------------------------------------------------------
 

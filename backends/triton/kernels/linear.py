@@ -24,6 +24,56 @@ LINEAR_ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
 
 
 @triton.jit
+def place_of_tile(num_rows, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """Returns the rows and the columns of the result that a program computes."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_m = tl.cdiv(num_rows, BLOCK_M)
+    per_group = GROUP * tiles_n
+    group = tl.program_id(0) // per_group
+    height = min(tiles_m - group * GROUP, GROUP)
+    within = tl.program_id(0) % per_group
+    m = (group * GROUP + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return m, n
+
+
+@triton.jit
+def product_of(
+    x_ptr,
+    weight_ptr,
+    m,
+    n,
+    num_rows,
+    N,
+    K,
+    x_stride,
+    weight_n_stride,
+    weight_k_stride,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Returns the rows m and columns n of x @ weight.T in f32."""
+    k = tl.arange(0, BLOCK_K)
+    # rows past the end wrap around instead of being masked; they are not stored
+    x_tile = x_ptr + (m % num_rows).to(tl.int64)[:, None] * x_stride + k[None, :]
+    w_tile = (
+        weight_ptr
+        + (n % N).to(tl.int64)[None, :] * weight_n_stride
+        + k.to(tl.int64)[:, None] * weight_k_stride
+    )
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, K, BLOCK_K):
+        x = tl.load(x_tile, mask=k[None, :] < K - start, other=0.0)
+        w = tl.load(w_tile, mask=k[:, None] < K - start, other=0.0)
+        total = tl.dot(x, w, total, input_precision=PRECISION)
+        x_tile += BLOCK_K
+        w_tile += BLOCK_K * weight_k_stride
+    return total
+
+
+@triton.jit
 def linear_kernel(
     x_ptr,
     weight_ptr,
@@ -44,29 +94,23 @@ def linear_kernel(
     GROUP: tl.constexpr,
 ):
     """Writes one tile [BLOCK_M, BLOCK_N] of act(x @ weight.T + bias)."""
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    per_group = GROUP * tiles_n
-    group = tl.program_id(0) // per_group
-    height = min(tiles_m - group * GROUP, GROUP)
-    within = tl.program_id(0) % per_group
-    m = (group * GROUP + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    # rows past the end wrap around instead of being masked; they are not stored
-    x_tile = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride + k[None, :]
-    w_tile = (
-        weight_ptr
-        + (n % N).to(tl.int64)[None, :] * weight_n_stride
-        + k.to(tl.int64)[:, None] * weight_k_stride
+    m, n = place_of_tile(M, N, BLOCK_M, BLOCK_N, GROUP)
+    total = product_of(
+        x_ptr,
+        weight_ptr,
+        m,
+        n,
+        M,
+        N,
+        K,
+        x_stride,
+        weight_n_stride,
+        weight_k_stride,
+        PRECISION,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
     )
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, K, BLOCK_K):
-        x = tl.load(x_tile, mask=k[None, :] < K - start, other=0.0)
-        w = tl.load(w_tile, mask=k[:, None] < K - start, other=0.0)
-        total = tl.dot(x, w, total, input_precision=PRECISION)
-        x_tile += BLOCK_K
-        w_tile += BLOCK_K * weight_k_stride
     if HAS_BIAS:
         total += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION == "relu":

@@ -31,6 +31,22 @@ def pointwise(x, y, bias):
     return F.mish(x + bias) * y + F.hardswish(y).exp()
 
 
+def residual(x, weight, row, other):
+    return other + F.linear(x, weight, row)
+
+
+def gate(x, weight, up):
+    return F.silu(up) * F.linear(x, weight)
+
+
+def rows(x, gain, weight, other):
+    return F.linear(F.rms_norm(x, x.shape[-1:], gain, eps=1e-6), weight) + other
+
+
+def gated_rows(x, up, weight):
+    return F.linear(F.silu(x) * up, weight)
+
+
 class Of(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -48,6 +64,14 @@ def chains():
         yield f"scores-{width}", scores, (x, mask)
         yield f"normal-{width}", normal, (x, row, row.clone())
     yield "pointwise", pointwise, (x, x.clone(), row)
+    for dtype in (torch.bfloat16, torch.float32):
+        x, weight = torch.zeros(2, 4, 256, dtype=dtype), torch.zeros(512, 256, dtype=dtype)
+        wide, gain = torch.zeros(2, 4, 512, dtype=dtype), weight[0].clone()
+        label = "product" if dtype is torch.bfloat16 else "wide-product"
+        yield f"{label}-residual", residual, (x, weight, wide[0, 0].clone(), wide)
+        yield f"{label}-gate", gate, (x, weight, wide)
+        yield f"{label}-rows", rows, (x, gain, weight, wide)
+        yield f"{label}-gated-rows", gated_rows, (x, x.clone(), weight)
 
 
 def main(target):
@@ -62,6 +86,7 @@ def main(target):
             for launch in launches_of(net, example, kernels, is_hip=is_hip):
                 built = compiled(launch, target)
                 row = {"chain": name, "kernel": launch.kernel.__name__}
+                row["tile"] = dict(launch.constants).get("BLOCK_M", 0)
                 if is_hip:
                     found = re.findall(
                         r"\.private_segment_fixed_size:\s*(\d+)", built.asm["amdgcn"]
@@ -73,6 +98,8 @@ def main(target):
                     row["spilled"] = cuda_spills(ptx, TARGETS[target])
                     row["wide"] = sum(access_bytes(access) == 16 for access in accesses)
                     row["narrow"] = len(accesses) - row["wide"]
+                    row["wgmma"] = "wgmma.mma_async" in ptx
+                    row["copied"] = len(re.findall(r"cp\.async\.cg\.shared\.global", ptx))
                 print(json.dumps(row), flush=True)
 
 

@@ -214,9 +214,18 @@ def test_generated_kernels_compile_without_spills(target, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 7
     assert [row for row in rows if row["spilled"]] == []
-    assert [row for row in rows if target != "gfx942" and row["wide"] < row["narrow"]] == []
+    chains = [row for row in rows if not row["tile"]]
+    assert len(chains) == 7
+    products = [row for row in rows if row["tile"]]
+    assert len(products) == 2 * 3 + 2 * 2 + 4 * 2  # chains after alone, before too, those of f32
+    if target != "gfx942":
+        assert [row for row in chains if row["wide"] < row["narrow"]] == []
+        assert [row for row in products if not row["wide"]] == []
+    if target == "sm_90":
+        large = [row for row in products if row["tile"] >= 64 and row["chain"][0] == "p"]
+        assert len(large) == 2 * 2 + 2
+        assert all(row["wgmma"] for row in large)
 
 
 def test_a_package_says_what_its_kernels_compute(tmp_path):

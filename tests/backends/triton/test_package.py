@@ -19,6 +19,7 @@ import regraft
 from benchmarks.fixtures import vision_ops
 from regraft import kernels
 from regraft.backends.triton.kernel_source import KernelSource
+from regraft.backends.triton.package import save_package
 from regraft.ir.errors import UsageError
 from tests.backends.triton.harness import interpreted
 
@@ -86,18 +87,18 @@ def llama():
 
 TOKENS = torch.arange(5)[None] % 4
 MODELS = {
-    "decoder": (Decoder, (TOKENS,), {}, {"layer_norm", "add_layer_norm", "linear", "attention"}),
+    "decoder": (Decoder, (TOKENS,), {}, {"layer_norm_linear", "linear_add", "attention"}),
     "vision": (
         Vision,
         (torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8),),
         {},
-        {"add_layer_norm", "linear", "softmax", "attention"},
+        {"layer_norm_linear", "linear_add", "softmax", "attention"},
     ),
     "llama": (
         llama,
         (TOKENS,),
         {"use_cache": False},
-        {"rms_norm", "add_rms_norm", "swiglu", "rotary", "attention"},
+        {"rms_norm", "linear_add", "swish_mul_linear_add", "rotary", "attention"},
     ),
 }  # fmt: skip
 
@@ -152,10 +153,12 @@ def test_a_package_needs_torch_and_triton_alone(made):
 def test_kernels_of_a_package_are_those_it_calls(made):
     folder, *_, called = made
     text = (folder / "kernels.py").read_text()
-    defined = {n.name for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)}
-    assert called <= defined
-    assert ("gated_kernel" in defined) == ("swiglu" in called)
-    assert '"gated": {' not in text or "swiglu" in called
+    body = ast.parse(text).body
+    defined = {n.name for n in body if isinstance(n, ast.FunctionDef)}
+    made = {n.targets[0].id for n in body if isinstance(n, ast.Assign)}
+    assert called <= defined | made
+    assert ("softmax_kernel" in defined) == ("softmax" in called)
+    assert '"softmax": {' not in text or "softmax" in called
     assert "Source: " in text
 
 
@@ -246,21 +249,42 @@ def test_all_kernels_fit_into_one_file():
     assert not names.get("regraft")
 
 
-def test_a_product_that_is_read_twice_keeps_its_activation_apart(tmp_path):
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up = nn.Linear(8, 16)
-
-        def forward(self, x):
-            y = self.up(x)
-            return torch.relu(y) - y.abs()
-
-    regraft.convert(Twice().eval(), tmp_path / "twice", args=(torch.ones(2, 8),), target="triton")
-    text = (tmp_path / "twice" / "model.py").read_text()
+def test_a_model_without_kernels_is_a_package(tmp_path):
+    net = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)).eval()
+    regraft.convert(net, tmp_path / "plain", args=(torch.ones(2, 8),), target="triton")
+    text = (tmp_path / "plain" / "model.py").read_text()
     assert "F.linear(" in text
     assert "kernels" not in text
-    assert not (tmp_path / "twice" / "kernels.py").exists()
+    assert not (tmp_path / "plain" / "kernels.py").exists()
+
+
+class Large(nn.Module):
+    """Products that cost more in a template than what it saves."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.last = nn.LayerNorm(4096), nn.LayerNorm(4096)
+        self.gate, self.up = nn.Linear(4096, 4096), nn.Linear(4096, 4096)
+        self.down, self.out = nn.Linear(4096, 4096), nn.Linear(4096, 4096)
+
+    def forward(self, x):
+        x = x + self.out(self.norm(x))
+        return self.last(x + self.down(F.silu(self.gate(x)) * self.up(x)))
+
+
+def test_a_package_of_large_products_calls_kernels_beside_them(tmp_path):
+    with torch.device("meta"):
+        net = Large().eval().bfloat16()
+    net = net.to_empty(device="cpu")
+    args = (torch.empty(2048, 4096, dtype=torch.bfloat16),)
+    save_package(regraft.capture(net, args), tmp_path)
+    text = (tmp_path / "model.py").read_text()
+    assert all(f"kernels.{name}(" in text for name in ("layer_norm", "add_layer_norm", "swiglu"))
+    assert text.count("F.linear(") == 4
+    partition = json.loads((tmp_path / "partition.json").read_text())
+    assert partition["generated"] == []
+    assert all(row["separate_s"] < row["estimated_s"] for row in partition["refused"])
+    assert len(partition["refused"]) == 4
 
 
 def test_a_package_is_a_folder(tmp_path):
@@ -331,7 +355,12 @@ def test_binaries_of_a_package_fit_its_launches(tmp_path):
     rows = binaries_of(AOT, tmp_path)
     folder = tmp_path / "out" / "binaries"
     assert {row["target"] for row in rows} == {"sm_90", "sm_80", "gfx942"}
-    assert {row["kernel"] for row in rows} == {"row_norm_kernel", "linear_kernel"}
+    assert {row["kernel"] for row in rows} == {
+        f"{name}_kernel"
+        for name in (
+            "layer_norm_linear", "layer_norm_linear_2", "layer_norm_linear_swish", "linear_add"
+        )
+    }  # fmt: skip
     for row in rows:
         binary = (folder / row["file"]).read_bytes()
         assert binary[:4] == b"\x7fELF"

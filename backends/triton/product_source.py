@@ -1,0 +1,234 @@
+"""Writes the source of a product with chains: kernel, reference, launch, operator, gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regraft.backends.triton.chain_forms import TORCH_FLOATS, number_of
+from regraft.backends.triton.chain_kernel import PLACE, is_scalar
+from regraft.backends.triton.chain_source import KernelText, is_placed, place_texts, stem_of
+from regraft.backends.triton.chain_steps import Lowered, Operand
+from regraft.backends.triton.product_chains import Core
+from regraft.backends.triton.product_kernel import PRODUCT, ProductKernelWriter
+from regraft.backends.triton.product_regions import ProductRegion
+from regraft.backends.triton.region_nodes import Shape
+from regraft.ir.graph import Node, Value
+from regraft.ir.ops.arithmetic import add, div, mul, neg, sub
+from regraft.ir.ops.cast import cast, identity
+from regraft.ir.ops.logical import where
+from regraft.ir.types import DType
+
+_LINEAR = frozenset({add, sub, neg, cast, identity})
+_SHARED = (
+    "operator",
+    "config_for",
+    "rows_of",
+    "place_of_tile",
+    "product_gradients",
+    "keep_operands",
+)
+
+
+def product_text(region: ProductRegion) -> KernelText:
+    """Returns the source of the kernel of a product with chains."""
+    kernel = ProductKernelWriter(region)
+    writer = _OperatorWriter(kernel)
+    parts = ["\n".join(kernel.kernel()), *writer.chains()]
+    parts += ["\n".join(part) for part in (writer.reference(), writer.allocate(), writer.launch())]
+    operands = (*kernel.inputs, *kernel.after.operands)
+    needs = [*_SHARED, *([] if region.before else ["product_of"])]
+    needs += ["size_between"] if any(map(is_placed, operands)) else []
+    needs += [*(() if kernel.before is None else kernel.before.needs), *kernel.after.needs]
+    words = (() if kernel.before is None else kernel.before.names, kernel.after.names)
+    stems = [stem_of(names) for names in words]
+    stem = "_".join([*stems[:1], "linear", *stems[1:]]).strip("_")
+    before = () if kernel.before is None else kernel.before.variables
+    variables = (*before, *kernel.after.variables)
+    return KernelText(
+        stem, "\n\n\n".join([*parts, writer.operator()]), operands_of_call(region, kernel),
+        tuple(dict.fromkeys(needs)), writer.num_before, variables,
+    )  # fmt: skip
+
+
+def operands_of_call(region: ProductRegion, kernel: ProductKernelWriter) -> tuple[Value, ...]:
+    """Returns the values that a call takes, in order."""
+    core = region.core
+    rows = (core.rows,) if kernel.before is None else tuple(op.value for op in kernel.inputs)
+    bias = () if core.bias is None else (core.bias,)
+    return (*rows, core.weight, *bias, *(op.value for op in kernel.after.operands))
+
+
+def is_product_read(core: Core, after: Sequence[Node]) -> bool:
+    """Whether the gradients of what follows a product depend on the product."""
+    made = {core.result}
+    for node in after:
+        inner = [idx for idx, value in enumerate(node.inputs) if value in made]
+        if not inner:
+            continue
+        made.update(node.outputs)
+        is_scaled = (
+            (node.op is mul or (node.op is div and inner == [0]))
+            and len(inner) == 1
+            and number_of(node.inputs[1 - inner[0]]) is not None
+        )
+        is_chosen = node.op is where and 0 not in inner
+        if node.op not in _LINEAR and not is_scaled and not is_chosen:
+            return True
+    return False
+
+
+class _OperatorWriter:
+    """Writes what makes an operator of a kernel."""
+
+    def __init__(self, kernel: ProductKernelWriter) -> None:
+        self.kernel, self.region, self.core = kernel, kernel.region, kernel.region.core
+        self.num_before = max(1, len(kernel.inputs))
+        self.results = list(kernel.outs)
+        self.outs = list(kernel.outs.values())
+
+    def _signature(self, names: Sequence[str]) -> str:
+        return ", ".join(f"{name}: Tensor" for name in names)
+
+    def _returned(self) -> str:
+        count = len(self.outs)
+        return "Tensor" if count == 1 else f"tuple[{', '.join(['Tensor'] * count)}]"
+
+    def chains(self) -> list[str]:
+        """Returns the chains as functions of PyTorch."""
+        before, after = self.kernel.before, self.kernel.after
+        texts = []
+        if before is not None:
+            names = [op.name for op in before.operands]
+            texts.append(
+                self._chain("prologue", names, "Tensor", "the rows of the product", before)
+            )
+        if self.region.after:
+            names = [PRODUCT, *(op.name for op in after.operands)]
+            what = "what follows the product"
+            texts.append(self._chain("epilogue", names, self._returned(), what, after))
+        return texts
+
+    def _chain(
+        self, name: str, names: Sequence[str], returned: str, what: str, lowered: Lowered
+    ) -> str:
+        lines = [f"def {name}_{PLACE}({self._signature(names)}) -> {returned}:"]
+        lines.append(f'    """Returns {what} as PyTorch computes it."""')
+        lines += [f"    {line}" for line in lowered.reference]
+        return "\n".join([*lines, f"    return {', '.join(lowered.results)}"])
+
+    def reference(self) -> list[str]:
+        """Returns the lines of the reference."""
+        names = self.kernel.names
+        lines = [f"def reference_{PLACE}({self._signature(names)}) -> {self._returned()}:"]
+        lines.append(f'    """Returns {", ".join(self.results)} as PyTorch computes it."""')
+        if self.kernel.before is not None:
+            inputs = ", ".join(op.name for op in self.kernel.inputs)
+            lines.append(f"    x = prologue_{PLACE}({inputs})")
+        bias = "" if self.core.bias is None else ", bias"
+        call = f"torch.nn.functional.linear(x, weight{bias})"
+        if not self.region.after:
+            return [*lines, f"    return {call}"]
+        others = "".join(f", {op.name}" for op in self.kernel.after.operands)
+        lines.append(f"    {PRODUCT} = {call}")
+        return [*lines, f"    return epilogue_{PLACE}({PRODUCT}{others})"]
+
+    def _lead(self) -> str:
+        """Returns the leading axes of the results."""
+        if self.kernel.before is None:
+            return "x.shape[:-1]"
+        space = self.core.rows.shape
+        full = next(op for op in self.kernel.inputs if op.value.shape == space)
+        return f"{full.name}.shape[:-1]"
+
+    def allocate(self) -> list[str]:
+        """Returns the lines of the fake implementation."""
+        names = self.kernel.names
+        lines = [f"def _allocate_{PLACE}({self._signature(names)}) -> {self._returned()}:"]
+        lines.append(f"    shape = (*{self._lead()}, weight.shape[0])")
+        texts = [
+            f"torch.empty(shape, dtype={self._dtype(value)}, device=weight.device)"
+            for value in self.region.outputs
+        ]
+        if len(texts) == 1:
+            return [*lines, f"    return {texts[0]}"]
+        return [*lines, "    return (", *(f"        {text}," for text in texts), "    )"]
+
+    def _dtype(self, value: Value) -> str:
+        if value.dtype is None or value.dtype is DType.BOOL:
+            return "torch.bool"
+        is_same = value.dtype is self.core.weight.dtype
+        return "weight.dtype" if is_same else TORCH_FLOATS[value.dtype]
+
+    def launch(self) -> list[str]:
+        """Returns the lines of the launch."""
+        names, outs = self.kernel.names, self.outs
+        operands = (*self.kernel.inputs, *self.kernel.after.operands)
+        lines = [f"def _launch_{PLACE}({self._signature(names)}) -> {self._returned()}:"]
+        lines.append(f"    {', '.join(outs)} = _allocate_{PLACE}({', '.join(names)})")
+        lines.append(f"    if {outs[0]}.numel() == 0:")
+        lines.append(f"        return {', '.join(outs)}")
+        lines.append("    N, K = weight.shape")
+        lines.append(f"    num_rows = {outs[0]}.numel() // N")
+        if any(map(is_placed, operands)):
+            lines.append(f"    shape = {outs[0]}.shape")
+        if self.kernel.before is None:
+            lines.append("    x = rows_of(x)")
+        for op in operands:
+            if is_scalar(op):
+                continue
+            is_whole = op.is_every_row and op.is_wide
+            lines.append(f"    {op.name} = " + (f"rows_of({op.name})" if is_whole
+                                               else f"{op.name}.contiguous()"))  # fmt: skip
+        if self.core.bias is not None:
+            lines.append("    bias = bias.contiguous()")
+        entry = "generated_linear" if self.kernel.before is None else "generated_rows_linear"
+        lines.append(f'    config = config_for("{entry}", weight, num_rows)')
+        lines.append('    tiles = triton.cdiv(num_rows, config["m"]) * triton.cdiv(N, config["n"])')
+        lines.append(f"    wrap_triton({PLACE}_kernel)[(tiles,)](")
+        lines += [f"        {name}," for name in (*names, *outs, "num_rows", "N", "K")]
+        lines += [f"        {text}," for text in self._strides()]
+        lines.append('        PRECISION="ieee",')
+        lines += [f'        BLOCK_{axis.upper()}=config["{axis}"],' for axis in "mnk"]
+        lines += ['        GROUP=config["group"],', '        num_warps=config["warps"],']
+        lines += ['        num_stages=config["stages"],', "    )"]
+        return [*lines, f"    return {', '.join(outs)}"]
+
+    def _strides(self) -> list[str]:
+        rows, result = self.core.rows.shape or (), self.core.result.shape or ()
+        first = ["x.stride(0)"]
+        if self.kernel.before is not None:
+            first = _texts(self.kernel.inputs, rows)
+        own = ["weight.stride(0)", "weight.stride(1)"]
+        return [*first, *own, *_texts(self.kernel.after.operands, result)]
+
+    def operator(self) -> str:
+        """Returns the statements that make the operator and its gradient."""
+        before = f"prologue_{PLACE}" if self.kernel.before is not None else "None"
+        after = f"epilogue_{PLACE}" if self.region.after else "None"
+        is_read = is_product_read(self.core, self.region.after)
+        return f"""{PLACE} = operator(
+    "{PLACE}",
+    _launch_{PLACE},
+    allocate=_allocate_{PLACE},
+    reference=reference_{PLACE},
+    kernel={PLACE}_kernel,
+)
+
+
+def _differentiate_{PLACE}(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    return product_gradients(
+        ctx,
+        gradients,
+        {before},
+        {after},
+        {self.num_before},
+        has_bias={self.core.bias is not None},
+        is_read={is_read},
+    )
+
+
+{PLACE}.register_autograd(_differentiate_{PLACE}, setup_context=keep_operands)"""
+
+
+def _texts(operands: Sequence[Operand], space: Shape) -> list[str]:
+    return [text for op in operands for text in place_texts(op, space)]
