@@ -119,12 +119,15 @@ recovery-bench: $(TORCH_STAMP) recovery-models
 quant-bench: $(TORCH_STAMP) recovery-models prune-models $(PEERS_STAMP)
 	$(PY) -m benchmarks.quant_cpu
 
-# Triton 3.6 lies beside the one that is installed; its interpreter needs a numpy below 2.4.
-TRITON_OLD := .cache/bench/triton/triton-3.6.0
+# Other versions of Triton lie beside the one that is installed; the interpreter of 3.6 needs a numpy
+# below 2.4.
+TRITONS := .cache/bench/triton
 
 triton-bench: $(TORCH_STAMP) recovery-models
-	@test -d $(TRITON_OLD)/triton || \
-	  $(PY) $(PIP) install --target $(TRITON_OLD) triton==3.6.0 'numpy<2.4'
+	@test -d $(TRITONS)/triton-3.6.0/triton || \
+	  $(PY) $(PIP) install --target $(TRITONS)/triton-3.6.0 triton==3.6.0 'numpy<2.4'
+	@test -d $(TRITONS)/triton-3.9.0/triton || \
+	  $(PY) $(PIP) install --target $(TRITONS)/triton-3.9.0 triton==3.9.0 --no-deps
 	$(PY) -m benchmarks.triton
 
 # Rows of other tools of `make quant-bench`; without it they are skipped.

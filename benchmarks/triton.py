@@ -2,7 +2,7 @@
 
 `python -m benchmarks.triton [--only NAME] [--list]` prints a table and writes
 `benchmarks/results/triton-<cpu>.json`. It needs the extras `torch`, `hf` and `triton`; `make
-triton-bench` installs Triton 3.6 beside it. Speed is measured by `python -m benchmarks.gpu`.
+triton-bench` installs Triton 3.6 and 3.9 beside it. `python -m benchmarks.gpu` measures speed.
 """
 
 import sys

@@ -1,10 +1,13 @@
 """The tests of kernels in Triton's interpreter: how far from f64, operators, named checks, time.
 
-Once with the Triton that is installed, once with 3.6, which `make triton-bench` puts beside it.
+With the Triton that is installed, with the oldest that is supported and with the newest, which
+`make triton-bench` puts beside it.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -27,8 +30,10 @@ from benchmarks.measure import (
 )
 from benchmarks.triton_packages import sources
 
-OLD = CACHE / "triton" / "triton-3.6.0"
-"""Triton 3.6 with the numpy below 2.4 that its interpreter needs."""
+OTHERS: Mapping[str, str] = {"3.6": "3.6.0", "3.9": "3.9.0"}
+"""Versions of Triton that lie in folders of their own, 3.6 with the numpy below 2.4 that its
+interpreter needs.
+"""
 _VERSION = 1
 _CI_S, _CI_CORES = 240.0, 2
 _FOLDER = "tests/backends/triton"
@@ -79,13 +84,11 @@ def _recorded(folder: Path | None, settings: Settings) -> Figures:
             found: Figures = json.loads(record.read_text(encoding="utf-8"))
         return found
 
-    label = "old" if folder is not None else "installed"
+    label = "installed" if folder is None else folder.name
     return kept("triton", f"tests-{label}-{_tests_digest()}-{sources()}", _VERSION, settings, make)
 
 
 def _tests_digest() -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     for path in sorted((ROOT / _FOLDER).glob("*.py")):
         digest.update(path.read_bytes())
@@ -129,15 +132,22 @@ def _installed(settings: Settings) -> Iterator[Row]:
         yield held(name, bool(outcomes) and set(outcomes) == {"passed"}, f"{len(outcomes)} tests")
 
 
-def _old(settings: Settings) -> Iterator[Row]:
-    if not (OLD / "triton").is_dir():
-        raise FileNotFoundError(f"{OLD} is missing; `make triton-bench` installs Triton 3.6 there")
-    found = _recorded(OLD, settings)
-    yield held("the older Triton is 3.6", found["triton"].startswith("3.6."), found["triton"])
+def _other(minor: str, settings: Settings) -> Iterator[Row]:
+    folder = CACHE / "triton" / f"triton-{OTHERS[minor]}"
+    if not (folder / "triton").is_dir():
+        raise FileNotFoundError(f"{folder} is missing; `make triton-bench` installs Triton there")
+    found = _recorded(folder, settings)
+    yield held(f"the Triton is {minor}", found["triton"].startswith(f"{minor}."), found["triton"])
     yield from _outcomes(found, f"Triton {found['triton']}")
 
 
 MEASUREMENTS = (
     Measurement("tests", "results, gradients, operators and named checks", _installed),
-    Measurement("tests of 3.6", "the same tests with Triton 3.6", _old),
-)
+    *(
+        Measurement(
+            f"tests of {minor}", f"the same tests with Triton {minor}",
+            functools.partial(_other, minor),
+        )
+        for minor in OTHERS
+    ),
+)  # fmt: skip

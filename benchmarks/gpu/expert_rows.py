@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.row import Randn, Row, Sizes, function, gradient
+from benchmarks.gpu.row import Randn, Row, Sizes, beside, function, gradient
 from regraft import kernels
 from regraft.backends.torch.library import experts as library
 
@@ -15,10 +15,11 @@ TOP_K = 2
 
 
 def expert_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
-    """Yields a mixture of gated experts, of many tokens and of one, and its gradient."""
+    """Yields a mixture of gated experts, of many tokens, few and one, and its gradient."""
     D, item = sizes.hidden, sizes.dtype.itemsize
-    E, width = (8, 2 * D) if D > 1000 else (3, 24)
-    for T in (sizes.tokens, 1):
+    E, width = (3, 24) if sizes.is_tiny else (32, D // 2)
+    many, few = (sizes.tokens, 5) if sizes.is_tiny else (2 * sizes.tokens, 256)
+    for T in (many, few, 1):
         chosen = torch.rand(T, E, device=device).topk(TOP_K).indices
         share = torch.full((T, TOP_K), 1 / TOP_K, device=device, dtype=sizes.dtype)
 
@@ -42,12 +43,14 @@ def expert_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
         flops = 3 * 2 * T * TOP_K * D * width
         read = min(E, T * TOP_K) * 3 * D * width * item  # bytes of the matrices
         label = f"{T}x{D}, {TOP_K} of {E} experts of {width}"
+        is_read = many > T
         yield Row(
-            f"experts {label}", function(ours, inputs), {"eager": function(grouped, inputs)},
-            num_bytes=read if T == 1 else 0, flops=0 if T == 1 else flops,
+            17, f"experts {label}", function(ours, inputs), beside(function, inputs, grouped),
+            num_bytes=read if is_read else 0, flops=0 if is_read else flops,
+            goal="75 % of reading the weights" if is_read else "450 TFLOP/s",
         )  # fmt: skip
-        if T > 1:
+        if not is_read:
             yield Row(
-                f"experts backward {label}", gradient(ours, inputs),
+                17, f"experts backward {label}", gradient(ours, inputs),
                 {"eager": gradient(grouped, inputs)}, flops=2 * flops,
             )  # fmt: skip

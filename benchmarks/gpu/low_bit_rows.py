@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.gpu.row import Randn, Row, Sizes, function
+from benchmarks.gpu.row import Randn, Row, Sizes, beside, function
 from regraft import kernels
 
 GROUP = 128
@@ -16,9 +16,7 @@ GROUP = 128
 
 def low_bit_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
     """Yields W4A16 beside the product in floats, and W8A8 beside PyTorch's integer product."""
-    K = 4 * sizes.hidden if sizes.hidden > 1000 else 64
-    N = K if K > 1000 else 32
-    group = GROUP if K > 1000 else 32
+    K, N, group = (64, 32, 32) if sizes.is_tiny else (4 * sizes.hidden, 4 * sizes.hidden, GROUP)
 
     def packed(bits: int) -> Tensor:
         shape = (K * bits // 8, N)
@@ -27,17 +25,27 @@ def low_bit_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
     def scales(groups: int) -> Tensor:
         return torch.rand(groups, N, device=device)
 
-    def four(x: Tensor, codes: Tensor, scale: Tensor, w: Tensor) -> Tensor:
-        return kernels.low_bit_linear(x, codes, scale, bits=4, group=group, zero=8)
-
     def floats(x: Tensor, codes: Tensor, scale: Tensor, w: Tensor) -> Tensor:
         return F.linear(x, w)
 
-    for M in (1, 16, 128):
-        inputs = lambda M=M: (randn(M, K), packed(4), scales(K // group), randn(N, K))  # noqa: E731
-        peers = {"eager": function(floats, inputs)}
-        size = K * N // 2 + 4 * K // group * N
-        yield Row(f"low_bit_linear 4 bits {M}x{N}x{K}", function(four, inputs), peers, size)
+    for bits in (4, 8):
+
+        def ours(
+            x: Tensor, codes: Tensor, scale: Tensor, w: Tensor, bits: int = bits
+        ) -> Tensor:  # fmt: skip
+            zero = 1 << (bits - 1)
+            return kernels.low_bit_linear(x, codes, scale, bits=bits, group=group, zero=zero)
+
+        for M in (1, 16, 128):
+            inputs = lambda M=M, bits=bits: (  # noqa: E731
+                randn(M, K), packed(bits), scales(K // group), randn(N, K),
+            )  # fmt: skip
+            size = K * N * bits // 8 + 4 * K // group * N
+            yield Row(
+                15, f"low_bit_linear {bits} bits {M}x{N}x{K}", function(ours, inputs),
+                {"eager in bf16": function(floats, inputs)}, size,
+                goal=("2.6x bf16" if bits == 4 else "") if M < 128 else "0.9x bf16",
+            )  # fmt: skip
     M = sizes.tokens
 
     def whole() -> tuple[Tensor, ...]:
@@ -52,6 +60,7 @@ def low_bit_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
         return torch._int_mm(x, w).float() * scale * x_scale.unsqueeze(1)
 
     yield Row(
-        f"low_bit_integer_linear 8 bits {M}x{N}x{K}", function(eight, whole),
-        {"eager": function(library, whole)}, flops=2 * M * N * K,
+        16, f"low_bit_integer_linear 8 bits {M}x{N}x{K}", function(eight, whole),
+        beside(function, whole, library, label="cuBLASLt"), flops=2 * M * N * K,
+        goal="0.85 of cuBLASLt",
     )  # fmt: skip

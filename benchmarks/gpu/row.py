@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Call = Callable[[], object]
+Maker = Callable[[], Call]
+
+INDUCTOR = "inductor"
+"""Peer that compiles, which takes seconds: it is left out where time runs short."""
+AUTOTUNED = "max-autotune"
+GRAPHED = "ours in a graph"
+"""Our call, recorded once as a CUDA graph and replayed."""
+ON_A_GPU = (INDUCTOR, AUTOTUNED, GRAPHED)
+"""Peers that a run on a CPU goes without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,18 +26,22 @@ class Row:
     """One kernel at one shape.
 
     Args:
-        name: Kernel, shape and dtype.
-        ours: Makes the call of one set of inputs.
-        peers: The same by others; None where a peer is not there.
+        number: Of the goal in the table of goals; 0 for a whole model.
+        name: Kernel and shape.
+        ours: Makes the call of one set of inputs; None where there is no kernel yet.
+        peers: The same by others.
         num_bytes: That have to be read and written, each once.
         flops: Of matrix products; 0 where bytes are the limit.
+        goal: What is asked for.
     """
 
+    number: int
     name: str
-    ours: Callable[[], Call]
-    peers: Mapping[str, Callable[[], Call]] = field(default_factory=dict)
+    ours: Maker | None
+    peers: Mapping[str, Maker] = field(default_factory=dict)
     num_bytes: int = 0
     flops: int = 0
+    goal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,7 @@ class Sizes:
         words: Of the vocabulary.
         heads: Of attention.
         dtype: Of everything.
+        is_tiny: Whether the run is in the interpreter, and shows no speed.
     """
 
     rows: int
@@ -51,14 +66,15 @@ class Sizes:
     words: int
     heads: int
     dtype: torch.dtype
+    is_tiny: bool
 
 
 Randn = Callable[..., Tensor]
+Function = Callable[..., Any]
+Inputs = Callable[[], tuple[Tensor, ...]]
 
 
-def function(
-    call: Callable[..., object], inputs: Callable[[], tuple[Tensor, ...]]
-) -> Callable[[], Call]:
+def function(call: Function, inputs: Inputs) -> Maker:
     """Returns a maker of calls with inputs of their own: caches hold no earlier ones."""
 
     def make() -> Call:
@@ -68,16 +84,59 @@ def function(
     return make
 
 
-def gradient(
-    call: Callable[..., Tensor], inputs: Callable[[], tuple[Tensor, ...]]
-) -> Callable[[], Call]:
+def gradient(call: Function, inputs: Inputs) -> Maker:
     """Returns a maker of calls of the backward alone."""
 
     def make() -> Call:
         given = [x.requires_grad_() if x.is_floating_point() else x for x in inputs()]
-        out = call(*given)
+        found = call(*given)
+        out = found[0] if isinstance(found, tuple) else found
         dout = torch.randn_like(out)
         leaves = [x for x in given if x.requires_grad]
-        return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True)
+        return lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True, allow_unused=True)
 
     return make
+
+
+def graphed(make: Maker) -> Maker:
+    """Returns a maker of the same calls as CUDA graphs."""
+
+    def record() -> Call:
+        call = make()
+        call()  # compiles, which a graph cannot hold
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return lambda: graph.replay()
+
+    return record
+
+
+def compiled(call: Function) -> Function:
+    """Returns what Inductor makes of a function, for the shapes that it is called with."""
+    made: Function = torch.compile(call, dynamic=False)
+    return made
+
+
+def beside(
+    timed: Callable[[Function, Inputs], Maker],
+    inputs: Inputs,
+    eager: Function | None = None,
+    others: Mapping[str, Function] | None = None,
+    *,
+    label: str = "eager",
+) -> dict[str, Maker]:
+    """Returns peers: PyTorch's operators, what Inductor makes of them, and libraries.
+
+    Args:
+        timed: `function` or `gradient`.
+        inputs: What all are called with.
+        eager: PyTorch's own operators.
+        others: Libraries that are installed.
+        label: Name of PyTorch's operators.
+    """
+    peers = {}
+    if eager is not None:
+        peers = {label: timed(eager, inputs), INDUCTOR: timed(compiled(eager), inputs)}
+    return {**peers, **{name: timed(call, inputs) for name, call in (others or {}).items()}}
