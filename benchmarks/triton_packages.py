@@ -125,7 +125,8 @@ def _rows(group: str, settings: Settings) -> Iterator[Row]:
         yield at_most(f"{name}: losses of {_STEPS} steps beside the torch backend", apart,
                       subject.tolerance, "relative",
                       " ".join(f"{loss:.5f}" for loss in losses))  # fmt: skip
-        yield held(f"{name}: it trains", losses[-1] < losses[0])
+        yield held(f"{name}: it trains where the torch backend does",
+                   losses[-1] < losses[0] or usual[-1] >= usual[0])  # fmt: skip
 
 
 MEASUREMENTS = tuple(

@@ -71,6 +71,22 @@ def visible_scores(
 
 
 @triton.jit
+def rows_tile(base, row, row_stride, column, num_rows, num_columns):
+    """Returns elements of a matrix [M, N], zeros beyond its rows and columns."""
+    place = base + row[:, None].to(tl.int64) * row_stride + column[None, :]
+    shown = (row < num_rows)[:, None] & (column < num_columns)[None, :]
+    return tl.load(place, mask=shown, other=0.0)
+
+
+@triton.jit
+def columns_tile(base, row, row_stride, column, num_rows, num_columns):
+    """Returns what `rows_tile` does, transposed: [N, M]."""
+    place = base + row[None, :].to(tl.int64) * row_stride + column[:, None]
+    shown = (row < num_rows)[None, :] & (column < num_columns)[:, None]
+    return tl.load(place, mask=shown, other=0.0)
+
+
+@triton.jit
 def key_range(
     first_row,
     rows,
@@ -133,11 +149,7 @@ def attention_kernel(
     k_base = k_ptr + batch * k_batch_stride + head // group * k_head_stride
     v_base = v_ptr + batch * v_batch_stride + head // group * v_head_stride
     mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
-    q = tl.load(
-        q_base + row[:, None].to(tl.int64) * q_row_stride + d[None, :],
-        mask=(row < S)[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
+    q = rows_tile(q_base, row, q_row_stride, d, S, D)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     if HAS_SINKS:
@@ -146,11 +158,7 @@ def attention_kernel(
     sums = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     for first in range(start, end, BLOCK_N):
         column = first + n
-        k = tl.load(
-            k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-            mask=(column < T)[None, :] & (d < D)[:, None],
-            other=0.0,
-        )
+        k = columns_tile(k_base, column, k_row_stride, d, T, D)
         s, _ = visible_scores(
             q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
             mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP, PRECISION,
@@ -163,11 +171,7 @@ def attention_kernel(
         total = total * shrink + tl.sum(p, axis=1)
         largest = found
         if not CLIPPED:
-            v = tl.load(
-                v_base + column[:, None].to(tl.int64) * v_row_stride + e[None, :],
-                mask=(column < T)[:, None] & (e < E)[None, :],
-                other=0.0,
-            )
+            v = rows_tile(v_base, column, v_row_stride, e, T, E)
             sums = sums * shrink[:, None]
             sums = tl.dot(p.to(v.dtype), v, sums, input_precision=PRECISION)
     is_empty = total == 0.0
@@ -176,16 +180,8 @@ def attention_kernel(
     if CLIPPED:
         for first in range(start, end, BLOCK_N):
             column = first + n
-            k = tl.load(
-                k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-                mask=(column < T)[None, :] & (d < D)[:, None],
-                other=0.0,
-            )
-            v = tl.load(
-                v_base + column[:, None].to(tl.int64) * v_row_stride + e[None, :],
-                mask=(column < T)[:, None] & (e < E)[None, :],
-                other=0.0,
-            )
+            k = columns_tile(k_base, column, k_row_stride, d, T, D)
+            v = rows_tile(v_base, column, v_row_stride, e, T, E)
             s, _ = visible_scores(
                 q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
                 mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
@@ -279,23 +275,7 @@ def _reference_scores(
     return scores, shown.expand(scores.shape)
 
 
-def _allocate_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    offsets: Tensor | None,
-    sinks: Tensor | None,
-    scale: float,
-    softcap: float,
-    offset: int,
-    left: int,
-    right: int,
-    low: float,
-    high: float,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
+def _allocate_attention(q: Tensor, k: Tensor, v: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
     return out, torch.empty((*q.shape[:3], 2), dtype=wide, device=q.device)
@@ -333,8 +313,7 @@ def _launch_attention(
     high: float,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
-    sums = torch.empty((*q.shape[:3], 2), dtype=torch.float32, device=q.device)
+    out, sums = _allocate_attention(q, k, v)
     if out.numel() == 0:
         return out, sums
     q, k, v = adjacent(q, k, v)

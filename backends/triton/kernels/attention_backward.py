@@ -18,8 +18,10 @@ from torch.library import wrap_triton
 from regraft.backends.triton.kernels.attention import (
     _reference_scores,
     adjacent,
+    columns_tile,
     key_range,
     mask_of,
+    rows_tile,
     visible_scores,
 )
 from regraft.backends.triton.kernels.configs import config_for
@@ -91,14 +93,8 @@ def attention_query_gradient_kernel(
     if CLIPPED:
         for first in range(start, end, BLOCK_N):
             column = first + n
-            k = tl.load(
-                k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-                mask=(column < T)[None, :] & (d < D)[:, None], other=0.0,
-            )  # fmt: skip
-            v = tl.load(
-                v_base + column[None, :].to(tl.int64) * v_row_stride + e[:, None],
-                mask=(column < T)[None, :] & (e < E)[:, None], other=0.0,
-            )  # fmt: skip
+            k = columns_tile(k_base, column, k_row_stride, d, T, D)
+            v = columns_tile(v_base, column, v_row_stride, e, T, E)
             s, _ = visible_scores(
                 q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
                 mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
@@ -115,14 +111,8 @@ def attention_query_gradient_kernel(
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(start, end, BLOCK_N):
         column = first + n
-        k = tl.load(
-            k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-            mask=(column < T)[None, :] & (d < D)[:, None], other=0.0,
-        )  # fmt: skip
-        v = tl.load(
-            v_base + column[None, :].to(tl.int64) * v_row_stride + e[:, None],
-            mask=(column < T)[None, :] & (e < E)[:, None], other=0.0,
-        )  # fmt: skip
+        k = columns_tile(k_base, column, k_row_stride, d, T, D)
+        v = columns_tile(v_base, column, v_row_stride, e, T, E)
         s, capped = visible_scores(
             q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
             mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP, PRECISION,
@@ -186,14 +176,8 @@ def attention_key_gradient_kernel(
         end_row = min(S, first_key + BLOCK_N - offset + left)
     k_base = k_ptr + batch * k_batch_stride + key_head * k_head_stride
     v_base = v_ptr + batch * v_batch_stride + key_head * v_head_stride
-    k = tl.load(
-        k_base + column[:, None].to(tl.int64) * k_row_stride + d[None, :],
-        mask=(column < T)[:, None] & (d < D)[None, :], other=0.0,
-    )  # fmt: skip
-    v = tl.load(
-        v_base + column[:, None].to(tl.int64) * v_row_stride + e[None, :],
-        mask=(column < T)[:, None] & (e < E)[None, :], other=0.0,
-    )  # fmt: skip
+    k = rows_tile(k_base, column, k_row_stride, d, T, D)
+    v = rows_tile(v_base, column, v_row_stride, e, T, E)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
     for member in range(0, group):
@@ -204,14 +188,8 @@ def attention_key_gradient_kernel(
         first_place = (batch * key_heads * group + head) * S
         for first in range(start_row, end_row, BLOCK_M):
             row = first + m
-            q = tl.load(
-                q_base + row[None, :].to(tl.int64) * q_row_stride + d[:, None],
-                mask=(row < S)[None, :] & (d < D)[:, None], other=0.0,
-            )  # fmt: skip
-            dout = tl.load(
-                dout_base + row[:, None].to(tl.int64) * dout_row_stride + e[None, :],
-                mask=(row < S)[:, None] & (e < E)[None, :], other=0.0,
-            )  # fmt: skip
+            q = columns_tile(q_base, row, q_row_stride, d, S, D)
+            dout = rows_tile(dout_base, row, dout_row_stride, e, S, E)
             place = first_place + row
             largest = tl.load(sums_ptr + 2 * place, mask=row < S, other=0.0)[None, :]
             log_total = tl.load(sums_ptr + 2 * place + 1, mask=row < S, other=0.0)[None, :]

@@ -18,8 +18,10 @@ from torch.library import wrap_triton
 from regraft.backends.triton.kernels.attention import (
     _reference_scores,
     adjacent,
+    columns_tile,
     key_range,
     mask_of,
+    rows_tile,
     visible_scores,
 )
 from regraft.backends.triton.kernels.configs import Config, config_for
@@ -95,19 +97,11 @@ def entmax_bounds_kernel(
     k_base = k_ptr + batch * k_batch_stride + head // group * k_head_stride
     mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
-    q = tl.load(
-        q_base + row[:, None].to(tl.int64) * q_row_stride + d[None, :],
-        mask=(row < S)[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
+    q = rows_tile(q_base, row, q_row_stride, d, S, D)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     for first in range(start, end, BLOCK_N):
         column = first + n
-        k = tl.load(
-            k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-            mask=(column < T)[None, :] & (d < D)[:, None],
-            other=0.0,
-        )
+        k = columns_tile(k_base, column, k_row_stride, d, T, D)
         s, _ = visible_scores(
             q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
             mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
@@ -121,11 +115,7 @@ def entmax_bounds_kernel(
     )
     for first in range(start, end, BLOCK_N):
         column = first + n
-        k = tl.load(
-            k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-            mask=(column < T)[None, :] & (d < D)[:, None],
-            other=0.0,
-        )
+        k = columns_tile(k_base, column, k_row_stride, d, T, D)
         s, _ = visible_scores(
             q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
             mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
@@ -170,11 +160,7 @@ def entmax_attention_kernel(
     v_base = v_ptr + batch * v_batch_stride + head // group * v_head_stride
     mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
-    q = tl.load(
-        q_base + row[:, None].to(tl.int64) * q_row_stride + d[None, :],
-        mask=(row < S)[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
+    q = rows_tile(q_base, row, q_row_stride, d, S, D)
     place = tl.program_id(1).to(tl.int64) * S + row
     base = tl.load(bounds_ptr + 2 * place, mask=row < S, other=0.0)
     tile = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * tiles
@@ -188,11 +174,7 @@ def entmax_attention_kernel(
         for first in range(start, end, BLOCK_N):
             if tl.load(near_ptr + tile + first // BLOCK_N) != 0:
                 column = first + n
-                k = tl.load(
-                    k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-                    mask=(column < T)[None, :] & (d < D)[:, None],
-                    other=0.0,
-                )
+                k = columns_tile(k_base, column, k_row_stride, d, T, D)
                 s, _ = visible_scores(
                     q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
                     mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False,
@@ -209,16 +191,8 @@ def entmax_attention_kernel(
     for first in range(start, end, BLOCK_N):
         if tl.load(near_ptr + tile + first // BLOCK_N) != 0:
             column = first + n
-            k = tl.load(
-                k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-                mask=(column < T)[None, :] & (d < D)[:, None],
-                other=0.0,
-            )
-            v = tl.load(
-                v_base + column[:, None].to(tl.int64) * v_row_stride + e[None, :],
-                mask=(column < T)[:, None] & (e < E)[None, :],
-                other=0.0,
-            )
+            k = columns_tile(k_base, column, k_row_stride, d, T, D)
+            v = rows_tile(v_base, column, v_row_stride, e, T, E)
             s, _ = visible_scores(
                 q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
                 mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
@@ -287,17 +261,7 @@ def entmax_config(q: Tensor, v: Tensor) -> Config:
 
 
 def _allocate_entmax(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    alpha: float,
-    scale: float,
-    offset: int,
-    left: int,
-    right: int,
-    precision: str,
+    q: Tensor, k: Tensor, v: Tensor, *others: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     config = entmax_config(q, v)
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -322,9 +286,7 @@ def _launch_entmax(
     right: int,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, bounds, used = _allocate_entmax(
-        q, k, v, mask, lengths, alpha, scale, offset, left, right, precision
-    )
+    out, bounds, used = _allocate_entmax(q, k, v)
     used.zero_()
     if out.numel() == 0 or k.shape[2] == 0:
         return out.zero_(), bounds.zero_(), used

@@ -17,7 +17,9 @@ from torch.library import wrap_triton
 from regraft.backends.triton.kernels.attention import (
     _reference_scores,
     adjacent,
+    columns_tile,
     mask_of,
+    rows_tile,
     visible_scores,
 )
 from regraft.backends.triton.kernels.entmax import entmax_config, entmax_forward, powers_above
@@ -59,11 +61,7 @@ def entmax_query_gradient_kernel(
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
     place = tl.program_id(1).to(tl.int64) * S + row
     is_row = row < S
-    q = tl.load(
-        q_base + row[:, None].to(tl.int64) * q_row_stride + d[None, :],
-        mask=is_row[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
+    q = rows_tile(q_base, row, q_row_stride, d, S, D)
     dout = tl.load(
         dout_ptr + place[:, None] * E + e[None, :],
         mask=is_row[:, None] & (e < E)[None, :],
@@ -77,16 +75,8 @@ def entmax_query_gradient_kernel(
     for number in range(tiles):
         if tl.load(used_ptr + tile + number) != 0:
             column = number * BLOCK_N + n
-            k = tl.load(
-                k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-                mask=(column < T)[None, :] & (d < D)[:, None],
-                other=0.0,
-            )
-            v = tl.load(
-                v_base + column[None, :].to(tl.int64) * v_row_stride + e[:, None],
-                mask=(column < T)[None, :] & (e < E)[:, None],
-                other=0.0,
-            )
+            k = columns_tile(k_base, column, k_row_stride, d, T, D)
+            v = columns_tile(v_base, column, v_row_stride, e, T, E)
             s, _ = visible_scores(
                 q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
                 mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
@@ -100,16 +90,8 @@ def entmax_query_gradient_kernel(
     for number in range(tiles):
         if tl.load(used_ptr + tile + number) != 0:
             column = number * BLOCK_N + n
-            k = tl.load(
-                k_base + column[None, :].to(tl.int64) * k_row_stride + d[:, None],
-                mask=(column < T)[None, :] & (d < D)[:, None],
-                other=0.0,
-            )
-            v = tl.load(
-                v_base + column[None, :].to(tl.int64) * v_row_stride + e[:, None],
-                mask=(column < T)[None, :] & (e < E)[:, None],
-                other=0.0,
-            )
+            k = columns_tile(k_base, column, k_row_stride, d, T, D)
+            v = columns_tile(v_base, column, v_row_stride, e, T, E)
             s, _ = visible_scores(
                 q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
                 mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
@@ -157,16 +139,8 @@ def entmax_key_gradient_kernel(
     is_column = column < T
     k_base = k_ptr + batch * k_batch_stride + key_head * k_head_stride
     v_base = v_ptr + batch * v_batch_stride + key_head * v_head_stride
-    k = tl.load(
-        k_base + column[:, None].to(tl.int64) * k_row_stride + d[None, :],
-        mask=is_column[:, None] & (d < D)[None, :],
-        other=0.0,
-    )
-    v = tl.load(
-        v_base + column[:, None].to(tl.int64) * v_row_stride + e[None, :],
-        mask=is_column[:, None] & (e < E)[None, :],
-        other=0.0,
-    )
+    k = rows_tile(k_base, column, k_row_stride, d, T, D)
+    v = rows_tile(v_base, column, v_row_stride, e, T, E)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
     for number in range(group * row_tiles):
@@ -178,11 +152,7 @@ def entmax_key_gradient_kernel(
             is_row = row < S
             place = rows_before * S + row
             q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
-            q = tl.load(
-                q_base + row[:, None].to(tl.int64) * q_row_stride + d[None, :],
-                mask=is_row[:, None] & (d < D)[None, :],
-                other=0.0,
-            )
+            q = rows_tile(q_base, row, q_row_stride, d, S, D)
             dout = tl.load(
                 dout_ptr + place[:, None] * E + e[None, :],
                 mask=is_row[:, None] & (e < E)[None, :],
@@ -251,20 +221,7 @@ def reference_entmax_backward(
 
 
 def _allocate_entmax_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    lengths: Tensor | None,
-    bounds: Tensor,
-    used: Tensor,
-    alpha: float,
-    scale: float,
-    offset: int,
-    left: int,
-    right: int,
-    precision: str,
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: object
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     return dq, dk, dv
@@ -286,7 +243,7 @@ def _launch_entmax_backward(
     right: int,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    dq, dk, dv = _allocate_entmax_backward(dout, q, k, v)
     if dout.numel() == 0 or k.shape[2] == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
     q, k, v = adjacent(q, k, v)
