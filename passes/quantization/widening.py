@@ -44,13 +44,16 @@ def widen_layers(module: Module, is_kept: Callable[[str], bool]) -> int:
 def _widen(module: Module, site: Linear, wide: dict[Value, Value]) -> None:
     first = Builder(module.graph, site.node, site.node.loc)
     last, bias = site.with_bias()
-    if site.x not in wide:
-        wide[site.x] = first.op(cast.cast, site.x, to=DType.F32)
+    held = site.node.inputs[0]  # not `.x`: the layer that made it may be rewritten already
+    if held is None:
+        raise AssertionError("a linear layer has an input")
+    if held not in wide:
+        wide[held] = first.op(cast.cast, held, to=DType.F32)
     for value in (site.weight, bias):
         if value is not None and value not in wide:
             wide[value] = _constant(module, first, value)
     b = Builder(module.graph, last, site.node.loc)
-    x, matrix = wide[site.x], wide[site.weight]
+    x, matrix = wide[held], wide[site.weight]
     if site.node.op is linalg.gemm:
         own = None if site.bias is None else wide[site.bias]
         result = b.op(linalg.gemm, x, matrix, own, **site.node.attrs)

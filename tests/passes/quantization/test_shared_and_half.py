@@ -131,3 +131,14 @@ def test_a_weight_that_is_transposed_at_every_use_is_stored_once() -> None:
     assert len(module.weights) == 1
     apply(module, "quantize{weights=int4},legalize{target=ort-cpu}", check="off")
     assert sum(name.endswith(".packed") for name in module.weights) == 1
+
+
+def test_layers_of_half_precision_may_read_each_other() -> None:
+    text = "%h = matmul(%x, %a)\n%g = matmul(%h, %b)\n%y = matmul(%g, %a)"
+    module = spelled(text, weights={"a": "f16[16, 16]", "b": "f16[16, 16]"}, dtype="f16")
+    sample = {"x": np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float16)}
+    before = evaluate(module, sample)["y"].astype(np.float32)
+    apply(module, "quantize{weights=int8}", check="off")
+    after = evaluate(module, sample)["y"].astype(np.float32)
+    # steps of 1/127 of the largest of 16 numbers, three layers in a row
+    assert np.linalg.norm(after - before) < 0.05 * np.linalg.norm(before)
