@@ -32,9 +32,8 @@ def mixture_misfit(node: Node) -> str:
     x, _, *matrices = node.inputs[:8]
     if not fits(x, *(value for value in matrices if value is not None)):
         return "x, matrices and biases are not all of one of f32, f16, bf16"
-    if node.attrs["bounds"] != "clip" or node.attrs["limit"] < 0:
-        return f"its bounds are those of `{node.attrs['bounds']}`"
-    for name in ("gate_limit", "norm_epsilon"):
-        if node.attrs[name]:
-            return f"it has `{name}`"
+    if node.attrs["limit"] < 0 or node.attrs["gate_limit"] < 0:
+        return "its limits are below zero"
+    if node.attrs["gate_limit"] and not node.attrs["limit"]:
+        return "its gate alone is bounded"
     return ""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regraft.backends.triton.kernels.grouped import grouped_linear
 from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden
+from regraft.backends.triton.kernels.norms import rms_norm
 
 
 def experts(
@@ -29,6 +30,9 @@ def experts(
     up_offset: float = 0.0,
     weigh_input: bool = False,
     taken: Tensor | None = None,
+    bounds: str = "clip",
+    gate_limit: float = 0.0,
+    norm_epsilon: float = 0.0,
     precision: str = "ieee",
 ) -> Tensor:
     """Returns the weighted sum over the chosen experts of their feed-forward layers.
@@ -44,10 +48,13 @@ def experts(
         up_bias: [E, F].
         down_bias: [E, O].
         gate_bias: [E, F].
-        limit: What clips the gate from above and what it multiplies on both sides; 0: nothing.
+        limit: What bounds the gate from above and what it multiplies on both sides; 0: nothing.
         up_offset: Added to what the gate multiplies.
         weigh_input: Whether weights multiply what an expert reads.
         taken: Which of the chosen compute the token, [tokens, top_k]; the weight of others is 0.
+        bounds: How the limit bounds; see `grouped_hidden`.
+        gate_limit: That of the gate; 0: `limit`.
+        norm_epsilon: Of the root mean square that results are divided by; 0: they are not.
         precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
     """
     tokens, num, top_k = x.flatten(0, -2), up.shape[0], chosen.shape[1]
@@ -63,9 +70,15 @@ def experts(
         share, rows = (share != 0).to(x.dtype), None
     hidden = grouped_hidden(
         part, counts, up, gate, activation=activation, rows=rows, up_bias=up_bias,
-        gate_bias=gate_bias, limit=limit, up_offset=up_offset, precision=precision,
+        gate_bias=gate_bias, limit=limit, up_offset=up_offset, bounds=bounds,
+        gate_limit=gate_limit, precision=precision,
     )  # fmt: skip
-    each = grouped_linear(hidden, down, counts, down_bias, share, precision)
+    if norm_epsilon:
+        each = grouped_linear(hidden, down, counts, down_bias, None, precision)
+        each = rms_norm(each, torch.ones_like(each[0]), eps=norm_epsilon)
+        each = (each * share.unsqueeze(1)).to(x.dtype)
+    else:
+        each = grouped_linear(hidden, down, counts, down_bias, share, precision)
     place = order.argsort().unflatten(0, (-1, top_k))  # of a token's rows among the sorted ones
     total = each[place].sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
     return total.to(x.dtype).reshape(*x.shape[:-1], down.shape[1])

@@ -17,7 +17,14 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
-from regraft.backends.triton.kernels.gated import normal_cdf, tanh_gate
+from regraft.backends.triton.kernels.expert_activations import (
+    EXPERT_ACTIVATIONS,
+    EXPERT_BOUNDS,
+    bounded_gate,
+    bounded_value,
+    hidden_channels,
+    hidden_gradients,
+)
 from regraft.backends.triton.kernels.grouped import (
     grouped_forward,
     grouped_gradient,
@@ -29,45 +36,17 @@ from regraft.backends.triton.kernels.grouped import (
 )
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
 
-EXPERT_ACTIVATIONS = (
-    "relu", "relu2", "silu", "quick_gelu", "gelu", "gelu_tanh", "hard_swish", "sigmoid", "identity",
-)  # fmt: skip
-
-
-@triton.jit
-def expert_activation(x, ACTIVATION: tl.constexpr):
-    """Returns act(x)."""
-    if ACTIVATION == "relu":
-        y = tl.maximum(x, 0.0)
-    elif ACTIVATION == "relu2":
-        y = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
-    elif ACTIVATION == "silu":
-        y = x * tl.sigmoid(x)
-    elif ACTIVATION == "quick_gelu":
-        y = x * tl.sigmoid(1.702 * x)
-    elif ACTIVATION == "gelu":
-        y = x * normal_cdf(x)
-    elif ACTIVATION == "gelu_tanh":
-        y = x * tanh_gate(x)
-    elif ACTIVATION == "hard_swish":
-        y = x * tl.minimum(tl.maximum(x * (1.0 / 6.0) + 0.5, 0.0), 1.0)
-    elif ACTIVATION == "sigmoid":
-        y = tl.sigmoid(x)
-    else:
-        y = x
-    return y
-
 
 @triton.jit
 def grouped_hidden_kernel(
     x_ptr, rows_ptr, counts_ptr, up_ptr, gate_ptr, up_bias_ptr, gate_bias_ptr, y_ptr,
     num_rows, experts, N, K, x_stride, up_expert_stride, up_n_stride, up_k_stride,
-    gate_expert_stride, gate_n_stride, gate_k_stride, limit, up_offset,
+    gate_expert_stride, gate_n_stride, gate_k_stride, limit, gate_limit, up_offset,
     HAS_ROWS: tl.constexpr,
     HAS_GATE: tl.constexpr,
     HAS_UP_BIAS: tl.constexpr,
     HAS_GATE_BIAS: tl.constexpr,
-    LIMIT: tl.constexpr,
+    BOUNDS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -114,87 +93,35 @@ def grouped_hidden_kernel(
                 if HAS_GATE_BIAS:
                     bias = tl.load(gate_bias_ptr + place * N + n, mask=n < N, other=0.0)
                     gates += bias.to(tl.float32)[None, :]
-                if LIMIT:
-                    gates = tl.minimum(gates, limit)
-                    hidden = tl.minimum(tl.maximum(hidden, -limit), limit)
-                hidden = expert_activation(gates, ACTIVATION) * (hidden + up_offset)
+                hidden = bounded_value(hidden, limit, BOUNDS) + up_offset
+                hidden = bounded_gate(gates, gate_limit, ACTIVATION, BOUNDS) * hidden
             else:
-                hidden = expert_activation(hidden, ACTIVATION)
+                hidden = bounded_gate(hidden, gate_limit, ACTIVATION, "none")
         out = y_ptr + row.to(tl.int64)[:, None] * N + n[None, :]
         mask = (row < last)[:, None] & (n < N)[None, :]
         tl.store(out, hidden.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def activate_expert(x: Tensor, activation: str) -> Tensor:
-    """Returns act(x)."""
-    match activation:
-        case "relu":
-            return torch.relu(x)
-        case "relu2":
-            return torch.relu(x).square()
-        case "silu":
-            return torch.nn.functional.silu(x)
-        case "quick_gelu":
-            return x * torch.sigmoid(1.702 * x)
-        case "gelu":
-            return torch.nn.functional.gelu(x)
-        case "gelu_tanh":
-            return torch.nn.functional.gelu(x, approximate="tanh")
-        case "hard_swish":
-            return torch.nn.functional.hardswish(x)
-        case "sigmoid":
-            return torch.sigmoid(x)
-        case _:
-            return x
-
-
-def activation_gradient(dy: Tensor, x: Tensor, activation: str) -> Tensor:
-    """Returns dy * act'(x)."""
-    aten, gradient = torch.ops.aten, dy
-    match activation:
-        case "relu":
-            gradient = torch.where(x > 0, dy, 0)
-        case "relu2":
-            gradient = 2 * dy * torch.relu(x)
-        case "silu":
-            gradient = aten.silu_backward(dy, x)
-        case "quick_gelu":
-            s = torch.sigmoid(1.702 * x)
-            gradient = dy * s * (1 + 1.702 * x * (1 - s))
-        case "gelu":
-            gradient = aten.gelu_backward(dy, x)
-        case "gelu_tanh":
-            gradient = aten.gelu_backward(dy, x, approximate="tanh")
-        case "hard_swish":
-            gradient = aten.hardswish_backward(dy, x)
-        case "sigmoid":
-            gradient = aten.sigmoid_backward(dy, torch.sigmoid(x))
-    return gradient
-
-
 def reference_hidden(
     x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, gate: Tensor | None,
-    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, limit: float,
-    up_offset: float, precision: str,
+    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, bounds: str, limit: float,
+    gate_limit: float, up_offset: float, precision: str,
 ) -> Tensor:  # fmt: skip
     """Returns the hidden channels [R, N] of rows [R] of x [T, K]."""
     part = x if rows is None else x[rows]
     hidden = reference_grouped(part, up, counts, up_bias, None, precision)
-    if gate is None:
-        hidden = activate_expert(hidden, activation)
-    else:
+    gates = None
+    if gate is not None:
         gates = reference_grouped(part, gate, counts, gate_bias, None, precision)
-        if limit > 0:
-            gates, hidden = gates.clamp(max=limit), hidden.clamp(-limit, limit)
-        hidden = activate_expert(gates, activation) * (hidden + up_offset)
+    hidden = hidden_channels(hidden, gates, activation, bounds, limit, gate_limit, up_offset)
     is_owned = owners_of(counts, part.shape[0]) < counts.shape[0]
     return torch.where(is_owned[:, None], hidden, 0)
 
 
 def _allocate_hidden(
     x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, gate: Tensor | None,
-    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, limit: float,
-    up_offset: float, precision: str,
+    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, bounds: str, limit: float,
+    gate_limit: float, up_offset: float, precision: str,
 ) -> Tensor:  # fmt: skip
     num = x.shape[0] if rows is None else rows.shape[0]
     return torch.empty((num, up.shape[1]), dtype=x.dtype, device=x.device)
@@ -202,8 +129,8 @@ def _allocate_hidden(
 
 def _launch_hidden(
     x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, gate: Tensor | None,
-    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, limit: float,
-    up_offset: float, precision: str,
+    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, bounds: str, limit: float,
+    gate_limit: float, up_offset: float, precision: str,
 ) -> Tensor:  # fmt: skip
     num = x.shape[0] if rows is None else rows.shape[0]
     y = torch.empty((num, up.shape[1]), dtype=x.dtype, device=x.device)
@@ -220,12 +147,13 @@ def _launch_hidden(
         counts, up, other,
         up if up_bias is None else up_bias.contiguous(),
         up if gate_bias is None else gate_bias.contiguous(),
-        y, num, E, N, K, x.stride(0), *up.stride(), *other.stride(), limit, up_offset,
+        y, num, E, N, K, x.stride(0), *up.stride(), *other.stride(), limit, gate_limit,
+        up_offset,
         HAS_ROWS=rows is not None,
         HAS_GATE=gate is not None,
         HAS_UP_BIAS=up_bias is not None,
         HAS_GATE_BIAS=gate_bias is not None,
-        LIMIT=limit > 0,
+        BOUNDS=bounds,
         ACTIVATION=activation,
         PRECISION=precision,
         BLOCK_M=config["m"],
@@ -248,28 +176,10 @@ hidden_forward = operator(
 
 
 def _keep_hidden(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, activation, limit, up_offset, precision = inputs
+    *tensors, activation, bounds, limit, gate_limit, up_offset, precision = inputs
     ctx.save_for_backward(*tensors)
-    ctx.settings = (activation, limit, up_offset)
+    ctx.settings = (activation, bounds, limit, gate_limit, up_offset)
     ctx.precision = precision
-
-
-def _hidden_gradients(
-    dy: Tensor, hidden: Tensor, gates: Tensor | None, activation: str, limit: float,
-    up_offset: float,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Returns the gradients by the two products."""
-    if gates is None:
-        return activation_gradient(dy, hidden, activation), None
-    clipped, kept = gates, hidden
-    if limit > 0:
-        clipped, kept = gates.clamp(max=limit), hidden.clamp(-limit, limit)
-    dhidden = dy * activate_expert(clipped, activation)
-    dgates = activation_gradient(dy * (kept + up_offset), clipped, activation)
-    if limit > 0:
-        dhidden = torch.where(hidden.abs() <= limit, dhidden, 0)
-        dgates = torch.where(gates <= limit, dgates, 0)
-    return dhidden, dgates
 
 
 def _differentiate_hidden(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -280,7 +190,7 @@ def _differentiate_hidden(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     gates = None
     if gate is not None:
         gates = grouped_forward(part, gate, counts, gate_bias, None, precision)
-    dhidden, dgates = _hidden_gradients(dy, hidden, gates, *ctx.settings)
+    dhidden, dgates = hidden_gradients(dy, hidden, gates, *ctx.settings)
     dx = None
     if needs[0]:
         dx = grouped_forward(dhidden, up.transpose(1, 2), counts, None, None, precision)
@@ -297,7 +207,7 @@ def _differentiate_hidden(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         sum_by_expert(d, counts).to(b.dtype) if b is not None and needs[idx] else None
         for b, d, idx in given
     )
-    return dx, None, None, dup, dgate, dup_bias, dgate_bias, None, None, None, None
+    return dx, None, None, dup, dgate, dup_bias, dgate_bias, *[None] * 6
 
 
 hidden_forward.register_autograd(_differentiate_hidden, setup_context=_keep_hidden)
@@ -315,6 +225,8 @@ def grouped_hidden(
     gate_bias: Tensor | None = None,
     limit: float = 0.0,
     up_offset: float = 0.0,
+    bounds: str = "clip",
+    gate_limit: float = 0.0,
     precision: str = "ieee",
 ) -> Tensor:
     """Returns the hidden channels [R, N] of rows that are sorted by expert.
@@ -328,12 +240,15 @@ def grouped_hidden(
         rows: i64[R], which row of x each one is.
         up_bias: [E, N].
         gate_bias: [E, N].
-        limit: Clips the gate from above and what it multiplies on both sides; 0: nothing.
+        limit: Bounds the gate from above and what it multiplies on both sides; 0: nothing.
         up_offset: Added to what the gate multiplies.
+        bounds: One of `EXPERT_BOUNDS`: `clip` bounds the gate before its activation, `clip_after`
+            behind it; `soft` makes x limit * tanh(x / limit), of a swish its linear factor.
+        gate_limit: That of the gate; 0: `limit`.
         precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
 
     Raises:
-        ValueError: Sizes differ, or the activation is not known.
+        ValueError: Sizes differ, or the activation or the bounds are not known.
     """
     is_fitting = x.shape[1] == up.shape[2] and counts.shape == up.shape[:1]
     if not is_fitting or (gate is not None and gate.shape != up.shape):
@@ -346,7 +261,14 @@ def grouped_hidden(
             f"grouped_hidden: activation `{activation}` is not one of "
             f"{', '.join(EXPERT_ACTIVATIONS)}"
         )
+    is_soft = bounds == "soft" and limit > 0
+    if bounds not in EXPERT_BOUNDS or (is_soft and activation not in ("silu", "quick_gelu")):
+        raise ValueError(
+            f"grouped_hidden: bounds `{bounds}` of `{activation}`; expected one of "
+            f"{', '.join(EXPERT_BOUNDS)}, soft ones of silu or quick_gelu"
+        )
     y: Tensor = hidden_forward(
-        x, rows, counts, up, gate, up_bias, gate_bias, activation, limit, up_offset, precision
-    )
+        x, rows, counts, up, gate, up_bias, gate_bias, activation,
+        bounds if limit > 0 else "none", limit, gate_limit or limit, up_offset, precision,
+    )  # fmt: skip
     return y

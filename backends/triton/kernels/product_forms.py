@@ -52,19 +52,25 @@ def _hidden_forms() -> Iterator[Form]:
         ("large", "bf16", "silu", 64, 64, 64),
         ("large", "bf16", "gelu", 64, 64, 64),
         ("large", "bf16", "relu2", 64, 64, 64),
+        ("large-soft", "bf16", "quick_gelu", 64, 64, 64),
+        ("large-clip_after", "bf16", "silu", 64, 64, 64),
         ("large", "fp32", "gelu_tanh", 64, 32, 32),
+        ("large-soft", "fp32", "silu", 64, 32, 32),
     ):
+        bounds = label.rpartition("-")[2] if label.startswith("large-") else "clip"
         is_gated = activation != "relu2"
         constants: dict[str, object] = {
             "HAS_ROWS": True, "HAS_GATE": is_gated, "HAS_UP_BIAS": True,
-            "HAS_GATE_BIAS": is_gated, "LIMIT": is_gated, "ACTIVATION": activation,
+            "HAS_GATE_BIAS": is_gated, "ACTIVATION": activation,
+            "BOUNDS": bounds if is_gated else "none",
             "PRECISION": "tf32" if dtype == "fp32" else "ieee",
             "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "EXPERTS": 64,
             "up_k_stride": 1, "gate_k_stride": 1,
         }  # fmt: skip
         yield Form(
             f"grouped-hidden-{label}-{activation}-{dtype}", grouped_hidden_kernel, dtype, constants,
-            Bound.MATMUL, 4, 3, wholes=("counts_ptr", "rows_ptr"), floats=("limit", "up_offset"),
+            Bound.MATMUL, 4, 3, wholes=("counts_ptr", "rows_ptr"),
+            floats=("limit", "gate_limit", "up_offset"),
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ pytest.importorskip("triton", reason="needs the extra `triton`")
 
 from regraft import kernels
 from regraft.backends.torch.library import experts as library
-from regraft.backends.triton.kernels.grouped_hidden import EXPERT_ACTIVATIONS
+from regraft.backends.triton.kernels.expert_activations import EXPERT_ACTIVATIONS
 from tests.backends.triton.harness import LAYOUTS, SIZES, check, interpreted, laid_out
 from tests.backends.triton.test_attention import normal
 
@@ -108,6 +108,42 @@ def test_hidden_channels_agree_with_the_oracle(activation, is_gated):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("bounds", "activation", "top"),
+    [("clip", "gelu", 0.8), ("clip_after", "silu", 0.0), ("clip_after", "gelu_tanh", 0.7),
+     ("soft", "silu", 0.0), ("soft", "quick_gelu", 2.5)],
+)  # fmt: skip
+def test_bounds_of_gates_agree_with_the_oracle(bounds, activation, top, dtype):
+    counts, limit = [3, 0, 5], 1.5
+    name = {"silu": "sigmoid", "quick_gelu": "quick_sigmoid"}[activation] if bounds == "soft" else (
+        activation
+    )  # fmt: skip
+    act = getattr(library, f"expert_{name}")
+
+    def usual(x, up, gate):
+        hidden, gates = (one_by_one(counts)(x, w) for w in (up, gate))
+        y = library.gate_hidden(hidden, gates, act, limit, 0.5, bounds, top)
+        return torch.where((torch.arange(len(y)) < 8)[:, None], y, 0)
+
+    check(
+        lambda x, up, gate: kernels.grouped_hidden(
+            x, torch.tensor(counts), up, gate, activation=activation, limit=limit, up_offset=0.5,
+            bounds=bounds, gate_limit=top,
+        ),
+        usual,
+        [normal(9, 19, dtype=dtype), *(normal(3, 17, 19, dtype=dtype, seed=i) for i in (1, 2))],
+    )  # fmt: skip
+
+
+def test_unknown_bounds_are_refused():
+    x, w = torch.ones(2, 4), torch.ones(1, 3, 4)
+    with pytest.raises(ValueError, match="soft ones of silu or quick_gelu"):
+        kernels.grouped_hidden(
+            x, torch.tensor([2]), w, w, activation="gelu", limit=1.0, bounds="soft"
+        )
+
+
 @pytest.mark.parametrize("size", SIZES[:-1])
 def test_hidden_channels_of_odd_widths_in_half_precision(size):
     counts = [1, 4]
@@ -154,6 +190,11 @@ def operands_of(tokens, num, top_k, width=24, dtype=torch.float32):
 def test_a_mixture_agrees_with_the_oracle(tokens, num, top_k, dtype):
     run, usual = mixture(tokens, num, top_k)
     check(run, usual, operands_of(tokens, num, top_k, dtype=dtype))
+
+
+def test_results_of_experts_may_be_normed():
+    run, usual = mixture(6, 4, 2, norm_epsilon=0.01)
+    check(run, usual, operands_of(6, 4, 2))
 
 
 def test_weights_may_multiply_what_experts_read():
