@@ -25,7 +25,7 @@ TORCH_BENCH_STAMP := $(VENV)/.torch-bench-stamp
 PIP := -m pip --disable-pip-version-check --quiet
 TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help setup torch torch-models torch-bench prune-bench prune-models prune-quality prune-rivals quant-bench openvino demo demo-torch test check lint layout types imports full models recovery-models recovery-bench triton-bench small-models peers bench docs fixtures fixtures-venv format clean
+.PHONY: help setup torch torch-models torch-bench prune-bench prune-models prune-quality prune-rivals quant-bench attention-bench linearize-bench moe-bench openvino demo demo-torch test check lint layout types imports full models recovery-models recovery-bench triton-bench small-models peers bench docs fixtures fixtures-venv format clean
 
 help:
 	@echo "make demo    converts two trained models, checks them, compares latency and size"
@@ -35,6 +35,9 @@ help:
 	@echo "make triton-bench  what Triton kernels and packages promise without a GPU (half an hour)"
 	@echo "make prune-bench  how many families prune, beside other tools (half an hour from nothing)"
 	@echo "make prune-quality  what pruned models are worth, beside Torch-Pruning (two hours from nothing)"
+	@echo "make attention-bench  attention with other weights and linear attention (an hour from nothing)"
+	@echo "make linearize-bench  linearized models against their sources (some hours from nothing)"
+	@echo "make moe-bench  mixtures of experts: kept, pruned, made of dense layers (an hour from nothing)"
 	@echo "make test    the tests, without the slow ones"
 	@echo "make torch   installs the extras torch, hf and triton, which make test needs (TORCH_INDEX=URL)"
 	@echo "make check   ruff, mypy, import-linter"
@@ -118,6 +121,15 @@ recovery-bench: $(TORCH_STAMP) recovery-models
 
 quant-bench: $(TORCH_STAMP) recovery-models prune-models $(PEERS_STAMP)
 	$(PY) -m benchmarks.quant_cpu
+
+attention-bench: $(TORCH_BENCH_STAMP)
+	$(PY) -m benchmarks.attention
+
+linearize-bench: $(TORCH_BENCH_STAMP) recovery-models
+	$(PY) -m benchmarks.linearize
+
+moe-bench: $(TORCH_BENCH_STAMP) models recovery-models small-models
+	$(PY) -m benchmarks.moe
 
 # Other versions of Triton lie beside the one that is installed; the interpreter of 3.6 needs a numpy
 # below 2.4.
