@@ -122,7 +122,10 @@ class SmallModel:
 
 def content_key(kind: Kind, seed: int) -> str:
     """Returns what a trained model is kept under: of its training, its data and the seed."""
-    parts = (kind.name, kind.version, asdict(kind.schedule), kind.data(), seed)
+    schedule = asdict(kind.schedule)
+    if not kind.schedule.weight_decay:
+        del schedule["weight_decay"]  # as before there was one: what is kept stays
+    parts = (kind.name, kind.version, schedule, kind.data(), seed)
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     return f"{kind.name}-{seed}-{digest.hexdigest()[:12]}"
 

@@ -34,6 +34,7 @@ class Schedule:
             for the rest (Jordan et al., Muon, 2024); it needs two thirds of AdamW's steps here.
         rest_learning_rate: AdamW's, for the rest.
         checkpoint_every: Steps between checkpoints.
+        weight_decay: AdamW's, of all matrices and tables, not of gains and biases.
     """
 
     steps: int
@@ -42,6 +43,7 @@ class Schedule:
     optimizer: Literal["adamw", "muon"] = "adamw"
     rest_learning_rate: float = 3e-3
     checkpoint_every: int = 100
+    weight_decay: float = 0.0
 
     def factor(self, step: int) -> float:
         """Returns what the learning rate of a step is multiplied by."""
@@ -132,7 +134,11 @@ def _optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Optimize
     chosen = {id(p) for p in inside}
     rest = [p for p in parameters.values() if id(p) not in chosen]
     rate = schedule.rest_learning_rate if inside else schedule.learning_rate
-    adam = torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    groups = [
+        {"params": [p for p in rest if (p.ndim > 1) == decays], "weight_decay": decay}
+        for decays, decay in ((True, schedule.weight_decay), (False, 0.0))
+    ]
+    adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
     if not inside:
         return [adam]
     return [torch.optim.Muon(inside, lr=schedule.learning_rate, weight_decay=0.0), adam]
