@@ -18,11 +18,7 @@ def expert_emit(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext],
         reason = mixture_misfit(e.node)
         if not reason:
             return experts_text(e, calls.name(experts.experts), f'"{e.attr("activation")}"')
-        calls.keep(e.node, reason)
-        emitter = table.find(e.node.op)
-        if emitter is None:
-            raise AssertionError("mixtures of experts have an emitter to PyTorch")
-        return emitter(e)
+        return calls.keep(e, table, reason)
 
     return mix
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from regraft.backends.torch.emitter import EmitContext, EmitTable, Emitted
 from regraft.backends.triton.generated_kernels import GeneratedKernels
-from regraft.ir.graph import Node, Value
+from regraft.ir.graph import Value
 from regraft.ir.types import DType
 
 KERNEL_TYPES = frozenset({DType.F32, DType.F16, DType.BF16})
@@ -31,10 +32,19 @@ class KernelCalls:
         self.functions.setdefault(function)
         return f"kernels.{function.__name__}"
 
-    def keep(self, node: Node, reason: str) -> None:
-        """Notes why a node stays PyTorch's operator."""
-        name = node.outputs[0].name or ""
-        self.kept.append({"operator": node.op.name, "result": name, "reason": reason})
+    def keep(self, e: EmitContext, table: EmitTable, reason: str) -> Emitted:
+        """Returns PyTorch's form of a node, and notes why it stays PyTorch's."""
+        name = e.node.outputs[0].name or ""
+        self.kept.append({"operator": e.node.op.name, "result": name, "reason": reason})
+        return before(table, e)
+
+
+def before(table: EmitTable, e: EmitContext) -> Emitted:
+    """Returns what the emitters of PyTorch make of a node."""
+    emitter = table.find(e.node.op)
+    if emitter is None:
+        raise AssertionError(f"`{e.node.op.name}` has no emitter to PyTorch")
+    return emitter(e)
 
 
 def fits(*values: Value | None) -> bool:

@@ -10,7 +10,7 @@ from regraft.backends.torch.ops.attention import offset_text
 from regraft.backends.torch.ops.params import axis_of, call_text, float_text
 from regraft.backends.triton.entmax_emits import entmax_operands, is_sparse_attention
 from regraft.backends.triton.expert_emits import expert_emit
-from regraft.backends.triton.kernel_calls import KernelCalls, fits
+from regraft.backends.triton.kernel_calls import KernelCalls, before, fits
 from regraft.backends.triton.kernels import (
     attending,
     entmax_backward,
@@ -57,21 +57,21 @@ def kernel_families(
 
     def layer(e: EmitContext) -> Emitted:
         if not is_row_norm(e.node):
-            return _before(table, e)
+            return before(table, e)
         call = calls.name(norms.layer_norm)
         operands = ", ".join(e.inputs[:3])
         return [f"{call}({operands}, eps={e.attr('epsilon')!r})", *_unused(e)]
 
     def rms(e: EmitContext) -> Emitted:
         if not is_row_norm(e.node):
-            return _before(table, e)
+            return before(table, e)
         call = calls.name(norms.rms_norm)
         return [f"{call}({e.input(0)}, {e.input(1)}, {_eps(e)})", *_unused(e)]
 
     def soft(e: EmitContext) -> Emitted:
         x = e.node.inputs[0]
         if not _is_last(x, e.attr("axis")) or not fits(x):
-            return _before(table, e)
+            return before(table, e)
         width = None if x is None or x.shape is None else x.shape[-1]
         # what no program holds is summed without rescaling by a maximum
         passes = ", two_pass=True" if isinstance(width, int) and width > LONGEST_ROW else ""
@@ -79,7 +79,7 @@ def kernel_families(
 
     def turn(e: EmitContext) -> Emitted:
         if not is_whole_rotation(e.node):
-            return _before(table, e)
+            return before(table, e)
         settings = ", interleaved=True" if e.attr("interleaved") else ""
         tables = ", ".join(tables_of(e))
         return f"{calls.name(rope.rotary)}({e.input(0)}, {tables}{settings})"
@@ -104,7 +104,7 @@ def _attend(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emi
         if is_sparse_attention(e.node):
             return f"{calls.name(entmax_backward.entmax_attention)}({entmax_operands(e)})"
         if not is_tiled_attention(e.node):
-            return _before(table, e)
+            return before(table, e)
         function = stepping.attention_with_cache if is_step(e.node) else attending.attention
         return f"{calls.name(function)}({_attention_operands(e)})"
 
@@ -114,13 +114,6 @@ def _attend(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emi
 def _step(e: EmitContext, calls: KernelCalls) -> str:
     operands = f"{_attention_operands(e)}, unified={e.attr('unified')}"
     return f"{calls.name(stepping.attention_with_cache)}({operands})"
-
-
-def _before(table: EmitTable, e: EmitContext) -> Emitted:
-    emitter = table.find(e.node.op)
-    if emitter is None:
-        raise AssertionError(f"`{e.node.op.name}` has no emitter to PyTorch")
-    return emitter(e)
 
 
 def _unused(e: EmitContext) -> list[str]:

@@ -24,11 +24,7 @@ def recurrence_emit(table: EmitTable, calls: KernelCalls) -> Callable[[EmitConte
         reason = recurrence_misfit(e.node)
         if not reason:
             return f"{calls.name(linear_attending.linear_attention)}({_operands(e)})"
-        calls.keep(e.node, reason)
-        emitter = table.find(e.node.op)
-        if emitter is None:
-            raise AssertionError("linear attention has an emitter to PyTorch")
-        return emitter(e)
+        return calls.keep(e, table, reason)
 
     return recur
 
@@ -37,14 +33,14 @@ def recurrence_misfit(node: Node) -> str:
     """Returns why no kernel computes a linear attention, or ""."""
     attrs, decay, state = node.attrs, node.operand("decay"), node.operand("state")
     final = node.outputs[1]
-    sizes = () if final.shape is None else final.shape[2:]
+    sizes = [] if final.shape is None else [x for x in final.shape[2:] if isinstance(x, int)]
     if not attrs["causal"]:
         return "it is not causal: two products, which the vendor's library runs"
     if "delta" in attrs["rule"]:
         return "what a token writes depends on what those before it wrote (a delta rule)"
     if not fits(*node.inputs[:3]) or any(x is None or x.rank != 4 for x in node.inputs[:3]):
         return "its operands are not three tensors [B, H, T, D] of one of f32, f16, bf16"
-    if len(sizes) != 2 or not all(isinstance(size, int) for size in sizes):
+    if len(sizes) != 2:
         return "the size of its state is known at run time only"
     if sizes[0] > MAX_STATE or sizes[1] - (attrs["normalizer"] == "sum") > MAX_STATE:
         return f"its state of {sizes[0]} x {sizes[1]} does not fit into registers"

@@ -110,6 +110,14 @@ def config_for(kernel: str, x: torch.Tensor, size: int) -> Config:
     return choose(kernel, _device_name(x.device), dtype, size, is_hip=is_hip)
 
 
+def tile_options(config: Config) -> dict[str, int]:
+    """Returns the tile of a product, its warps and its stages, by the names of a launch."""
+    return {
+        "BLOCK_M": config["m"], "BLOCK_N": config["n"], "BLOCK_K": config["k"],
+        "num_warps": config["warps"], "num_stages": config["stages"],
+    }  # fmt: skip
+
+
 @functools.cache
 def num_processors(device: torch.device) -> int:
     """Returns how many multiprocessors there are; 2 where kernels are interpreted."""

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.configs import config_for, tile_options
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
 
 
@@ -181,12 +181,8 @@ def _launch_grouped(
         HAS_BIAS=bias is not None,
         HAS_SHARE=share is not None,
         PRECISION=precision,
-        BLOCK_M=config["m"],
-        BLOCK_N=config["n"],
-        BLOCK_K=config["k"],
         EXPERTS=block_of(E),
-        num_warps=config["warps"],
-        num_stages=config["stages"],
+        **tile_options(config),
     )  # fmt: skip
     return y
 
@@ -222,12 +218,8 @@ def _launch_grouped_gradient(dy: Tensor, x: Tensor, counts: Tensor, precision: s
     wrap_triton(grouped_gradient_kernel)[grid](
         dy, x, counts, dweight, E, N, K, dy.stride(0), x.stride(0),
         PRECISION=precision,
-        BLOCK_M=config["m"],
-        BLOCK_N=config["n"],
-        BLOCK_K=config["k"],
         EXPERTS=block_of(E),
-        num_warps=config["warps"],
-        num_stages=config["stages"],
+        **tile_options(config),
     )  # fmt: skip
     return dweight
 

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.configs import config_for, tile_options
 from regraft.backends.triton.kernels.expert_activations import (
     EXPERT_ACTIVATIONS,
     EXPERT_BOUNDS,
@@ -156,12 +156,8 @@ def _launch_hidden(
         BOUNDS=bounds,
         ACTIVATION=activation,
         PRECISION=precision,
-        BLOCK_M=config["m"],
-        BLOCK_N=config["n"],
-        BLOCK_K=config["k"],
         EXPERTS=block_of(E),
-        num_warps=config["warps"],
-        num_stages=config["stages"],
+        **tile_options(config),
     )  # fmt: skip
     return y
 

@@ -213,7 +213,7 @@ def over_pairs(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Returns out [B, H, T, E] and the last state [B, H, D, E], by the sums over all pairs.
 
-    Operands are features, f32 or f64; decays have one column or D of them.
+    Operands are features, f32 or f64.
     """
     T = q.shape[2]
     # sums in f64: differences of larger ones would have their last digits

@@ -19,7 +19,7 @@ def linear_attention_forms() -> Iterator[Form]:
     yield from _chunk_forms()
     for feature_map, normalize in (("none", False), ("elu", True), ("hedgehog", True)):
         constants: dict[str, object] = {
-            "DECAY": "none" if normalize else "scalar", "HAS_STATE": True, "MAP": feature_map,
+            "HAS_DECAY": not normalize, "HAS_STATE": True, "MAP": feature_map,
             "NORMALIZE": normalize, "BLOCK_D": 128, "BLOCK_E": 32,
         }  # fmt: skip
         yield Form(

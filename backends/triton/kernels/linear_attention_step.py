@@ -20,7 +20,7 @@ def linear_attention_step_kernel(
     k_batch_stride, k_head_stride,
     v_batch_stride, v_head_stride,
     H, D, E, q_size, scale, epsilon,
-    DECAY: tl.constexpr,
+    HAS_DECAY: tl.constexpr,
     HAS_STATE: tl.constexpr,
     MAP: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -51,11 +51,8 @@ def linear_attention_step_kernel(
         state += tl.load(state_ptr + state_base + e, mask=state_mask, other=0.0).to(tl.float32)
         if NORMALIZE:
             column += tl.load(state_ptr + state_base + E, mask=d < D, other=0.0).to(tl.float32)
-    if DECAY == "scalar":
+    if HAS_DECAY:
         factor = tl.exp(tl.load(decay_ptr + place).to(tl.float32))
-        state, column = state * factor, column * factor
-    elif DECAY == "channels":
-        factor = tl.exp(tl.load(decay_ptr + place * D + d, mask=d < D, other=0.0).to(tl.float32))
         state, column = state * factor, column * factor
     state += k * v.to(tl.float32)
     out = tl.sum(q * state, axis=0, keep_dims=True) * scale
@@ -75,19 +72,18 @@ def launch_step(
     results: tuple[Tensor, Tensor, Tensor], scale: float, epsilon: float, feature_map: str,
     normalize: bool,
 ) -> None:  # fmt: skip
-    """Launches the kernel of one token; see `launch_chunks`. Decays may be [B, H, 1, D]."""
+    """Launches the kernel of one token; see `launch_chunks`."""
     out, final, sums = results
     B, H, _, E = out.shape
     D = final.shape[2]
     q, k, v = adjacent(q, k, v)
     given = [q if x is None else x.contiguous() for x in (decay, state)]
     block = min(block_of(E), config_for("linear_attention", q, max(D, E))["e"])
-    has_channels = decay is not None and decay.dim() == 4
     wrap_triton(linear_attention_step_kernel)[(triton.cdiv(E, block), B * H)](
         q, k, v, *given, out, final, sums,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         H, D, E, q.shape[3], scale, epsilon,
-        DECAY="none" if decay is None else "channels" if has_channels else "scalar",
+        HAS_DECAY=decay is not None,
         HAS_STATE=state is not None,
         MAP=feature_map,
         NORMALIZE=normalize,

@@ -21,10 +21,23 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.configs import config_for, tile_options
 from regraft.backends.triton.kernels.operators import operator, rows_of
 
 CODE_BITS = (2, 4, 8)
+
+
+@triton.jit
+def tile_of(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """Returns rows and columns of a program's tile: neighbours share what the cache holds."""
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    per_group = GROUP_M * tiles_n
+    first_m = tl.program_id(0) // per_group * GROUP_M
+    height = min(tl.cdiv(M, BLOCK_M) - first_m, GROUP_M)
+    within = tl.program_id(0) % per_group
+    m = (first_m + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return m, n
 
 
 @triton.jit
@@ -57,13 +70,7 @@ def low_bit_kernel(
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Writes one tile [BLOCK_M, BLOCK_N] of x @ ((codes - zeros) * scale)."""
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    per_group = GROUP_M * tiles_n
-    first_m = tl.program_id(0) // per_group * GROUP_M
-    height = min(tl.cdiv(M, BLOCK_M) - first_m, GROUP_M)
-    within = tl.program_id(0) % per_group
-    m = (first_m + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m, n = tile_of(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # rows past the end wrap around instead of being masked; they are not stored
     x_rows = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -173,12 +180,8 @@ def _launch_low_bit(
         HAS_ZEROS=zeros is not None,
         HAS_TABLE=table is not None,
         PRECISION=precision,
-        BLOCK_M=config["m"],
-        BLOCK_N=config["n"],
-        BLOCK_K=depth_of(config["k"], group, K),
         GROUP_M=config["group"],
-        num_warps=config["warps"],
-        num_stages=config["stages"],
+        **tile_options({**config, "k": depth_of(config["k"], group, K)}),
     )  # fmt: skip
     return y
 

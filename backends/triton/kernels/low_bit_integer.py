@@ -16,13 +16,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.configs import config_for, tile_options
 from regraft.backends.triton.kernels.low_bit import (
     centered_codes,
     check_codes,
     depth_of,
     dequantized,
     load_codes,
+    tile_of,
 )
 from regraft.backends.triton.kernels.operators import operator, rows_of
 
@@ -44,13 +45,7 @@ def low_bit_integer_kernel(
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Writes one tile [BLOCK_M, BLOCK_N]; `x_zero` is that of the signed inputs."""
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    per_group = GROUP_M * tiles_n
-    first_m = tl.program_id(0) // per_group * GROUP_M
-    height = min(tl.cdiv(M, BLOCK_M) - first_m, GROUP_M)
-    within = tl.program_id(0) % per_group
-    m = (first_m + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m, n = tile_of(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     x_rows = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     whole = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
@@ -129,12 +124,8 @@ def _launch_low_bit_integer(
         BITS=bits,
         GROUPED=group < K,
         HAS_ZEROS=zeros is not None,
-        BLOCK_M=config["m"],
-        BLOCK_N=config["n"],
-        BLOCK_K=depth_of(config["k"], group, K),
         GROUP_M=config["group"],
-        num_warps=config["warps"],
-        num_stages=config["stages"],
+        **tile_options({**config, "k": depth_of(config["k"], group, K)}),
     )  # fmt: skip
     return y
 
