@@ -147,6 +147,9 @@ def _check_weights(node: Node) -> None:
                 f"{name} `{attrs[name]}` has {len(given)} parameters",
                 hint=f"it takes {', '.join(wanted) or 'none'}",
             )
+    alpha = normalizer.read(attrs["normalizer_parameters"]).get("alpha", 1.0)
+    if normalizer.name == "entmax" and not 1 <= alpha <= 2:
+        raise node.error(f"`alpha` of entmax is {alpha:g}", hint="it is between 1 and 2")
     if node.operand("alpha") is not None and normalizer.name != "entmax":
         raise node.error(f"normalizer `{normalizer.name}` takes no `alpha`")
     if (node.operand("gates") is None) != (attrs["modifier"] != "threshold"):

@@ -219,10 +219,8 @@ def _assemble(
     problem = ""
     if conds is None:
         problem, conds = "weights are set to 0 by a condition that the scores do not have", []
-    multiplied = [m for m in scores.scales if any(reader.is_product(m, t) for t in scores.terms)]
+    conds = [*conds, *_replaced_scores(scores, reader)]
     masks = reader.read(conds, scores.terms, rows, keys, (S, T))
-    if masks.num_read:  # a window hides what the product made 0
-        scores.scales = [term for term in scores.scales if term not in multiplied]
     layout = Layout(batch, heads, find_kv_heads(heads, in_k, in_v), rows, keys, inner, channels)
     layout = with_mask_axes(layout, masks)
     if not problem and interior_escapes(nodes, total.product.node):
@@ -316,6 +314,19 @@ def _operand_term(value: Value, axes: Axes) -> Term:
     shape = value.shape or ()
     own = axes[len(axes) - len(shape) :]
     return Term(value, [[] if dim == 1 else a for dim, a in zip(shape, own, strict=True)])
+
+
+def _replaced_scores(scores: Scores, reader: MaskReader) -> list[Cond]:
+    """Takes out `scores * m - 1e4 * (1 - m)`, and returns it as scores that a number replaces."""
+    found = []
+    for factor in list(scores.scales):
+        for term in scores.terms:
+            if reader.is_product(factor, term):
+                scores.scales.remove(factor)
+                scores.terms.remove(term)
+                found.append(Cond(Term(term.value, term.axes), False, term.factor))
+                break
+    return found
 
 
 def _without_zeroed(scores: Scores, total: Sum, site: Site) -> list[Cond] | None:

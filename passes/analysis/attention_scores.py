@@ -52,9 +52,9 @@ class Cond:
     """A condition that hides keys.
 
     Args:
-        term: The condition.
+        term: The condition, or numbers of which all but 0 hide.
         hides: The truth value that hides.
-        fill: What a hidden score becomes.
+        fill: What a hidden score becomes; a factor of the numbers.
     """
 
     term: Term

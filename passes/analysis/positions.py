@@ -22,6 +22,8 @@ Contents = tuple[tuple[tuple[Mapping[str, int], Array], ...], ...]
 _MAX_NODES = 80
 _MAX_SIZE = 2048
 _MAX_ELEMENTS = 1 << 23
+_MAX_TABLE_BYTES = 1 << 22
+"""A causal mask of 1,024 positions in f32."""
 
 
 def evaluate_twice(value: Value) -> Contents | None:
@@ -60,6 +62,21 @@ def _is_consistent(value: Value, env: Mapping[str, int]) -> bool:
         if isinstance(a, int) and isinstance(b, int) and a != b:
             return False
     return True
+
+
+def is_of_positions(value: Value) -> bool:
+    """Whether sizes and small constants compute a value: it is no constant, and depends on no data.
+
+    Cost: O(nodes that compute it), at most 80.
+    """
+    if value.producer is None or Trait.CONSTANT in value.producer.op.traits:
+        return False
+    nodes = _cone(value)
+    return nodes is not None and all(
+        Trait.CONSTANT not in node.op.traits
+        or constant_of(node.outputs[0], _MAX_TABLE_BYTES) is not None
+        for node in nodes
+    )
 
 
 def _cone(value: Value) -> list[Node] | None:

@@ -83,7 +83,7 @@ class ReplaceSoftmax:
     Args:
         variant: What replaces the softmax.
         layers: Numbers of the attention layers, from 0; all when empty.
-        alpha: `entmax`: 1 is softmax, 2 sparsemax. `clipped`: gamma becomes gamma - alpha / n.
+        alpha: `entmax`: 1 is softmax, 2, the most, sparsemax. `clipped`: gamma less alpha / n.
         gamma: `clipped`: what is added after stretching, 0 or less.
         zeta: `clipped`: the upper end of the stretch.
         power: `softplus-sharp`: exponent of the re-weighting.
@@ -189,9 +189,15 @@ class ReplaceSoftmax:
         for name, is_valid, wanted in (
             ("tau", options.get("tau", 1) > 0, "more than 0"),
             ("share", 0 < options.get("share", 0.5) < 1, "between 0 and 1"),
-            ("k", options.get("k", 1) >= 1, "1 or more"),
+            ("k", options.get("k", 1) >= 1 and options.get("k", 1) % 1 == 0, "a number of keys"),
             ("cap", options.get("cap", 0) >= 0, "0 or more"),
-            ("alpha", variant.name != "entmax" or options["alpha"] >= 1, "1 or more"),
+            ("gamma", options.get("gamma", 0) <= 0, "0 or less"),
+            ("zeta", options.get("zeta", 1) >= 1, "1 or more"),
+            ("power", options.get("power", 1) > 0 or self.power is None, "more than 0"),
+            ("budget", options.get("budget", 0) >= 0, "0 or more"),
+            # above 2 weights end in a root, and roundings of the threshold are no small errors
+            ("alpha", variant.name != "entmax" or 1 <= options["alpha"] <= 2, "between 1 and 2"),
+            ("alpha", options.get("alpha", 0) >= 0, "0 or more"),
         ):
             if not is_valid:
                 raise UsageError(

@@ -18,6 +18,7 @@ from regraft.ir.evaluate import bind_type, evaluate_node
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.opspec import AttrKind, Trait
 from regraft.ir.types import DType
+from regraft.passes.analysis.positions import is_of_positions
 
 Array = np.ndarray[Any, Any]
 Env = dict[str, int]
@@ -94,7 +95,7 @@ class Prover:
         least: Mapping[str, int],
     ) -> str:
         read = _frontier(scratch)
-        frontier = read if ends is None else list(ends)
+        frontier = [v for v in read if not is_of_positions(v)] if ends is None else list(ends)
         nodes = _between([old, *read], frontier, _MAX_NODES if ends is None else _MAX_LOOP_NODES)
         made = list(scratch)
         key = _key(frontier, [*nodes, *made])

@@ -160,8 +160,11 @@ def _mask(b: Builder, a: Attention) -> Value | None:
     for term in (*a.early, *a.masks.terms):
         part = _added(b, term, a, dtype)
         added = part if added is None else b.op(arithmetic.add, added, part)
-    for fill, conds in _by_fill(a.masks.soft).items():
-        lower = b.constant(max(min(fill, _LOWER), _lowest(dtype)), dtype)
+    fills = _by_fill(a.masks.soft)
+    for fill, conds in fills.items():
+        # runtimes take the lowest number for -inf; beside other masks rows compare what hides them
+        number = _LOWER if added is None and len(fills) == 1 else min(fill, _LOWER)
+        lower = b.constant(max(number, _lowest(dtype)), dtype)
         part = _lowered(b, conds, a, lower, b.constant(0.0, dtype))
         added = part if added is None else b.op(arithmetic.add, added, part)
     visible = _visible(b, a.masks.conds, a)
@@ -198,15 +201,22 @@ def _lowered(b: Builder, conds: list[Cond], a: Attention, hidden: Value, shown: 
     """Returns what is added where one of the conditions hides: once, also where two of them do."""
     if len(conds) == 1:
         yes, no = (hidden, shown) if conds[0].hides else (shown, hidden)
-        return b.op(logical.where, _aligned(b, conds[0].term, a), yes, no)
+        return b.op(logical.where, _condition(b, conds[0], a), yes, no)
     return b.op(logical.where, _visible(b, conds, a), shown, hidden)
+
+
+def _condition(b: Builder, cond: Cond, a: Attention) -> Value:
+    part = _aligned(b, cond.term, a)
+    if part.dtype is DType.BOOL:
+        return part
+    return b.op(logical.equal, part, b.constant(0.0, part.dtype))
 
 
 def _visible(b: Builder, conds: Iterable[Cond], a: Attention) -> Value | None:
     """Returns which keys none of the conditions hides, None without conditions."""
     visible: Value | None = None
     for cond in conds:
-        part = _aligned(b, cond.term, a)
+        part = _condition(b, cond, a)
         if cond.hides:
             part = b.op(logical.logical_not, part)
         visible = part if visible is None else b.op(logical.logical_and, visible, part)

@@ -367,6 +367,30 @@ def test_scores_that_a_number_replaces_leave_nothing_of_themselves(fill: str) ->
     assert str(node.inputs[3]).endswith("f32[B, 1, S, S]")
 
 
+def test_scores_times_a_triangle_less_a_number_beside_padding() -> None:
+    """`s * m - 1e4 * (1 - m)` replaces scores, also where padding keeps it from being a window."""
+    body = (
+        RANGES
+        + SCORES
+        + """
+        %one = literal f32[] 1.0
+        %low = literal f32[] -1e4
+        %seen = cast(%ahead) {to = f32}
+        %rest = sub(%one, %seen)
+        %number = mul(%rest, %low)
+        %part = mul(%s, %seen)
+        %a = add(%part, %number)
+        %pad = reshape(%m) {shape = [B, 1, 1, S]}
+        %least = literal f32[] -3.4028235e38
+        %more = where(%pad, 0.0, %least)
+        %z = add(%a, %more)
+        """
+        + SUM
+    )
+    node = the_attention(raised(body, SELF + ", %m : bool[B, S]"))
+    assert str(node.inputs[3]).endswith("f32[B, 1, S, S]")
+
+
 def test_a_scale_that_is_computed_is_a_number() -> None:
     body = (
         SCORES
