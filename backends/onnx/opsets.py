@@ -46,7 +46,8 @@ def choose_opset(module: Module, table: EmitTable, requested: int | None, profil
     elif needs is not None and least > requested:
         raise UnsupportedError(
             f"operator `{needs.op.name}`{_where(needs)} needs opset {least}, "
-            f"{requested} was requested"
+            f"{requested} was requested",
+            hint=f"ask for {least}, or for none: the least that holds everything is taken",
         )
     else:
         candidates = [requested]

@@ -26,6 +26,12 @@ _ROWS_AT_ONCE = 512
 _MOMENTS_AT_ONCE = 1024
 """Positions whose moments with all before them are made by one product."""
 
+_LEAST_BY_CHANCE = 0.1
+"""Below it pairs stay as they were seen: the damping of the diagonal does as much."""
+
+_SQUARES_AT_ONCE = 256
+"""Positions whose correlations are squared at a time, in f64: 22 MB of 11,008."""
+
 
 @dataclass(slots=True)
 class Statistics:
@@ -100,12 +106,13 @@ class Statistics:
         return self._about_mean(moments)
 
     def _about_mean(self, moments: Array) -> Array:
-        """Takes the mean out of moments, in place."""
+        """Takes the mean out of moments, and what few rows say of pairs by chance, in place."""
         certain = self.rows / (self.rows + len(self.total))
         weighted = certain * max(self.rows, 1) * self.mean
         for first in range(0, len(moments), _MOMENTS_AT_ONCE):
             run = slice(first, first + _MOMENTS_AT_ONCE)
             moments[run] -= np.outer(weighted[run], self.mean)
+        _shrink(moments, self.rows)
         return moments
 
     @staticmethod
@@ -162,6 +169,32 @@ class Statistics:
         if self._num_kept > _MAX_ROWS:  # every other row goes, and from now on every other is kept
             rows = np.concatenate(self.kept)[::2].copy()
             self.kept, self._num_kept, self._stride = [rows], rows.shape[0], 2 * self._stride
+
+
+def _shrink(moments: Array, rows: int) -> None:
+    """Makes moments of pairs smaller by what so many rows are expected to show by chance, in place.
+
+    By the oracle approximating shrinkage of Chen et al., 2010, eq. 23, of correlations: of a few
+    rows of independent channels nearly all goes, of thousands of rows of an encoder nothing.
+    """
+    size = len(moments)
+    diagonal = np.einsum("kk->k", moments).astype(np.float64)
+    inverse = np.where(diagonal > 0, 1 / np.maximum(diagonal, np.finfo(np.float64).tiny), 0)
+    squares = 0.0  # of all correlations
+    for first in range(0, size, _SQUARES_AT_ONCE):
+        run = slice(first, first + _SQUARES_AT_ONCE)
+        part = np.square(moments[run], dtype=np.float64)
+        squares += float(inverse[run] @ (part @ inverse))
+    count = int((inverse > 0).sum())
+    beyond = squares - count
+    if count < 2 or rows < 1 or not np.isfinite(squares) or beyond <= 0:
+        return
+    certain = 1 - 2 / count
+    part_by_chance = (certain * squares + count**2) / ((rows + certain) * beyond)
+    if part_by_chance < _LEAST_BY_CHANCE:
+        return
+    moments *= moments.dtype.type(1 - min(part_by_chance, 1.0))
+    np.einsum("kk->k", moments)[:] = diagonal
 
 
 def gather_statistics(

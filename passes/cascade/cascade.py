@@ -48,6 +48,10 @@ Array = np.ndarray[Any, Any]
 
 _LEAST_PROBABILITY = 1e-9
 _LEAST_SAMPLES = 16
+_EMBEDDINGS = frozenset(
+    {"embedding", "embeddings", "sentence_embedding", "embeds", "pooler_output"}
+)
+"""What converters call outputs that are no scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,8 @@ class Cascade:
             )
         _check(module, before)
         old, new = (_scores(each, ctx) for each in (before, module))
+        if _are_directions(old):
+            raise _no_classifier(f"`{before.graph.output_names[0]}`, vectors of length one")
         probable = all(bool(_sums_to_one(each)) for each in (old, new))
         if probable:
             old, new = (np.log(np.maximum(each, _LEAST_PROBABILITY)) for each in (old, new))
@@ -209,13 +215,24 @@ def _check(module: Module, before: Module) -> None:
                 f"`{name}` {value.type}"
                 for name, value in zip(each.graph.output_names, each.graph.outputs, strict=True)
             )
-            raise UsageError(
-                f"pass `cascade`: it takes a classifier of one output f32[B, C], this has {found}",
-                hint="cut the other outputs off, or leave the pass out",
-            )
+            raise _no_classifier(found)
+        if each.graph.output_names[0] in _EMBEDDINGS:
+            raise _no_classifier(f"`{each.graph.output_names[0]}`, no scores of classes")
     names = [[value.name for value in each.graph.inputs] for each in (module, before)]
     if set(names[1]) - set(names[0]):
         raise UsageError("pass `cascade`: a pass before it took inputs away")
+
+
+def _no_classifier(found: str) -> UsageError:
+    return UsageError(
+        f"pass `cascade`: it takes a classifier of one output f32[B, C], this has {found}",
+        hint="cut the other outputs off, or leave the pass out",
+    )
+
+
+def _are_directions(scores: Array) -> bool:
+    """Whether rows are vectors of length one, as encoders give, and no probabilities."""
+    return bool((scores < 0).any() and np.allclose(np.linalg.norm(scores, axis=-1), 1, atol=1e-3))
 
 
 def _samples(ctx: Context) -> Samples:

@@ -13,6 +13,7 @@ from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, linalg
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.protocol import Context, Contract, Exact, PassResult
+from regraft.passes.quantization.refusals import check_finite
 from regraft.passes.quantization.sites import linears
 
 Array = np.ndarray[Any, Any]
@@ -68,7 +69,8 @@ class SplitWeights:
             raise UsageError(f"pass `split-weights`, option `parts`: {self.parts} is not in 2 to 8")
         count = 0
         for site in list(linears(module.graph)):
-            matrix = site.matrix()
+            matrix, x = site.matrix(), site.node.inputs[0]
+            check_finite(site.name, matrix)
             labels = clusters(matrix, self.parts)
             if labels.max() == 0:
                 continue
@@ -77,7 +79,8 @@ class SplitWeights:
             for label in range(int(labels.max()) + 1):
                 part = np.where(labels == label, matrix, np.float32(0))
                 held = b.weight(f"{site.name}.part{label}", ArrayWeight(part, (site.name,)))
-                product = b.op(linalg.matmul, site.x, held)
+                # not `site.x`: the layer that made it may be split already
+                product = b.op(linalg.matmul, x, held)
                 total = product if total is None else b.op(arithmetic.add, total, product)
             if site.bias is not None and total is not None:
                 total = b.op(arithmetic.add, total, site.bias)

@@ -138,8 +138,7 @@ def _index(b: Builder, x: Value, codes: SoftmaxCodes) -> tuple[Value, Array]:
         shifted = b.op(arithmetic.add, x, number(codes.eta if kind == "shift_log2" else _LEAST))
         power = b.op(functions.log, shifted)
         if kind == "shift_log2":
-            step = (np.log2(codes.scale + codes.eta) - codes.low) / top or 1.0
-            factor, offset = 1 / (np.log(2) * step), -codes.low / step
+            factor, offset = 1 / (np.log(2) * codes.step), -codes.low / codes.step - codes.late
         else:
             steps = 1 if kind == "log2" else 2
             factor, offset = -steps / np.log(2), steps * np.log2(codes.scale)

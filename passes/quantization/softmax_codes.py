@@ -6,10 +6,10 @@ Each quantizer maps x in [0, 1] to `2 ** bits` codes and back:
 - `log_sqrt2`: q = round(-2 log2(x / s)), x = s 2^-ceil(q / 2) (1 + (q mod 2) (sqrt(2) - 1)): a
   shift with a scale by the parity of q, half the step. Li et al., RepQ-ViT, 2023, eq. 14-15.
 - `shift_log2`: u = log2(x + eta) in equal steps, x = 2^u - eta: the shift eta keeps codes from
-  numbers that count for nothing. Zhong et al., I&S-ViT, 2023, eq. 6-8. In the paper u is rounded to
-  whole numbers too, so that powers are shifts (`whole_powers`): on trained models no better than
-  `log2`, where the powers as they are have a tenth to a half of its error. A table of
-  `2 ** bits` values is as cheap as shifts.
+  numbers that count for nothing, and the code taken is that of the nearest value. Zhong et al.,
+  I&S-ViT, 2023, eq. 6-8. In the paper u is rounded to whole numbers too, so that powers are shifts
+  (`whole_powers`): on trained models no better than `log2`, where the powers as they are have a
+  tenth to a half of its error. A table of `2 ** bits` values is as cheap as shifts.
 - `tangent`: g(x) = tan(a x) / tan(a) in equal steps: more levels near 1. After Yang et al.,
   DopQ-ViT, 2024.
 """
@@ -55,8 +55,10 @@ _WIDEST = 1.55
 _TINY = 1e-30
 _STRIDES = (0.2, 0.1, 0.05, 0.02)
 """Relative steps of the descent from the best candidate."""
-_ROUNDS = 4
+_ROUNDS = 16
 """Descents in steps of one size, at most."""
+_STARTS = 3
+"""Shifts from whose best candidates a descent begins: errors have several valleys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class SoftmaxCodes:
                 return np.asarray(np.clip(np.rint(exponent), 0, top))
             case "shift_log2":
                 power = np.log2(np.minimum(x, self.scale) + self.eta)
-                return np.clip(np.rint((power - self.low) / self._step), 0, top)
+                return np.clip(np.rint((power - self.low) / self.step - self.late), 0, top)
             case "tangent":
                 warped = np.tan(self.angle * np.minimum(x, self.scale)) / np.tan(self.angle)
                 end = np.tan(self.angle * self.scale) / np.tan(self.angle)
@@ -108,7 +110,7 @@ class SoftmaxCodes:
                 found = np.exp2(-np.ceil(codes / 2)) * (1 + odd * (np.sqrt(2) - 1))
                 return np.asarray(self.scale * found)
             case "shift_log2":
-                power = self.low + codes * self._step
+                power = self.low + codes * self.step
                 power = np.rint(power) if self.whole_powers else power
                 return np.maximum(np.exp2(power) - self.eta, 0)
             case "tangent":
@@ -116,9 +118,21 @@ class SoftmaxCodes:
                 return np.asarray(np.arctan(codes / top * end) / self.angle)
 
     @property
-    def _step(self) -> float:
+    def step(self) -> float:
+        """Of u, from one code of `shift_log2` to the next."""
         high = float(np.log2(self.scale + self.eta))
         return (high - self.low) / (2**self.bits - 1) or 1.0
+
+    @property
+    def late(self) -> float:
+        """Part of a step beyond a half at which `shift_log2` takes the next code.
+
+        The middle between two powers is nearer to the larger in u. The shift falls out:
+        u = log2((2^a + 2^(a + step)) / 2) for every a.
+        """
+        if self.kind != "shift_log2" or self.whole_powers:
+            return 0.0
+        return float(np.log2((1 + np.exp2(self.step)) / 2) / self.step) - 0.5
 
     def rounded(self, x: Array) -> Array:
         """Returns x as its codes hold it; what lies below the last code of a logarithm is 0."""
@@ -155,8 +169,12 @@ def fitted(x: Array, kind: Kind, bits: int, *, whole_powers: bool = False) -> So
         made(float(np.quantile(flat, share)) or 1.0) for share in _PERCENTILES
         for made in _family(flat, kind, bits, whole_powers=whole_powers)
     ]  # fmt: skip
-    best = min(candidates, key=lambda each: each.error(flat))
-    return best if whole_powers else _descended(best, flat)
+    candidates.sort(key=lambda each: each.error(flat))
+    if whole_powers:
+        return candidates[0]
+    starts = {each.eta: each for each in reversed(candidates)}  # the best of every shift
+    nearest = sorted(starts.values(), key=candidates.index)[:_STARTS]
+    return min((_descended(each, flat) for each in nearest), key=lambda each: each.error(flat))
 
 
 def _descended(best: SoftmaxCodes, flat: Array) -> SoftmaxCodes:
@@ -176,7 +194,11 @@ def _neighbours(codes: SoftmaxCodes, stride: float) -> list[SoftmaxCodes]:
     """Returns quantizers with one parameter a step larger or smaller."""
     found = [replace(codes, scale=codes.scale * f) for f in (1 + stride, 1 / (1 + stride))]
     if codes.kind == "shift_log2":
-        found += [replace(codes, eta=codes.eta * f) for f in (1 + stride, 1 / (1 + stride))]
+        least = float(np.exp2(codes.low)) - codes.eta
+        for eta in (codes.eta * (1 + stride), codes.eta / (1 + stride)):
+            found.append(replace(codes, eta=eta))
+            if least + eta > 0:  # the least value stays where it is
+                found.append(replace(codes, eta=eta, low=float(np.log2(least + eta))))
         found += [replace(codes, low=codes.low + step) for step in (stride, -stride)]
     if codes.kind == "tangent":
         found += [replace(codes, angle=codes.angle * f) for f in (1 + stride, 1 / (1 + stride))]

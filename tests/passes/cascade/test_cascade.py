@@ -203,3 +203,18 @@ def test_what_is_missing_is_said():
     wide = parse_module(TEXT.replace("return %y", "return %y, %h"))
     with pytest.raises(UsageError, match="a classifier of one output"):
         Cascade().run(wide, dataclasses.replace(context(), teacher=wide))
+
+
+def test_embeddings_are_no_scores():
+    named = TEXT.replace("%y", "%sentence_embedding")
+    directed = TEXT.replace("  return %y", """  %s = mul(%y, %y)
+  %t = reduce_sum(%s) {axes = [1], keepdims = true}
+  %l = sqrt(%t)
+  %u = div(%y, %l)
+  return %u""")
+    for text, message in ((named, "`sentence_embedding`"), (directed, "vectors of length one")):
+        net = parse_module(text)
+        ROUNDED.run(net, Context())
+        ctx = dataclasses.replace(context(), teacher=parse_module(text))
+        with pytest.raises(UsageError, match=message):
+            Cascade().run(net, ctx)

@@ -6,6 +6,7 @@ import pytest
 from regraft.backends.onnx.activations import OrtActivations
 from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
+from regraft.ir.text import parse_module
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.calibration.statistics import Statistics
 from regraft.passes.equivalence import (
@@ -216,6 +217,26 @@ def test_split_weights_gives_a_fifth_of_the_error_of_two_bits_with_outliers():
         return float(np.square(total - matrix).mean())
 
     assert error(parts) < 0.2 * error([matrix])
+
+
+def test_split_weights_of_a_chain_of_products():
+    text = """
+module "chain"
+symbol B
+weight @a : f32[16, 24] = random(1)
+weight @b : f32[24, 8] = random(2)
+graph(%x : f32[B, 16]) {
+  %a = weight @a
+  %b = weight @b
+  %h = matmul(%x, %a)
+  %y = matmul(%h, %b)
+  return %y
+}
+"""
+    net, before = parse_module(text), parse_module(text)
+    assert SplitWeights().run(net, Context()).stats["layers"] == 2
+    feeds = [{"x": np.random.default_rng(0).normal(size=(5, 16)).astype(np.float32)}]
+    assert relative_error(before, net, feeds) < 1e-5
 
 
 def test_exponent_biases_fold_bit_for_bit():

@@ -215,3 +215,30 @@ def test_descent_brings_products_closer_and_ends_where_no_single_code_helps():
             codes = best.codes.astype(np.int16)
             codes[position] = np.clip(codes[position] + step, 0, 15)
             assert (loss(codes) >= loss(best.codes) * (1 - 1e-4)).all()
+
+
+def test_pairs_that_few_rows_show_by_chance_do_not_mislead_gptq():
+    rng = np.random.default_rng(0)
+    matrix, unseen = heavy_tailed(64, 40), rng.normal(size=(4000, 64))
+    stats = Statistics.empty(64, with_moments=True)
+    stats.update(rng.normal(size=(24, 64)).astype(np.float32))
+    stats.flush()
+    grid = searched_grid(matrix, UINT4, 32)
+    lost = [
+        float(np.square(unseen @ (encoded.decode() - matrix)).sum())
+        for encoded in (gptq(matrix, grid, curvature(stats.spread)), round_to(matrix, grid))
+    ]
+    # independent channels: nothing can make up for anything, and GPTQ has to find that out
+    assert lost[0] < 1.05 * lost[1]
+
+
+def test_pairs_of_many_rows_stay_as_they_were_seen():
+    rng = np.random.default_rng(1)
+    rows = (rng.normal(size=(4000, 40)) @ rng.normal(size=(40, 40))).astype(np.float32)
+    stats = Statistics.empty(40, with_moments=True)
+    stats.update(rows)
+    stats.flush()
+    about = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
+    certain = len(rows) / (len(rows) + 40)  # of the mean, as `spread` says
+    want = about.T @ about + (1 - certain) * len(rows) * np.outer(rows.mean(0), rows.mean(0))
+    np.testing.assert_allclose(stats.spread, want, rtol=1e-3, atol=1e-3 * np.abs(want).max())
