@@ -17,6 +17,7 @@ from regraft.passes.quantization.encoding import (
     runs_of_outputs,
     searched_grid,
 )
+from regraft.passes.quantization.fitted_grids import can_fit, fitted_grid
 from regraft.passes.quantization.fitted_scales import fitted_scales
 from regraft.passes.quantization.flexround import flexround
 from regraft.passes.quantization.formats import Format
@@ -55,7 +56,8 @@ def encode(
         fmt: The integers.
         group: Positions of K that share a scale.
         method: `round` to nearest in full ranges, `search` of ranges weighted by what the inputs
-            are, `hqq` from the weights alone, `gptq` in searched ranges, or `flexround`.
+            are (in small groups by fitted scales, where nothing is known of these), `hqq` from
+            the weights alone, `gptq` in searched ranges, or `flexround`.
         stats: Of the inputs, where there are any.
         curved: What `gptq` and `flexround` need of them.
     """
@@ -65,6 +67,8 @@ def encode(
         return joined([encode(matrix[:, run], fmt, group, method, stats) for run in runs])
     if method == "round":
         return round_to(matrix, grid_of(matrix, fmt, group))
+    if method == "search" and stats is None and can_fit(fmt, group):
+        return round_to(matrix, fitted_grid(matrix, fmt, group))
     if method == "search":
         importance = None if stats is None else stats.mean_square
         return round_to(matrix, searched_grid(matrix, fmt, group, importance))

@@ -18,14 +18,9 @@ from regraft.ir.spill import IN_MEMORY_BYTES, stored_parts
 from regraft.ir.types import DType
 from regraft.ir.weights import ArrayWeight, Weight
 from regraft.passes.quantization.coded import Coded, CodesByOutput
-from regraft.passes.quantization.encoding import (
-    grid_of,
-    round_to,
-    rounded_rows,
-    searched_grid,
-)
+from regraft.passes.quantization.encoding import rounded_rows
 from regraft.passes.quantization.formats import Format
-from regraft.passes.quantization.methods import Method
+from regraft.passes.quantization.methods import Method, encode
 from regraft.passes.quantization.refusals import check_finite
 
 Array = np.ndarray[Any, Any]
@@ -75,11 +70,10 @@ def round_by_parts(
     made = CodesByOutput(fmt, (length, num_rows) if rows.transposed else (num_rows, length), group)
     lost = whole = 0.0
     for part, inputs, outputs in _parts(rows, group):
-        find = grid_of if method == "round" else searched_grid
         squares = float(np.vdot(part, part))
         if not math.isfinite(squares):
             check_finite(name, part)
-        encoded = round_to(part, find(part, fmt, group))
+        encoded = encode(part, fmt, group, method, None)
         made.put(encoded, inputs, outputs)
         off = encoded.decode()
         off -= part
