@@ -90,15 +90,21 @@ class Site:
         self, normalizer: str, *parameters: float, scale: float | None = None, **operands: Value
     ) -> Value:
         """Builds the operator with another normalizer, whose sums are taken in f32 at least."""
-        is_half = self.dtype in (DType.F16, DType.BF16)
-        wide = DType.F32 if is_half else self.node.attrs["softmax_dtype"]
         return self.attend(
             operands,
             normalizer=normalizer,
             normalizer_parameters=tuple(map(float, parameters)),
-            softmax_dtype=wide,
+            softmax_dtype=self.wide,
             scale=self.node.attrs["scale"] if scale is None else scale,
         )
+
+    @property
+    def wide(self) -> DType | None:
+        """The element type of sums over keys: f32 at least."""
+        if self.dtype in (DType.F16, DType.BF16):
+            return DType.F32
+        dtype: DType | None = self.node.attrs["softmax_dtype"]
+        return dtype
 
     def number_of(self, value: float) -> Value:
         """Returns a constant of the element type."""

@@ -48,6 +48,8 @@ def unread_softmaxes(graph: Graph, reported: Collection[str]) -> Iterator[Skip]:
 
 
 def _reason(site: Site, end: Node, data: set[Value]) -> str:
+    if site.logits.shape is not None and site.logits.shape[site.axis] == 1:
+        return "there is a single key, whose weight is 1"
     path = find_path(site, data)
     if path is None or any(path[0].operand(idx) not in data for idx in (0, 1)):
         return "what its softmax is taken of is no product of queries and keys"

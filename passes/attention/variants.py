@@ -161,7 +161,9 @@ def _token_factor(s: Site, name: str) -> Value:
 
 
 def _selective(s: Site, o: Options) -> Value:
-    return s.attend(modifier="selective", modifier_parameters=(float(o["budget"]),))
+    return s.attend(
+        modifier="selective", modifier_parameters=(float(o["budget"]),), softmax_dtype=s.wide
+    )
 
 
 def _threshold(s: Site, o: Options) -> Value:
@@ -170,7 +172,9 @@ def _threshold(s: Site, o: Options) -> Value:
     logits = s.dot(q, s.parameter("forget", np.zeros((s.heads, s.size))))
     softplus = s.b.op(activation.softplus, s.b.op(arithmetic.neg, logits))
     return s.attend(
-        {"q": q, "k": k, "gates": s.b.op(arithmetic.neg, softplus)}, modifier="threshold"
+        {"q": q, "k": k, "gates": s.b.op(arithmetic.neg, softplus)},
+        modifier="threshold",
+        softmax_dtype=s.wide,
     )
 
 
