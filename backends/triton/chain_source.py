@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from regraft.backends.triton.chain_forms import FLOATS, TORCH_FLOATS
+from regraft.backends.triton.chain_gradients import gradients_of
 from regraft.backends.triton.chain_kernel import PLACE, KernelWriter, is_scalar
 from regraft.backends.triton.chain_steps import Lowering, Operand
+from regraft.backends.triton.gradient_source import GradientWriter
 from regraft.backends.triton.region_nodes import Shape
 from regraft.backends.triton.regions import Region
 from regraft.ir.graph import Value
@@ -27,6 +29,7 @@ class KernelText:
         needs: Functions of the kernels that it uses.
         weight_idx: Which operand is a matrix that a product takes transposed.
         variables: What it names as the model does: another name makes no other kernel.
+        gradient: `kernel`, or `reference` and why its gradient is that of the reference.
     """
 
     stem: str
@@ -35,6 +38,7 @@ class KernelText:
     needs: tuple[str, ...]
     weight_idx: int | None = None
     variables: tuple[str, ...] = ()
+    gradient: str = "reference (of a product)"
 
 
 def stem_of(words: Sequence[str]) -> str:
@@ -47,23 +51,44 @@ def stem_of(words: Sequence[str]) -> str:
 
 def kernel_text(region: Region) -> KernelText:
     """Returns the source of the kernel of a region."""
-    lowered = Lowering(region).lowered()
+    lowering = Lowering(region)
+    lowered = lowering.lowered()
     kernel = KernelWriter(region, lowered)
     writer = _OperatorWriter(kernel)
+    found = gradients_of(region, lowering, lowered)
     text = "\n\n\n".join(
         ["\n".join(part) for part in (kernel.kernel(), writer.reference(), writer.allocate(),
                                       writer.launch())]
         + [writer.operator()]
     )  # fmt: skip
+    if isinstance(found, str):
+        needed: tuple[str, ...] = ("gradients_by_reference", "keep_operands")
+        gradient, variables = f"reference ({found})", lowered.variables
+        text += f"\n\n\n{_BY_REFERENCE}"
+    else:
+        written = GradientWriter(region, lowered.operands, found, writer.shape())
+        needed, gradient = written.needs, "kernel"
+        variables = tuple(dict.fromkeys((*lowered.variables, *written.variables)))
+        text += f"\n\n\n{written.text()}"
     operands = tuple(operand.value for operand in lowered.operands)
     is_flat = kernel.is_flat and not kernel.has_rows
-    shared = ("operator", "config_for", "gradients_by_reference", "keep_operands", "block_of")
+    shared = ("operator", "config_for", *needed, "block_of")
     rows = ("rows_together",) if is_flat else ("rows_of",)
     sizes = ("size_between",) if any(map(is_placed, lowered.operands)) else ()
+    needs = dict.fromkeys((*shared, *rows, *sizes, *lowered.needs))
     return KernelText(
-        stem_of(lowered.names), text, operands, (*shared, *rows, *sizes, *lowered.needs),
-        variables=lowered.variables,
+        stem_of(lowered.names), text, operands, tuple(needs), variables=variables,
+        gradient=gradient,
     )  # fmt: skip
+
+
+_BY_REFERENCE = f"""def _differentiate_{PLACE}(
+    ctx: Any, *gradients: Tensor
+) -> tuple[Tensor | None, ...]:
+    return gradients_by_reference(reference_{PLACE}, ctx, gradients)
+
+
+{PLACE}.register_autograd(_differentiate_{PLACE}, setup_context=keep_operands)"""
 
 
 def is_placed(operand: Operand) -> bool:
@@ -107,7 +132,8 @@ class _OperatorWriter:
         lines += [f"    {line}" for line in self.lowered.reference]
         return [*lines, f"    return {', '.join(self.results)}"]
 
-    def _shape(self) -> str:
+    def shape(self) -> str:
+        """Returns the expression of the space's sizes."""
         full = next((op for op in self.lowered.operands if self._is_full(op)), None)
         if full is not None:
             return f"{full.name}.shape"
@@ -120,7 +146,7 @@ class _OperatorWriter:
     def allocate(self) -> list[str]:
         """Returns the lines of the fake implementation."""
         lines = [f"def _allocate_{PLACE}({self._signature()}) -> {self._returned()}:"]
-        lines.append(f"    shape = {self._shape()}")
+        lines.append(f"    shape = {self.shape()}")
         texts = []
         for name, value in self.results.items():
             shape = self._shape_of(name, value)
@@ -171,7 +197,7 @@ class _OperatorWriter:
                          f"rows_together({', '.join(whole)})")  # fmt: skip
             lines.append(f"    num_rows, N = {whole[0]}.shape")
         else:
-            lines.append(f"    shape = {self._shape()}")
+            lines.append(f"    shape = {self.shape()}")
             lines.append("    N = shape[-1]")
             lines.append(f"    num_rows = {outs[0]}.numel()"
                          + (" // N" if self.tiles[next(iter(self.results))] else ""))  # fmt: skip
@@ -203,19 +229,11 @@ class _OperatorWriter:
         return lines
 
     def operator(self) -> str:
-        """Returns the statements that make the operator and its gradient."""
-        names = ", ".join(["ctx: Any", "*gradients: Tensor"])
+        """Returns the statement that makes the operator."""
         return f"""{PLACE} = operator(
     "{PLACE}",
     _launch_{PLACE},
     allocate=_allocate_{PLACE},
     reference=reference_{PLACE},
     kernel={PLACE}_kernel,
-)
-
-
-def _differentiate_{PLACE}({names}) -> tuple[Tensor | None, ...]:
-    return gradients_by_reference(reference_{PLACE}, ctx, gradients)
-
-
-{PLACE}.register_autograd(_differentiate_{PLACE}, setup_context=keep_operands)"""
+)"""

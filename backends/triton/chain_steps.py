@@ -31,7 +31,8 @@ RESERVED = frozenset({
     "row", "rows", "columns", "column", "mask", "start", "shape", "tl", "torch",
     "triton", "num_rows", "N", "config", "block", "grid", "operands", "tiles", "base", "found",
     "exact_tanh", "normal_cdf", "tanh_gate", "rows_of", "rows_together", "size_between", "height",
-    "operator", "block_of", "config_for", "ctx", "gradients", "m", "n", "total",
+    "operator", "block_of", "config_for", "ctx", "gradients", "m", "n", "total", "tile",
+    "programs", "summed", "share", "most", "num_processors", "gradients_by_kernel",
 })  # fmt: skip
 
 
@@ -114,6 +115,23 @@ class Lowered:
         return (*(op.name for op in self.operands), *(step.name for step in self.steps))
 
 
+@dataclass(frozen=True, slots=True)
+class Taped:
+    """A node and what it became, for its gradient.
+
+    Args:
+        node: The node.
+        result: The variable of its result.
+        operands: Variables of what it reads, and numbers.
+        steps: Its steps.
+    """
+
+    node: Node
+    result: str
+    operands: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
 def operand_of(value: Value, name: str, space: Shape) -> Operand:
     """Returns how a kernel over a space reads a value."""
     shape = value.shape or ()
@@ -145,6 +163,11 @@ class Lowering:
         given: Values that are variables already, such as the product of a template.
         taken: Further names that are none of variables.
         width: What holds the number of columns.
+
+    Attributes:
+        operands: What is read.
+        tiles: Whether a variable has an element per column.
+        tape: Nodes that were lowered, in order.
     """
 
     def __init__(
@@ -159,7 +182,8 @@ class Lowering:
         self._taken = {*RESERVED, *taken}
         self.width = width
         self._names: dict[Value, str] = {}
-        self._tiles: dict[str, bool] = {}
+        self.tiles: dict[str, bool] = {}
+        self.tape: list[Taped] = []
         self._depths: dict[str, int] = {}
         self._steps: list[Step] = []
         self._lines: list[str] = []
@@ -167,14 +191,14 @@ class Lowering:
         self.operands: list[Operand] = []
         for value, name in (given or {}).items():
             self._names[value] = self._take(name)
-            self._tiles[name], self._depths[name] = True, 0
+            self.tiles[name], self._depths[name] = True, 0
         for value in region.inputs:
             if value in self._names:
                 continue
             operand = operand_of(value, self._take(variable_hint(value)), self._space)
             self.operands.append(operand)
             self._names[value] = operand.name
-            self._tiles[operand.name], self._depths[operand.name] = operand.is_wide, 0
+            self.tiles[operand.name], self._depths[operand.name] = operand.is_wide, 0
 
     def lowered(self) -> Lowered:
         """Returns the steps of all nodes."""
@@ -189,6 +213,18 @@ class Lowering:
             tuple(self._needs),
         )
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps so far."""
+        return tuple(self._steps)
+
+    def add_operand(self, hint: str, value: Value, *, is_wide: bool) -> Operand:
+        """Adds a tensor with every row, such as the gradient of a result, that is read as well."""
+        operand = Operand(self._take(hint), value, is_wide, (), is_every_row=True)
+        self.operands.append(operand)
+        self.tiles[operand.name], self._depths[operand.name] = is_wide, 0
+        return operand
+
     def _take(self, hint: str) -> str:
         hint = identifier(hint).lower()
         name, number = hint, 1
@@ -201,11 +237,11 @@ class Lowering:
     def _step(self, hint: str, kind: Kind, text: str, reads: tuple[str, ...], comment: str) -> str:
         name = self._take(hint)
         depth = max((self._depths[each] for each in reads), default=0)
-        is_tile = kind is Kind.MAP and any(self._tiles[each] for each in reads)
+        is_tile = kind is Kind.MAP and any(self.tiles[each] for each in reads)
         self._steps.append(Step(name, kind, text, reads, is_tile, depth, comment))
         is_reduced = kind is not Kind.MAP
         for each in (name, f"{name}_total"):
-            self._tiles[each], self._depths[each] = is_tile, depth + is_reduced
+            self.tiles[each], self._depths[each] = is_tile, depth + is_reduced
         return name
 
     def _map(self, hint: str, text: str, *reads: str, comment: str = "") -> str:
@@ -216,17 +252,25 @@ class Lowering:
         return self._names[value] if number is None else number
 
     def _add(self, node: Node) -> None:
+        first = len(self._steps)
         lower = _ROWS.get(node.op) or (_reduction if node.op in REDUCTIONS else None)
-        if node.op is expand:  # every tile does so by itself
+        if node.op is expand:
             x = self.operand(node, 0)
             full = next(op.name for op in self.operands if op.value.shape == self._space)
-            name, reference = self._map("wide", x, x), f"{x}.expand({full}.shape)"
+            # an element per column, as a result of this shape has
+            name = self._map("wide", f"tl.where(mask, {x}, 0.0)", x, full)
+            reference = f"{x}.expand({full}.shape)"
         elif lower is not None:
             name, reference = lower(self, node)
         else:
             name, reference = self._element(node)
         self._names[node.outputs[0]] = name
         self._lines.append(f"{name} = {reference}")
+        is_single = node.op is expand or node.op in REDUCTIONS
+        used = node.inputs if node.op in _ROWS else operands_of(node)
+        used = node.inputs[:1] if is_single else used
+        texts = tuple(self._text(value) for value in used if value is not None)
+        self.tape.append(Taped(node, name, texts, tuple(self._steps[first:])))
 
     def _element(self, node: Node) -> tuple[str, str]:
         form = form_of(node)
@@ -256,9 +300,9 @@ class Lowering:
             raise AssertionError("a missing operand")
         return self._names[value]
 
-    def reduced(self, hint: str, kind: Kind, text: str, x: str, comment: str = "") -> str:
-        """Adds a reduction of an expression of x."""
-        return self._step(hint, kind, text, (x,), comment)
+    def reduced(self, hint: str, kind: Kind, text: str, *reads: str, comment: str = "") -> str:
+        """Adds a reduction of an expression."""
+        return self._step(hint, kind, text, reads, comment)
 
     def mapped(self, hint: str, text: str, *reads: str, comment: str = "") -> str:
         """Adds an expression."""
@@ -271,27 +315,29 @@ def _reduction(s: Lowering, node: Node) -> tuple[str, str]:
     how = "-1" if is_dropped(node) else "-1, keepdim=True"
     match node.op.name:
         case "reduce_sum":
-            return s.reduced(hint, Kind.SUM, x, x, note), f"{x}.sum({how})"
+            return s.reduced(hint, Kind.SUM, x, x, comment=note), f"{x}.sum({how})"
         case "reduce_mean":
-            total = s.reduced("whole", Kind.SUM, x, x, note)
+            total = s.reduced("whole", Kind.SUM, x, x, comment=note)
             return s.mapped(hint, f"{total} / {s.width}", total), f"{x}.mean({how})"
         case "reduce_max":
-            return s.reduced(hint, Kind.MAX, x, x, note), f"{x}.amax({how})"
+            return s.reduced(hint, Kind.MAX, x, x, comment=note), f"{x}.amax({how})"
         case "reduce_min":
-            return s.reduced(hint, Kind.MIN, x, x, note), f"{x}.amin({how})"
+            return s.reduced(hint, Kind.MIN, x, x, comment=note), f"{x}.amin({how})"
         case "reduce_sum_square":
-            return s.reduced(hint, Kind.SUM, f"{x} * {x}", x, note), f"{x}.square().sum({how})"
+            name = s.reduced(hint, Kind.SUM, f"{x} * {x}", x, comment=note)
+            return name, f"{x}.square().sum({how})"
         case "reduce_l1":
-            return s.reduced(hint, Kind.SUM, f"tl.abs({x})", x, note), f"{x}.abs().sum({how})"
+            name = s.reduced(hint, Kind.SUM, f"tl.abs({x})", x, comment=note)
+            return name, f"{x}.abs().sum({how})"
         case _:
-            total = s.reduced("squares", Kind.SUM, f"{x} * {x}", x, note)
+            total = s.reduced("squares", Kind.SUM, f"{x} * {x}", x, comment=note)
             name = s.mapped(hint, f"tl.sqrt({total})", total)
             return name, f"torch.linalg.vector_norm({x}, 2, {how})"
 
 
 def _soft(s: Lowering, node: Node) -> tuple[str, str]:
     x = s.operand(node, 0)
-    largest = s.reduced("largest", Kind.SOFTMAX, x, x, comment_of(node))
+    largest = s.reduced("largest", Kind.SOFTMAX, x, x, comment=comment_of(node))
     total = f"{largest}_total"
     reads = (x, largest, total)
     if node.op is softmax.softmax:
@@ -305,13 +351,13 @@ def _normal(s: Lowering, node: Node) -> tuple[str, str]:
     x, note, eps = s.operand(node, 0), comment_of(node), float(node.attrs["epsilon"])
     gains = [s.operand(node, idx) for idx in range(1, len(node.inputs)) if node.inputs[idx]]
     if node.op is norm.layer_norm:
-        total = s.reduced("whole", Kind.SUM, x, x, note)
+        total = s.reduced("whole", Kind.SUM, x, x, comment=note)
         centered = s.mapped("centered", f"{x} - {total} / {s.width}", x, total)
     else:
         centered, total = x, note
     squares = s.reduced(
         "squares", Kind.SUM, f"{centered} * {centered}", centered,
-        "" if node.op is norm.layer_norm else note,
+        comment="" if node.op is norm.layer_norm else note,
     )  # fmt: skip
     text = f"{centered} / tl.sqrt({squares} / {s.width} + {eps!r})"
     text += "".join(f" {sign} {gain}" for sign, gain in zip("*+", gains, strict=False))
@@ -322,7 +368,7 @@ def _normal(s: Lowering, node: Node) -> tuple[str, str]:
 
 def _unit(s: Lowering, node: Node) -> tuple[str, str]:
     x = s.operand(node, 0)
-    squares = s.reduced("squares", Kind.SUM, f"{x} * {x}", x, comment_of(node))
+    squares = s.reduced("squares", Kind.SUM, f"{x} * {x}", x, comment=comment_of(node))
     text = f"tl.where({squares} > 0.0, {x} / tl.sqrt({squares}), 0.0)"
     name = s.mapped(variable_hint(node.output), text, x, squares)
     least = 1e-7 if node.output.dtype is DType.F16 else 1e-37

@@ -33,13 +33,22 @@ LIBRARY = frozenset({"add_layer_norm", "add_rms_norm"})
 HOMES = {
     **dict.fromkeys(("block_of", "operator", "rows_of"), operators.__name__),
     **dict.fromkeys(
-        ("gradients_by_reference", "keep_operands", "rows_together", "size_between"),
+        (
+            "gradients_by_kernel",
+            "gradients_by_reference",
+            "gradients_of",
+            "keep_operands",
+            "keep_operands_and_shapes",
+            "rows_together",
+            "size_between",
+            "summed",
+        ),
         generated.__name__,
     ),
     **dict.fromkeys(("normal_cdf", "tanh_gate"), gated.__name__),
     **dict.fromkeys(("place_of_tile", "product_of"), linear.__name__),
     "product_gradients": product_gradients.__name__,
-    "config_for": configs.__name__,
+    **dict.fromkeys(("config_for", "num_processors"), configs.__name__),
     "exact_tanh": attention.__name__,
 }
 """Where the functions are defined that sources of generated kernels use."""
@@ -120,8 +129,7 @@ class GeneratedKernels:
         region = self._regions.get(e.node)
         if region is None:
             return None
-        is_product = isinstance(region, ProductRegion)
-        text = product_text(region) if is_product else kernel_text(region)
+        text = product_text(region) if isinstance(region, ProductRegion) else kernel_text(region)
         name = self._named(text, region)
         operands = [
             graph.transposed(value) if idx == text.weight_idx else graph.expression(value)
@@ -162,6 +170,7 @@ class GeneratedKernels:
                 **_chains(kernel.regions[0]),
                 "computed_again": _words(kernel.regions[0].again),
                 "shape": [str(dim) for dim in kernel.regions[0].space],
+                "gradient": kernel.text.gradient,
                 "saved_bytes": sum(region.saved_bytes for region in kernel.regions),
                 "estimated_s": sum(region.seconds for region in kernel.regions),
                 "separate_s": sum(region.separate_seconds for region in kernel.regions),

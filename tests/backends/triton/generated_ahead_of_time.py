@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import regraft
 from regraft.backends.triton.ahead_of_time import TARGETS, access_bytes, cuda_spills
-from regraft.backends.triton.binaries import compiled, launches_of
+from regraft.backends.triton.binaries import Launches, compiled, launches_of
 from regraft.backends.triton.package import load_package, save_package
 
 
@@ -74,6 +74,26 @@ def chains():
         yield f"{label}-gated-rows", gated_rows, (x, x.clone(), weight)
 
 
+def gradients(net, inputs, kernels):
+    """Returns the launches of the gradient of the one chain of a package; none of a product."""
+    found = [item for name, item in vars(kernels).items()
+             if name.endswith("_gradient") and hasattr(item, "on_cpu")]  # fmt: skip
+    if not found:
+        return []
+    (operator,) = found
+
+    def noted(*args):
+        operator.launch(*args)
+        return operator.on_cpu(*args)
+
+    launches = Launches()
+    operator.register_kernel("cpu")(noted)
+    kernels.wrap_triton = launches
+    kernels.InterpretedFunction = object  # what asks calls kernels on a CPU
+    net(*(x.requires_grad_() for x in inputs)).sum().backward()
+    return list(launches.found)
+
+
 def main(target):
     is_hip = TARGETS[target].backend == "hip"
     for name, function, inputs in chains():
@@ -83,7 +103,8 @@ def main(target):
             net = load_package(Path(text))
             kernels = sys.modules[f"{type(net).__module__.rpartition('.')[0]}.kernels"]
             example = {"args": inputs, "kwargs": {}}
-            for launch in launches_of(net, example, kernels, is_hip=is_hip):
+            noted = launches_of(net, example, kernels, is_hip=is_hip)
+            for launch in [*noted, *gradients(net, inputs, kernels)]:
                 built = compiled(launch, target)
                 row = {"chain": name, "kernel": launch.kernel.__name__}
                 row["tile"] = dict(launch.constants).get("BLOCK_M", 0)

@@ -216,11 +216,15 @@ def test_generated_kernels_compile_without_spills(target, tmp_path):
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row for row in rows if row["spilled"]] == []
     chains = [row for row in rows if not row["tile"]]
-    assert len(chains) == 7
+    assert len(chains) == 2 * 7  # and their gradients
     products = [row for row in rows if row["tile"]]
     assert len(products) == 2 * 3 + 2 * 2 + 4 * 2  # chains after alone, before too, those of f32
     if target != "gfx942":
-        assert [row for row in chains if row["wide"] < row["narrow"]] == []
+        # of 256 columns, a thread stores 8 bytes of a program's share of a sum over rows
+        shares = {"normal-256": 2}
+        assert [
+            row for row in chains if row["wide"] + shares.get(row["chain"], 0) < row["narrow"]
+        ] == []
         assert [row for row in products if not row["wide"]] == []
     if target == "sm_90":
         large = [row for row in products if row["tile"] >= 64 and row["chain"][0] == "p"]

@@ -1,0 +1,353 @@
+"""Writes the gradient of a generated kernel as a kernel of its own, with its operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from regraft.backends.triton.chain_gradients import Gradients
+from regraft.backends.triton.chain_kernel import (
+    PLACE,
+    KernelWriter,
+    is_per_column,
+    is_scalar,
+    load_line,
+    places_of,
+    statement,
+)
+from regraft.backends.triton.chain_steps import Lowered, Operand
+from regraft.backends.triton.gradient_outputs import Out, Way, out_of
+from regraft.backends.triton.regions import Region
+
+_WIDTH = 68
+"""Of a line of arguments; the name of a kernel stands for fewer characters than it has."""
+
+
+def _wrapped(begin: str, arguments: Sequence[str], end: str) -> list[str]:
+    """Returns a call or a signature, on several lines where it is long."""
+    whole = f"{begin}{', '.join(arguments)}{end}"
+    if len(whole) <= _WIDTH:
+        return [whole]
+    return [begin, *(f"    {argument}," for argument in arguments), end]
+
+
+class GradientWriter:
+    """Writes kernel, allocation, launch and operator of a gradient.
+
+    Args:
+        region: The region.
+        operands: Those of the forward kernel.
+        gradients: What is computed.
+        shape: Expression of the space in terms of operands.
+    """
+
+    def __init__(
+        self,
+        region: Region,
+        operands: Sequence[Operand],
+        gradients: Gradients,
+        shape: str,
+    ) -> None:
+        self.operands = [*operands, *gradients.given]
+        self.handed = gradients.given
+        self.tiles, self.space = gradients.tiles, region.space
+        self.shape = shape
+        self.outs = [out_of(gradient) for gradient in gradients.found]
+        self.written = [out for out in self.outs if out.variable is not None]
+        lowered = Lowered(tuple(self.operands), gradients.steps, (), (), (), ())
+        self.chain = KernelWriter(replace(region, outputs=()), lowered)
+        self.sums = [out for out in self.written if out.way is Way.COLUMN_PARTS]
+        ways = {out.way for out in self.written}
+        self.has_rows = self.chain.has_rows or not ways <= {Way.WHOLE, Way.PARTS}
+        self.is_flat = not self.has_rows and self.chain.is_flat and Way.PARTS not in ways
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names that follow from those of the model."""
+        own = [
+            name
+            for out in self.outs
+            for name in (out.name, out.written, f"{out.written}_sum", out.needs, out.needs.upper())
+        ]
+        return (*self.chain.lowered.variables, *own)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Functions of the kernels that the source uses."""
+        found = ["gradients_by_kernel", "gradients_of", "keep_operands_and_shapes", "size_between"]
+        found.append("rows_together" if self.is_flat else "rows_of")
+        found += ["num_processors"] if self.sums else []
+        is_summed = any(out.way not in (Way.WHOLE, Way.ROW) for out in self.written)
+        return (*found, *(["summed"] if is_summed else []))
+
+    # -- the kernel -------------------------------------------------------------------------
+
+    def kernel(self) -> list[str]:
+        """Returns the lines of the kernel."""
+        pointers = [f"{op.name}_ptr" for op in self.operands]
+        pointers += [f"{out.written}_ptr" for out in self.written]
+        places = [place for op in self.operands for place in places_of(op)]
+        constants = ["ROWS", "BLOCK", *(["SINGLE"] if self.has_rows else [])]
+        constants += [out.needs.upper() for out in self.written]
+        lines = ["@triton.jit", f"def {PLACE}_gradient_kernel("]
+        lines += [f"    {name}," for name in (*pointers, "num_rows", "N", *places)]
+        lines += [f"    {name}: tl.constexpr," for name in constants]
+        lines.append("):")
+        lines.append(f'    """Writes the gradients of `reference_{PLACE}`, ROWS rows at a time."""')
+        body = self._rows() if self.has_rows else self._elements()
+        return [*lines, *(f"    {line}" for line in body)]
+
+    def _elements(self) -> list[str]:
+        lines = [
+            "tiles = tl.cdiv(N, BLOCK)",
+            "row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)",
+            "rows = row[:, None]",
+            "column = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)[None, :]",
+            "mask = (rows < num_rows) & (column < N)",
+        ]
+        lines += [load_line(op, "column") for op in self.operands]
+        for step in self.chain.lowered.steps:
+            lines += statement(step)
+        for out in self.written:
+            lines += self._stored(out, "column")
+        return lines
+
+    def _rows(self) -> list[str]:
+        lines = ["columns = tl.arange(0, BLOCK)[None, :]"]
+        lines += [f"{out.written}_sum = tl.zeros([ROWS, BLOCK], tl.float32)" for out in self.sums]
+        if not self.sums:
+            place = "tl.program_id(0).to(tl.int64) * ROWS"
+            return [*lines, f"row = {place} + tl.arange(0, ROWS)", *self._tile()]
+        lines.append("for tile in range(tl.program_id(0), tl.cdiv(num_rows, ROWS), "
+                     "tl.num_programs(0)):")  # fmt: skip
+        body = ["row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)", *self._tile()]
+        lines += [f"    {line}" for line in body]
+        lines += ["if SINGLE:", "    share = tl.program_id(0).to(tl.int64) * N + columns"]
+        for out in self.sums:
+            lines += [f"    if {out.needs.upper()}:",
+                      f"        total = tl.sum({out.written}_sum, axis=0, keep_dims=True)",
+                      f"        tl.store({out.written}_ptr + share, total, mask=columns < N)",
+            ]  # fmt: skip
+        return lines
+
+    def _tile(self) -> list[str]:
+        """Returns the lines that write ROWS rows."""
+        lines = ["rows = row[:, None]"]
+        lines += [load_line(op, "columns") for op in self.operands if not is_per_column(op)]
+        single = ["mask = (rows < num_rows) & (columns < N)"]
+        single += [load_line(op, "columns") for op in self.operands if is_per_column(op)]
+        for step in self.chain.lowered.steps:
+            single += statement(step)
+        for out in self.written:
+            if out.way is Way.COLUMN_PARTS:
+                part = f"tl.where(mask, {out.variable}, 0.0)"
+                single += [f"if {out.needs.upper()}:", f"    {out.written}_sum += {part}"]
+            else:
+                single += self._stored(out, "columns")
+        passes, done = self.chain.reductions()
+        narrow = [out for out in self.written if out.way in (Way.ROW, Way.ROW_PARTS)]
+        for out in narrow:
+            passes += self._stored(out, "columns")
+        wide = [out for out in self.written if out not in narrow]
+        if wide:
+            body = self.chain.block_of({str(out.variable) for out in wide}, done)
+            for out in wide:
+                body += self._stored(out, "column")
+            passes += ["for start in range(0, N, BLOCK):", *(f"    {line}" for line in body)]
+        return [
+            *lines,
+            "if SINGLE:", *(f"    {line}" for line in single),
+            "else:", *(f"    {line}" for line in passes),
+        ]  # fmt: skip
+
+    def _stored(self, out: Out, column: str) -> list[str]:
+        """Returns the lines that store a gradient where it is wanted."""
+        pointer, name = f"{out.written}_ptr", str(out.variable)
+        if out.way in (Way.ROW, Way.ROW_PARTS):
+            text = f"tl.reshape(tl.broadcast_to({name}, [ROWS, 1]), [ROWS])"
+            text += f".to({pointer}.dtype.element_ty)" if out.way is Way.ROW else ""
+            store = f"tl.store({pointer} + row, {text}, mask=row < num_rows)"
+        else:
+            text = name if self.tiles[name] else f"tl.where(mask, {name}, 0.0)"
+            text += f".to({pointer}.dtype.element_ty)" if out.way is Way.WHOLE else ""
+            store = f"tl.store({pointer} + rows * N + {column}, {text}, mask=mask)"
+        return [f"if {out.needs.upper()}:", f"    {store}"]
+
+    # -- its operator -----------------------------------------------------------------------
+
+    def _signature(self) -> list[str]:
+        tensors = [f"{op.name}: Tensor" for op in self.operands]
+        return [*tensors, *(f"{out.needs}: bool" for out in self.outs)]
+
+    def _head(self, kind: str) -> list[str]:
+        """Returns the lines that begin a function of all arguments."""
+        begin, end = f"def {kind}_{PLACE}_gradient(", f") -> {self._returned()}:"
+        return _wrapped(begin, self._signature(), end)
+
+    def _returned(self) -> str:
+        count = len(self.outs)
+        return "Tensor" if count == 1 else f"tuple[{', '.join(['Tensor'] * count)}]"
+
+    def _arguments(self) -> list[str]:
+        return [*(op.name for op in self.operands), *(out.needs for out in self.outs)]
+
+    def allocate(self) -> list[str]:
+        """Returns the lines of the fake implementation."""
+        lines = self._head("_allocate")
+        texts = [
+            f"torch.empty({x}.shape if {out.needs} else (0,), dtype={x}.dtype, device={x}.device)"
+            for out in self.outs
+            for x in (out.operand.name,)
+        ]
+        if len(texts) == 1:
+            return [*lines, f"    return {texts[0]}"]
+        return [*lines, "    return (", *(f"        {text}," for text in texts), "    )"]
+
+    def reference(self) -> list[str]:
+        """Returns the lines of the reference."""
+        operands = [op.name for op in self.operands if op not in self.handed]
+        handed = [op.name for op in self.handed]
+        needs = [out.needs for out in self.outs]
+        arguments = [
+            f"reference_{PLACE}",
+            *(f"[{', '.join(x)}]" for x in (operands, handed, needs)),
+        ]
+        return [
+            *self._head("reference"),
+            f'    """Returns the gradients of `reference_{PLACE}`."""',
+            *(f"    {line}" for line in _wrapped("return gradients_of(", arguments, ")")),
+        ]
+
+    def launch(self) -> list[str]:
+        """Returns the lines of the launch."""
+        names = ", ".join(out.name for out in self.outs)
+        first = self.outs[0].operand.name
+        lines = self._head("_launch")
+        call = _wrapped(f"{names} = _allocate_{PLACE}_gradient(", self._arguments(), ")")
+        lines += [f"    {line}" for line in call]
+        lines.append(f"    shape = {self.shape}")
+        lines.append(f"    num_rows, N = size_between(shape, 0, {len(self.space) - 1}), shape[-1]")
+        zeros = ", ".join(f"{out.name}.zero_()" for out in self.outs)
+        lines += ["    if num_rows * N == 0:", f"        return {zeros}"]
+        lines += self._as_rows()
+        entry = "generated_gradient_rows" if self.has_rows else "generated"
+        lines.append(f'    config = config_for("{entry}", {first}, N)')
+        if self.has_rows:
+            lines.append('    block = min(block_of(N), config["max_block"])')
+            lines.append('    programs = triton.cdiv(num_rows, config["rows"])')
+            if self.sums:
+                lines.append(f"    most = num_processors({first}.device)"
+                             ' * config["per_processor"]')  # fmt: skip
+                lines.append("    programs = min(programs, most)")
+        else:
+            lines.append('    block = min(block_of(N), config["elements"])')
+            lines.append('    height = config["elements"] // block')
+            lines.append("    programs = triton.cdiv(num_rows, height) * triton.cdiv(N, block)")
+        lines += self._parts(first)
+        lines.append(f"    wrap_triton({PLACE}_gradient_kernel)[(programs,)](")
+        lines += [f"        {op.name}," for op in self.operands]
+        lines += [f"        {out.written}," for out in self.written]
+        lines += ["        num_rows,", "        N,"]
+        for op in self.operands:
+            lines += [f"        {text}," for text in self._place_texts(op)]
+        rows = 'config["rows"]' if self.has_rows else "height"
+        lines += [f"        ROWS={rows},", "        BLOCK=block,"]
+        lines += ["        SINGLE=block >= N,"] if self.has_rows else []
+        lines += [f"        {out.needs.upper()}={out.needs}," for out in self.written]
+        lines += ['        num_warps=config["warps"],', "    )"]
+        returned = [self._result(out) for out in self.outs]
+        if len(returned) == 1:
+            return [*lines, f"    return {returned[0]}"]
+        return [*lines, "    return (", *(f"        {text}," for text in returned), "    )"]
+
+    def _as_rows(self) -> list[str]:
+        whole = [op.name for op in self.operands
+                 if op.is_every_row and op.is_wide and not is_scalar(op)]  # fmt: skip
+        if self.is_flat and whole:
+            comma = "," if len(whole) == 1 else ""
+            joined = ", ".join(whole)
+            return [f"    {joined}{comma} = rows_together({joined})",
+                    f"    num_rows, N = {whole[0]}.shape"]  # fmt: skip
+        lines = []
+        for op in self.operands:
+            if is_scalar(op):
+                continue
+            text = f"rows_of({op.name})" if op.name in whole else f"{op.name}.contiguous()"
+            lines.append(f"    {op.name} = {text}")
+        return lines
+
+    def _parts(self, first: str) -> list[str]:
+        """Returns the lines that allocate what is summed after the kernel."""
+        lines = []
+        for out in self.written:
+            match out.way:
+                case Way.COLUMN_PARTS:
+                    sizes = "programs if block >= N else num_rows, N"
+                case Way.PARTS:
+                    sizes = "num_rows, N"
+                case Way.ROW_PARTS:
+                    sizes = "num_rows, 1"
+                case _:
+                    continue
+            lines += [
+                f"    {out.written} = torch.empty(",
+                f"        ({sizes}) if {out.needs} else (0, 0),",
+                "        dtype=torch.float32,",
+                f"        device={first}.device,",
+                "    )",
+            ]
+        return lines
+
+    @staticmethod
+    def _result(out: Out) -> str:
+        if out.variable is None:
+            return f"{out.name}.zero_()"
+        match out.way:
+            case Way.WHOLE | Way.ROW:
+                return out.name
+            case Way.COLUMN_PARTS:
+                return f"summed({out.written}, (), {out.name})"
+            case _:
+                return f"summed({out.written}, shape[:-1], {out.name})"
+
+    def _place_texts(self, operand: Operand) -> list[str]:
+        if is_scalar(operand):
+            return []
+        if operand.is_every_row:
+            return [f"{operand.name}.stride(0)"] if operand.is_wide else []
+        last = len(self.space) - 1
+        return [
+            f"size_between(shape, {start}, {stop})"
+            for begin, end in operand.runs
+            for start, stop in ((end, last), (begin, end))
+        ]
+
+    def operator(self) -> str:
+        """Returns the statements that make the operator, and the gradient of the forward one."""
+        return f"""{PLACE}_gradient = operator(
+    "{PLACE}_gradient",
+    _launch_{PLACE}_gradient,
+    allocate=_allocate_{PLACE}_gradient,
+    reference=reference_{PLACE}_gradient,
+    kernel={PLACE}_gradient_kernel,
+)
+
+
+def _differentiate_{PLACE}(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    return gradients_by_kernel(
+        {PLACE}_gradient,
+        {PLACE}_gradient_kernel,
+        reference_{PLACE},
+        ctx,
+        gradients,
+    )
+
+
+{PLACE}.register_autograd(
+    _differentiate_{PLACE}, setup_context=keep_operands_and_shapes
+)"""
+
+    def text(self) -> str:
+        """Returns all statements."""
+        parts = (self.kernel(), self.reference(), self.allocate(), self.launch())
+        return "\n\n\n".join(["\n".join(part) for part in parts] + [self.operator()])
