@@ -79,9 +79,17 @@ def printed(module: str, target: str, python: str, cache: str) -> list[dict[str,
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def spilled(rows: Sequence[Compiled]) -> list[str]:
-    """Returns what needs more registers than there are."""
-    return [row["form"] for row in rows if row["spilled"]]
+def spilled(rows: Sequence[Compiled], *, is_exact: bool = False) -> list[str]:
+    """Returns what needs more registers than there are.
+
+    Args:
+        rows: What was compiled.
+        is_exact: Of launches whose products are those of f32 in full, or of all else. A thread of
+            the former holds a row of its operands: with heads of 256 they do not fit.
+    """
+    return [
+        row["form"] for row in rows if row["spilled"] and row.get("is_exact", False) == is_exact
+    ]
 
 
 def without_products(rows: Sequence[Compiled], target: str) -> list[str]:
@@ -148,6 +156,9 @@ def _launches(target: str, settings: Settings) -> Iterator[Row]:
     yield shown(f"{target}: launches of default configurations", float(len(rows)), "launches",
                 f"{len(have)} kernels")  # fmt: skip
     yield from _judged(f"{target}, launches", rows)
+    exact = spilled(rows, is_exact=True)
+    yield shown(f"{target}, launches of f32 in full: with registers spilled", float(len(exact)),
+                f"of {sum(row['is_exact'] for row in rows)}", _listed(exact))  # fmt: skip
 
 
 def _generated(target: str, settings: Settings) -> Iterator[Row]:

@@ -54,6 +54,7 @@ def test_default_configurations_lead_to_launches_without_spills(compiled, target
     rows = compiled(LAUNCHES, target)
     assert len(rows) > 100
     assert spilled(rows) == []
+    assert len(spilled(rows, is_exact=True)) <= 4  # heads of 256
     assert without_products(rows, target) == []
 
 
