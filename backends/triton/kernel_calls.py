@@ -34,8 +34,8 @@ class KernelCalls:
 
     def keep(self, e: EmitContext, table: EmitTable, reason: str) -> Emitted:
         """Returns PyTorch's form of a node, and notes why it stays PyTorch's."""
-        name = e.node.outputs[0].name or ""
-        self.kept.append({"operator": e.node.op.name, "result": name, "reason": reason})
+        where = ", ".join(part for part in e.node.loc[:2] if part)
+        self.kept.append({"operator": e.node.op.name, "at": where, "reason": reason})
         return before(table, e)
 
 

@@ -18,11 +18,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 
 
 class Gated(nn.Module):
-    def __init__(self):
+    def __init__(self, hidden=40):
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
-        self.gate, self.up = (nn.Linear(WIDTH, 40, bias=False) for _ in range(2))
-        self.down = nn.Linear(40, WIDTH, bias=False)
+        self.gate, self.up = (nn.Linear(WIDTH, hidden, bias=False) for _ in range(2))
+        self.down = nn.Linear(hidden, WIDTH, bias=False)
 
     def forward(self, x):
         x = self.norm(x)
@@ -56,6 +56,18 @@ def test_an_upcycled_mixture_passes_its_self_test_and_trains(tmp_path, name):
     assert expected[2] < expected[0]
     # three steps of f32, whose losses are means of a few hundred squares
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_coded_matrices_of_experts_are_unpacked_before_the_kernels(tmp_path):
+    torch.manual_seed(0)
+    passes = "canonicalize,fuse,upcycle-ffn{experts=3,top-k=2},quantize{weights=int4,group=16}"
+    with interpreted():
+        regraft.convert(Gated(48).eval(), tmp_path / "coded", args=MIXTURES["gated"][1],
+                        target="triton", check="off", passes=passes)  # fmt: skip
+        assert imported(tmp_path / "coded", "selftest").main(["--device", "cpu"]) == 0
+    text = (tmp_path / "coded" / "model.py").read_text()
+    assert "kernels.experts(" in text
+    assert "dequantize(" in text
 
 
 class Feed(nn.Module):
