@@ -110,8 +110,13 @@ SHARED = {
 }
 
 
+def others_slow(names, fast):
+    """Returns parameters, all but a few of them marked as slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.mark.parametrize("kind", ["elements", "rows", "long rows"])
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", others_slow(SHARED, ("columns", "one number", "other rows")))
 def test_gradients_of_shared_operands_are_sums(name, kind, tmp_path, monkeypatch):
     def function(x, shared):
         if kind == "elements":
@@ -126,7 +131,10 @@ def test_gradients_of_shared_operands_are_sums(name, kind, tmp_path, monkeypatch
     check(net, function, inputs)
 
 
-@pytest.mark.parametrize("name", ["masked softmax", "gated norm", "normalized", "log odds"])
+LONG = ("masked softmax", "gated norm", "normalized", "log odds")
+
+
+@pytest.mark.parametrize("name", others_slow(LONG, ("gated norm", "log odds")))
 def test_gradients_of_rows_too_long_for_registers(name, tmp_path, monkeypatch):
     function, inputs = CHAINS[name]
     net, kernels = made(function, inputs(100), tmp_path)
