@@ -207,11 +207,14 @@ def test_what_is_missing_is_said():
 
 def test_embeddings_are_no_scores():
     named = TEXT.replace("%y", "%sentence_embedding")
-    directed = TEXT.replace("  return %y", """  %s = mul(%y, %y)
+    directed = TEXT.replace(
+        "  return %y",
+        """  %s = mul(%y, %y)
   %t = reduce_sum(%s) {axes = [1], keepdims = true}
   %l = sqrt(%t)
   %u = div(%y, %l)
-  return %u""")
+  return %u""",
+    )
     for text, message in ((named, "`sentence_embedding`"), (directed, "vectors of length one")):
         net = parse_module(text)
         ROUNDED.run(net, Context())
