@@ -179,6 +179,8 @@ def _shrink(moments: Array, rows: int) -> None:
     """
     size = len(moments)
     diagonal = np.einsum("kk->k", moments).astype(np.float64)
+    if not np.isfinite(diagonal).all():  # what reads the moments refuses them
+        return
     inverse = np.where(diagonal > 0, 1 / np.maximum(diagonal, np.finfo(np.float64).tiny), 0)
     squares = 0.0  # of all correlations
     for first in range(0, size, _SQUARES_AT_ONCE):
