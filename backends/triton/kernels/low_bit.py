@@ -28,7 +28,7 @@ CODE_BITS = (2, 4, 8)
 
 
 @triton.jit
-def tile_of(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+def swizzled_tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
     """Returns rows and columns of a program's tile: neighbours share what the cache holds."""
     tiles_n = tl.cdiv(N, BLOCK_N)
     per_group = GROUP_M * tiles_n
@@ -70,7 +70,7 @@ def low_bit_kernel(
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Writes one tile [BLOCK_M, BLOCK_N] of x @ ((codes - zeros) * scale)."""
-    m, n = tile_of(M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    m, n = swizzled_tile(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # rows past the end wrap around instead of being masked; they are not stored
     x_rows = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)

@@ -23,7 +23,7 @@ from regraft.backends.triton.kernels.low_bit import (
     depth_of,
     dequantized,
     load_codes,
-    tile_of,
+    swizzled_tile,
 )
 from regraft.backends.triton.kernels.operators import operator, rows_of
 
@@ -45,7 +45,7 @@ def low_bit_integer_kernel(
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Writes one tile [BLOCK_M, BLOCK_N]; `x_zero` is that of the signed inputs."""
-    m, n = tile_of(M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    m, n = swizzled_tile(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     x_rows = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     whole = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
