@@ -112,10 +112,13 @@ SUBJECTS: Mapping[str, Mapping[str, Subject]] = {
         "MiniLM": Subject(encoder, _PLAIN, ("attention", "add_layer_norm", "linear")),
     },
     "gpt": {
-        "GPT-2": Subject(gpt, _PLAIN, ("attention", "layer_norm", "add_layer_norm")),
-        "Llama": Subject(llama, _PLAIN, ("attention", "rms_norm", "rotary", "swiglu")),
+        "GPT-2": Subject(gpt, _PLAIN, ("attention", "layer_norm_linear", "linear_add")),
+        "Llama": Subject(
+            llama, _PLAIN,
+            ("attention", "rms_norm", "rotary", "linear_add", "swish_mul_linear_add"),
+        ),
     },
-    "vit": {"ViT": Subject(vit, _PLAIN, ("attention", "layer_norm", "linear"))},
+    "vit": {"ViT": Subject(vit, _PLAIN, ("attention", "layer_norm", "linear_add"))},
     "linearized": {
         "Llama, elu": Subject(
             llama, f"{_PLAIN},linearize-attention{{method=elu}}", ("linear_attention",)

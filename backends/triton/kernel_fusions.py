@@ -2,6 +2,7 @@
 
 * A product with a stored matrix, a bias and an activation: `kernels.linear(x, w, b, "gelu")`.
   A product alone stays `F.linear`: nothing would be saved, and the vendor's library runs it.
+  Products that gain from other chains around them come first: see `product_regions`.
 * A residual sum and the norm of it: `y, total = kernels.add_layer_norm(x, residual, w, b)`.
 * An activation and a product with another value: `kernels.swiglu(gate, up)`.
 * Queries and keys turned by the same angles: `q, k = kernels.rope(q, k, cos, sin)`.

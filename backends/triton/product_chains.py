@@ -28,6 +28,7 @@ from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops.arithmetic import add
 from regraft.ir.ops.linalg import matmul
 from regraft.ir.ops.repeating import expand
+from regraft.ir.ops.reshaping import reshape
 
 Takes = Callable[[Node], bool]
 
@@ -39,25 +40,36 @@ class Core:
     Args:
         product: The node.
         sum: The node that adds a bias, where there is one.
+        flat: The node that joined the leading axes of the rows, where the result has them again.
+        view: The node that gives them to the result.
     """
 
     product: Node
     sum: Node | None
+    flat: Node | None = None
+    view: Node | None = None
 
     @property
     def result(self) -> Value:
         """The product, the bias added."""
-        return (self.product if self.sum is None else self.sum).output
+        return (self.view or self.sum or self.product).output
 
     @property
     def nodes(self) -> tuple[Node, ...]:
-        """What it is made of."""
-        return (self.product,) if self.sum is None else (self.product, self.sum)
+        """What it is made of, and nothing else reads."""
+        only = self.flat if self.flat is not None and self.flat.output.num_uses == 1 else None
+        found = (only, self.product, self.sum, self.view)
+        return tuple(node for node in found if node is not None)
+
+    @property
+    def is_shaped_after(self) -> bool:
+        """Whether what follows says which leading axes the result has, not the rows."""
+        return self.view is not None and self.flat is None
 
     @property
     def rows(self) -> Value:
         """The left factor."""
-        return _known(self.product.inputs[0])
+        return _known((self.flat or self.product).inputs[0])
 
     @property
     def weight(self) -> Value:
@@ -87,7 +99,27 @@ def cores_of(nodes: Sequence[Node]) -> Iterator[Core]:
         users = [user for user, _ in node.output.uses]
         added = users[0] if len(users) == 1 and isinstance(users[0], Node) else None
         is_biased = added in inside and _adds_bias(added, node)
-        yield Core(node, added if is_biased else None)
+        yield _viewed(Core(node, added if is_biased else None), inside)
+
+
+def _viewed(core: Core, inside: set[Node]) -> Core:
+    """Returns a product with the views around it, where they undo each other."""
+    users = [user for user, _ in core.result.uses]
+    view = users[0] if len(users) == 1 and isinstance(users[0], Node) else None
+    columns = (core.result.shape or ())[-1:]
+    if view is None or view not in inside or view.op is not reshape:
+        return core
+    shape = view.output.shape
+    if shape is None or len(shape) < 2 or shape[-1:] != columns:
+        return core
+    flat = core.rows.producer
+    if flat is not None and flat in inside and flat.op is reshape:
+        x = flat.inputs[0]
+        if x is not None and x.shape == (*shape[:-1], *(core.rows.shape or ())[-1:]):
+            return Core(core.product, core.sum, flat, view)
+    others = [v for user in view.output.users for v in user.inputs if v is not view.output]
+    is_placed = any(value is not None and value.shape == shape for value in others)
+    return Core(core.product, core.sum, None, view) if is_placed and core.rows.rank == 2 else core
 
 
 def _adds_bias(added: Node | None, product: Node) -> bool:
@@ -178,6 +210,8 @@ def _fits(value: Value, space: Shape) -> bool:
 def _is_epilogue(core: Core, chain: Sequence[Node], places: Mapping[Node, int]) -> bool:
     if not is_computable(chain, set()):
         return False
+    if core.is_shaped_after and shaped_like(core, inputs_of(chain)) is None:
+        return False
     anchor = max(chain, key=places.__getitem__)
     for value in outputs_of([*core.nodes, *chain]):
         if value.producer is anchor:
@@ -189,6 +223,12 @@ def _is_epilogue(core: Core, chain: Sequence[Node], places: Mapping[Node, int]) 
             if user not in places or places[user] < places[anchor]:
                 return False
     return all(value.shape == core.result.shape for value in outputs_of(chain))
+
+
+def shaped_like(core: Core, values: Sequence[Value]) -> Value | None:
+    """Returns a value with the shape of a product, other than that."""
+    others = (v for v in values if v is not core.result and v.shape == core.result.shape)
+    return next(others, None)
 
 
 def prologue(core: Core, can_take: Takes) -> list[Node]:
@@ -205,7 +245,7 @@ def prologue(core: Core, can_take: Takes) -> list[Node]:
             continue
         readers = {user for user, _ in value.uses}
         # it waits for its last reader, if that is taken at all
-        if not readers <= {core.product, *found} or not all(
+        if not readers <= {*core.nodes, *found} or not all(
             _fits(operand, space) for operand in reads_of(made)
         ):
             continue

@@ -7,8 +7,9 @@ and launches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from regraft.backends.triton.product_chains import Core
 from regraft.backends.triton.region_nodes import (
     BYTES_PER_S,
     FLOPS,
@@ -17,9 +18,10 @@ from regraft.backends.triton.region_nodes import (
     flops_of,
     guess,
     inputs_of,
+    outputs_of,
     passes_of,
 )
-from regraft.ir.graph import Node, Value
+from regraft.ir.graph import Node
 from regraft.ir.types import DType
 
 PRODUCT_FLOPS = {DType.F32: 5.0e13, DType.F16: 6.5e14, DType.BF16: 6.5e14}
@@ -36,56 +38,54 @@ COLUMNS_AT_ONCE = 128
 """Columns of a tile: what stands before a product is computed once per tile."""
 
 
-def library_seconds(product: Node, result: Value) -> float:
+def library_seconds(core: Core) -> float:
     """Returns the estimated time of a product, with its bias, by the vendor's library."""
-    return _seconds(product, library_traffic(product, result), 1.0)
+    return _seconds(core, library_traffic(core), 1.0)
 
 
-def library_traffic(product: Node, result: Value) -> int:
+def library_traffic(core: Core) -> int:
     """Returns the bytes that the vendor's library reads and writes."""
-    return sum(bytes_of(value) for value in product.inputs if value is not None) + bytes_of(result)
+    return sum(map(bytes_of, (core.rows, core.weight, core.result)))
 
 
-def template_seconds(
-    product: Node, before: Sequence[Node], after: Sequence[Node], results: Iterable[Value]
-) -> float:
+def template_seconds(core: Core, before: Sequence[Node], after: Sequence[Node]) -> float:
     """Returns the estimated time of a product as a template.
 
     Args:
-        product: The product.
+        core: The product.
         before: Nodes that make its rows.
         after: Nodes that read its result.
-        results: What is written.
     """
-    x, weight = product.inputs[:2]
-    if x is None or weight is None or weight.shape is None:
-        raise AssertionError("a product without operands")
-    share = TEMPLATE_SHARE.get(x.dtype, 1.0)
-    traffic = template_traffic(product, before, after, results)
+    share = TEMPLATE_SHARE[_dtype(core)]
+    traffic = template_traffic(core, before, after)
     chain = flops_of(after) / FLOPS
     if before:
         share *= PROLOGUE_SHARE
-        tiles = -(-guess(weight.shape[1:]) // COLUMNS_AT_ONCE)
+        tiles = -(-guess((core.weight.shape or ())[1:]) // COLUMNS_AT_ONCE)
         read = sum(map(bytes_of, inputs_of(before)))
         chain += flops_of(before) * tiles / FLOPS
         chain += read * (passes_of(before, 0) * tiles - 1) / CACHE_BYTES_PER_S
-    return _seconds(product, traffic, share) + chain
+    return _seconds(core, traffic, share) + chain
 
 
-def template_traffic(
-    product: Node, before: Sequence[Node], after: Sequence[Node], results: Iterable[Value]
-) -> int:
+def template_traffic(core: Core, before: Sequence[Node], after: Sequence[Node]) -> int:
     """Returns the bytes that a template reads and writes."""
-    made = {node.outputs[0] for node in (product, *before, *after)}
-    read = dict.fromkeys(inputs_of([*before, *after]))
-    read.update(dict.fromkeys(value for value in product.inputs if value is not None))
-    return sum(bytes_of(value) for value in read if value not in made) + sum(map(bytes_of, results))
+    own = {*core.nodes, *before, *after}
+    biases = [] if core.bias is None else [core.bias]
+    read = dict.fromkeys([core.rows, core.weight, *biases, *inputs_of([*before, *after])])
+    outside = sum(bytes_of(value) for value in read if value.producer not in own)
+    return outside + sum(map(bytes_of, outputs_of([*core.nodes, *after])))
 
 
-def _seconds(product: Node, traffic: int, share: float) -> float:
-    x, result = product.inputs[0], product.output
-    if x is None or x.shape is None or result.shape is None or x.dtype is None:
+def _dtype(core: Core) -> DType:
+    if core.weight.dtype is None:
+        raise AssertionError("a product of an unknown dtype")
+    return core.weight.dtype
+
+
+def _seconds(core: Core, traffic: int, share: float) -> float:
+    if core.rows.shape is None or core.result.shape is None:
         raise AssertionError("a product of unknown shape")
-    flops = 2 * guess(result.shape) * guess(x.shape[-1:])
-    rate = PRODUCT_FLOPS[x.dtype] * share
+    flops = 2 * guess(core.result.shape) * guess(core.rows.shape[-1:])
+    rate = PRODUCT_FLOPS[_dtype(core)] * share
     return LAUNCH_S + max(flops / rate, traffic / BYTES_PER_S, LATENCY_S)

@@ -211,7 +211,12 @@ class Products:
         choices = [self._choice(core, (), after) for after in afters if after != usual]
         last = max(filter(None, choices), key=lambda choice: choice.gain, default=None)
         ends = dict.fromkeys([(), usual, () if last is None else last.after])
-        choices += [self._choice(core, before, after) for before in befores for after in ends]
+        choices += [
+            self._choice(core, before, after)
+            for before in befores
+            for after in ends
+            if after or not core.is_shaped_after
+        ]
         return max(filter(None, choices), key=lambda choice: choice.gain, default=None)
 
     def _usual(self, core: Core) -> list[Node]:
@@ -230,8 +235,7 @@ class Products:
             separate = _template(core, (), tuple(handled))
         else:
             separate = _Costs(
-                product_costs.library_seconds(core.product, core.result),
-                product_costs.library_traffic(core.product, core.result),
+                product_costs.library_seconds(core), product_costs.library_traffic(core)
             )
         groups = dict.fromkeys(
             tuple(n for n in self._partition.together(node) if self._is_free(n))
@@ -259,11 +263,9 @@ class Products:
 
 
 def _template(core: Core, before: Sequence[Node], after: Sequence[Node]) -> _Costs:
-    after = [*core.nodes[1:], *after]
-    results = outputs_of([core.product, *after])
     return _Costs(
-        product_costs.template_seconds(core.product, before, after, results),
-        product_costs.template_traffic(core.product, before, after, results),
+        product_costs.template_seconds(core, before, after),
+        product_costs.template_traffic(core, before, after),
     )
 
 

@@ -8,7 +8,7 @@ from regraft.backends.triton.chain_forms import TORCH_FLOATS, number_of
 from regraft.backends.triton.chain_kernel import PLACE, is_scalar
 from regraft.backends.triton.chain_source import KernelText, is_placed, place_texts, stem_of
 from regraft.backends.triton.chain_steps import Lowered, Operand
-from regraft.backends.triton.product_chains import Core
+from regraft.backends.triton.product_chains import Core, shaped_like
 from regraft.backends.triton.product_kernel import PRODUCT, ProductKernelWriter
 from regraft.backends.triton.product_regions import ProductRegion
 from regraft.backends.triton.region_nodes import Shape
@@ -105,15 +105,24 @@ class _OperatorWriter:
         if self.region.after:
             names = [PRODUCT, *(op.name for op in after.operands)]
             what = "what follows the product"
-            texts.append(self._chain("epilogue", names, self._returned(), what, after))
+            first = []
+            if self.core.is_shaped_after:
+                first.append(f"{PRODUCT} = {PRODUCT}.reshape({self._shaped_like()}.shape)")
+            texts.append(self._chain("epilogue", names, self._returned(), what, after, first))
         return texts
 
     def _chain(
-        self, name: str, names: Sequence[str], returned: str, what: str, lowered: Lowered
+        self,
+        name: str,
+        names: Sequence[str],
+        returned: str,
+        what: str,
+        lowered: Lowered,
+        first: Sequence[str] = (),
     ) -> str:
         lines = [f"def {name}_{PLACE}({self._signature(names)}) -> {returned}:"]
         lines.append(f'    """Returns {what} as PyTorch computes it."""')
-        lines += [f"    {line}" for line in lowered.reference]
+        lines += [f"    {line}" for line in (*first, *lowered.reference)]
         return "\n".join([*lines, f"    return {', '.join(lowered.results)}"])
 
     def reference(self) -> list[str]:
@@ -134,11 +143,21 @@ class _OperatorWriter:
 
     def _lead(self) -> str:
         """Returns the leading axes of the results."""
+        if self.core.is_shaped_after:
+            return f"{self._shaped_like()}.shape[:-1]"
         if self.kernel.before is None:
             return "x.shape[:-1]"
         space = self.core.rows.shape
         full = next(op for op in self.kernel.inputs if op.value.shape == space)
         return f"{full.name}.shape[:-1]"
+
+    def _shaped_like(self) -> str:
+        """Returns the operand that has the shape of the results."""
+        operands = {op.value: op.name for op in self.kernel.after.operands}
+        found = shaped_like(self.core, list(operands))
+        if found is None:
+            raise AssertionError("no operand says which shape a product has")
+        return operands[found]
 
     def allocate(self) -> list[str]:
         """Returns the lines of the fake implementation."""

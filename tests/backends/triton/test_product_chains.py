@@ -262,3 +262,29 @@ def test_a_result_that_is_read_before_the_chain_ends_is_its_own(tmp_path):
     given = (values(8, 16), matrix(4, 16), matrix(4, 4, seed=3))
     net, _ = packaged(function, given, tmp_path / "package")
     check(net, function, given)
+
+
+def test_views_that_undo_each_other_are_no_border(tmp_path):
+    """As in models that join the leading axes for a product with a bias."""
+
+    def function(x, weight, bias, other):
+        flat = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+        return flat.reshape(*x.shape[:-1], weight.shape[1]) * 0.5 + other
+
+    given = (values(2, 3, 9), matrix(9, 17), values(17, seed=1), values(2, 3, 17, seed=2))
+    net, kernels = packaged(function, given, tmp_path / "package")
+    assert generated(kernels) == ["linear_mul_add"]
+    check(net, function, given)
+
+
+def test_an_operand_says_which_leading_axes_a_result_has(tmp_path):
+    """As where heads are joined and the leading axes with them."""
+
+    def function(x, weight, bias, other):
+        flat = F.linear(x.transpose(1, 2).reshape(-1, weight.shape[1]), weight, bias)
+        return other + flat.reshape(other.shape)
+
+    given = (values(2, 2, 3, 4), matrix(17, 8), values(17, seed=1), values(2, 3, 17, seed=2))
+    net, kernels = packaged(function, given, tmp_path / "package")
+    assert generated(kernels) == ["linear_add"]
+    check(net, function, given)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regraft.backends.triton.product_regions import Products
 from regraft.backends.triton.region_nodes import common_space
 from regraft.backends.triton.regions import Partition
 from regraft.ir.dims import Dim
@@ -102,10 +103,13 @@ def test_common_space(shapes, space):
     assert common_space(shapes) == space
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from("aesmr"), st.integers(0, 9), st.integers(0, 9)),
-                min_size=3, max_size=25), st.integers(0, 3))  # fmt: skip
-def test_no_partition_has_a_cycle(choices, num_outputs):
+CHOICES = st.lists(
+    st.tuples(st.sampled_from("aesmr"), st.integers(0, 9), st.integers(0, 9)),
+    min_size=3, max_size=25,
+)  # fmt: skip
+
+
+def built(choices, num_outputs):
     graph = Graph()
     values = [graph.add_input("x", MATRIX)]
     for kind, one, other in choices:
@@ -123,6 +127,13 @@ def test_no_partition_has_a_cycle(choices, num_outputs):
         values.append(made.output)
     for idx, value in enumerate(values[-1 - num_outputs :]):
         graph.add_output(f"y{idx}", value)
+    return graph
+
+
+@settings(max_examples=60, deadline=None)
+@given(CHOICES, st.integers(0, 3))
+def test_no_partition_has_a_cycle(choices, num_outputs):
+    graph = built(choices, num_outputs)
     partition = Partition(list(graph))
     assert nx.is_directed_acyclic_graph(partition.quotient())
     place = {node: idx for idx, node in enumerate(graph)}
@@ -139,3 +150,31 @@ def test_no_partition_has_a_cycle(choices, num_outputs):
                 if user not in region.nodes:
                     assert place[anchors.get(user, user)] > place[region.anchor]
     assert np.all([len(region.nodes) > 1 for region in partition.regions()])
+
+
+@settings(max_examples=60, deadline=None)
+@given(CHOICES, st.integers(0, 3))
+def test_no_products_with_chains_make_a_cycle(choices, num_outputs):
+    graph = built(choices, num_outputs)
+    nodes = list(graph)
+    products = Products(nodes, (), (), {}).regions
+    places = {node: region.anchor for region in products for node in region.nodes}
+    assert len(places) == sum(len(region.nodes) for region in products)
+    partition = Partition(nodes, places, places)
+    assert nx.is_directed_acyclic_graph(partition.quotient())
+    place = {node: idx for idx, node in enumerate(nodes)}
+    anchors = places | {
+        node: r.anchor for r in partition.regions() for node in r.nodes if node not in r.again
+    }
+    for node in nodes:
+        for value in node.inputs:
+            made = None if value is None else value.producer
+            if made is None or anchors.get(made, made) is anchors.get(node, node):
+                continue
+            if not any(made in region.again for region in partition.regions()):
+                assert place[anchors.get(made, made)] < place[anchors.get(node, node)]
+    for region in products:
+        inside = set(region.nodes)
+        for node in region.nodes:
+            is_read = any(user not in inside for user, _ in node.output.uses)
+            assert is_read == (node.output in region.outputs)
