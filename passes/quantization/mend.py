@@ -154,9 +154,9 @@ def _float_tables(module: Module) -> int:
         table = weight_of(site.table)
         if table is None or math.prod(table.shape) * 4 <= stored * _SMALL_BITS // 8:
             continue
-        codes, scale, _ = round_table(site.name, table, None)
+        rounded, scale, _ = round_table(site.name, table, None)
         b = Builder(module.graph, site.node, site.node.loc)
-        write_table(b, site, codes, scale)
+        write_table(b, site, rounded, scale)
         count += 1
     return count
 
