@@ -205,7 +205,8 @@ def _differentiate_low_bit(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     codes, scale, zeros, table = ctx.saved_tensors
     dx = None
     if ctx.needs_input_grad[0]:
-        w = dequantized(codes, scale, zeros, *ctx.settings, dy.dtype, table)
+        zero, bits, size, group = ctx.settings
+        w = dequantized(codes, scale, zeros, zero, bits, size, group, dy.dtype, table)
         dx = dy @ w.T
     return dx, None, None, None, None, None, None, None, None, None
 
