@@ -58,12 +58,12 @@ def _chunk_forms() -> Iterator[Form]:
             "HAS_DECAY": True, "HAS_STATE": False, "FORM": form, "STRICT": False,
             "MAP": feature_map, "NORMALIZE": normalize, "WIDE": normalize and dtype == "fp16",
             "PRECISION": "tf32" if is_wide else "ieee", "STATE_PRECISION": "tf32",
-            "CHUNK": chunk, "BLOCK_D": 128, "BLOCK_E": 32, "BLOCK_V": 128,
+            "CHUNK": chunk, "BLOCK_D": 128, "BLOCK_E": 16 if is_wide else 32, "BLOCK_V": 128,
             **settings,
         }  # fmt: skip
         quotient = "-quotient" if normalize else ""
         yield Form(
             f"linear-attention-{form}-{feature_map}{quotient}-{dtype}", linear_attention_kernel,
             dtype, constants, Bound.MATMUL, 8, 1 if is_wide else 2, wide=_WIDE, floats=_FLOATS,
-            hip={"warps": 4, "CHUNK": 32 if is_plain else 16},
+            hip={"warps": 4, "CHUNK": 32 if is_plain else 16, "BLOCK_E": 32},
         )  # fmt: skip
