@@ -24,13 +24,9 @@ FORMS, LAUNCHES = "regraft.backends.triton.ahead_of_time", "benchmarks.triton_la
 GENERATED = "tests.backends.triton.generated_ahead_of_time"
 """Modules that compile."""
 TARGETS = ("sm_80", "sm_90", "gfx942")
-NARROW: Mapping[str, int] = {
-    "norm-weight-gradient": 6, "decode-merge": 20, "linear-attention-step-elu": 72,
-    "linear-attention-step-hedgehog": 72,
-}  # fmt: skip
+NARROW: Mapping[str, int] = {"norm-weight-gradient": 6, "decode-merge": 20}
 """Forms with accesses below 16 bytes by their nature: shares of a gradient that programs write
-once; maxima and sums of spans; states with a column of sums, whose rows no 16 divides. Elsewhere a
-statistic per row is narrow, and less than half is.
+once; maxima and sums of spans. Elsewhere a statistic per row is narrow, and less than half is.
 """
 FEW_ROWS = re.compile(r"few-rows|^decode|^(attention|entmax).*-fp32$|^filtered-product-words-fp32$")
 """Forms whose tiles have fewer than the 64 rows that wgmma multiplies: few rows by their nature;

@@ -15,6 +15,7 @@ from regraft.backends.triton.kernels.linear_attention import (
     launch_chunks,
     linear_attention_kernel,
     over_pairs,
+    state_width,
 )
 from regraft.backends.triton.kernels.linear_attention_step import launch_step
 from regraft.backends.triton.kernels.linear_features import (
@@ -32,7 +33,8 @@ def reference_linear_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Returns out [B, H, T, E], the last state [B, H, D, E], and the sums of rows [B, H, T].
 
-    D are features. With `normalize` the state has a column more, and rows are divided by the sums.
+    D are features. With `normalize` the state has a column more, and rows are divided by the sums;
+    its rows are filled up with zeros to `state_width`.
     """
     kind, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
     q, k = (features_of(x.to(wide), feature_map) for x in (q, k))
@@ -44,6 +46,7 @@ def reference_linear_attention(
     if not normalize:
         return out.to(kind), last, q.new_empty(0)
     sums = out[..., -1] + epsilon
+    last = torch.nn.functional.pad(last, (0, state_width(v.shape[3] - 1, True) - v.shape[3]))
     return (out[..., :-1] / sums.unsqueeze(-1)).to(kind), last, sums
 
 
@@ -55,7 +58,7 @@ def _allocate_linear_attention(
     B, H, T, D = q.shape
     E = v.shape[3]
     out = torch.empty((B, H, T, E), dtype=q.dtype, device=q.device)
-    shape = (B, H, num_features(D, feature_map), E + int(normalize))
+    shape = (B, H, num_features(D, feature_map), state_width(E, normalize))
     final = torch.empty(shape, dtype=wide, device=q.device)
     sums = torch.empty((B, H, T) if normalize else (0,), dtype=wide, device=q.device)
     return out, final, sums
@@ -188,6 +191,8 @@ def _differentiate_linear_attention(
     if dout is None:
         dout = torch.zeros_like(out)
     factor = offset = None
+    width = v.shape[3] + int(normalize)
+    final, dfinal = final[..., :width], None if dfinal is None else dfinal[..., :width]
     if normalize:
         factor, offset = 1 / sums, (dout.to(wide) * out).sum(-1)
     before = None if state is None else state.transpose(2, 3)
@@ -247,8 +252,9 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """Returns causal linear attention [B, H, T, E], and the state [B, G, D, E] in f32 after it.
 
-    One token is a step of decoding: T = 1 with the state of the step before. D are features: the
-    channels of q and k, twice as many of `hedgehog`.
+    One token is a step of decoding: T = 1 with the state of the step before. Hand that on as it is:
+    a copy has rows that 16 does not divide, which are read by narrower accesses. D are features:
+    the channels of q and k, twice as many of `hedgehog`.
 
     Args:
         q: Queries [B, H, T, channels] before their feature map, of any strides.
@@ -285,4 +291,5 @@ def linear_attention(
     out, final, _ = linear_attention_forward(
         q, k, v, decay, state, scale, epsilon, feature_map, normalize, precision
     )
+    final = final[..., : v.shape[3] + int(normalize)]
     return out, final if group == 1 else final[:, ::group]

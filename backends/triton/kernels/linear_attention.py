@@ -48,6 +48,7 @@ def linear_attention_kernel(
     q_batch_stride, q_head_stride, q_row_stride,
     k_batch_stride, k_head_stride, k_row_stride,
     v_batch_stride, v_head_stride, v_row_stride,
+    state_row_stride, final_row_stride,
     H, T, D, E, q_size, v_size, scale, epsilon,
     HAS_DECAY: tl.constexpr,
     HAS_STATE: tl.constexpr,
@@ -78,19 +79,20 @@ def linear_attention_kernel(
     d = tl.arange(0, BLOCK_D)
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     c = tl.arange(0, CHUNK)
-    width = E + 1 if HAS_COLUMN else E
-    state_base = place * (D + 1 if HAS_ROW else D) * width
-    state_place = state_base + d[:, None] * width + e[None, :]
+    height = D + 1 if HAS_ROW else D
+    state_base = state_ptr + place * height * state_row_stride
+    final_base = final_ptr + place * height * final_row_stride
     state_mask = (d < D)[:, None] & (e < E)[None, :]
     state = tl.zeros([BLOCK_D, BLOCK_E], tl.float32)
     column = tl.zeros([BLOCK_D], tl.float32)
     line = tl.zeros([BLOCK_E], tl.float32)
     if HAS_STATE:
-        state += tl.load(state_ptr + state_place, mask=state_mask, other=0.0).to(tl.float32)
+        state_place = state_base + d[:, None] * state_row_stride + e[None, :]
+        state += tl.load(state_place, mask=state_mask, other=0.0).to(tl.float32)
         if HAS_COLUMN:
-            column += tl.load(state_ptr + state_base + d * width + E, mask=d < D, other=0.0)
+            column += tl.load(state_base + d * state_row_stride + E, mask=d < D, other=0.0)
         if HAS_ROW:
-            line += tl.load(state_ptr + state_base + D * width + e, mask=e < E, other=0.0)
+            line += tl.load(state_base + D * state_row_stride + e, mask=e < E, other=0.0)
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
     k_base = k_ptr + batch * k_batch_stride + head * k_head_stride
     v_base = v_ptr + batch * v_batch_stride + head * v_head_stride
@@ -199,12 +201,30 @@ def linear_attention_kernel(
             line = line * shrink + tl.sum((keeper * until)[:, None] * wide, axis=0)
         out_place = out_ptr + (place * T + row)[:, None] * E + e[None, :]
         tl.store(out_place, out.to(out_ptr.dtype.element_ty), mask=v_mask)
-    tl.store(final_ptr + state_place, state, mask=state_mask)
+    tl.store(final_base + d[:, None] * final_row_stride + e[None, :], state, mask=state_mask)
     if HAS_COLUMN:
         is_first = tl.program_id(0) == 0
-        tl.store(final_ptr + state_base + d * width + E, column, mask=(d < D) & is_first)
+        tail = tl.arange(0, 16)[None, :]
+        tail_place = final_base + d[:, None] * final_row_stride + E + tail
+        tail_mask = (d < D)[:, None] & (E + tail < final_row_stride) & is_first
+        tl.store(tail_place, tl.where(tail == 0, column[:, None], 0.0), mask=tail_mask)
     if HAS_ROW:
-        tl.store(final_ptr + state_base + D * width + e, line, mask=e < E)
+        tl.store(final_base + D * final_row_stride + e, line, mask=e < E)
+
+
+def state_width(E: int, normalize: bool) -> int:
+    """Returns how many elements a row of a state has in memory.
+
+    With a column of sums rows end in zeros, so that each begins at a multiple of 16 elements.
+    """
+    return -(-(E + 1) // 16) * 16 if normalize else E
+
+
+def by_rows(state: Tensor) -> Tensor:
+    """Returns a state whose rows follow each other at one distance; the same one where they do."""
+    _, H, D, _ = state.shape
+    row = state.stride(2)
+    return state if state.stride() == (H * D * row, D * row, row, 1) else state.contiguous()
 
 
 def over_pairs(
@@ -267,13 +287,15 @@ def launch_chunks(
     extra = int(normalize)
     D = final.shape[2] - (0 if is_mapped else extra)
     q, k, v = adjacent(q, k, v)
-    given = [q if x is None else x.contiguous() for x in (decay, state, factor, offset)]
+    decay, factor, offset = (x if x is None else x.contiguous() for x in (decay, factor, offset))
+    state = None if state is None else by_rows(state)
+    given = [q if x is None else x for x in (decay, state, factor, offset)]
     config = config_for("linear_attention", q, max(D, E))
     block = min(block_of(E), config["e"])
     is_f32 = q.dtype == torch.float32
     wrap_triton(linear_attention_kernel)[(triton.cdiv(E, block), B * H)](
         q, k, v, *given, out, final, sums,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], given[1].stride(2), final.stride(2),
         H, T, D, E, q.shape[3], v.shape[3], scale, epsilon,
         HAS_DECAY=decay is not None,
         HAS_STATE=state is not None,

@@ -9,6 +9,7 @@ from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import adjacent
 from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.linear_attention import by_rows
 from regraft.backends.triton.kernels.linear_features import tile_features
 from regraft.backends.triton.kernels.operators import block_of
 
@@ -19,6 +20,7 @@ def linear_attention_step_kernel(
     q_batch_stride, q_head_stride,
     k_batch_stride, k_head_stride,
     v_batch_stride, v_head_stride,
+    state_row_stride, final_row_stride,
     H, D, E, q_size, scale, epsilon,
     HAS_DECAY: tl.constexpr,
     HAS_STATE: tl.constexpr,
@@ -42,15 +44,18 @@ def linear_attention_step_kernel(
     v = tl.load(v_base + e, mask=e < E, other=0.0)
     q = tile_features(q, d < D, d < q_size, MAP, 0)
     k = tile_features(k, d < D, d < q_size, MAP, 0)
-    width = E + 1 if NORMALIZE else E
-    state_base = place * D * width + d * width
+    row = place * D + d
+    state_base, final_base = state_ptr + row * state_row_stride, final_ptr + row * final_row_stride
     state_mask = (d < D) & (e < E)
     state = tl.zeros([BLOCK_D, BLOCK_E], tl.float32)
     column = tl.zeros([BLOCK_D, 1], tl.float32)
     if HAS_STATE:
-        state += tl.load(state_ptr + state_base + e, mask=state_mask, other=0.0).to(tl.float32)
+        state += tl.load(state_base + e, mask=state_mask, other=0.0).to(tl.float32)
         if NORMALIZE:
-            column += tl.load(state_ptr + state_base + E, mask=d < D, other=0.0).to(tl.float32)
+            line = place * D + tl.arange(0, BLOCK_D)
+            known = tl.arange(0, BLOCK_D) < D
+            found = tl.load(state_ptr + line * state_row_stride + E, mask=known, other=0.0)
+            column += found.to(tl.float32)[:, None]
     if HAS_DECAY:
         factor = tl.exp(tl.load(decay_ptr + place).to(tl.float32))
         state, column = state * factor, column * factor
@@ -61,10 +66,12 @@ def linear_attention_step_kernel(
         total = tl.sum(q * column, axis=0, keep_dims=True) * scale + epsilon
         out = out / total
         is_first = tl.program_id(0) == 0
-        tl.store(final_ptr + state_base + E, column, mask=(d < D) & is_first)
+        tail = tl.arange(0, 16)[None, :]
+        tail_mask = (d < D) & (E + tail < final_row_stride) & is_first
+        tl.store(final_base + E + tail, tl.where(tail == 0, column, 0.0), mask=tail_mask)
         tl.store(sums_ptr + place, tl.sum(total), mask=is_first)
     tl.store(out_ptr + place * E + e, out.to(out_ptr.dtype.element_ty), mask=e < E)
-    tl.store(final_ptr + state_base + e, state, mask=state_mask)
+    tl.store(final_base + e, state, mask=state_mask)
 
 
 def launch_step(
@@ -77,11 +84,11 @@ def launch_step(
     B, H, _, E = out.shape
     D = final.shape[2]
     q, k, v = adjacent(q, k, v)
-    given = [q if x is None else x.contiguous() for x in (decay, state)]
+    given = [q if decay is None else decay.contiguous(), q if state is None else by_rows(state)]
     block = min(block_of(E), config_for("linear_attention", q, max(D, E))["e"])
     wrap_triton(linear_attention_step_kernel)[(triton.cdiv(E, block), B * H)](
         q, k, v, *given, out, final, sums,
-        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], given[1].stride(2), final.stride(2),
         H, D, E, q.shape[3], scale, epsilon,
         HAS_DECAY=decay is not None,
         HAS_STATE=state is not None,

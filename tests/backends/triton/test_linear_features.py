@@ -7,6 +7,7 @@ pytest.importorskip("triton", reason="needs the extra `triton`")
 
 from regraft import kernels
 from regraft.backends.torch.library import recurrence
+from regraft.backends.triton.kernels.linear_attention import by_rows
 from tests.backends.triton.harness import check, interpreted
 from tests.backends.triton.test_attention import normal
 from tests.backends.triton.test_linear_attention import decays, operands, over_pairs
@@ -113,6 +114,32 @@ def test_steps_are_the_sum_over_pairs(name):
     # products of 16 and sums of 4 terms, divided by sums as large as they are
     torch.testing.assert_close(torch.cat(rows, 2), expected, rtol=0, atol=64 * 2**-23 * largest)
     torch.testing.assert_close(state, last, rtol=0, atol=8 * 2**-23 * last.abs().max().item())
+
+
+@pytest.mark.parametrize("T", [1, 20])
+def test_rows_of_states_with_sums_begin_at_multiples_of_16(T):
+    q, k, v = some(T=2 * T, E=20)
+    found = []
+    with interpreted():
+        state = None
+        for x in (slice(T), slice(T, None)):
+            token = (q[:, :, x], k[:, :, x], v[:, :, x])
+            row, state = kernels.linear_attention(
+                *token, state=state, feature_map="elu", normalize=True
+            )
+            found.append(row)
+        half = kernels.linear_attention(
+            q[:, :, :T], k[:, :, :T], v[:, :, :T], feature_map="elu", normalize=True
+        )[1]
+        assert by_rows(half) is half
+        copied = kernels.linear_attention(
+            q[:, :, T:], k[:, :, T:], v[:, :, T:], state=half.contiguous(), feature_map="elu",
+            normalize=True,
+        )  # fmt: skip
+    assert state.shape[3] == 21
+    assert state.stride(2) == 32
+    assert torch.equal(copied[0], found[1])
+    assert torch.equal(copied[1], state)
 
 
 def test_sums_too_large_for_f16_divide_its_rows():
