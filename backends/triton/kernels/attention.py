@@ -19,6 +19,7 @@ from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.operators import block_of, operator
+from regraft.backends.triton.kernels.parted_dot import parted_dot
 
 
 @triton.jit
@@ -49,7 +50,8 @@ def visible_scores(
     q is [M, D], k is [D, N], row [M, 1] and column [1, N], or all of them transposed and q and k
     exchanged, for scores [N, M]. MASK is "none", "bool" or "float".
     """
-    s = tl.dot(q, k, input_precision=PRECISION) * scale
+    s = tl.zeros([q.shape[0], k.shape[1]], tl.float32)
+    s = parted_dot(q, k, s, PRECISION) * scale
     capped = s
     if SOFTCAP:
         capped = exact_tanh(s / softcap)

@@ -26,6 +26,7 @@ from regraft.backends.triton.kernels.attention import (
 )
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.operators import block_of, operator
+from regraft.backends.triton.kernels.parted_dot import parted_dot
 
 
 @triton.jit
@@ -101,7 +102,8 @@ def attention_query_gradient_kernel(
                 PRECISION,
             )  # fmt: skip
             p = tl.exp(s - largest - log_total)
-            dw = tl.dot(dout, v, input_precision=PRECISION)
+            dw = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            dw = parted_dot(dout, v, dw, PRECISION)
             _, dp = weight_slope(p, dw, low, high, CLIPPED)
             delta += tl.sum(dp * p, axis=1)
     else:
@@ -118,7 +120,8 @@ def attention_query_gradient_kernel(
             mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP, PRECISION,
         )  # fmt: skip
         p = tl.exp(s - largest - log_total)
-        dw = tl.dot(dout, v, input_precision=PRECISION)
+        dw = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        dw = parted_dot(dout, v, dw, PRECISION)
         _, dp = weight_slope(p, dw, low, high, CLIPPED)
         ds = p * (dp - delta[:, None])
         if HAS_DS:

@@ -24,6 +24,7 @@ from regraft.backends.triton.kernels.attention import adjacent
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.linear_features import column_features, tile_features
 from regraft.backends.triton.kernels.operators import block_of
+from regraft.backends.triton.kernels.parted_dot import parted_dot
 
 FORMS = ("forward", "queries", "keys", "values")
 """What a launch computes: attention, or the gradient by features of queries, of keys, by values."""
@@ -119,12 +120,13 @@ def linear_attention_kernel(
             v_base + row[:, None] * v_row_stride + value_channel[None, :], mask=v_mask, other=0.0
         )
         kind = v.dtype
+        products = tl.zeros([CHUNK, CHUNK], tl.float32)
         if PAIR_MAP != "none":
             read = tile_features(q, q_mask, (d < q_size)[None, :], PAIR_MAP, 1)
             kept = tile_features(k, k_mask, (d < q_size)[:, None], PAIR_MAP, 0)
-            products = tl.dot(read.to(q.dtype), kept.to(k.dtype), input_precision=PRECISION)
+            products = parted_dot(read.to(q.dtype), kept.to(k.dtype), products, PRECISION)
         else:
-            products = tl.dot(q, k, input_precision=PRECISION)
+            products = parted_dot(q, k, products, PRECISION)
             read, kept = q.to(tl.float32), k.to(tl.float32)
         if VALUE_MAP == "softmax" or VALUE_MAP == "hedgehog":
             w = tl.arange(0, BLOCK_V)
@@ -182,7 +184,7 @@ def linear_attention_kernel(
             v = v.to(kind)
             out = tl.dot(products.to(kind), v, input_precision=PRECISION)
             gained = tl.dot(kept.to(kind), v, input_precision=PRECISION)
-        out = tl.dot(read, state, out, input_precision=STATE_PRECISION) * scale
+        out = parted_dot(read, state, out, STATE_PRECISION) * scale
         state = state * shrink + gained
         if HAS_COLUMN:
             if FORM == "forward":

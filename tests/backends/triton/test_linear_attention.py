@@ -130,3 +130,7 @@ def test_sizes_that_differ_are_refused():
     q, k, v = operands()
     with pytest.raises(ValueError, match="where G divides H"):
         kernels.linear_attention(q, k[:, :, :3], v)
+
+
+def test_heads_above_128_are_multiplied_in_parts():
+    compare(operands(H=1, T=20, D=144, E=20), decays(1, 1, 20))
