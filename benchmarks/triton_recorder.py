@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+_SELF = "test_harness.py"
+"""Tests of the harness itself, which hold errors beyond their bounds against it."""
 _tests: dict[str, dict[str, Any]] = {}
 _ratios: dict[str, list[float]] = {}
 _checked: set[str] = set()
@@ -33,7 +35,8 @@ def pytest_configure() -> None:
         found = closeness(*args, **named)
         bounds = ((found.error, found.bound), (found.norm, found.norm_bound))
         ratio = max(error / bound if bound else float(error > 0) for error, bound in bounds)
-        _ratios.setdefault(_running[-1], []).append(ratio)
+        if _SELF not in _running[-1]:
+            _ratios.setdefault(_running[-1], []).append(ratio)
         return found
 
     def checked(op: Any, *args: Any, **named: Any) -> Any:
