@@ -9,7 +9,7 @@ from regraft.ir.constants import is_constant
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import cast, conv, gathering, linalg, rotary, slicing
-from regraft.passes.analysis.attention import Attention
+from regraft.passes.analysis.attention_found import Attention
 from regraft.passes.analysis.attention_windows import ALL, Window
 from regraft.passes.analysis.rotary import Rotary
 from regraft.passes.analysis.views import is_movement, leaves, size_of

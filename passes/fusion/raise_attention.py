@@ -17,7 +17,7 @@ from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import arithmetic, attention, cast, logical, repeating
 from regraft.ir.rewrite import Rewriter
 from regraft.ir.types import DType
-from regraft.passes.analysis.attention import Attention, align
+from regraft.passes.analysis.attention_found import Attention, align
 from regraft.passes.analysis.attention_scores import Cond, Term
 from regraft.passes.analysis.attention_windows import ALL
 from regraft.passes.analysis.views import (
