@@ -14,7 +14,8 @@ Conventions:
 
 from __future__ import annotations
 
-from regraft.ir.axes import AxisRule, Role, Star, bind_node, rule_of
+from regraft.ir.axes import AxisRule, Role, Star
+from regraft.ir.axis_binding import bind_node, rule_of
 from regraft.ir.dims import DimLike, exactdiv, product
 from regraft.ir.graph import Node
 from regraft.ir.ops.causal_conv import causal_conv

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from regraft.ir.axes import infer_from_rule
+from regraft.ir.axis_binding import infer_from_rule
 from regraft.ir.dims import Dim, DimLike
 from regraft.ir.errors import TypeInferenceError
 from regraft.ir.opspec import OpSpec

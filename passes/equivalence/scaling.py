@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from regraft.ir.axes import Role as AxisRole
-from regraft.ir.axes import bind_node, rule_of
+from regraft.ir.axis_binding import bind_node, rule_of
 from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of, is_constant, weight
 from regraft.ir.derive import DerivedWeight, derive

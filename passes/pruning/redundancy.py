@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.axes import Role, bind_node, rule_of
+from regraft.ir.axes import Role
+from regraft.ir.axis_binding import bind_node, rule_of
 from regraft.ir.constants import constant_of, is_constant, literal, weight
 from regraft.ir.graph import Node, Value
 from regraft.ir.weights import ArrayWeight

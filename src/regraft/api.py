@@ -9,8 +9,8 @@ from typing import Any
 from regraft.backends.onnx import PROFILES, save_onnx
 from regraft.comparison import check_inputs, compare_sources, make_runner
 from regraft.contexts import Probes, make_context
-from regraft.conversion import ConvertOptions, ConvertResult
 from regraft.conversion import convert as _convert
+from regraft.conversion_options import ConvertOptions, ConvertResult
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Rule

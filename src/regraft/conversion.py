@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from regraft.calibration import read_calibration
 from regraft.checking import Checker
 from regraft.comparison import make_runner
 from regraft.contexts import Probes, make_context
+from regraft.conversion_options import ConvertOptions, ConvertResult
 from regraft.conversion_records import recipe_of
 from regraft.emission import (
     BUILT,
@@ -35,7 +36,6 @@ from regraft.ir.errors import UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.growth import Growth
 from regraft.ir.module import Module
-from regraft.ir.rewrite import Rule
 from regraft.lossy_parts import LossyParts
 from regraft.metrics import Asked
 from regraft.output import check_destination, staged
@@ -53,7 +53,6 @@ from regraft.pipelines import (
     with_dtype,
     with_legalization,
 )
-from regraft.plugins import Extensions, combine
 from regraft.quality import check_drop, drop_target, folders_of, measure_sources
 from regraft.report import build_report, operator_counts
 from regraft.report_html import GraphView, can_render, report_page, view_of
@@ -63,90 +62,6 @@ from regraft.sources import Source, open_source
 from regraft.training import read_training
 
 TARGETS = BUILT
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertOptions:
-    """Options of `convert`; see INTERFACE.
-
-    Args:
-        target: `onnx`, `ort-cpu`, `ort-cuda`, `torch`, `hf` or `triton`.
-        passes: Pipeline string, pass objects, or None for the target's default.
-        opset: Emission opset, or None to keep the source's.
-        freeze: Symbols to fix by name.
-        dims: Sizes of generated samples; never freezes.
-        samples: Samples to check with, and to calibrate with where `calibrate` is empty.
-        inputs: Where `samples` come from, recorded for `rerun`.
-        calibrate: Samples that passes measure on, or a path: `.npz`, a text, a folder of images.
-        tokenizer: A `tokenizer.json` for texts, or its folder; default: the one beside the source.
-        train: Data that passes train on: a path (`.npz`, text, a folder of either) or batches;
-            default: the samples that they measure on.
-        checkpoints: Folder for checkpoints of training, from which an interrupted run resumes.
-        check: When outputs are compared.
-        rtol: Overrides the relative tolerance.
-        atol: Adds an absolute tolerance.
-        max_memory_bytes: Working-memory budget.
-        seed: Seed of everything random.
-        force: Replace an existing output.
-        dry_run: Do everything except writing the output.
-        dtype: `fp32`, `fp16` or `bf16`: adds the pass `cast`.
-        quality: What is measured of source and result, and how much may be lost; else exit 4.
-        extensions: Passes and operators, those of plugins among them; default: regraft's own.
-        explain: Rule whose near misses are wanted.
-        replay: Recorded decisions by name of the pass, which passes take again.
-        bench: Measure the latency of source and result, interleaved.
-        plugins: Where `extensions` come from (`FILE.py:NAME` or the name of an installed one),
-            recorded for `rerun`.
-        aot: GPUs that the kernels of a package are compiled for (`sm_90`, `sm_80`, `gfx942`).
-    """
-
-    target: str = "ort-cpu"
-    passes: str | Sequence[Pass | Rule] | None = None
-    opset: int | None = None
-    freeze: Mapping[str, int] = field(default_factory=dict)
-    dims: Mapping[str, int] = field(default_factory=dict)
-    samples: Sequence[Mapping[str, Any]] = ()
-    inputs: Path | None = None
-    calibrate: Path | Sequence[Mapping[str, Any]] = ()
-    tokenizer: Path | None = None
-    train: Path | Data | None = None
-    checkpoints: Path | None = None
-    check: CheckMode = CheckMode.MODULE
-    rtol: float | None = None
-    atol: float | None = None
-    max_memory_bytes: int | None = None
-    seed: int = 0
-    force: bool = False
-    dry_run: bool = False
-    dtype: str | None = None
-    quality: Asked | None = None
-    extensions: Extensions = field(default_factory=lambda: combine(()))
-    explain: str | None = None
-    replay: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    plugins: Sequence[str] = ()
-    bench: bool = False
-    aot: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ConvertResult:
-    """What `convert` made.
-
-    Args:
-        out: The output path, None for a dry run.
-        module: The rewritten module.
-        passes: One record per pass.
-        check: The module check.
-        report: The content of `report.json`.
-        explanations: Near misses of the rule named by `explain`.
-    """
-
-    out: Path | None
-    module: Module
-    passes: tuple[PassRecord, ...]
-    check: CheckReport
-    report: Mapping[str, Any]
-    explanations: tuple[str, ...] = ()
 
 
 def convert(

@@ -17,7 +17,7 @@ from regraft.report import versions
 from regraft.sources import Source, sha256_of
 
 if TYPE_CHECKING:
-    from regraft.conversion import ConvertOptions
+    from regraft.conversion_options import ConvertOptions
 
 KINDS = ("inputs", "train", "calibrate", "tokenizer")
 """Options of `convert` that name data."""

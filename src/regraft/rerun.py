@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from regraft.conversion import ConvertOptions, convert
+from regraft.conversion import convert
+from regraft.conversion_options import ConvertOptions
 from regraft.conversion_records import find_data
 from regraft.frontends.huggingface.checkpoint import CONFIG, open_checkpoint
 from regraft.huggingface_sources import folder_of

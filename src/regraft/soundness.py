@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.axes import Axis, AxisRule, BoundRule, Role, bind_node, resized_attrs, rule_of
+from regraft.ir.axes import Axis, AxisRule, Role
+from regraft.ir.axis_binding import BoundRule, bind_node, resized_attrs, rule_of
 from regraft.ir.errors import RegraftError
 from regraft.ir.evaluate import evaluate_node
 from regraft.ir.graph import Graph, Node

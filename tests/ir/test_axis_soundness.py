@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regraft.ir.axes import AxisRule, Role, Star, bind_node, rule_of
+from regraft.ir.axes import AxisRule, Role, Star
+from regraft.ir.axis_binding import bind_node, rule_of
 from regraft.ir.graph import Node
 from regraft.ir.ops import OPS
 from regraft.ir.ops.shapes import infer_same

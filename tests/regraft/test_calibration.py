@@ -5,7 +5,8 @@ import json
 import pytest
 
 from regraft.calibration import read_calibration
-from regraft.conversion import ConvertOptions, convert
+from regraft.conversion import convert
+from regraft.conversion_options import ConvertOptions
 from regraft.ir.errors import InputError
 from regraft.sources import open_source
 from tests.cli.workplace import ENCODER

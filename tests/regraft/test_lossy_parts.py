@@ -12,7 +12,8 @@ import onnx
 import pytest
 
 import regraft
-from regraft.conversion import ConvertOptions, ConvertResult, convert
+from regraft.conversion import convert
+from regraft.conversion_options import ConvertOptions, ConvertResult
 from regraft.ir.errors import CheckError
 from regraft.ir.module import Module
 from regraft.ir.weights import ArrayWeight

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from regraft.ir.axes import Axis, BoundRule, Role, bind_node, rule_of
+from regraft.ir.axes import Axis, Role
+from regraft.ir.axis_binding import BoundRule, bind_node, rule_of
 from regraft.ir.constants import is_constant, weight
 from regraft.ir.derive import derive
 from regraft.ir.dims import DimLike, exactdiv, product

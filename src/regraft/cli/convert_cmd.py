@@ -133,7 +133,8 @@ def command(
     verbose: int,
 ) -> None:
     """Capture SOURCE, run passes, check the result against the source, and write OUT."""
-    from regraft.conversion import ConvertOptions, convert
+    from regraft.conversion import convert
+    from regraft.conversion_options import ConvertOptions
     from regraft.ir.errors import UsageError
     from regraft.passes.manager import CheckMode
     from regraft.passes.recipe import read_recipe

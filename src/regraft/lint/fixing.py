@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from regraft.conversion import ConvertOptions, convert
+from regraft.conversion import convert
+from regraft.conversion_options import ConvertOptions
 from regraft.emission import model_file
 from regraft.pipelines import DEFAULT_PASSES
 from regraft.plugins import Extensions

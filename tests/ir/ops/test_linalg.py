@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regraft.ir.axes import rule_of
+from regraft.ir.axis_binding import rule_of
 from regraft.ir.dims import Dim
 from regraft.ir.errors import TypeInferenceError
 from regraft.ir.graph import Graph, Node

@@ -4,7 +4,8 @@ import pytest
 from onnx import TensorProto as T
 
 from regraft.frontends.onnx import load_onnx
-from regraft.ir.axes import parse_rule, rule_of
+from regraft.ir.axes import parse_rule
+from regraft.ir.axis_binding import rule_of
 from regraft.ir.errors import InputError
 from regraft.ir.ops import quant
 from tests.conformance.agree import assert_agree, single
