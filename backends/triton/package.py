@@ -40,7 +40,8 @@ PARTITION = "partition.json"
 SELFTEST, EXAMPLE, INIT = "selftest.py", "selftest.pt", "__init__.py"
 
 MAX_EXACT_BYTES = 2 << 30
-"""Of weights: above, the example's outputs are those of PyTorch, not of the evaluator in f64."""
+"""Of weights: above, the example's outputs are those of PyTorch, not of the evaluator in f64, and
+nothing is said about roundings of gradients."""
 
 _numbers = itertools.count()
 
@@ -139,16 +140,40 @@ def _example(
         names = [str(idx) for idx in range(len(found))]
     exact = _exact(module, sample, names, found)
     parameters = dict(net.named_parameters())
-    gradients = selftest.summaries(net, found)
+    gradients = selftest.gradients(parameters, found)
+    is_small = _size(module) <= MAX_EXACT_BYTES
+    moved = _moved_gradients(net, args, kwargs) if gradients and is_small else {}
     return {
         "args": args,
         "kwargs": kwargs,
         "names": names,
         "outputs": exact,
         "floors": [_floor(a, b) for a, b in zip(found, exact, strict=True)],
-        "gradients": gradients,
+        "gradients": {name: selftest.summary(x) for name, x in gradients.items()},
+        "moved": {name: _distance(x, moved.get(name, x)) for name, x in gradients.items()},
         "dtypes": {name: str(parameters[name].dtype).removeprefix("torch.") for name in gradients},
     }
+
+
+def _moved_gradients(net: nn.Module, args: Any, kwargs: Any) -> dict[str, Tensor]:
+    """Returns the gradients where every parameter is one rounding farther from 0 or nearer to it.
+
+    How far they are from the others is how much roundings weigh: gradients whose terms cancel
+    are nothing else.
+    """
+    named = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, x in net.named_parameters():
+        if x.requires_grad:
+            signs = torch.randint(0, 2, x.shape, generator=generator) * 2 - 1
+            moved = x.detach() * (1 + torch.finfo(x.dtype).eps * signs)
+            named[name] = moved.to(x.dtype).requires_grad_()
+    results = torch.func.functional_call(net, named, tuple(args), kwargs)
+    return selftest.gradients(named, list(selftest.tensors_in(results)))
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return (one.double() - other.double()).norm().item()
 
 
 def _as_tensors(item: Any) -> Any:
@@ -157,16 +182,18 @@ def _as_tensors(item: Any) -> Any:
     return None if item is None else tensor_from(item)
 
 
+def _size(module: Module) -> int:
+    return sum(module.weights[name].nbytes for name in module.weights)
+
+
 def _exact(
     module: Module, sample: Mapping[str, Any], names: Sequence[str], found: Sequence[Tensor]
 ) -> list[Tensor]:
     """Returns the outputs as the evaluator has them in f64, else as PyTorch has them."""
     usual = [x.detach() for x in found]
-    weights = module.weights
-    size = sum(weights[name].nbytes for name in weights)
     has_meaning = all(node.op.eval is not None for node in module.graph.walk())
     if (
-        size > MAX_EXACT_BYTES
+        _size(module) > MAX_EXACT_BYTES
         or not has_meaning
         or not set(names) <= set(module.graph.output_names)
     ):
