@@ -16,9 +16,10 @@ from regraft.backends.torch.lines import Lines
 from regraft.backends.torch.naming import Variables, identifier, variable_hint
 from regraft.backends.torch.part_calls import PartCalls
 from regraft.backends.torch.parts import Part
+from regraft.backends.torch.sections import Sections
 from regraft.backends.torch.sizes import SizeReader
 from regraft.backends.torch.tensors import torch_dtype
-from regraft.backends.torch.weight_source import WeightSource, attribute
+from regraft.backends.torch.weight_source import WeightSource
 from regraft.ir.constants import constant_of, literal, weight
 from regraft.ir.dims import DimLike
 from regraft.ir.graph import Graph, Node, Value
@@ -27,7 +28,6 @@ from regraft.ir.types import DType, TensorType
 from regraft.ir.weights import Role
 
 _ALIAS = re.compile(r"self(\.\w+|\[\w+\])*")
-_SECTION = re.compile(r"^(.*?\.?)(\w+)\.(\d+)(?=\.)")
 _NUMBER_KINDS = "fiub"
 _CONSTANTS = (weight, literal)
 
@@ -69,8 +69,7 @@ class GraphEmitter:
         self._deaths: dict[Node, list[Value]] = {}
         self._temps: list[str] = []
         self._on_device: str | None = None
-        self._section: tuple[str, str] | None = None  # path of a part, its variable
-        self._is_section_read = False  # by the node under emission
+        self._sections = Sections(self.lines, self.variables, weights)
 
     # -- what emitters ask for --------------------------------------------------------------
 
@@ -85,7 +84,7 @@ class GraphEmitter:
             shared = constant_of(value) if self._is_part and not self.weights.holds(name) else None
             if shared is not None:
                 return self.constant(shared, identifier(variable_hint(value)))
-            return self._through_section(self.weights.stored(name))
+            return self._sections.shortened(self.weights.stored(name))
         if producer is not None and producer.op is literal:
             hint = identifier(variable_hint(value)) if value.name else "constant"
             return self.constant(producer.attrs["value"], hint)
@@ -101,7 +100,7 @@ class GraphEmitter:
             return self.expression(producer.inputs[0])
         if producer is None or producer.op is not weight:
             return f"{self.expression(value)}.t()"
-        return self._through_section(self.weights.transposed(self._stored_name(producer)))
+        return self._sections.shortened(self.weights.transposed(self._stored_name(producer)))
 
     def number(self, value: Value) -> str | None:
         """Returns a one-element constant as a Python number, or None.
@@ -333,7 +332,7 @@ class GraphEmitter:
             if self.variables.is_variable(name):
                 self.variables.release(name)
         self._temps.clear()
-        self._is_section_read = False
+        self._sections.end_node()
 
     def _free(self, value: Value) -> None:
         name = self.names.get(value)
@@ -341,33 +340,6 @@ class GraphEmitter:
             return
         if self.variables.release(name) and isinstance(value.type, TensorType):
             self.lines.note_dead(name)
-
-    # -- sections ---------------------------------------------------------------------------
-
-    def _through_section(self, expression: str) -> str:
-        """Shortens the attributes of a repeated part: `layer = self.encoder.layer[3]`."""
-        path = expression.removeprefix("self.")
-        match = _SECTION.match(path.replace("[", ".").replace("]", ""))
-        if match is None or not expression.startswith("self.") or match[1].count(".") > 8:
-            return expression
-        whole = attribute(f"{match[1]}{match[2]}.{match[3]}")
-        if not expression.startswith(whole):
-            return expression
-        if self._section is None or self._section[0] != whole:
-            if self._is_section_read:  # by the expression that this one becomes a part of
-                return expression
-            if self.lines.depth or not self.weights.is_large(f"{match[1]}{match[2]}.{match[3]}"):
-                return expression
-            hint = identifier(match[2]).lower()
-            if self._section is not None:
-                self.variables.release(self._section[1])
-            name = self.variables.take(hint.removesuffix("s") or hint)
-            self._section = (whole, name)
-            if self.lines.is_begun:
-                self.lines.add("")
-            self.lines.add(f"{name} = {whole}", name)
-        self._is_section_read = True
-        return self._section[1] + expression.removeprefix(whole)
 
     @staticmethod
     def _stored_name(node: Node) -> str:
