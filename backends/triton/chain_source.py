@@ -29,7 +29,8 @@ class KernelText:
         needs: Functions of the kernels that it uses.
         weight_idx: Which operand is a matrix that a product takes transposed.
         variables: What it names as the model does: another name makes no other kernel.
-        gradient: `kernel`, or `reference` and why its gradient is that of the reference.
+        gradient: `kernel`, `handed through` where it is that of the results, or `reference` and
+            why it is that.
     """
 
     stem: str
@@ -38,7 +39,7 @@ class KernelText:
     needs: tuple[str, ...]
     weight_idx: int | None = None
     variables: tuple[str, ...] = ()
-    gradient: str = "reference (of a product)"
+    gradient: str = ""
 
 
 def stem_of(words: Sequence[str]) -> str:
@@ -49,8 +50,14 @@ def stem_of(words: Sequence[str]) -> str:
     return f"{'_'.join(short[: _MAX_WORDS - 1])}_and_{len(short) - _MAX_WORDS + 1}"
 
 
-def kernel_text(region: Region) -> KernelText:
-    """Returns the source of the kernel of a region."""
+def kernel_text(region: Region, *, is_part: bool = False) -> KernelText:
+    """Returns the source of the kernel of a region.
+
+    Args:
+        region: The region.
+        is_part: Whether it is called by the gradient of another operator, so that its own is
+            named and not registered.
+    """
     lowering = Lowering(region)
     lowered = lowering.lowered()
     kernel = KernelWriter(region, lowered)
@@ -62,14 +69,19 @@ def kernel_text(region: Region) -> KernelText:
         + [writer.operator()]
     )  # fmt: skip
     if isinstance(found, str):
-        needed: tuple[str, ...] = ("gradients_by_reference", "keep_operands")
-        gradient, variables = f"reference ({found})", lowered.variables
-        text += f"\n\n\n{_BY_REFERENCE}"
+        chain, gradient = BY_REFERENCE, f"reference ({found})"
+        needed: tuple[str, ...] = ("ChainGradient",)
+        variables = lowered.variables
     else:
         written = GradientWriter(region, lowered.operands, found, writer.shape())
-        needed, gradient = written.needs, "kernel"
+        chain, gradient = written.differentiated(), "kernel" if written.outs else "handed through"
+        needed = written.needs
         variables = tuple(dict.fromkeys((*lowered.variables, *written.variables)))
-        text += f"\n\n\n{written.text()}"
+        text += f"\n\n\n{written.text()}" if written.outs else ""
+    text += f"\n\n\n_CHAIN_OF_{PLACE} = {chain}"
+    if not is_part:
+        needed = (*needed, "gradients_by_kernel", "keep_operands_and_shapes")
+        text += f"\n\n\n{_DIFFERENTIATED}"
     operands = tuple(operand.value for operand in lowered.operands)
     is_flat = kernel.is_flat and not kernel.has_rows
     shared = ("operator", "config_for", *needed, "block_of")
@@ -82,13 +94,17 @@ def kernel_text(region: Region) -> KernelText:
     )  # fmt: skip
 
 
-_BY_REFERENCE = f"""def _differentiate_{PLACE}(
+BY_REFERENCE = f"ChainGradient(reference_{PLACE}, None, None, None)"
+"""How a chain is differentiated that has an operator without a rule."""
+_DIFFERENTIATED = f"""def _differentiate_{PLACE}(
     ctx: Any, *gradients: Tensor
 ) -> tuple[Tensor | None, ...]:
-    return gradients_by_reference(reference_{PLACE}, ctx, gradients)
+    return gradients_by_kernel(_CHAIN_OF_{PLACE}, ctx, gradients)
 
 
-{PLACE}.register_autograd(_differentiate_{PLACE}, setup_context=keep_operands)"""
+{PLACE}.register_autograd(
+    _differentiate_{PLACE}, setup_context=keep_operands_and_shapes
+)"""
 
 
 def is_placed(operand: Operand) -> bool:
@@ -108,6 +124,14 @@ def place_texts(operand: Operand, space: Shape) -> list[str]:
         texts.append(f"size_between(shape, {stop}, {last})")
         texts.append(f"size_between(shape, {start}, {stop})")
     return texts
+
+
+def shape_of(operands: Sequence[Operand], space: Shape) -> str:
+    """Returns the expression of the sizes of a space in terms of operands."""
+    full = next((op for op in operands if op.is_every_row and op.value.shape == space), None)
+    if full is not None:
+        return f"{full.name}.shape"
+    return f"torch.broadcast_shapes({', '.join(f'{op.name}.shape' for op in operands)})"
 
 
 class _OperatorWriter:
@@ -134,14 +158,7 @@ class _OperatorWriter:
 
     def shape(self) -> str:
         """Returns the expression of the space's sizes."""
-        full = next((op for op in self.lowered.operands if self._is_full(op)), None)
-        if full is not None:
-            return f"{full.name}.shape"
-        names = ", ".join(f"{op.name}.shape" for op in self.lowered.operands)
-        return f"torch.broadcast_shapes({names})"
-
-    def _is_full(self, operand: Operand) -> bool:
-        return operand.is_every_row and operand.value.shape == self.region.space
+        return shape_of(self.lowered.operands, self.region.space)
 
     def allocate(self) -> list[str]:
         """Returns the lines of the fake implementation."""

@@ -163,6 +163,7 @@ class Lowering:
         given: Values that are variables already, such as the product of a template.
         taken: Further names that are none of variables.
         width: What holds the number of columns.
+        called: Names of operands that are not those of the model.
 
     Attributes:
         operands: What is read.
@@ -176,6 +177,7 @@ class Lowering:
         given: Mapping[Value, str] | None = None,
         taken: Iterable[str] = (),
         width: str = "N",
+        called: Mapping[Value, str] | None = None,
     ) -> None:
         self._region = region
         self._space = region.space
@@ -195,7 +197,8 @@ class Lowering:
         for value in region.inputs:
             if value in self._names:
                 continue
-            operand = operand_of(value, self._take(variable_hint(value)), self._space)
+            hint = (called or {}).get(value) or variable_hint(value)
+            operand = operand_of(value, self._take(hint), self._space)
             self.operands.append(operand)
             self._names[value] = operand.name
             self.tiles[operand.name], self._depths[operand.name] = operand.is_wide, 0

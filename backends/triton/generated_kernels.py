@@ -34,10 +34,9 @@ HOMES = {
     **dict.fromkeys(("block_of", "operator", "rows_of"), operators.__name__),
     **dict.fromkeys(
         (
+            "ChainGradient",
             "gradients_by_kernel",
-            "gradients_by_reference",
             "gradients_of",
-            "keep_operands",
             "keep_operands_and_shapes",
             "rows_together",
             "size_between",

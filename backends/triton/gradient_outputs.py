@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from regraft.backends.triton.chain_gradients import Gradient
+from regraft.backends.triton.chain_gradients import Gradients
 from regraft.backends.triton.chain_kernel import is_scalar
 from regraft.backends.triton.chain_steps import Operand
 
@@ -34,12 +34,12 @@ class Out:
 
     Args:
         operand: Of which.
-        variable: That holds it in the kernel; None where it is zero.
+        variable: That holds it in the kernel.
         way: How it is written.
     """
 
     operand: Operand
-    variable: str | None
+    variable: str
     way: Way
 
     @property
@@ -59,6 +59,49 @@ class Out:
         return f"needs_{self.operand.name}"
 
 
-def out_of(gradient: Gradient) -> Out:
-    """Returns how a gradient is written."""
-    return Out(gradient.operand, gradient.name, _way_of(gradient.operand))
+@dataclass(frozen=True, slots=True)
+class Outs:
+    """Where the gradients of all float operands are found.
+
+    Args:
+        made: What a kernel writes.
+        sources: Per operand its place among the gradients of the float results and, after them,
+            `made`; -1 where it is zero. One that is that of a result, or that of another operand,
+            is handed through.
+        needs: Per operand the argument that says whether it is wanted; None for one that the
+            kernel does not return.
+    """
+
+    made: tuple[Out, ...]
+    sources: tuple[int, ...]
+    needs: tuple[str | None, ...]
+
+
+def outs_of(gradients: Gradients) -> Outs:
+    """Returns where the gradients of operands are found."""
+    made: list[Out] = []
+    sources: list[int] = []
+    needs: list[str | None] = []
+    known = {_key(each, each.name): idx for idx, each in enumerate(gradients.given)}
+    for gradient in gradients.found:
+        if gradient.name is None:
+            sources.append(-1)
+            needs.append(None)
+            continue
+        way = _way_of(gradient.operand)
+        key = _key(gradient.operand, gradient.name)
+        is_whole = way in (Way.WHOLE, Way.ROW)
+        is_new = not is_whole or key not in known
+        place = len(gradients.given) + len(made) if is_new else known[key]
+        sources.append(place)
+        if is_new:
+            made.append(Out(gradient.operand, gradient.name, way))
+            if is_whole:
+                known[key] = place
+        needs.append(made[-1].needs if is_new else None)
+    return Outs(tuple(made), tuple(sources), tuple(needs))
+
+
+def _key(operand: Operand, variable: str) -> tuple[object, ...]:
+    """Returns what two gradients have in common that are one tensor."""
+    return (variable, operand.value.shape, operand.value.dtype)

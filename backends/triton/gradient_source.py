@@ -16,7 +16,7 @@ from regraft.backends.triton.chain_kernel import (
     statement,
 )
 from regraft.backends.triton.chain_steps import Lowered, Operand
-from regraft.backends.triton.gradient_outputs import Out, Way, out_of
+from regraft.backends.triton.gradient_outputs import Out, Way, outs_of
 from regraft.backends.triton.regions import Region
 
 _WIDTH = 68
@@ -52,12 +52,15 @@ class GradientWriter:
         self.handed = gradients.given
         self.tiles, self.space = gradients.tiles, region.space
         self.shape = shape
-        self.outs = [out_of(gradient) for gradient in gradients.found]
-        self.written = [out for out in self.outs if out.variable is not None]
-        lowered = Lowered(tuple(self.operands), gradients.steps, (), (), (), ())
+        self.found = outs_of(gradients)
+        self.outs = self.found.made
+        used = {name for step in gradients.steps for name in step.reads}
+        used |= {out.variable for out in self.outs}
+        self.read = [op for op in self.operands if op.name in used]
+        lowered = Lowered(tuple(self.read), gradients.steps, (), (), (), ())
         self.chain = KernelWriter(replace(region, outputs=()), lowered)
-        self.sums = [out for out in self.written if out.way is Way.COLUMN_PARTS]
-        ways = {out.way for out in self.written}
+        self.sums = [out for out in self.outs if out.way is Way.COLUMN_PARTS]
+        ways = {out.way for out in self.outs}
         self.has_rows = self.chain.has_rows or not ways <= {Way.WHOLE, Way.PARTS}
         self.is_flat = not self.has_rows and self.chain.is_flat and Way.PARTS not in ways
 
@@ -69,26 +72,28 @@ class GradientWriter:
             for out in self.outs
             for name in (out.name, out.written, f"{out.written}_sum", out.needs, out.needs.upper())
         ]
-        return (*self.chain.lowered.variables, *own)
+        return (*(op.name for op in self.operands), *self.chain.lowered.variables, *own)
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Functions of the kernels that the source uses."""
-        found = ["gradients_by_kernel", "gradients_of", "keep_operands_and_shapes", "size_between"]
-        found.append("rows_together" if self.is_flat else "rows_of")
+        found = ["ChainGradient"]
+        if self.outs:
+            found += ["gradients_of", "size_between", "operator", "config_for", "block_of"]
+            found.append("rows_together" if self.is_flat else "rows_of")
         found += ["num_processors"] if self.sums else []
-        is_summed = any(out.way not in (Way.WHOLE, Way.ROW) for out in self.written)
+        is_summed = any(out.way not in (Way.WHOLE, Way.ROW) for out in self.outs)
         return (*found, *(["summed"] if is_summed else []))
 
     # -- the kernel -------------------------------------------------------------------------
 
     def kernel(self) -> list[str]:
         """Returns the lines of the kernel."""
-        pointers = [f"{op.name}_ptr" for op in self.operands]
-        pointers += [f"{out.written}_ptr" for out in self.written]
-        places = [place for op in self.operands for place in places_of(op)]
+        pointers = [f"{op.name}_ptr" for op in self.read]
+        pointers += [f"{out.written}_ptr" for out in self.outs]
+        places = [place for op in self.read for place in places_of(op)]
         constants = ["ROWS", "BLOCK", *(["SINGLE"] if self.has_rows else [])]
-        constants += [out.needs.upper() for out in self.written]
+        constants += [out.needs.upper() for out in self.outs]
         lines = ["@triton.jit", f"def {PLACE}_gradient_kernel("]
         lines += [f"    {name}," for name in (*pointers, "num_rows", "N", *places)]
         lines += [f"    {name}: tl.constexpr," for name in constants]
@@ -105,10 +110,10 @@ class GradientWriter:
             "column = (tl.program_id(0) % tiles) * BLOCK + tl.arange(0, BLOCK)[None, :]",
             "mask = (rows < num_rows) & (column < N)",
         ]
-        lines += [load_line(op, "column") for op in self.operands]
+        lines += [load_line(op, "column") for op in self.read]
         for step in self.chain.lowered.steps:
             lines += statement(step)
-        for out in self.written:
+        for out in self.outs:
             lines += self._stored(out, "column")
         return lines
 
@@ -133,24 +138,24 @@ class GradientWriter:
     def _tile(self) -> list[str]:
         """Returns the lines that write ROWS rows."""
         lines = ["rows = row[:, None]"]
-        lines += [load_line(op, "columns") for op in self.operands if not is_per_column(op)]
+        lines += [load_line(op, "columns") for op in self.read if not is_per_column(op)]
         single = ["mask = (rows < num_rows) & (columns < N)"]
-        single += [load_line(op, "columns") for op in self.operands if is_per_column(op)]
+        single += [load_line(op, "columns") for op in self.read if is_per_column(op)]
         for step in self.chain.lowered.steps:
             single += statement(step)
-        for out in self.written:
+        for out in self.outs:
             if out.way is Way.COLUMN_PARTS:
                 part = f"tl.where(mask, {out.variable}, 0.0)"
                 single += [f"if {out.needs.upper()}:", f"    {out.written}_sum += {part}"]
             else:
                 single += self._stored(out, "columns")
         passes, done = self.chain.reductions()
-        narrow = [out for out in self.written if out.way in (Way.ROW, Way.ROW_PARTS)]
+        narrow = [out for out in self.outs if out.way in (Way.ROW, Way.ROW_PARTS)]
         for out in narrow:
             passes += self._stored(out, "columns")
-        wide = [out for out in self.written if out not in narrow]
+        wide = [out for out in self.outs if out not in narrow]
         if wide:
-            body = self.chain.block_of({str(out.variable) for out in wide}, done)
+            body = self.chain.block_of({out.variable for out in wide}, done)
             for out in wide:
                 body += self._stored(out, "column")
             passes += ["for start in range(0, N, BLOCK):", *(f"    {line}" for line in body)]
@@ -162,7 +167,7 @@ class GradientWriter:
 
     def _stored(self, out: Out, column: str) -> list[str]:
         """Returns the lines that store a gradient where it is wanted."""
-        pointer, name = f"{out.written}_ptr", str(out.variable)
+        pointer, name = f"{out.written}_ptr", out.variable
         if out.way in (Way.ROW, Way.ROW_PARTS):
             text = f"tl.reshape(tl.broadcast_to({name}, [ROWS, 1]), [ROWS])"
             text += f".to({pointer}.dtype.element_ty)" if out.way is Way.ROW else ""
@@ -207,7 +212,7 @@ class GradientWriter:
         """Returns the lines of the reference."""
         operands = [op.name for op in self.operands if op not in self.handed]
         handed = [op.name for op in self.handed]
-        needs = [out.needs for out in self.outs]
+        needs = [str(name) for name in self.found.needs]
         arguments = [
             f"reference_{PLACE}",
             *(f"[{', '.join(x)}]" for x in (operands, handed, needs)),
@@ -245,15 +250,15 @@ class GradientWriter:
             lines.append("    programs = triton.cdiv(num_rows, height) * triton.cdiv(N, block)")
         lines += self._parts(first)
         lines.append(f"    wrap_triton({PLACE}_gradient_kernel)[(programs,)](")
-        lines += [f"        {op.name}," for op in self.operands]
-        lines += [f"        {out.written}," for out in self.written]
+        lines += [f"        {op.name}," for op in self.read]
+        lines += [f"        {out.written}," for out in self.outs]
         lines += ["        num_rows,", "        N,"]
-        for op in self.operands:
+        for op in self.read:
             lines += [f"        {text}," for text in self._place_texts(op)]
         rows = 'config["rows"]' if self.has_rows else "height"
         lines += [f"        ROWS={rows},", "        BLOCK=block,"]
         lines += ["        SINGLE=block >= N,"] if self.has_rows else []
-        lines += [f"        {out.needs.upper()}={out.needs}," for out in self.written]
+        lines += [f"        {out.needs.upper()}={out.needs}," for out in self.outs]
         lines += ['        num_warps=config["warps"],', "    )"]
         returned = [self._result(out) for out in self.outs]
         if len(returned) == 1:
@@ -261,7 +266,7 @@ class GradientWriter:
         return [*lines, "    return (", *(f"        {text}," for text in returned), "    )"]
 
     def _as_rows(self) -> list[str]:
-        whole = [op.name for op in self.operands
+        whole = [op.name for op in self.read
                  if op.is_every_row and op.is_wide and not is_scalar(op)]  # fmt: skip
         if self.is_flat and whole:
             comma = "," if len(whole) == 1 else ""
@@ -269,7 +274,7 @@ class GradientWriter:
             return [f"    {joined}{comma} = rows_together({joined})",
                     f"    num_rows, N = {whole[0]}.shape"]  # fmt: skip
         lines = []
-        for op in self.operands:
+        for op in self.read:
             if is_scalar(op):
                 continue
             text = f"rows_of({op.name})" if op.name in whole else f"{op.name}.contiguous()"
@@ -279,7 +284,7 @@ class GradientWriter:
     def _parts(self, first: str) -> list[str]:
         """Returns the lines that allocate what is summed after the kernel."""
         lines = []
-        for out in self.written:
+        for out in self.outs:
             match out.way:
                 case Way.COLUMN_PARTS:
                     sizes = "programs if block >= N else num_rows, N"
@@ -300,8 +305,6 @@ class GradientWriter:
 
     @staticmethod
     def _result(out: Out) -> str:
-        if out.variable is None:
-            return f"{out.name}.zero_()"
         match out.way:
             case Way.WHOLE | Way.ROW:
                 return out.name
@@ -323,31 +326,26 @@ class GradientWriter:
         ]
 
     def operator(self) -> str:
-        """Returns the statements that make the operator, and the gradient of the forward one."""
+        """Returns the statement that makes the operator."""
         return f"""{PLACE}_gradient = operator(
     "{PLACE}_gradient",
     _launch_{PLACE}_gradient,
     allocate=_allocate_{PLACE}_gradient,
     reference=reference_{PLACE}_gradient,
     kernel={PLACE}_gradient_kernel,
-)
-
-
-def _differentiate_{PLACE}(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    return gradients_by_kernel(
-        {PLACE}_gradient,
-        {PLACE}_gradient_kernel,
-        reference_{PLACE},
-        ctx,
-        gradients,
-    )
-
-
-{PLACE}.register_autograd(
-    _differentiate_{PLACE}, setup_context=keep_operands_and_shapes
 )"""
 
+    def differentiated(self) -> str:
+        """Returns the expression that says how the chain is differentiated."""
+        operator, kernel = "None", "None"
+        if self.outs:
+            operator, kernel = f"{PLACE}_gradient", f"{PLACE}_gradient_kernel"
+        arguments = [f"reference_{PLACE}", operator, kernel, repr(self.found.sources)]
+        return "\n".join(_wrapped("ChainGradient(", arguments, ")"))
+
     def text(self) -> str:
-        """Returns all statements."""
+        """Returns all statements; none where all gradients are handed through."""
+        if not self.outs:
+            return ""
         parts = (self.kernel(), self.reference(), self.allocate(), self.launch())
         return "\n\n\n".join(["\n".join(part) for part in parts] + [self.operator()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from regraft.backends.triton.chain_kernel import (
     PLACE,
     KernelWriter,
@@ -14,6 +16,7 @@ from regraft.backends.triton.chain_steps import Lowered, Lowering, Operand
 from regraft.backends.triton.product_regions import ProductRegion
 from regraft.backends.triton.region_nodes import inputs_of
 from regraft.backends.triton.regions import Region
+from regraft.ir.graph import Value
 from regraft.ir.types import DType
 
 PRODUCT = "product"
@@ -25,11 +28,22 @@ TAKEN = frozenset({
 """Names that no variable of a chain has."""
 
 
-def _chain(region: ProductRegion, *, is_before: bool) -> Region:
-    """Returns one of the chains as a region of its own."""
+def chain_of(
+    region: ProductRegion, *, is_before: bool, others: Sequence[Value] | None = None
+) -> Region:
+    """Returns one of the chains as a region of its own.
+
+    Args:
+        region: The product and its chains.
+        is_before: Which of them.
+        others: What the later chain reads besides the product, which is then an operand as well.
+    """
     core = region.core
     nodes = region.before if is_before else region.after
-    inputs = tuple(value for value in inputs_of(nodes) if value is not core.result)
+    if others is None:
+        inputs = tuple(value for value in inputs_of(nodes) if value is not core.result)
+    else:
+        inputs = (core.result, *others)
     outputs = (core.rows,) if is_before else region.outputs
     space = (core.rows if is_before else core.result).shape or ()
     return Region(nodes, inputs, outputs, region.anchor, space, (), 0.0, 0.0, 0)
@@ -52,12 +66,12 @@ class ProductKernelWriter:
         self.before: Lowered | None = None
         self._writer: KernelWriter | None = None
         if region.before:
-            chain = _chain(region, is_before=True)
+            chain = chain_of(region, is_before=True)
             self.before = Lowering(chain, taken={*taken, PRODUCT}, width="K").lowered()
             self._writer = KernelWriter(chain, self.before, ("K", "BLOCK_M", "BLOCK_K"))
             taken |= {name for op in self.before.operands for name in (op.name, f"{op.name}_ptr")}
             taken |= {n for step in self.before.steps for n in (step.name, f"{step.name}_total")}
-        chain = _chain(region, is_before=False)
+        chain = chain_of(region, is_before=False)
         self.after = Lowering(chain, {region.core.result: PRODUCT}, taken).lowered()
         self.inputs: tuple[Operand, ...] = () if self.before is None else self.before.operands
         self.outs = {name: f"{name}_out" for name in self.after.results}

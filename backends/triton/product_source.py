@@ -4,29 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regraft.backends.triton.chain_forms import TORCH_FLOATS, number_of
+from regraft.backends.triton.chain_forms import TORCH_FLOATS
 from regraft.backends.triton.chain_kernel import PLACE, is_scalar
 from regraft.backends.triton.chain_source import KernelText, is_placed, place_texts, stem_of
-from regraft.backends.triton.chain_steps import Lowered, Operand
-from regraft.backends.triton.product_chains import Core, shaped_like
+from regraft.backends.triton.chain_steps import Operand
+from regraft.backends.triton.product_chains import shaped_like
+from regraft.backends.triton.product_gradient_source import AFTER, BEFORE, gradient_text
 from regraft.backends.triton.product_kernel import PRODUCT, ProductKernelWriter
 from regraft.backends.triton.product_regions import ProductRegion
 from regraft.backends.triton.region_nodes import Shape
-from regraft.ir.graph import Node, Value
-from regraft.ir.ops.arithmetic import add, div, mul, neg, sub
-from regraft.ir.ops.cast import cast, identity
-from regraft.ir.ops.logical import where
+from regraft.ir.graph import Value
 from regraft.ir.types import DType
 
-_LINEAR = frozenset({add, sub, neg, cast, identity})
-_SHARED = (
-    "operator",
-    "config_for",
-    "rows_of",
-    "place_of_tile",
-    "product_gradients",
-    "keep_operands",
-)
+_SHARED = ("operator", "config_for", "rows_of", "place_of_tile")
 
 
 def product_text(region: ProductRegion) -> KernelText:
@@ -43,10 +33,13 @@ def product_text(region: ProductRegion) -> KernelText:
     stems = [stem_of(names) for names in words]
     stem = "_".join([*stems[:1], "linear", *stems[1:]]).strip("_")
     before = () if kernel.before is None else kernel.before.variables
-    variables = (*before, *kernel.after.variables)
+    gradient = gradient_text(kernel)
+    variables = (*before, *kernel.after.variables, *gradient.variables)
+    texts = [*parts, writer.operator(), *filter(None, gradient.texts)]
     return KernelText(
-        stem, "\n\n\n".join([*parts, writer.operator()]), operands_of_call(region, kernel),
-        tuple(dict.fromkeys(needs)), writer.num_before, variables,
+        stem, "\n\n\n".join(texts), operands_of_call(region, kernel),
+        tuple(dict.fromkeys((*needs, *gradient.needs))), max(1, len(kernel.inputs)),
+        tuple(dict.fromkeys(variables)), gradient.gradient,
     )  # fmt: skip
 
 
@@ -58,31 +51,11 @@ def operands_of_call(region: ProductRegion, kernel: ProductKernelWriter) -> tupl
     return (*rows, core.weight, *bias, *(op.value for op in kernel.after.operands))
 
 
-def is_product_read(core: Core, after: Sequence[Node]) -> bool:
-    """Whether the gradients of what follows a product depend on the product."""
-    made = {core.result}
-    for node in after:
-        inner = [idx for idx, value in enumerate(node.inputs) if value in made]
-        if not inner:
-            continue
-        made.update(node.outputs)
-        is_scaled = (
-            (node.op is mul or (node.op is div and inner == [0]))
-            and len(inner) == 1
-            and number_of(node.inputs[1 - inner[0]]) is not None
-        )
-        is_chosen = node.op is where and 0 not in inner
-        if node.op not in _LINEAR and not is_scaled and not is_chosen:
-            return True
-    return False
-
-
 class _OperatorWriter:
     """Writes what makes an operator of a kernel."""
 
     def __init__(self, kernel: ProductKernelWriter) -> None:
         self.kernel, self.region, self.core = kernel, kernel.region, kernel.region.core
-        self.num_before = max(1, len(kernel.inputs))
         self.results = list(kernel.outs)
         self.outs = list(kernel.outs.values())
 
@@ -94,36 +67,15 @@ class _OperatorWriter:
         return "Tensor" if count == 1 else f"tuple[{', '.join(['Tensor'] * count)}]"
 
     def chains(self) -> list[str]:
-        """Returns the chains as functions of PyTorch."""
-        before, after = self.kernel.before, self.kernel.after
-        texts = []
-        if before is not None:
-            names = [op.name for op in before.operands]
-            texts.append(
-                self._chain("prologue", names, "Tensor", "the rows of the product", before)
-            )
-        if self.region.after:
-            names = [PRODUCT, *(op.name for op in after.operands)]
-            what = "what follows the product"
-            first = []
-            if self.core.is_shaped_after:
-                first.append(f"{PRODUCT} = {PRODUCT}.reshape({self._shaped_like()}.shape)")
-            texts.append(self._chain("epilogue", names, self._returned(), what, after, first))
-        return texts
-
-    def _chain(
-        self,
-        name: str,
-        names: Sequence[str],
-        returned: str,
-        what: str,
-        lowered: Lowered,
-        first: Sequence[str] = (),
-    ) -> str:
-        lines = [f"def {name}_{PLACE}({self._signature(names)}) -> {returned}:"]
-        lines.append(f'    """Returns {what} as PyTorch computes it."""')
-        lines += [f"    {line}" for line in (*first, *lowered.reference)]
-        return "\n".join([*lines, f"    return {', '.join(lowered.results)}"])
+        """Returns what follows the product as a function of PyTorch."""
+        after = self.kernel.after
+        if not self.region.after:
+            return []
+        names = [PRODUCT, *(op.name for op in after.operands)]
+        lines = [f"def reference_{AFTER}({self._signature(names)}) -> {self._returned()}:"]
+        lines.append('    """Returns what follows the product as PyTorch computes it."""')
+        lines += [f"    {line}" for line in after.reference]
+        return ["\n".join([*lines, f"    return {', '.join(after.results)}"])]
 
     def reference(self) -> list[str]:
         """Returns the lines of the reference."""
@@ -132,14 +84,16 @@ class _OperatorWriter:
         lines.append(f'    """Returns {", ".join(self.results)} as PyTorch computes it."""')
         if self.kernel.before is not None:
             inputs = ", ".join(op.name for op in self.kernel.inputs)
-            lines.append(f"    x = prologue_{PLACE}({inputs})")
+            lines.append(f"    x = reference_{BEFORE}({inputs})")
         bias = "" if self.core.bias is None else ", bias"
         call = f"torch.nn.functional.linear(x, weight{bias})"
         if not self.region.after:
             return [*lines, f"    return {call}"]
         others = "".join(f", {op.name}" for op in self.kernel.after.operands)
+        if self.core.is_shaped_after:
+            call += f".reshape({self._shaped_like()}.shape)"
         lines.append(f"    {PRODUCT} = {call}")
-        return [*lines, f"    return epilogue_{PLACE}({PRODUCT}{others})"]
+        return [*lines, f"    return reference_{AFTER}({PRODUCT}{others})"]
 
     def _lead(self) -> str:
         """Returns the leading axes of the results."""
@@ -221,32 +175,14 @@ class _OperatorWriter:
         return [*first, *own, *_texts(self.kernel.after.operands, result)]
 
     def operator(self) -> str:
-        """Returns the statements that make the operator and its gradient."""
-        before = f"prologue_{PLACE}" if self.kernel.before is not None else "None"
-        after = f"epilogue_{PLACE}" if self.region.after else "None"
-        is_read = is_product_read(self.core, self.region.after)
+        """Returns the statement that makes the operator."""
         return f"""{PLACE} = operator(
     "{PLACE}",
     _launch_{PLACE},
     allocate=_allocate_{PLACE},
     reference=reference_{PLACE},
     kernel={PLACE}_kernel,
-)
-
-
-def _differentiate_{PLACE}(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    return product_gradients(
-        ctx,
-        gradients,
-        {before},
-        {after},
-        {self.num_before},
-        has_bias={self.core.bias is not None},
-        is_read={is_read},
-    )
-
-
-{PLACE}.register_autograd(_differentiate_{PLACE}, setup_context=keep_operands)"""
+)"""
 
 
 def _texts(operands: Sequence[Operand], space: Shape) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,20 +27,23 @@ def size_between(shape: Sequence[int], start: int, stop: int) -> int:
 
 
 def gradients_by_reference(
-    reference: Callable[..., Any], ctx: Any, gradients: Sequence[Tensor | None]
+    reference: Callable[..., Any],
+    operands: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Returns the gradients of an operator: its reference is computed again and differentiated.
 
     Args:
         reference: The reference.
-        ctx: Has the operands saved.
+        operands: Its operands.
         gradients: Of its results.
+        wanted: Which gradients are, by operand.
     """
-    wanted = ctx.needs_input_grad
     with torch.enable_grad():
         operands = [
             x.detach().requires_grad_(is_wanted)
-            for x, is_wanted in zip(ctx.saved_tensors, wanted, strict=True)
+            for x, is_wanted in zip(operands, wanted, strict=True)
         ]
         results = reference(*operands)
         results = [results] if isinstance(results, Tensor) else list(results)
@@ -59,11 +63,6 @@ def gradients_by_reference(
     return tuple(next(by_source) if x.requires_grad else None for x in operands)
 
 
-def keep_operands(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Saves the operands for `gradients_by_reference`."""
-    ctx.save_for_backward(*inputs)
-
-
 def keep_operands_and_shapes(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Saves the operands for `gradients_by_kernel`, and what the results are."""
     ctx.save_for_backward(*inputs)
@@ -71,40 +70,83 @@ def keep_operands_and_shapes(ctx: Any, inputs: tuple[Any, ...], output: Any) -> 
     ctx.results = [(x.shape, x.dtype) for x in results]
 
 
+@dataclass(frozen=True)
+class ChainGradient:
+    """How a chain is differentiated.
+
+    Attributes:
+        reference: The chain as PyTorch computes it, which is differentiated on a CPU.
+        operator: Computes gradients of operands, gradients of float results, and which of its
+            own results are needed; None where all gradients are handed through.
+        kernel: Its kernel, which knows whether it is interpreted.
+        sources: Per float operand the place of its gradient among those of the float results and,
+            after them, the results of `operator`; -1 where it is zero. None where there is no
+            kernel since an operator has no rule.
+    """
+
+    reference: Callable[..., Any]
+    operator: Callable[..., Any] | None
+    kernel: object
+    sources: tuple[int, ...] | None
+
+
 def gradients_by_kernel(
-    gradient: Callable[..., Any],
-    kernel: object,
-    reference: Callable[..., Any],
-    ctx: Any,
-    gradients: Sequence[Tensor | None],
+    chain: ChainGradient, ctx: Any, gradients: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """Returns the gradients of an operator, which a kernel computes from its operands.
 
     Args:
-        gradient: Its operator: operands, gradients of float results, which gradients are needed.
-        kernel: Its kernel, which knows whether it is interpreted.
-        reference: What is differentiated on a CPU otherwise.
+        chain: The chain that the operator computes.
         ctx: Has operands and shapes saved.
         gradients: Of the results.
     """
-    operands = ctx.saved_tensors
+    return gradients_of_chain(
+        chain, ctx.saved_tensors, gradients, ctx.results, ctx.needs_input_grad
+    )
+
+
+def gradients_of_chain(
+    chain: ChainGradient,
+    operands: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    results: Sequence[tuple[torch.Size, torch.dtype]],
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Returns the gradients of a chain, None where none is wanted.
+
+    Args:
+        chain: The chain.
+        operands: Its operands.
+        gradients: Of its results.
+        results: Shapes and dtypes of its results.
+        wanted: Which gradients are, by operand.
+    """
     device = operands[0].device
     # PyTorch's compiler hands in stand-ins, for which nothing is interpreted
     is_real = type(operands[0]) in (Tensor, torch.nn.Parameter)
-    if device.type == "cpu" and not (is_real and isinstance(kernel, InterpretedFunction)):
-        return gradients_by_reference(reference, ctx, gradients)
+    is_interpreted = isinstance(chain.kernel, InterpretedFunction)
+    is_elsewhere = device.type == "cpu" and not (is_real and is_interpreted)
+    if chain.sources is None or is_elsewhere:
+        return gradients_by_reference(chain.reference, operands, gradients, wanted)
     handed = [
         torch.zeros(shape, dtype=dtype, device=device) if given is None else given
-        for given, (shape, dtype) in zip(gradients, ctx.results, strict=True)
+        for given, (shape, dtype) in zip(gradients, results, strict=True)
         if dtype.is_floating_point
     ]
-    is_float = [x.is_floating_point() for x in operands]
-    needs = [n for n, is_one in zip(ctx.needs_input_grad, is_float, strict=True) if is_one]
-    found = gradient(*operands, *handed, *needs)
-    by_float = iter([found] if isinstance(found, Tensor) else found)
-    given = [next(by_float) if is_one else None for is_one in is_float]
+    by_float = iter(chain.sources)
+    sources = [next(by_float) if x.is_floating_point() else None for x in operands]
+    wanted = [is_one and of is not None for is_one, of in zip(wanted, sources, strict=True)]
+    made: list[Tensor] = list(handed)
+    needs = [False] * (max(chain.sources) + 1 - len(handed))
+    for is_one, of in zip(wanted, sources, strict=True):
+        if is_one and of is not None and of >= len(handed):
+            needs[of - len(handed)] = True
+    if chain.operator is not None and any(needs):
+        own = chain.operator(*operands, *handed, *needs)
+        made += [own] if isinstance(own, Tensor) else own
     return tuple(
-        x if is_wanted else None for x, is_wanted in zip(given, ctx.needs_input_grad, strict=True)
+        None if not is_one or of is None else torch.zeros_like(x) if of < 0 else made[of]
+        for x, is_one, of in zip(operands, wanted, sources, strict=True)
     )
 
 
@@ -112,7 +154,7 @@ def gradients_of(
     reference: Callable[..., Any],
     operands: Sequence[Tensor],
     handed: Sequence[Tensor],
-    needs: Sequence[bool],
+    needs: Sequence[bool | None],
 ) -> Any:
     """Returns the gradients of a reference for its float operands; empty where none is needed.
 
@@ -120,7 +162,7 @@ def gradients_of(
         reference: The reference.
         operands: Its operands.
         handed: Gradients of its float results.
-        needs: Which are needed, of the float operands.
+        needs: Which are needed, of the float operands; None for one that is not returned.
     """
     floats = [x for x in operands if x.is_floating_point()]
 
@@ -131,7 +173,11 @@ def gradients_of(
         return tuple(x for x in results if x.is_floating_point())
 
     found = torch.func.vjp(of_floats, *floats)[1](tuple(handed))
-    kept = [x if is_one else x.new_empty(0) for x, is_one in zip(found, needs, strict=True)]
+    kept = [
+        x if is_one else x.new_empty(0)
+        for x, is_one in zip(found, needs, strict=True)
+        if is_one is not None
+    ]
     return kept[0] if len(kept) == 1 else tuple(kept)
 
 

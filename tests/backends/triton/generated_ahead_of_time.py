@@ -75,23 +75,23 @@ def chains():
 
 
 def gradients(net, inputs, kernels):
-    """Returns the launches of the gradient of the one chain of a package; none of a product."""
-    found = [item for name, item in vars(kernels).items()
-             if name.endswith("_gradient") and hasattr(item, "on_cpu")]  # fmt: skip
-    if not found:
-        return []
-    (operator,) = found
-
-    def noted(*args):
-        operator.launch(*args)
-        return operator.on_cpu(*args)
-
+    """Returns the launches of the gradients of a package, its chains around products included."""
     launches = Launches()
-    operator.register_kernel("cpu")(noted)
+    for name, operator in list(vars(kernels).items()):
+        if name.endswith(("_gradient", "_prologue")) and hasattr(operator, "on_cpu"):
+            operator.register_kernel("cpu")(_noted(operator))
     kernels.wrap_triton = launches
     kernels.InterpretedFunction = object  # what asks calls kernels on a CPU
     net(*(x.requires_grad_() for x in inputs)).sum().backward()
     return list(launches.found)
+
+
+def _noted(operator):
+    def noted(*args):
+        operator.launch(*args)
+        return operator.on_cpu(*args)
+
+    return noted
 
 
 def main(target):

@@ -177,11 +177,18 @@ def test_operators_pass_opcheck_and_stay_one_node(name, tmp_path):
     assert sum(NAMES[name] in str(node.target) for node in nodes) == 1
 
 
-def test_a_gradient_that_needs_no_product_computes_none(tmp_path):
-    _, kernels = packaged(residual, CHAINS["residual"][1](3, 5, 9), tmp_path / "one")
-    assert "is_read=False" in Path(kernels.__file__).read_text()
-    _, kernels = packaged(halves, CHAINS["halves"][1](3, 5, 9), tmp_path / "two")
-    assert "is_read=True" in Path(kernels.__file__).read_text()
+@pytest.mark.parametrize(
+    ("name", "gradient", "is_read"),
+    [("residual", "handed through", False), ("scaled residual", "kernel", True),
+     ("halves", "kernel", True), ("normal rows", "kernel", False)],
+)  # fmt: skip
+def test_gradients_of_chains_are_kernels(name, gradient, is_read, tmp_path):
+    """A product is computed again only where a gradient depends on it."""
+    function, inputs = CHAINS[name]
+    _, kernels = packaged(function, inputs(3, 5, 9), tmp_path / "package")
+    (row,) = partition(tmp_path / "package")["generated"]
+    assert row["gradient"] == gradient
+    assert f"is_read={is_read}" in Path(kernels.__file__).read_text()
 
 
 def written(function, inputs, folder):
