@@ -9,6 +9,7 @@ from regraft.backends.torch.ops.moe import experts_text
 from regraft.backends.triton.kernel_calls import KernelCalls, fits
 from regraft.backends.triton.kernels import experts
 from regraft.ir.graph import Node
+from regraft.ir.ops.quant import dequantize, lookup
 
 
 def expert_emit(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:
@@ -17,6 +18,9 @@ def expert_emit(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext],
     def mix(e: EmitContext) -> Emitted:
         reason = mixture_misfit(e.node)
         if not reason:
+            made = [value.producer for value in e.node.inputs[2:5] if value is not None]
+            if any(node is not None and node.op in (dequantize, lookup) for node in made):
+                calls.note(e, "PyTorch unpacks its codes before each call: no kernel reads these")
             return experts_text(e, calls.name(experts.experts), f'"{e.attr("activation")}"')
         return calls.keep(e, table, reason)
 

@@ -34,9 +34,13 @@ class KernelCalls:
 
     def keep(self, e: EmitContext, table: EmitTable, reason: str) -> Emitted:
         """Returns PyTorch's form of a node, and notes why it stays PyTorch's."""
+        self.note(e, reason)
+        return before(table, e)
+
+    def note(self, e: EmitContext, reason: str) -> None:
+        """Notes why a node, or a part of it, stays PyTorch's."""
         where = ", ".join(part for part in e.node.loc[:2] if part)
         self.kept.append({"operator": e.node.op.name, "at": where, "reason": reason})
-        return before(table, e)
 
 
 def before(table: EmitTable, e: EmitContext) -> Emitted:

@@ -19,7 +19,7 @@ from regraft.backends.triton.kernels import (
     softmax,
     stepping,
 )
-from regraft.backends.triton.low_bit_emits import low_bit_emit
+from regraft.backends.triton.low_bit_emits import low_bit_emit, low_bit_experts_emit
 from regraft.backends.triton.recurrence_emits import recurrence_emit
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import attention as attention_ops
@@ -96,7 +96,7 @@ def kernel_families(
     }
     rest = tuple(tuple(row for row in family if row.spec not in own) for family in families)
     rows = tuple(Emit(spec, emitter) for spec, emitter in own.items())
-    return (*rest, (*rows, low_bit_emit(calls)))
+    return (*rest, (*rows, low_bit_emit(calls), low_bit_experts_emit(calls)))
 
 
 def _attend(table: EmitTable, calls: KernelCalls) -> Callable[[EmitContext], Emitted]:

@@ -7,6 +7,7 @@ byte; no weight is unpacked in memory.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ Array = np.ndarray[Any, Any]
 _WHOLE = 1 << 62
 _BYTES = frozenset({DType.I8, DType.U8})
 _FLOATS = frozenset({DType.F32, DType.F16, DType.BF16})
-_BITS = {DType.U4: 4, DType.I4: 4, DType.U2: 2, DType.I2: 2, DType.U8: 8, DType.I8: 8}
-_DEPTH = {True: 32, False: 16}  # inputs that integer and float matrix units take at a time
+BITS = {DType.U4: 4, DType.I4: 4, DType.U2: 2, DType.I2: 2, DType.U8: 8, DType.I8: 8}
+DEPTH = {True: 32, False: 16}  # inputs that integer and float matrix units take at a time
 
 
 def _infer(node: Node) -> TensorType:
@@ -100,7 +101,7 @@ def _quantized(node: Node) -> Node | None:
     ):
         return None
     codes, scale, zero = made.inputs[:3]
-    if codes is None or codes.rank != 2 or codes.dtype not in _BITS or x.dtype not in _FLOATS:
+    if codes is None or codes.rank != 2 or codes.dtype not in BITS or x.dtype not in _FLOATS:
         return None
     if made.op is lookup:
         return made if _fits_table(made, x) else None
@@ -108,7 +109,7 @@ def _quantized(node: Node) -> Node | None:
     if made.output.dtype is not x.dtype or any(array is None for array in constants):
         return None
     group = _group(made)
-    return made if group and (group >= int(_rows(made)) or group % _DEPTH[False] == 0) else None
+    return made if group and (group >= int(_rows(made)) or group % DEPTH[False] == 0) else None
 
 
 def _fits_table(made: Node, x: Value) -> bool:
@@ -124,9 +125,9 @@ def _fits_table(made: Node, x: Value) -> bool:
     return (
         made.output.dtype is x.dtype
         and made.attrs["axis"] % 2 == 0
-        and table.shape == (1 << _BITS[codes.dtype],)
+        and table.shape == (1 << BITS[codes.dtype],)
         and scale.shape == (-(-size // group), outputs)
-        and (group >= size or group % _DEPTH[False] == 0)
+        and (group >= size or group % DEPTH[False] == 0)
     )
 
 
@@ -153,7 +154,7 @@ def _packed_table(module: Module, weight: Node) -> Packed:
     codes, table, scale = weight.inputs[:3]
     if codes is None or codes.dtype is None:
         raise AssertionError("codes have an element type")
-    array, bits = constant_of(codes, _WHOLE), _BITS[codes.dtype]
+    array, bits = constant_of(codes, _WHOLE), BITS[codes.dtype]
     if array is None or scale is None:
         raise AssertionError("codes are constants, and have scales")
     whole = array.astype(np.uint8)
@@ -169,36 +170,74 @@ def _packed(module: Module, weight: Node) -> Packed:
     if codes is None or scale is None:
         raise AssertionError("codes and scales are constants")
     source = weight.inputs[0]
-    dtype = None if source is None else source.dtype
-    if dtype is None:
+    if source is None or source.dtype is None:
         raise AssertionError("codes have an element type")
-    bits, (size, outputs) = _BITS[dtype], codes.shape
-    shift = 0 if bits == 8 or dtype in (DType.U4, DType.U2) else 1 << (bits - 1)
     group = _group(weight)
-    shape = (-(-size // group), outputs)
-    whole = codes.astype(np.int16) + shift
-    stored = codes if bits == 8 else pack(whole.astype(np.uint8), bits)
+    scale, zero = (
+        None if array is None else array.reshape(-1 if array.ndim < 2 else array.shape)
+        for array in (scale, zero)
+    )
+    arrays = coded_arrays(codes, scale, zero, source.dtype, group)
     b = Builder(module.graph, weight, weight.loc)
-    settings = {"bits": bits, "group": group, "zero": shift}
-    name = (source.name if source is not None else None) or "codes"
+    settings = {"bits": BITS[source.dtype], "group": group, "zero": arrays.zero}
+    name = source.name or "codes"
+    zeros = None if arrays.zeros is None else b.constant(arrays.zeros, name=f"{name}.zeros")
+    scales = b.constant(arrays.scale, name=f"{name}.scales")
+    return b.constant(arrays.codes, name=f"{name}.packed"), scales, zeros, None, settings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodedArrays:
+    """What kernels read of integers in codes.
+
+    Args:
+        codes: Bytes [*b, ceil(K / per byte), N].
+        scale: f32 [*b, groups, N].
+        zeros: [*b, groups, N], where they are not all the same.
+        zero: The zero point where there are none.
+    """
+
+    codes: Array
+    scale: Array
+    zeros: Array | None
+    zero: int
+
+
+def coded_arrays(
+    codes: Array, scale: Array, zero: Array | None, dtype: DType, group: int
+) -> CodedArrays:
+    """Returns codes [*b, K, N] packed, with scales and zero points that are not negative.
+
+    Args:
+        codes: Integers of `dtype`.
+        scale: What broadcasts to [*b, groups, N].
+        zero: The same, or None.
+        dtype: Element type of the codes.
+        group: Inputs of K that share a scale.
+    """
+    bits, size = BITS[dtype], codes.shape[-2]
+    shift = 0 if bits == 8 or dtype in (DType.U4, DType.U2) else 1 << (bits - 1)
+    shape = (*codes.shape[:-2], -(-size // group), codes.shape[-1])
+    stored = np.ascontiguousarray(codes)
+    if bits < 8:
+        stored = pack((codes.astype(np.int8) + np.int8(shift)).view(np.uint8), bits)
     zeros = None
     if zero is not None and np.any(zero):
-        shifted = zero.astype(np.int16).reshape(-1 if zero.ndim < 2 else zero.shape) + shift
-        signed = bits == 8 and dtype is DType.I8
-        full = np.broadcast_to(shifted, shape).astype(np.int8 if signed else np.uint8)
-        zeros = b.constant(np.ascontiguousarray(full), name=f"{name}.zeros")
-    factor = scale.astype(np.float32).reshape(-1 if scale.ndim < 2 else scale.shape)
-    scales = b.constant(np.ascontiguousarray(np.broadcast_to(factor, shape)), name=f"{name}.scales")
-    return b.constant(stored, name=f"{name}.packed"), scales, zeros, None, settings
+        kind = np.int8 if dtype is DType.I8 else np.uint8
+        full = np.broadcast_to(zero.astype(np.int16) + shift, shape)
+        zeros = np.ascontiguousarray(full.astype(kind))
+    scales = np.ascontiguousarray(np.broadcast_to(scale.astype(np.float32), shape))
+    return CodedArrays(stored, scales, zeros, shift)
 
 
 def pack(codes: Array, bits: int) -> Array:
-    """Returns codes u8[K, N] as bytes [ceil(K / per byte), N], the first in the low bits."""
+    """Returns codes u8[*b, K, N] as bytes [*b, ceil(K / per byte), N], the first lowest."""
     per_byte = 8 // bits
-    padded = np.pad(codes, ((0, -len(codes) % per_byte), (0, 0)))
-    parts = padded.reshape(-1, per_byte, codes.shape[1])
+    *rest, size, outputs = codes.shape
+    padding = [(0, 0)] * len(rest) + [(0, -size % per_byte), (0, 0)]
+    parts = np.pad(codes, padding).reshape(*rest, -1, per_byte, outputs)
     shifts = (np.arange(per_byte, dtype=np.uint8) * bits)[:, None]
-    packed: Array = np.bitwise_or.reduce(parts << shifts, axis=1)
+    packed: Array = np.bitwise_or.reduce(parts << shifts, axis=-2)
     return packed
 
 
@@ -231,7 +270,7 @@ def _inputs(node: Node, weight: Node, group: int) -> tuple[Value, dict[str, Any]
         or scale.size != 1
         or (made.inputs[2] is not None and (zero is None or zero.size != 1))
         or not (is_narrow or is_signed)
-        or (group < _rows(weight) and group % _DEPTH[True])
+        or (group < _rows(weight) and group % DEPTH[True])
     ):
         return x, {}
     value = quantized.inputs[0]

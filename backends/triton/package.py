@@ -30,6 +30,7 @@ from regraft.backends.triton.kernel_emits import kernel_families
 from regraft.backends.triton.kernel_fusions import KernelFusions
 from regraft.backends.triton.kernel_source import KernelSource
 from regraft.backends.triton.low_bit import pack_weights
+from regraft.backends.triton.low_bit_experts import pack_experts
 from regraft.backends.triton.unified_maximum import UnifiedMaximum, with_unified_maxima
 from regraft.ir.call_form import leaves
 from regraft.ir.evaluate import evaluate
@@ -73,7 +74,7 @@ def save_package(
     """
     calls = KernelCalls()
     generated = generate(
-        with_unified_maxima(pack_weights(module), maxima),
+        with_unified_maxima(pack_experts(pack_weights(module)), maxima),
         families=kernel_families(families, calls),
         fusions=KernelFusions(calls),
         is_file=True,

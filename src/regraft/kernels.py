@@ -20,15 +20,19 @@ from regraft.ir.errors import UsageError
 
 if TYPE_CHECKING:
     from regraft.backends.triton.kernels.attending import attention
+    from regraft.backends.triton.kernels.coded_matrices import CodedMatrices
     from regraft.backends.triton.kernels.decoding import attention_decode
     from regraft.backends.triton.kernels.entmax_backward import entmax_attention
     from regraft.backends.triton.kernels.experts import experts
     from regraft.backends.triton.kernels.gated import geglu, swiglu
     from regraft.backends.triton.kernels.grouped import grouped_linear
     from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden
+    from regraft.backends.triton.kernels.grouped_low_bit import grouped_low_bit_linear
+    from regraft.backends.triton.kernels.grouped_low_bit_hidden import grouped_low_bit_hidden
     from regraft.backends.triton.kernels.linear import linear
     from regraft.backends.triton.kernels.linear_attending import linear_attention
     from regraft.backends.triton.kernels.low_bit import low_bit_linear, pack_codes, unpack_codes
+    from regraft.backends.triton.kernels.low_bit_experts import low_bit_experts
     from regraft.backends.triton.kernels.low_bit_integer import (
         low_bit_integer_linear,
         rounded_low_bit_linear,
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 
 _PACKAGE = "regraft.backends.triton.kernels"
 _MODULES = {
+    "CodedMatrices": "coded_matrices",
     "add_layer_norm": "norms",
     "add_rms_norm": "norms",
     "attention": "attending",
@@ -56,10 +61,13 @@ _MODULES = {
     "geglu": "gated",
     "grouped_hidden": "grouped_hidden",
     "grouped_linear": "grouped",
+    "grouped_low_bit_hidden": "grouped_low_bit_hidden",
+    "grouped_low_bit_linear": "grouped_low_bit",
     "layer_norm": "norms",
     "linear": "linear",
     "linear_attention": "linear_attending",
     "linear_cross_entropy": "vocabulary_loss",
+    "low_bit_experts": "low_bit_experts",
     "low_bit_integer_linear": "low_bit_integer",
     "low_bit_linear": "low_bit",
     "pack_codes": "low_bit",
@@ -73,6 +81,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "CodedMatrices",
     "add_layer_norm",
     "add_rms_norm",
     "attention",
@@ -83,10 +92,13 @@ __all__ = [
     "geglu",
     "grouped_hidden",
     "grouped_linear",
+    "grouped_low_bit_hidden",
+    "grouped_low_bit_linear",
     "layer_norm",
     "linear",
     "linear_attention",
     "linear_cross_entropy",
+    "low_bit_experts",
     "low_bit_integer_linear",
     "low_bit_linear",
     "pack_codes",

@@ -121,6 +121,30 @@ def _hidden(size: int, dtype: torch.dtype) -> Call:
     return lambda: kernels.grouped_hidden(x, counts, weight, weight, activation="silu")
 
 
+def _coded(size: int, dtype: torch.dtype) -> tuple[Tensor, kernels.CodedMatrices, Tensor]:
+    """Returns `size` rows for each expert, their matrices in 4 bits and their counts."""
+    x, group = _randn(dtype, EXPERTS * size, WIDTH), min(128, WIDTH)
+    codes = torch.zeros(EXPERTS, WIDTH // 2, WIDTH, dtype=torch.uint8, device=x.device)
+    scale = torch.ones(EXPERTS, WIDTH // group, WIDTH, device=x.device)
+    coded = kernels.CodedMatrices(codes, scale, bits=4, group=group, zero=8)
+    return x, coded, torch.full((EXPERTS,), size, device=x.device)
+
+
+def _grouped_low_bit(size: int, dtype: torch.dtype) -> Call:
+    x, coded, counts = _coded(size, dtype)
+    return lambda: kernels.grouped_low_bit_linear(x, coded, counts)
+
+
+def _grouped_low_bit_gradient(size: int, dtype: torch.dtype) -> Call:
+    x, coded, counts = _coded(size, dtype)
+    return _gradient(kernels.grouped_low_bit_linear(x.requires_grad_(), coded, counts), x)
+
+
+def _grouped_low_bit_hidden(size: int, dtype: torch.dtype) -> Call:
+    x, coded, counts = _coded(size, dtype)
+    return lambda: kernels.grouped_low_bit_hidden(x, counts, coded, coded)
+
+
 def _low_bit(size: int, dtype: torch.dtype) -> Call:
     x, group = _randn(dtype, size, WIDTH), min(128, WIDTH)
     codes = torch.zeros(WIDTH // 2, WIDTH, dtype=torch.uint8, device=x.device)
@@ -154,6 +178,9 @@ CALLS: Mapping[str, Made] = {
     "grouped": _grouped,
     "grouped_gradient": _grouped_gradient,
     "grouped_hidden": _hidden,
+    "grouped_low_bit": _grouped_low_bit,
+    "grouped_low_bit_gradient": _grouped_low_bit_gradient,
+    "grouped_low_bit_hidden": _grouped_low_bit_hidden,
     "low_bit": _low_bit,
     "low_bit_integer": _low_bit_integer,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from regraft.backends.torch.emitter import Emit, EmitContext
 from regraft.backends.torch.library import experts as library
 from regraft.backends.torch.ops.params import call_text
@@ -36,16 +38,20 @@ def _emit_moe(e: EmitContext) -> str:
     return experts_text(e, e.helper(library.apply_experts), activation)
 
 
-def experts_text(e: EmitContext, function: str, activation: str) -> str:
+def experts_text(
+    e: EmitContext, function: str, activation: str, matrices: Mapping[str, str] | None = None
+) -> str:
     """Returns the call of a function with the operands of `apply_experts`, behind its routing.
 
     Args:
         e: The node.
         function: Expression of the function.
         activation: Expression of what it takes as the activation.
+        matrices: Expressions of `up`, `down` and `gate`, where they are not the operands.
     """
     names = [operand.name for operand in ops.moe.operands]
     given = {name: text for name, text in zip(names, e.inputs, strict=False) if text != "None"}
+    given |= matrices or {}
     routed = _routed(e, given)
     x, up, down = (given.pop(name) for name in ("x", "up", "down"))
     for name in ("limit", "up_offset", "gate_limit", "norm_epsilon"):

@@ -7,12 +7,61 @@ whose results are zeros.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from regraft.backends.triton.kernels.grouped import grouped_linear
 from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden
 from regraft.backends.triton.kernels.norms import rms_norm
+
+
+def mix_experts(
+    x: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    num: int,
+    hidden_of: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    results_of: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    weigh_input: bool,
+    taken: Tensor | None,
+    norm_epsilon: float,
+) -> Tensor:
+    """Returns the weighted sum over the chosen experts of what two products make of tokens.
+
+    Args:
+        x: [*b, D].
+        chosen: i64[tokens, top_k].
+        weights: [tokens, top_k].
+        num: How many experts there are.
+        hidden_of: Of tokens, counts of experts, and which token each row is: hidden channels.
+        results_of: Of hidden channels, counts, and a factor per row: what experts give.
+        weigh_input: Whether weights multiply what an expert reads.
+        taken: Which of the chosen compute the token, [tokens, top_k]; the weight of others is 0.
+        norm_epsilon: Of the root mean square that results are divided by; 0: they are not.
+    """
+    tokens, top_k = x.flatten(0, -2), chosen.shape[1]
+    owner = chosen if taken is None else chosen.where(taken, num)
+    owner, order = owner.flatten().sort(stable=True)
+    ends = torch.searchsorted(owner, torch.arange(num, device=x.device), right=True)
+    counts = ends.diff(prepend=ends.new_zeros(1))
+    share = weights.flatten()[order]
+    rows: Tensor | None = order // top_k
+    part = tokens
+    if weigh_input:
+        part = (tokens[rows] * share.unsqueeze(1)).to(x.dtype)
+        share, rows = (share != 0).to(x.dtype), None
+    hidden = hidden_of(part, counts, rows)
+    if norm_epsilon:
+        each = results_of(hidden, counts, None)
+        each = rms_norm(each, torch.ones_like(each[0]), eps=norm_epsilon)
+        each = (each * share.unsqueeze(1)).to(x.dtype)
+    else:
+        each = results_of(hidden, counts, share)
+    place = order.argsort().unflatten(0, (-1, top_k))  # of a token's rows among the sorted ones
+    total = each[place].sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+    return total.to(x.dtype).reshape(*x.shape[:-1], each.shape[1])
 
 
 def experts(
@@ -57,28 +106,17 @@ def experts(
         norm_epsilon: Of the root mean square that results are divided by; 0: they are not.
         precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
     """
-    tokens, num, top_k = x.flatten(0, -2), up.shape[0], chosen.shape[1]
-    owner = chosen if taken is None else chosen.where(taken, num)
-    owner, order = owner.flatten().sort(stable=True)
-    ends = torch.searchsorted(owner, torch.arange(num, device=x.device), right=True)
-    counts = ends.diff(prepend=ends.new_zeros(1))
-    share = weights.flatten()[order]
-    rows: Tensor | None = order // top_k
-    part = tokens
-    if weigh_input:
-        part = (tokens[rows] * share.unsqueeze(1)).to(x.dtype)
-        share, rows = (share != 0).to(x.dtype), None
-    hidden = grouped_hidden(
-        part, counts, up, gate, activation=activation, rows=rows, up_bias=up_bias,
-        gate_bias=gate_bias, limit=limit, up_offset=up_offset, bounds=bounds,
-        gate_limit=gate_limit, precision=precision,
-    )  # fmt: skip
-    if norm_epsilon:
-        each = grouped_linear(hidden, down, counts, down_bias, None, precision)
-        each = rms_norm(each, torch.ones_like(each[0]), eps=norm_epsilon)
-        each = (each * share.unsqueeze(1)).to(x.dtype)
-    else:
-        each = grouped_linear(hidden, down, counts, down_bias, share, precision)
-    place = order.argsort().unflatten(0, (-1, top_k))  # of a token's rows among the sorted ones
-    total = each[place].sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
-    return total.to(x.dtype).reshape(*x.shape[:-1], down.shape[1])
+
+    def hidden_of(part: Tensor, counts: Tensor, rows: Tensor | None) -> Tensor:
+        return grouped_hidden(
+            part, counts, up, gate, activation=activation, rows=rows, up_bias=up_bias,
+            gate_bias=gate_bias, limit=limit, up_offset=up_offset, bounds=bounds,
+            gate_limit=gate_limit, precision=precision,
+        )  # fmt: skip
+
+    def results_of(hidden: Tensor, counts: Tensor, share: Tensor | None) -> Tensor:
+        return grouped_linear(hidden, down, counts, down_bias, share, precision)
+
+    return mix_experts(
+        x, chosen, weights, up.shape[0], hidden_of, results_of, weigh_input, taken, norm_epsilon
+    )

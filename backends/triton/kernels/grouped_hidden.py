@@ -38,6 +38,30 @@ from regraft.backends.triton.kernels.operators import block_of, operator, rows_o
 
 
 @triton.jit
+def finished_hidden(
+    hidden, gates, up_bias_ptr, gate_bias_ptr, n, N, limit, gate_limit, up_offset,
+    HAS_GATE: tl.constexpr,
+    HAS_UP_BIAS: tl.constexpr,
+    HAS_GATE_BIAS: tl.constexpr,
+    BOUNDS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Returns the hidden channels n of both products: biases, bounds, activation and gate."""
+    if HAS_UP_BIAS:
+        bias = tl.load(up_bias_ptr + n, mask=n < N, other=0.0)
+        hidden += bias.to(tl.float32)[None, :]
+    if HAS_GATE:
+        if HAS_GATE_BIAS:
+            bias = tl.load(gate_bias_ptr + n, mask=n < N, other=0.0)
+            gates += bias.to(tl.float32)[None, :]
+        hidden = bounded_value(hidden, limit, BOUNDS) + up_offset
+        hidden = bounded_gate(gates, gate_limit, ACTIVATION, BOUNDS) * hidden
+    else:
+        hidden = bounded_gate(hidden, gate_limit, ACTIVATION, "none")
+    return hidden
+
+
+@triton.jit
 def grouped_hidden_kernel(
     x_ptr, rows_ptr, counts_ptr, up_ptr, gate_ptr, up_bias_ptr, gate_bias_ptr, y_ptr,
     num_rows, experts, N, K, x_stride, up_expert_stride, up_n_stride, up_k_stride,
@@ -86,17 +110,10 @@ def grouped_hidden_kernel(
                     gate_tile += BLOCK_K * gate_k_stride
                 x_tile += BLOCK_K
                 up_tile += BLOCK_K * up_k_stride
-            if HAS_UP_BIAS:
-                bias = tl.load(up_bias_ptr + place * N + n, mask=n < N, other=0.0)
-                hidden += bias.to(tl.float32)[None, :]
-            if HAS_GATE:
-                if HAS_GATE_BIAS:
-                    bias = tl.load(gate_bias_ptr + place * N + n, mask=n < N, other=0.0)
-                    gates += bias.to(tl.float32)[None, :]
-                hidden = bounded_value(hidden, limit, BOUNDS) + up_offset
-                hidden = bounded_gate(gates, gate_limit, ACTIVATION, BOUNDS) * hidden
-            else:
-                hidden = bounded_gate(hidden, gate_limit, ACTIVATION, "none")
+            hidden = finished_hidden(
+                hidden, gates, up_bias_ptr + place * N, gate_bias_ptr + place * N, n, N, limit,
+                gate_limit, up_offset, HAS_GATE, HAS_UP_BIAS, HAS_GATE_BIAS, BOUNDS, ACTIVATION,
+            )  # fmt: skip
         out = y_ptr + row.to(tl.int64)[:, None] * N + n[None, :]
         mask = (row < last)[:, None] & (n < N)[None, :]
         tl.store(out, hidden.to(y_ptr.dtype.element_ty), mask=mask)
@@ -209,6 +226,20 @@ def _differentiate_hidden(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 hidden_forward.register_autograd(_differentiate_hidden, setup_context=_keep_hidden)
 
 
+def check_activation(what: str, activation: str, bounds: str, limit: float) -> None:
+    """Raises ValueError where no kernel has an activation, or bounds of it."""
+    if activation not in EXPERT_ACTIVATIONS:
+        raise ValueError(
+            f"{what}: activation `{activation}` is not one of {', '.join(EXPERT_ACTIVATIONS)}"
+        )
+    is_soft = bounds == "soft" and limit > 0
+    if bounds not in EXPERT_BOUNDS or (is_soft and activation not in ("silu", "quick_gelu")):
+        raise ValueError(
+            f"{what}: bounds `{bounds}` of `{activation}`; expected one of "
+            f"{', '.join(EXPERT_BOUNDS)}, soft ones of silu or quick_gelu"
+        )
+
+
 def grouped_hidden(
     x: Tensor,
     counts: Tensor,
@@ -252,17 +283,7 @@ def grouped_hidden(
             f"grouped_hidden: x {list(x.shape)}, up {list(up.shape)}, counts "
             f"{list(counts.shape)}; expected [R, K], [E, N, K], [E], and a gate like up"
         )
-    if activation not in EXPERT_ACTIVATIONS:
-        raise ValueError(
-            f"grouped_hidden: activation `{activation}` is not one of "
-            f"{', '.join(EXPERT_ACTIVATIONS)}"
-        )
-    is_soft = bounds == "soft" and limit > 0
-    if bounds not in EXPERT_BOUNDS or (is_soft and activation not in ("silu", "quick_gelu")):
-        raise ValueError(
-            f"grouped_hidden: bounds `{bounds}` of `{activation}`; expected one of "
-            f"{', '.join(EXPERT_BOUNDS)}, soft ones of silu or quick_gelu"
-        )
+    check_activation("grouped_hidden", activation, bounds, limit)
     y: Tensor = hidden_forward(
         x, rows, counts, up, gate, up_bias, gate_bias, activation,
         bounds if limit > 0 else "none", limit, gate_limit or limit, up_offset, precision,

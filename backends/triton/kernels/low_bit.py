@@ -56,6 +56,45 @@ def load_codes(
 
 
 @triton.jit
+def code_values(codes, zeros, table_ptr, HAS_TABLE: tl.constexpr):
+    """Returns what codes stand for before they are scaled."""
+    # the table lies in the first-level cache: a line of it for 4 bits
+    return tl.load(table_ptr + codes.to(tl.int32)) if HAS_TABLE else codes.to(tl.int16) - zeros
+
+
+@triton.jit
+def add_low_bit_product(
+    total, x, codes_ptr, scale_ptr, zeros_ptr, table_ptr, start, k, n, K, N, codes_stride, group,
+    zero,
+    BITS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds the product of x with the weights of inputs k, of one group, and outputs n."""
+    codes = load_codes(codes_ptr, k, n, K, N, codes_stride, BITS)
+    place = (start // group).to(tl.int64) * N + n
+    if HAS_ZEROS:
+        zeros = tl.load(zeros_ptr + place, mask=n < N, other=0).to(tl.int16)[None, :]
+    else:
+        zeros = zero
+    w = code_values(codes, zeros, table_ptr, HAS_TABLE).to(x.dtype)
+    if GROUPED:
+        scale = tl.load(scale_ptr + place, mask=n < N, other=0.0).to(tl.float32)
+        total += tl.dot(x, w, input_precision=PRECISION) * scale[None, :]
+    else:
+        total = tl.dot(x, w, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def scale_outputs(total, scale_ptr, n, N):
+    """Returns sums times the scales of outputs n, where one group holds all inputs."""
+    return total * tl.load(scale_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
 def low_bit_kernel(
     x_ptr, codes_ptr, scale_ptr, zeros_ptr, table_ptr, y_ptr, M, N, K, x_stride, codes_stride,
     group, zero,
@@ -77,23 +116,12 @@ def low_bit_kernel(
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
-        codes = load_codes(codes_ptr, k, n, K, N, codes_stride, BITS)
-        place = (start // group).to(tl.int64) * N + n
-        if HAS_TABLE:
-            # the table lies in the first-level cache: a line of it for 4 bits
-            w = tl.load(table_ptr + codes.to(tl.int32)).to(x.dtype)
-        elif HAS_ZEROS:
-            zeros = tl.load(zeros_ptr + place, mask=n < N, other=0)
-            w = (codes.to(tl.int16) - zeros.to(tl.int16)[None, :]).to(x.dtype)
-        else:
-            w = (codes.to(tl.int16) - zero).to(x.dtype)
-        if GROUPED:
-            scale = tl.load(scale_ptr + place, mask=n < N, other=0.0).to(tl.float32)
-            total += tl.dot(x, w, input_precision=PRECISION) * scale[None, :]
-        else:
-            total = tl.dot(x, w, total, input_precision=PRECISION)
+        total = add_low_bit_product(
+            total, x, codes_ptr, scale_ptr, zeros_ptr, table_ptr, start, k, n, K, N, codes_stride,
+            group, zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
+        )  # fmt: skip
     if not GROUPED:
-        total = total * tl.load(scale_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        total = scale_outputs(total, scale_ptr, n, N)
     out = y_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
     tl.store(out, total.to(y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
 

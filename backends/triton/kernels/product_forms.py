@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from regraft.backends.triton.kernels.form import COUNTS, Bound, Form
 from regraft.backends.triton.kernels.grouped import grouped_gradient_kernel, grouped_kernel
 from regraft.backends.triton.kernels.grouped_hidden import grouped_hidden_kernel
+from regraft.backends.triton.kernels.grouped_low_bit import grouped_low_bit_kernel
+from regraft.backends.triton.kernels.grouped_low_bit_gradient import (
+    grouped_low_bit_gradient_kernel,
+)
+from regraft.backends.triton.kernels.grouped_low_bit_hidden import grouped_low_bit_hidden_kernel
 from regraft.backends.triton.kernels.low_bit import low_bit_kernel
 from regraft.backends.triton.kernels.low_bit_integer import low_bit_integer_kernel
 
@@ -15,6 +20,7 @@ def product_forms() -> Iterator[Form]:
     """Yields every form of them."""
     yield from _grouped_forms()
     yield from _hidden_forms()
+    yield from _grouped_low_bit_forms()
     yield from _low_bit_forms()
     yield from _low_bit_integer_forms()
 
@@ -72,6 +78,47 @@ def _hidden_forms() -> Iterator[Form]:
             Bound.MATMUL, 4, 3, wholes=("counts_ptr", "rows_ptr"),
             floats=("limit", "gate_limit", "up_offset"),
         )  # fmt: skip
+
+
+def _grouped_low_bit_forms() -> Iterator[Form]:
+    for label, dtype, bits, m, n, k, warps in (
+        ("few-rows", "bf16", 4, 16, 64, 128, 4),
+        ("few-rows-table", "bf16", 4, 16, 64, 32, 4),
+        ("large", "fp16", 8, 64, 64, 64, 8),
+        ("large-table", "bf16", 4, 64, 64, 32, 8),
+        ("large", "fp32", 4, 64, 32, 32, 8),
+    ):
+        has_table = label.endswith("table")
+        common: dict[str, object] = {
+            "BITS": bits, "HAS_ZEROS": bits == 4 and not has_table, "HAS_TABLE": has_table,
+            "PRECISION": "tf32" if dtype == "fp32" else "ieee", "EXPERTS": 64,
+        }  # fmt: skip
+        tile = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
+        wide = ("scale_ptr", "up_scale_ptr", "gate_scale_ptr", "table_ptr")
+        codes = ("codes_ptr", "zeros_ptr", "up_ptr", "gate_ptr", "up_zeros_ptr", "gate_zeros_ptr")
+        for name, kernel, own, stages in (
+            (
+                "low-bit", grouped_low_bit_kernel,
+                {**tile, "GROUPED": bits < 8, "HAS_BIAS": True, "HAS_SHARE": True}, 3,
+            ),
+            (
+                "low-bit-hidden", grouped_low_bit_hidden_kernel,
+                {
+                    **tile, "GROUPED": bits < 8, "HAS_ROWS": True, "HAS_GATE": True,
+                    "HAS_UP_BIAS": True, "HAS_GATE_BIAS": True, "BOUNDS": "clip",
+                    "ACTIVATION": "quick_gelu" if has_table else "silu",
+                }, 3,
+            ),
+            ("low-bit-gradient", grouped_low_bit_gradient_kernel, {**tile, "BLOCK_K": 2 * n}, 2),
+        ):  # fmt: skip
+            if name == "low-bit-gradient" and label.startswith("few"):
+                continue
+            yield Form(
+                f"grouped-{name}-{label}-{bits}-{dtype}", kernel, dtype, {**common, **own},
+                Bound.MATMUL, warps, stages, wide=wide, bytes=codes,
+                wholes=("counts_ptr", "rows_ptr"), floats=("limit", "gate_limit", "up_offset"),
+                unaligned=(*COUNTS, "zero"),
+            )  # fmt: skip
 
 
 def _low_bit_forms() -> Iterator[Form]:

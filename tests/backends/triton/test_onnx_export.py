@@ -58,6 +58,14 @@ CALLS = {
         lambda x, up, down: kernels.experts(x, CHOSEN, torch.full((6, 2), 0.5), up, down, "silu"),
         (X, UP, DOWN),
     ),
+    "low_bit_experts": (
+        lambda x, up, down: kernels.low_bit_experts(
+            x, CHOSEN, torch.full((6, 2), 0.5),
+            kernels.CodedMatrices(up, torch.ones(3, 1, 6), zero=3),
+            kernels.CodedMatrices(down, torch.ones(3, 1, 8), zero=3), "silu",
+        ),
+        (X, torch.stack([CODES[:4]] * 3), torch.stack([CODES.reshape(6, 8)[:3]] * 3)),
+    ),
     "low_bit_linear": (
         lambda x, codes: kernels.low_bit_linear(x, codes, torch.ones(1, 6), zero=3), (X, CODES[:4]),
     ),

@@ -21,6 +21,9 @@ from regraft.backends.triton.kernels.gradient_filter import (
 )
 from regraft.backends.triton.kernels.grouped import grouped_forward, grouped_gradient
 from regraft.backends.triton.kernels.grouped_hidden import hidden_forward
+from regraft.backends.triton.kernels.grouped_low_bit import grouped_low_bit_forward
+from regraft.backends.triton.kernels.grouped_low_bit_gradient import grouped_low_bit_gradient
+from regraft.backends.triton.kernels.grouped_low_bit_hidden import low_bit_hidden_forward
 from regraft.backends.triton.kernels.linear import linear_forward
 from regraft.backends.triton.kernels.linear_attending import (
     linear_attention_forward,
@@ -50,6 +53,7 @@ KV, BIAS, SINKS, LENGTHS = wanted(1, 1, 5, 4), wanted(3, 5), wanted(2), torch.te
 KEYS, VALUES, STATE = wanted(1, 2, 3, 4), wanted(1, 2, 3, 5), wanted(1, 2, 8, 6)
 SUMS = torch.linspace(0.5, 1, 6).reshape(1, 2, 3)
 LABELS = torch.tensor([6, -1, 0])
+CODES, SCALES = torch.arange(42, dtype=torch.uint8).reshape(2, 3, 7), torch.ones(2, 1, 7)
 BYTES = torch.arange(24, dtype=torch.uint8).reshape(4, 6)
 SETTINGS = (0.5, 2.0, 1, 2, 0, 0.0, 1.0, "ieee")
 """Scale, soft cap, offset, window, clip and precision."""
@@ -198,6 +202,65 @@ CALLS = {
         grouped_gradient,
         (X.detach(), X.detach(), torch.tensor([1, 2]), "ieee"),
     ),
+    "grouped_low_bit_linear": (
+        grouped_low_bit_forward,
+        (
+            X,
+            CODES,
+            SCALES,
+            None,
+            None,
+            torch.tensor([1, 1]),
+            wanted(2, 7),
+            wanted(3),
+            8,
+            4,
+            5,
+            "ieee",
+        ),
+    ),
+    "grouped_low_bit_gradient": (
+        grouped_low_bit_gradient,
+        (
+            wanted(3, 7).detach(),
+            CODES,
+            SCALES,
+            None,
+            None,
+            torch.tensor([1, 2]),
+            8,
+            4,
+            5,
+            5,
+            "ieee",
+        ),
+    ),
+    "grouped_low_bit_hidden": (
+        low_bit_hidden_forward,
+        (
+            X,
+            torch.tensor([0, 2, 1, 1]),
+            torch.tensor([1, 2]),
+            CODES,
+            SCALES,
+            None,
+            CODES,
+            SCALES,
+            None,
+            torch.linspace(-1, 1, 16),
+            wanted(2, 7),
+            None,
+            0,
+            4,
+            5,
+            "silu",
+            "clip",
+            0.5,
+            0.7,
+            1.0,
+            "ieee",
+        ),
+    ),
     "low_bit_linear": (
         low_bit_forward,
         (
@@ -337,6 +400,25 @@ good = {
             q[0].transpose(1, 2), "silu", q[0], limit=0.9, up_offset=1.0,
         ),
         (x, q, w),
+    ),
+    "low_bit_experts": torch.autograd.gradcheck(
+        lambda x, w: kernels.low_bit_experts(
+            x[:2, :6], torch.tensor([[0, 1], [1, 0]]), w[:4].reshape(2, 2),
+            *(
+                kernels.CodedMatrices(
+                    torch.arange(36, dtype=torch.uint8).reshape(2, 3, 6) * 7 + shift,
+                    torch.full((2, 1, 6), 0.1), zero=7,
+                )
+                for shift in (0, 1)
+            ),
+            "silu",
+            kernels.CodedMatrices(
+                torch.arange(36, dtype=torch.uint8).reshape(2, 3, 6) * 5,
+                torch.full((2, 1, 6), 0.1), zero=7,
+            ),
+            up_offset=1.0,
+        ),
+        (x, w),
     ),
     "low_bit_linear": torch.autograd.gradcheck(
         lambda x: kernels.low_bit_linear(

@@ -58,16 +58,28 @@ def test_an_upcycled_mixture_passes_its_self_test_and_trains(tmp_path, name):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_coded_matrices_of_experts_are_unpacked_before_the_kernels(tmp_path):
+@pytest.mark.parametrize(
+    ("weights", "hidden", "form"),
+    [("int4", 48, "bits=4, group=16, zero=8"), ("int8", 48, "bits=8, group=16"),
+     ("mxfp4", 64, "table=self.")],
+)  # fmt: skip
+def test_a_mixture_of_codes_is_unpacked_in_the_kernels(tmp_path, weights, hidden, form):
     torch.manual_seed(0)
-    passes = "canonicalize,fuse,upcycle-ffn{experts=3,top-k=2},quantize{weights=int4,group=16}"
+    group = "" if weights == "mxfp4" else ",group=16"
+    options = f"{{weights={weights}{group},activations=none}}"
+    passes = f"canonicalize,fuse,upcycle-ffn{{experts=3,top-k=2}},quantize{options}"
+    net, args = Gated(hidden).eval(), MIXTURES["gated"][1]
+    folder = tmp_path / f"coded_{weights}"
     with interpreted():
-        regraft.convert(Gated(48).eval(), tmp_path / "coded", args=MIXTURES["gated"][1],
-                        target="triton", check="off", passes=passes)  # fmt: skip
-        assert imported(tmp_path / "coded", "selftest").main(["--device", "cpu"]) == 0
-    text = (tmp_path / "coded" / "model.py").read_text()
-    assert "kernels.experts(" in text
-    assert "dequantize(" in text
+        regraft.convert(net, folder, args=args, target="triton", check="off", passes=passes)
+        assert imported(folder, "selftest").main(["--device", "cpu"]) == 0
+    text = (folder / "model.py").read_text()
+    assert "kernels.low_bit_experts(" in text
+    assert text.count(form) == 3
+    assert "dequantize(" not in text
+    kernels = (folder / "kernels.py").read_text()
+    assert "def grouped_low_bit_hidden_kernel(" in kernels
+    assert "def grouped_kernel(" not in kernels
 
 
 class Feed(nn.Module):
