@@ -30,6 +30,8 @@ RUNTIME_ERRORS = (
 )
 """Everything that ONNX Runtime raises for a model or an input it cannot take."""
 
+_FLOAT_PRODUCTS = "1"  # the accuracy level of f32
+
 _NATIVE = frozenset("fiubcOUS")
 _NO_KERNEL = re.compile(
     r"Could not find an implementation for (\w+)\(\d+\) node with name '([^']*)'"
@@ -43,6 +45,9 @@ class OrtRunner:
         model: A path (external data is found beside it), serialized bytes, or a ModelProto.
         optimize: Whether the runtime may rewrite the graph.
         num_threads: Threads within an operator.
+        full_products: Whether products by matrices of few bits take their other operand as it is;
+            the files of `accuracy_level=4`, and the runtime where it finds such a product itself,
+            round it to 8 bits.
 
     Raises:
         UnsupportedError: When ONNX Runtime does not load the model, with its reason.
@@ -54,13 +59,19 @@ class OrtRunner:
         *,
         optimize: bool = True,
         num_threads: int = 1,
+        full_products: bool = False,
     ) -> None:
+        self._model = model
+        self._optimize = optimize
+        self._num_threads = num_threads
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if full_products:
+            model = _in_full(model, options)
         source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
         if isinstance(source, Path):
             source = str(source)
@@ -80,6 +91,17 @@ class OrtRunner:
             ) from error
         self.input_names = [item.name for item in self.session.get_inputs()]
         self.output_names = [item.name for item in self.session.get_outputs()]
+
+    def in_full(self, *, optimize: bool | None = None) -> OrtRunner:
+        """Returns a runner of the same model whose products by few bits round no operand.
+
+        Args:
+            optimize: Whether the runtime may rewrite the graph; None for as it may here.
+        """
+        return OrtRunner(
+            self._model, optimize=self._optimize if optimize is None else optimize,
+            num_threads=self._num_threads, full_products=True,
+        )  # fmt: skip
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Runs one sample; inputs that the model does not have are ignored.
@@ -111,6 +133,31 @@ class OrtRunner:
                 else None,
             ) from error
         return dict(zip(self.output_names, results, strict=True))
+
+
+def _in_full(
+    model: Path | str | bytes | onnx.ModelProto, options: ort.SessionOptions
+) -> onnx.ModelProto:
+    """Returns the model at full accuracy; the options say where its external data lies."""
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _FLOAT_PRODUCTS)
+    if isinstance(model, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+    elif isinstance(model, bytes):
+        proto = onnx.load_model_from_string(model)
+    else:
+        proto = onnx.load(model, load_external_data=False)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(Path(model).parent)
+        )
+    held: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
+    while held:
+        for attribute in (each for node in held.pop().node for each in node.attribute):
+            if attribute.name == "accuracy_level":
+                attribute.i = int(_FLOAT_PRODUCTS)
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                held.append(attribute.g)
+    return proto
 
 
 def _feed(array: Any) -> Any:

@@ -13,12 +13,15 @@ from typing import Any, TypeVar
 import psutil
 from threadpoolctl import threadpool_limits
 
+from regraft.backends.onnx import ort_quant_ops
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.emission import written_runner
 from regraft.frontends.onnx import load_onnx
 from regraft.ir.errors import CheckError, UnsupportedError
+from regraft.ir.evaluate import bind_inputs
 from regraft.ir.growth import Growth
 from regraft.ir.module import Module
+from regraft.ir.ops import quant
 from regraft.ir.types import DType
 from regraft.passes.check.module_check import CheckReport, check_module
 from regraft.passes.check.rounding import (
@@ -37,12 +40,17 @@ from regraft.passes.check.runners import (
     total_weight_bytes,
     unevaluable,
 )
-from regraft.passes.check.samples import Sample, generate_samples
+from regraft.passes.check.samples import STYLES, Sample, generate_samples
 from regraft.passes.check.second_look import second_look
 from regraft.passes.protocol import Contract, Lossy, Rounded, Within
 from regraft.sources import Source
 
 T = TypeVar("T")
+
+_ROUNDED_PRODUCTS = (
+    "leaves out that ONNX Runtime rounds what it multiplies by matrices of few bits to 8 bits: "
+    "with it outputs differ by {:.2g} of the largest element"
+)
 
 DEFAULT_BUDGET_BYTES = 3 << 30
 """Above this, models are not loaded into a runtime: the evaluator streams the weights."""
@@ -141,6 +149,7 @@ class Checker:
         contract: Contract | None = None,
     ) -> None:
         self.original = source.module.clone()
+        self._example = source.example
         self._importers = source.extensions.onnx_importers
         self._limits = _OneBlasThread()
         self.evaluates = isinstance(contract, Rounded) and not unevaluable(self.original)
@@ -224,6 +233,16 @@ class Checker:
             )  # fmt: skip
         except UnsupportedError as error:
             self.reason = error.message
+            self.samples = self._captured_with(runs)
+
+    def _captured_with(self, runs: Callable[[Mapping[str, Any]], bool]) -> Sequence[Sample]:
+        """Returns the inputs that the module was captured with, where they have the sizes asked."""
+        inputs = self._example()
+        if inputs is None or not runs(inputs):
+            return ()
+        binding = bind_inputs(self.original.graph, inputs)
+        is_asked = all(binding.get(name, size) == size for name, size in (self.dims or {}).items())
+        return (Sample(inputs, binding, STYLES[0]),) if is_asked else ()
 
     @property
     def can_check(self) -> bool:
@@ -285,9 +304,34 @@ class Checker:
                 raise CheckError(message, hint=error.hint) from error
             # the runtime cannot take the source's operators either
             report = self._check(EvalRunner(module), module, contract)
+        if not report.ok and (_has_few_bits(self.original) or _has_few_bits(module)):
+            report = self._in_full(report, result, module, contract)
         if not report.ok and isinstance(contract, Rounded) and contract.dtype is not None:
             return self._with_place(report, module, contract.dtype)
         return report
+
+    def _in_full(
+        self, report: CheckReport, result: Runner, module: Module, contract: Contract
+    ) -> CheckReport:
+        """Compares again with products that the runtime does not round.
+
+        It rounds what is multiplied by a matrix of few bits to 8 bits, or does not, by an attribute
+        of the file, and where it makes such a product itself: that is no difference of the models.
+        """
+        reference, plain = self._reference, self._plain
+        if not isinstance(reference, OrtRunner) and not isinstance(result, OrtRunner):
+            return report
+        if isinstance(reference, OrtRunner):
+            self._reference = reference.in_full()
+            self._plain = lazily(partial(reference.in_full, optimize=False))
+        if isinstance(result, OrtRunner):
+            result = result.in_full()
+        found = self._check(result, module, contract)
+        self._reference, self._plain = reference, plain
+        if not found.ok:
+            return report
+        far = max(diff.max_rel for diff in report.outputs)
+        return replace(found, note=_ROUNDED_PRODUCTS.format(far))
 
     def _check(self, result: Runner, module: Module, contract: Contract) -> CheckReport:
         if self._reference is None:
@@ -321,3 +365,12 @@ class Checker:
 def _only_evaluator(module: Module) -> bool:
     """Whether the runtime's CPU provider has no kernels for a type that the module computes in."""
     return any(value.dtype is DType.BF16 for node in module.graph.walk() for value in node.outputs)
+
+
+def _has_few_bits(module: Module) -> bool:
+    """Whether matrices are dequantized in blocks, whose products the runtime may round."""
+    return any(
+        node.op is ort_quant_ops.matmul_nbits
+        or (node.op is quant.dequantize and node.attrs["block_size"])
+        for node in module.graph.walk()
+    )
