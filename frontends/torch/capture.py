@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from regraft.frontends.torch.caches import register_caches
 from regraft.frontends.torch.call import Import, ImportTable
@@ -18,6 +20,7 @@ from regraft.frontends.torch.export import export_module, named_keywords
 from regraft.frontends.torch.memory import restore_memory
 from regraft.frontends.torch.ops import FAMILIES
 from regraft.frontends.torch.program import Imported, import_program, user_values
+from regraft.frontends.torch.tensors import array_from_tensor
 from regraft.ir.errors import InputError, UsageError
 from regraft.ir.module import Module
 
@@ -42,6 +45,17 @@ class Capture:
     def module(self) -> Module:
         """The module of the IR."""
         return self.imported.module
+
+    def example(self) -> dict[str, Any] | None:
+        """Returns the example arguments as arrays by name of the graph input, None without any."""
+        leaves = pytree.tree_leaves((tuple(self.args), dict(self.kwargs)))
+        if len(leaves) <= max(self.imported.inputs, default=-1):
+            return None  # a program that was saved without
+        found = {name: leaves[i] for i, name in self.imported.inputs.items()}
+        return {
+            name: array_from_tensor(x) if isinstance(x, torch.Tensor) else np.asarray(x)
+            for name, x in found.items()
+        }
 
     def runner(self, fast: bool) -> EagerRunner:
         """Returns a runner of the original."""

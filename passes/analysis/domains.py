@@ -1,8 +1,9 @@
 """Which values an input may take, read off how the graph uses it.
 
 An integer that indexes a table of N rows lies in [0, N); one that is compared with constants takes
-those constants; one that becomes a condition or an additive mask is 0 or 1. Generated samples use
-these domains, so that they are valid for the model without asking the user.
+those constants; one that becomes a condition or an additive mask is 0 or 1, and so is one whose
+running sum indexes a table: it counts positions. Generated samples use these domains, so that they
+are valid for the model without asking the user.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _FOLLOW = frozenset(
     )
     if name in OPS
 )  # fmt: skip
+_SUMS = frozenset({"cumsum", "reduce_sum"})
 _CONDITIONS = frozenset(OPS[name] for name in ("not", "and", "or", "xor") if name in OPS)
 
 
@@ -34,11 +36,13 @@ class Domain:
         high: Exclusive upper bound from indexing, or None.
         choices: Constants that the input is compared with.
         is_mask: Whether it is used as a condition or a 0/1 mask.
+        is_counted: Whether a sum of it indexes a table: it is 0 or 1 then, whatever it indexes.
     """
 
     high: int | None = None
     choices: set[int] = field(default_factory=set)
     is_mask: bool = False
+    is_counted: bool = False
 
     def note_high(self, high: int) -> None:
         """Keeps the smallest bound."""
@@ -57,20 +61,23 @@ def input_domains(graph: Graph) -> dict[str, Domain]:
 
 def _trace(start: Value) -> Domain:
     domain = Domain()
-    seen: set[Value] = set()
-    stack = [start]
+    seen: set[tuple[Value, bool]] = set()
+    stack = [(start, False)]  # a value, and whether it is a sum over what was started with
     while stack:
-        value = stack.pop()
-        if value in seen:
+        value, is_sum = stack.pop()
+        if (value, is_sum) in seen:
             continue
-        seen.add(value)
+        seen.add((value, is_sum))
         for user, idx in value.uses:
             if isinstance(user, Node):
-                stack.extend(_follow(user, idx, value, domain))
+                found = _follow(user, idx, value, domain, is_sum)
+                stack += [(each, is_sum or user.op.name in _SUMS) for each in found]
+    if domain.is_counted:
+        domain.high, domain.is_mask = None, True
     return domain
 
 
-def _follow(node: Node, idx: int, value: Value, domain: Domain) -> Iterator[Value]:
+def _follow(node: Node, idx: int, value: Value, domain: Domain, is_sum: bool) -> Iterator[Value]:
     op = node.op
     if op in _FOLLOW:
         if node.output.dtype is DType.BOOL and value.dtype is not DType.BOOL:
@@ -88,7 +95,10 @@ def _follow(node: Node, idx: int, value: Value, domain: Domain) -> Iterator[Valu
         return
     match op.name:
         case "gather" | "gather_elements" | "gather_nd" | "one_hot":
-            _note_index(node, idx, domain)
+            if is_sum and idx == 1:
+                domain.is_counted = True
+            else:
+                _note_index(node, idx, domain)
             if op.name == "gather" and idx == 0:
                 yield from node.outputs
         case "equal" | "greater" | "less" | "greater_or_equal" | "less_or_equal":

@@ -32,7 +32,7 @@ from regraft.emission import (
     model_file,
     written_runner,
 )
-from regraft.ir.errors import UsageError
+from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.freeze import freeze
 from regraft.ir.growth import Growth
 from regraft.ir.module import Module
@@ -160,7 +160,7 @@ class _Conversion:
             checker = self._stage("samples", lambda: self._make_checker(source, given))
         if options.freeze:
             freeze(module, options.freeze)
-        self.probes = self._probes(source, checker)
+        self.probes = self._probes(source, checker, given)
         ctx = make_context(
             options.extensions, samples=self.calibration, probes=self.probes,
              target=options.target,
@@ -192,16 +192,27 @@ class _Conversion:
             return given
         return read_training(given, source.module, folders_of(source), self.options.seed)
 
-    def _probes(self, source: Source, checker: Checker | None) -> Samples:
-        """Returns generated samples: the same ones whether outputs are checked or not."""
+    def _probes(self, source: Source, checker: Checker | None, given: Sequence[Sample]) -> Samples:
+        """Returns the samples of a check: the same ones whether outputs are checked or not."""
         if checker is not None:
             return [sample.inputs for sample in checker.samples]
         before = replace(source, module=source.module.clone())
-        return Probes(lambda: self._make_checker(before, ()).samples)
+        return Probes(lambda: self._make_checker(before, given).samples)
 
     def _example(self) -> Mapping[str, Any] | None:
-        """Returns the smallest inputs, for a target whose output tests itself."""
+        """Returns the smallest inputs, for a target whose output tests itself; None without any.
+
+        Raises:
+            UnsupportedError: When launches are compiled, which an example has to show.
+        """
         if self.options.target != TRITON:
+            return None
+        if not self.probes:
+            if self.options.aot:
+                raise UnsupportedError(
+                    "`--aot` compiles the launches of an example, and the source runs on no "
+                    "generated sample", hint="give samples with --inputs",
+                )  # fmt: skip
             return None
         return min(self.probes, key=lambda sample: sum(np.size(each) for each in sample.values()))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,10 @@ _CHUNK = 1 << 22
 _FACTORY = re.compile(r"\.py:\w+$")
 
 
+def _no_example() -> None:
+    return None
+
+
 @dataclass(slots=True)
 class Source:
     """A loaded source.
@@ -38,6 +42,7 @@ class Source:
             only the evaluator can run it.
         file: The model file that the runtime reads, or None.
         extensions: Operators and emitters, those of plugins among them.
+        example: Makes the inputs that the module was captured with, by name; None without any.
     """
 
     module: Module
@@ -47,6 +52,7 @@ class Source:
     runner: Callable[[bool], Runner] | None
     file: Path | None = None
     extensions: Extensions = field(default_factory=lambda: combine(()))
+    example: Callable[[], Mapping[str, Any] | None] = _no_example
 
 
 def open_source(source: Any, extensions: Extensions | None = None) -> Source:
@@ -107,7 +113,7 @@ def _open_torch(captured: Capture, label: str, path: Path | None, extensions: Ex
     runner = captured.runner if returned.issuperset(module.graph.output_names) else None
     return Source(
         module, label, None if path is None else sha256_of(path),
-        None if path is None else path.stat().st_size, runner, None, extensions,
+        None if path is None else path.stat().st_size, runner, None, extensions, captured.example,
     )  # fmt: skip
 
 

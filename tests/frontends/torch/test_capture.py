@@ -187,3 +187,26 @@ def test_fx_graph_modules_and_exported_programs_are_captured(tmp_path: Path) -> 
 
         result = evaluate(found.module, {"input": x.numpy()})
         assert np.allclose(result["output"], expected["output"], rtol=1e-6, atol=1e-6)
+
+
+class Sevenths(nn.Module):
+    """Takes multiples of a seventh of a table's rows, which no generated sample guesses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(15, 3)
+
+    def forward(self, x: Any) -> Any:
+        return self.table(x * 7)
+
+
+def test_inputs_that_cannot_be_guessed_are_those_of_the_capture(tmp_path: Path) -> None:
+    given = torch.tensor([[0, 2, 1]])
+    found = regraft.convert(Sevenths(), tmp_path / "out", args=(given,), target="torch")
+    assert found.check.verified == "module"
+    assert found.check.num_samples == 1
+    # a size that the example does not have
+    net, axes = Sevenths(), {"x": {1: "length"}}
+    asked = regraft.convert(net, tmp_path / "sized", args=(given,), dynamic_shapes=axes,
+                            target="torch", dims={"length": 5})  # fmt: skip
+    assert asked.check.verified.startswith("no (")

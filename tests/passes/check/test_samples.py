@@ -94,3 +94,15 @@ def test_sizes_smaller_than_a_window_are_passed_over() -> None:
     )
     samples = generate_samples(module, lambda inputs: True)
     assert all(sample.binding["N"] > 9 for sample in samples)
+
+
+def test_a_mask_whose_running_sum_is_a_position_is_zeros_and_ones() -> None:
+    # positions = cumsum(mask) * mask + 1, as decoders with padding on the left have them
+    module = parse_module(
+        "weight @table : f32[66, 2] role=param = random(1)\n"
+        "graph(%mask : i64[B, S]) {\n%sum = cumsum(%mask) {axis = 1}\n%at = mul(%sum, %mask)\n"
+        "%table = weight @table\n%y = gather(%table, %at) {axis = 0}\nreturn %y\n}\n"
+    )
+    samples = generate_samples(module, accepts(EvalRunner(module)))
+    assert all(set(np.unique(sample.inputs["mask"])) <= {0, 1} for sample in samples)
+    assert any((sample.inputs["mask"] == 0).any() for sample in samples)
