@@ -67,13 +67,28 @@ class DriverApi:
         if code:
             raise RuntimeError(f"{self._prefix}{name} failed with code {code}")
 
+    def _enter(self) -> None:
+        """Makes the context of PyTorch's current device that of this thread, where it has none.
+
+        A thread that PyTorch has not used, such as one of a pool, has none.
+        """
+        if self._is_hip:  # its functions find it themselves
+            return
+        context = ctypes.c_void_p()
+        self._call("CtxGetCurrent", ctypes.byref(context))
+        if not context:
+            device = torch.cuda.current_device()
+            self._call("DevicePrimaryCtxRetain", ctypes.byref(context), device)
+            self._call("CtxSetCurrent", context)
+
     def load(self, binary: bytes, name: str, shared: int) -> Any:
         """Returns the function of a binary, allowed as much shared memory as it needs."""
-        torch.cuda.current_stream()  # makes the context that modules are loaded into
+        self._enter()
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         self._call("ModuleLoadData", ctypes.byref(module), binary)
         self._call("ModuleGetFunction", ctypes.byref(function), module, name.encode())
-        if shared > _MAX_PLAIN_SHARED:
+        # AMD's driver gives a module's function all that there is
+        if shared > _MAX_PLAIN_SHARED and not self._is_hip:
             self._call("FuncSetAttribute", function, _SHARED_ATTRIBUTE, shared)
         return function
 
@@ -81,6 +96,7 @@ class DriverApi:
         self, function: Any, grid: tuple[int, int, int], threads: int, shared: int, values: Any
     ) -> None:
         """Launches a function on PyTorch's current stream; `values` points to its arguments."""
+        self._enter()
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         name = "ModuleLaunchKernel" if self._is_hip else "LaunchKernel"
         self._call(name, function, *grid, threads, 1, 1, shared, stream, values, None)
@@ -109,12 +125,15 @@ class Binaries:
         self, jit: Callable[[Any], Any], target: str, driver: Driver, folder: Path = FOLDER
     ) -> None:
         rows = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["binaries"]
-        self.rows = [row for row in rows if row["target"] == target]
+        self.rows: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows:
+            if row["target"] == target:
+                self.rows.setdefault(row["kernel"], []).append(row)
         self.missed = 0
         self._jit = jit
         self._driver = driver
         self._folder = folder
-        self._functions: dict[str, Any] = {}
+        self._functions: dict[tuple[int, str], Any] = {}
 
     def __call__(self, kernel: Any) -> _Launcher:
         """Returns what launches a kernel: `binaries(kernel)[grid](...)`."""
@@ -123,16 +142,19 @@ class Binaries:
     def run(self, kernel: Any, grid: Sequence[int], args: Sequence[Any], named: Any) -> None:
         """Launches a kernel from a binary, or as Triton does."""
         given = dict(zip(kernel.arg_names, args, strict=False)) | named
-        row = next((row for row in self.rows if fits(row, kernel.__name__, given)), None)
+        name = kernel.__name__
+        row = next((row for row in self.rows.get(name, []) if fits(row, name, given)), None)
         if row is None:
             self.missed += 1
             self._jit(kernel)[tuple(grid)](*args, **named)
             return
-        function = self._functions.get(row["file"])
+        # a function is one of a device, which the operator has made the current one
+        key = torch.cuda.current_device() if torch.cuda.is_initialized() else 0, row["file"]
+        function = self._functions.get(key)
         if function is None:
             binary = (self._folder / row["file"]).read_bytes()
             function = self._driver.load(binary, row["symbol"], row["shared"])
-            self._functions[row["file"]] = function
+            self._functions[key] = function
         holders, pointers = packed(row, given)
         x, y, z = (*grid, 1, 1)[:3]
         threads = row["warps"] * row["threads_per_warp"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._decomp import global_decomposition_table
 from torch.library import triton_op
@@ -22,6 +25,7 @@ def operator(
     allocate: Callable[..., Any],
     reference: Callable[..., Any],
     kernel: object,
+    mutates: tuple[str, ...] = (),
 ) -> Any:
     """Returns the operator `name` in the namespace.
 
@@ -35,27 +39,32 @@ def operator(
         allocate: Returns uninitialized results for the same arguments; the fake implementation.
         reference: The same computed with PyTorch's own operators.
         kernel: The kernel, which knows whether it is interpreted.
+        mutates: Arguments that it writes to; there is then no export to ONNX.
     """
     interpreted = isinstance(kernel, InterpretedFunction)
 
     @functools.wraps(launch)
     def traced(*args: Any) -> Any:
         # PyTorch's compiler traces the body: on a CPU there is nothing to launch
-        return on_cpu(*args) if _is_on_cpu(args) else launch(*args)
+        if _is_on_cpu(args):
+            return on_cpu(*args)
+        with _on_their_device(args):
+            return launch(*args)
 
     def on_cpu(*args: Any) -> Any:
         # the layout that `allocate` promises
         results = reference(*args)
-        if isinstance(results, Tensor):
-            return results.contiguous()
+        if results is None or isinstance(results, Tensor):
+            return None if results is None else results.contiguous()
         return tuple(result.contiguous() for result in results)
 
-    defined = triton_op(f"{NAMESPACE}::{name}", traced, mutates_args=())
+    defined = triton_op(f"{NAMESPACE}::{name}", traced, mutates_args=mutates)
     defined.register_kernel("cpu")(launch if interpreted else on_cpu)
     defined.register_fake(allocate)
     # what exporters to ONNX trace; with the entry `meta`, shapes are still those of `allocate`
     for kind, function in (("meta", allocate), ("post_autograd", on_cpu)):
-        global_decomposition_table[kind][defined._opoverload] = function
+        if not mutates:
+            global_decomposition_table[kind][defined._opoverload] = function
     # compilation ahead of time notes the launches of a call on a CPU
     defined.launch, defined.on_cpu = launch, on_cpu
     return defined
@@ -65,9 +74,16 @@ def _is_on_cpu(args: tuple[Any, ...]) -> bool:
     return any(isinstance(arg, Tensor) and arg.device.type == "cpu" for arg in args)
 
 
+def _on_their_device(args: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
+    """Returns what makes the operands' GPU the current one: Triton launches on that."""
+    if torch.cuda.device_count() < 2:
+        return contextlib.nullcontext()
+    return torch.cuda.device(next(arg.device for arg in args if isinstance(arg, Tensor)))
+
+
 def rows_of(x: Tensor) -> Tensor:
     """Returns x [..., N] as [R, N] with adjacent elements in a row; a view where there is one."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
 
 

@@ -7,6 +7,8 @@ f32, t is rounded to the dtype of x first, as it is where the sum is its own ope
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -40,6 +42,8 @@ def row_norm_kernel(
     SINGLE: tl.constexpr,
 ):
     """Normalizes ROWS rows of N elements; SINGLE holds them in registers, else N is looped over."""
+    # f64 where PyTorch's compiler launches
+    eps = tl.cast(eps, tl.float32)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     row_mask = row < num_rows
     columns = tl.arange(0, BLOCK)[None, :]
@@ -134,7 +138,7 @@ def _allocate_row_norm(
     center: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    num_rows = x.numel() // x.shape[-1]
+    num_rows = math.prod(x.shape[:-1])
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = torch.empty(0 if residual is None else x.shape, dtype=x.dtype, device=x.device)
     mean = torch.empty(num_rows if center else 0, dtype=wide, device=x.device)
@@ -160,8 +164,8 @@ def _launch_row_norm(
     wrap_triton(row_norm_kernel)[(triton.cdiv(rows.shape[0], config["rows"]),)](
         rows,
         added,
-        weight,
-        weight if bias is None else bias,
+        weight.contiguous(),
+        weight if bias is None else bias.contiguous(),
         y,
         total,
         mean,

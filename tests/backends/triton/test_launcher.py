@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
-from regraft.backends.triton.launcher import Binaries, packed
+from regraft.backends.triton.launcher import Binaries, DriverApi, packed
 
 ROW = {
     "kernel": "scale",
@@ -98,3 +98,59 @@ def test_arguments_are_packed_as_c_has_them():
     assert [holder.value for holder in holders] == [x.data_ptr(), 32, 7, 0.5, None, None]
     assert len(pointers) == 6
     assert ctypes.cast(pointers[1], ctypes.POINTER(ctypes.c_int32)).contents.value == 32
+
+
+class Library:
+    """What a driver's library is to ctypes: it notes calls, and has a context or has none."""
+
+    def __init__(self, *, has_context):
+        self.calls, self.has_context = [], has_context
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            self.calls.append((name, arguments))
+            if name == "cuCtxGetCurrent" and self.has_context:
+                arguments[0]._obj.value = 1
+            return 0
+
+        return call
+
+
+def driver(library, *, is_hip):
+    made = DriverApi.__new__(DriverApi)
+    made._library, made._is_hip, made._prefix = library, is_hip, "hip" if is_hip else "cu"
+    return made
+
+
+def test_a_thread_without_a_context_gets_that_of_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    library = Library(has_context=False)
+    driver(library, is_hip=False).load(b"code", "scale_entry", 65536)
+    assert [name for name, _ in library.calls] == [
+        "cuCtxGetCurrent", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent", "cuModuleLoadData",
+        "cuModuleGetFunction", "cuFuncSetAttribute",
+    ]  # fmt: skip
+    assert library.calls[1][1][1] == 3
+    assert library.calls[-1][1][1:] == (8, 65536)
+
+
+@pytest.mark.parametrize(
+    ("is_hip", "shared", "last"),
+    [(False, 65536, "FuncSetAttribute"), (False, 1024, "ModuleGetFunction"),
+     (True, 65536, "ModuleGetFunction")],
+)  # fmt: skip
+def test_more_shared_memory_is_asked_for_where_a_driver_needs_it(is_hip, shared, last):
+    library = Library(has_context=True)
+    driver(library, is_hip=is_hip).load(b"code", "scale_entry", shared)
+    names = [name for name, _ in library.calls]
+    assert names[-1] == ("hip" if is_hip else "cu") + last
+    assert "cuCtxSetCurrent" not in names
+
+
+def test_every_device_loads_a_binary_of_its_own(binaries, monkeypatch):
+    noted, found = binaries
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for device in (0, 1, 0):
+        monkeypatch.setattr(torch.cuda, "current_device", lambda device=device: device)
+        launch(found, aligned())
+    assert len(noted.loaded) == 2
