@@ -32,6 +32,10 @@ FEW_ROWS = re.compile(r"few-rows|^decode|^(attention|entmax).*-fp32$|^filtered-p
 """Forms whose tiles have fewer than the 64 rows that wgmma multiplies: few rows by their nature;
 f32, whose tiles of 64 rows do not fit into registers.
 """
+SHARED_BYTES: Mapping[str, int] = {"sm_80": 99 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
+"""Of a program. GPUs of 8.0 have 163 KB; those of 8.6, 8.9 and 12.0, which take the configurations
+of 8.0, have 99 KB.
+"""
 _TILE_ROWS = ("BLOCK_M", "BLOCK_I", "BLOCK_G")
 _WGMMA = "wgmma.mma_async"
 _VERSION = 1
@@ -75,17 +79,14 @@ def printed(module: str, target: str, python: str, cache: str) -> list[dict[str,
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def spilled(rows: Sequence[Compiled], *, is_exact: bool = False) -> list[str]:
-    """Returns what needs more registers than there are.
+def spilled(rows: Sequence[Compiled]) -> list[str]:
+    """Returns what needs more registers than there are."""
+    return [row["form"] for row in rows if row["spilled"]]
 
-    Args:
-        rows: What was compiled.
-        is_exact: Of launches whose products are those of f32 in full, or of all else. A thread of
-            the former holds a row of its operands: with heads of 256 they do not fit.
-    """
-    return [
-        row["form"] for row in rows if row["spilled"] and row.get("is_exact", False) == is_exact
-    ]
+
+def crowded(rows: Sequence[Compiled], target: str) -> list[str]:
+    """Returns what needs more shared memory than a program may have."""
+    return [row["form"] for row in rows if row["shared_bytes"] > SHARED_BYTES[target]]
 
 
 def without_products(rows: Sequence[Compiled], target: str) -> list[str]:
@@ -152,9 +153,8 @@ def _launches(target: str, settings: Settings) -> Iterator[Row]:
     yield shown(f"{target}: launches of default configurations", float(len(rows)), "launches",
                 f"{len(have)} kernels")  # fmt: skip
     yield from _judged(f"{target}, launches", rows)
-    exact = spilled(rows, is_exact=True)
-    yield shown(f"{target}, launches of f32 in full: with registers spilled", float(len(exact)),
-                f"of {sum(row['is_exact'] for row in rows)}", _listed(exact))  # fmt: skip
+    room = f"{SHARED_BYTES[target] >> 10} KB of shared memory"
+    yield _none(f"{target}, launches: beyond {room}", crowded(rows, target))
 
 
 def _generated(target: str, settings: Settings) -> Iterator[Row]:

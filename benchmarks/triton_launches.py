@@ -21,7 +21,7 @@ from torch._library.custom_ops import CustomOpDef
 
 from regraft import kernel_tuning, tuned_calls
 from regraft.backends.triton import kernels as package
-from regraft.backends.triton.ahead_of_time import TARGETS, read_compiled
+from regraft.backends.triton.ahead_of_time import read_compiled
 from regraft.backends.triton.binaries import Launch, Launches, compiled
 from regraft.backends.triton.kernels import configs
 from regraft.backends.triton.kernels.form import Bound
@@ -36,12 +36,12 @@ def modules() -> list[ModuleType]:
     return [importlib.import_module(f"{package.__name__}.{name}") for name in names]
 
 
-def noted(found: Launches, *, is_hip: bool) -> None:
+def noted(found: Launches, target: str) -> None:
     """From here on, operators on a CPU note what they would launch."""
     choose = configs.choose
 
     def chosen(*args: Any, **named: Any) -> configs.Config:
-        return choose(*args, **{**named, "is_hip": is_hip})
+        return choose(*args, **{**named, "architecture": target})
 
     configs.choose = chosen
     for module in modules():
@@ -79,7 +79,7 @@ def main(target: str) -> None:
     """Prints what every launch became."""
     found, limits = Launches(), bounds()
     labels: dict[Launch, str] = {}
-    noted(found, is_hip=TARGETS[target].backend == "hip")
+    noted(found, target)
     for label, call in calls():
         call()
         for launch in found.found:

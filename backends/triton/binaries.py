@@ -123,7 +123,7 @@ def _type_of(value: Any) -> str:
 
 
 def launches_of(
-    net: nn.Module, example: Mapping[str, Any], kernels: ModuleType, *, is_hip: bool
+    net: nn.Module, example: Mapping[str, Any], kernels: ModuleType, *, target: str
 ) -> list[Launch]:
     """Returns the distinct launches of a call of a model on a CPU.
 
@@ -131,7 +131,7 @@ def launches_of(
         net: The model of a package.
         example: Its arguments, as the self-test has them.
         kernels: The package's kernels; changed while this runs.
-        is_hip: Whether they are for GPUs of AMD, which some kernels have configurations for.
+        target: What they are for: some kernels have configurations for it.
 
     Raises:
         UsageError: Triton's interpreter is on.
@@ -147,7 +147,7 @@ def launches_of(
         for operator in operators:
             operator.register_kernel("cpu")(_also(operator.launch, operator.on_cpu))
         for bucket in range(_most_buckets(kernels)):
-            kernels.choose = _bucket(kernels, before[1], bucket, is_hip)  # type: ignore[attr-defined]
+            kernels.choose = _bucket(kernels, before[1], bucket, target)  # type: ignore[attr-defined]
             with torch.no_grad():
                 list(tensors_in(net(*example["args"], **example["kwargs"])))
     finally:
@@ -177,15 +177,14 @@ def _most_buckets(kernels: ModuleType) -> int:
 
 
 def _bucket(
-    kernels: ModuleType, choose: Callable[..., Any], idx: int, is_hip: bool
+    kernels: ModuleType, choose: Callable[..., Any], idx: int, target: str
 ) -> Callable[..., Any]:
     """Returns `choose` with the given bucket where the size is one of a call."""
 
-    def chosen(kernel: str, device: str, dtype: str, size: int, **_: bool) -> Any:
+    def chosen(kernel: str, device: str, dtype: str, size: int, **_: str) -> Any:
         if kernel not in BUCKETED_BY_COUNT:
-            return choose(kernel, device, dtype, size, is_hip=is_hip)
-        row = kernels.read_table()[kernel][kernels.DEFAULT_DEVICE]
-        buckets = row.get(dtype, row[kernels.ANY_DTYPE])
+            return choose(kernel, device, dtype, size, architecture=target)
+        buckets = kernels.buckets_of(kernel, device, dtype, architecture=target)
         return buckets[min(idx, len(buckets) - 1)]
 
     return chosen
@@ -208,9 +207,8 @@ def write_binaries(
     name = f"{type(net).__module__.rpartition('.')[0]}.kernels"
     files, rows = [], []
     for target in targets:
-        is_hip = TARGETS[target].backend == "hip"
         known = sys.modules.get(name)
-        launches = launches_of(net, example, known, is_hip=is_hip) if known is not None else []
+        launches = launches_of(net, example, known, target=target) if known is not None else []
         (folder / FOLDER / target).mkdir(parents=True, exist_ok=True)
         for launch in launches:
             row, binary = _compiled(launch, target)

@@ -14,7 +14,7 @@ from regraft.backends.triton.chain_kernel import PLACE
 from regraft.backends.triton.chain_source import KernelText, kernel_text
 from regraft.backends.triton.chain_steps import comment_of
 from regraft.backends.triton.kernels import (
-    attention,
+    attention_tiles,
     configs,
     gated,
     generated,
@@ -48,7 +48,7 @@ HOMES = {
     **dict.fromkeys(("place_of_tile", "product_of"), linear.__name__),
     "product_gradients": product_gradients.__name__,
     **dict.fromkeys(("config_for", "num_processors"), configs.__name__),
-    "exact_tanh": attention.__name__,
+    "exact_tanh": attention_tiles.__name__,
 }
 """Where the functions are defined that sources of generated kernels use."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regraft.backends.triton.kernels.attention import attention_forward
 from regraft.backends.triton.kernels.attention_backward import attention_backward
+from regraft.backends.triton.kernels.attention_tiles import positive_scale
 
 
 def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -89,9 +90,9 @@ def attention(
         mask = mask.to(q.dtype)
     lengths = None if lengths is None else lengths.contiguous()
     offsets = offset.reshape(-1).expand(q.shape[0]) if isinstance(offset, Tensor) else None
+    q, scale = positive_scale(q, q.shape[3] ** -0.5 if scale is None else scale)
     out: Tensor = attention_forward(
         q, k, v, mask, lengths, None if offsets is None else offsets.contiguous(), sinks,
-        q.shape[3] ** -0.5 if scale is None else scale, softcap,
-        offset if isinstance(offset, int) else 0, *window, *clip, precision,
+        scale, softcap, offset if isinstance(offset, int) else 0, *window, *clip, precision,
     )[0]  # fmt: skip
     return out

@@ -17,98 +17,19 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
+from regraft.backends.triton.kernels.attention_tiles import (
+    columns_tile,
+    is_whole_tile,
+    key_range,
+    log2_of_e,
+    part_and_plane,
+    rows_tile,
+    score_unit,
+    softmax_tile,
+    tile_scores,
+)
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.operators import block_of, operator
-from regraft.backends.triton.kernels.parted_dot import parted_dot
-
-
-@triton.jit
-def exact_tanh(x):
-    """Returns tanh(x) to the last digits: a series near 0, where differences would cancel."""
-    square = x * x
-    # x - x^3/3 + 2x^5/15 - 17x^7/315 + 62x^9/2835
-    series = -0.3333333333333333 + square * (
-        0.1333333333333333 + square * (-0.05396825396825397 + square * 0.021869488536155203)
-    )
-    t = tl.exp(-2.0 * tl.abs(x))
-    far = (1.0 - t) / (1.0 + t)
-    return tl.where(tl.abs(x) < 0.3, x + x * square * series, tl.where(x < 0.0, -far, far))
-
-
-@triton.jit
-def visible_scores(
-    q, k, row, column, num_rows, end, offset, left, right, scale, softcap,
-    mask_ptr, mask_row_stride, mask_column_stride,
-    MASK: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Returns scores [M, N], -inf where hidden, and tanh(score / softcap) before the mask.
-
-    q is [M, D], k is [D, N], row [M, 1] and column [1, N], or all of them transposed and q and k
-    exchanged, for scores [N, M]. MASK is "none", "bool" or "float".
-    """
-    s = tl.zeros([q.shape[0], k.shape[1]], tl.float32)
-    s = parted_dot(q, k, s, PRECISION) * scale
-    capped = s
-    if SOFTCAP:
-        capped = exact_tanh(s / softcap)
-        s = capped * softcap
-    shown = (column < end) & (row < num_rows)
-    if LEFT:
-        shown = shown & (column >= row + offset - left)
-    if RIGHT:
-        shown = shown & (column <= row + offset + right)
-    if MASK != "none":
-        place = mask_ptr + row.to(tl.int64) * mask_row_stride
-        place = place + column.to(tl.int64) * mask_column_stride
-        m = tl.load(place, mask=shown, other=0)
-        if MASK == "bool":
-            shown = shown & (m != 0)
-        else:
-            s += m.to(tl.float32)
-    return tl.where(shown, s, float("-inf")), capped
-
-
-@triton.jit
-def rows_tile(base, row, row_stride, column, num_rows, num_columns):
-    """Returns elements of a matrix [M, N], zeros beyond its rows and columns."""
-    place = base + row[:, None].to(tl.int64) * row_stride + column[None, :]
-    shown = (row < num_rows)[:, None] & (column < num_columns)[None, :]
-    return tl.load(place, mask=shown, other=0.0)
-
-
-@triton.jit
-def columns_tile(base, row, row_stride, column, num_rows, num_columns):
-    """Returns what `rows_tile` does, transposed: [N, M]."""
-    place = base + row[None, :].to(tl.int64) * row_stride + column[:, None]
-    shown = (row < num_rows)[None, :] & (column < num_columns)[:, None]
-    return tl.load(place, mask=shown, other=0.0)
-
-
-@triton.jit
-def key_range(
-    first_row,
-    rows,
-    T,
-    length,
-    offset,
-    left,
-    right,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """Returns the first key that a tile of rows may see, a multiple of BLOCK_N, and the end."""
-    start = 0
-    end = min(T, length)
-    if RIGHT:
-        end = min(end, first_row + rows + offset + right)
-    if LEFT:
-        start = max(0, first_row + offset - left) // BLOCK_N * BLOCK_N
-    return start, end
 
 
 @triton.jit
@@ -134,9 +55,15 @@ def attention_kernel(
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Writes BLOCK_M rows of one head, their maxima and the logarithms of their sums."""
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
-    first_row = tl.program_id(0) * BLOCK_M
+    # f64 where PyTorch's compiler launches
+    scale = tl.cast(scale, tl.float32)
+    softcap = tl.cast(softcap, tl.float32)
+    low = tl.cast(low, tl.float32)
+    high = tl.cast(high, tl.float32)
+    part, plane = part_and_plane(tl.cdiv(S, BLOCK_M))
+    batch = (plane // H).to(tl.int64)
+    head = (plane % H).to(tl.int64)
+    first_row = part * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
@@ -157,21 +84,29 @@ def attention_kernel(
     if HAS_SINKS:
         largest = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks_ptr + head).to(tl.float32)
         total += 1.0
+    top = largest * log2_of_e()
+    unit = score_unit(scale, MASK, SOFTCAP)
+    unit2 = unit * log2_of_e()
     sums = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     for first in range(start, end, BLOCK_N):
         column = first + n
         k = columns_tile(k_base, column, k_row_stride, d, T, D)
-        s, _ = visible_scores(
-            q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
-            mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP, PRECISION,
+        is_whole = is_whole_tile(
+            first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
+        )
+        s, _ = tile_scores(
+            q, k, row[:, None], column[None, :], is_whole, S, end, offset, left, right, scale,
+            softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
+            PRECISION,
         )  # fmt: skip
-        found = tl.maximum(largest, tl.max(s, axis=1))
+        largest = tl.maximum(largest, tl.max(s, axis=1) * unit)
+        found = largest * log2_of_e()
         # no key so far: subtracting -inf from -inf would give NaN where zero is meant
         base = tl.where(found == float("-inf"), 0.0, found)
-        shrink = tl.exp(largest - base)
-        p = tl.exp(s - base[:, None])
+        shrink = tl.exp2(top - base)
+        p = tl.exp2(s * unit2 - base[:, None])
         total = total * shrink + tl.sum(p, axis=1)
-        largest = found
+        top = found
         if not CLIPPED:
             v = rows_tile(v_base, column, v_row_stride, e, T, E)
             sums = sums * shrink[:, None]
@@ -184,17 +119,22 @@ def attention_kernel(
             column = first + n
             k = columns_tile(k_base, column, k_row_stride, d, T, D)
             v = rows_tile(v_base, column, v_row_stride, e, T, E)
-            s, _ = visible_scores(
-                q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
-                mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
-                PRECISION,
+            is_whole = is_whole_tile(
+                first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
+            )
+            s, _ = tile_scores(
+                q, k, row[:, None], column[None, :], is_whole, S, end, offset, left, right, scale,
+                softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT,
+                SOFTCAP, PRECISION,
             )  # fmt: skip
-            p = (high - low) * tl.exp(s - largest[:, None] - log_total[:, None]) + low
-            p = tl.minimum(tl.maximum(p, 0.0), 1.0)
+            p = softmax_tile(
+                s, scale, largest[:, None], log_total[:, None], q.dtype == tl.float32, MASK, SOFTCAP
+            )
+            p = tl.minimum(tl.maximum((high - low) * p + low, 0.0), 1.0)
             sums = tl.dot(p.to(v.dtype), v, sums, input_precision=PRECISION)
     else:
         sums = sums / tl.where(is_empty, 1.0, total)[:, None]
-    place = tl.program_id(1).to(tl.int64) * S + row
+    place = plane.to(tl.int64) * S + row
     out = out_ptr + place[:, None] * E + e[None, :]
     mask = (row < S)[:, None] & (e < E)[None, :]
     tl.store(out, sums.to(out_ptr.dtype.element_ty), mask=mask)
@@ -325,14 +265,14 @@ def _launch_attention(
     is_clipped = (low, high) != (0.0, 1.0)
     # two loops: with as many rows as in one, registers spill
     rows = max(16, config["m"] // 2) if is_clipped else config["m"]
-    wrap_triton(attention_kernel)[(triton.cdiv(S, rows), B * H)](
+    wrap_triton(attention_kernel)[(triton.cdiv(S, rows) * B * H,)](
         q,
         k,
         v,
         read,
         q if lengths is None else lengths,
         q if offsets is None else offsets,
-        q if sinks is None else sinks,
+        q if sinks is None else sinks.contiguous(),
         out,
         sums,
         *q.stride()[:3],

@@ -15,14 +15,15 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.attention import (
-    _reference_scores,
-    adjacent,
+from regraft.backends.triton.kernels.attention import _reference_scores, adjacent, mask_of
+from regraft.backends.triton.kernels.attention_tiles import (
     columns_tile,
+    is_whole_tile,
     key_range,
-    mask_of,
+    part_and_plane,
     rows_tile,
-    visible_scores,
+    softmax_tile,
+    tile_scores,
 )
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.operators import block_of, operator
@@ -64,9 +65,15 @@ def attention_query_gradient_kernel(
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Writes delta and dq of BLOCK_M rows of one head, and the gradient of a float mask."""
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
-    first_row = tl.program_id(0) * BLOCK_M
+    # f64 where PyTorch's compiler launches
+    scale = tl.cast(scale, tl.float32)
+    softcap = tl.cast(softcap, tl.float32)
+    low = tl.cast(low, tl.float32)
+    high = tl.cast(high, tl.float32)
+    part, plane = part_and_plane(tl.cdiv(S, BLOCK_M))
+    batch = (plane // H).to(tl.int64)
+    head = (plane % H).to(tl.int64)
+    first_row = part * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
@@ -81,7 +88,7 @@ def attention_query_gradient_kernel(
     v_base = v_ptr + batch * v_batch_stride + head // group * v_head_stride
     mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
     rows64 = row[:, None].to(tl.int64)
-    place = tl.program_id(1).to(tl.int64) * S + row
+    place = plane.to(tl.int64) * S + row
     q_mask = (row < S)[:, None] & (d < D)[None, :]
     e_mask = (row < S)[:, None] & (e < E)[None, :]
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
@@ -96,12 +103,15 @@ def attention_query_gradient_kernel(
             column = first + n
             k = columns_tile(k_base, column, k_row_stride, d, T, D)
             v = columns_tile(v_base, column, v_row_stride, e, T, E)
-            s, _ = visible_scores(
-                q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
-                mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
+            is_whole = is_whole_tile(
+                first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
+            )
+            s, _ = tile_scores(
+                q, k, row[:, None], column[None, :], is_whole, S, end, offset, left, right, scale,
+                softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
                 PRECISION,
             )  # fmt: skip
-            p = tl.exp(s - largest - log_total)
+            p = softmax_tile(s, scale, largest, log_total, q.dtype == tl.float32, MASK, SOFTCAP)
             dw = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             dw = parted_dot(dout, v, dw, PRECISION)
             _, dp = weight_slope(p, dw, low, high, CLIPPED)
@@ -115,11 +125,15 @@ def attention_query_gradient_kernel(
         column = first + n
         k = columns_tile(k_base, column, k_row_stride, d, T, D)
         v = columns_tile(v_base, column, v_row_stride, e, T, E)
-        s, capped = visible_scores(
-            q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, softcap,
-            mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP, PRECISION,
+        is_whole = is_whole_tile(
+            first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
+        )
+        s, capped = tile_scores(
+            q, k, row[:, None], column[None, :], is_whole, S, end, offset, left, right, scale,
+            softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
+            PRECISION,
         )  # fmt: skip
-        p = tl.exp(s - largest - log_total)
+        p = softmax_tile(s, scale, largest, log_total, q.dtype == tl.float32, MASK, SOFTCAP)
         dw = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         dw = parted_dot(dout, v, dw, PRECISION)
         _, dp = weight_slope(p, dw, low, high, CLIPPED)
@@ -158,9 +172,15 @@ def attention_key_gradient_kernel(
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Writes dk and dv of BLOCK_N keys of one head of keys."""
-    batch = (tl.program_id(1) // key_heads).to(tl.int64)
-    key_head = (tl.program_id(1) % key_heads).to(tl.int64)
-    first_key = tl.program_id(0) * BLOCK_N
+    # f64 where PyTorch's compiler launches
+    scale = tl.cast(scale, tl.float32)
+    softcap = tl.cast(softcap, tl.float32)
+    low = tl.cast(low, tl.float32)
+    high = tl.cast(high, tl.float32)
+    part, plane = part_and_plane(tl.cdiv(T, BLOCK_N))
+    batch = (plane // key_heads).to(tl.int64)
+    key_head = (plane % key_heads).to(tl.int64)
+    first_key = part * BLOCK_N
     column = first_key + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
@@ -198,12 +218,15 @@ def attention_key_gradient_kernel(
             log_total = tl.load(sums_ptr + 2 * place + 1, mask=row < S, other=0.0)[None, :]
             delta = tl.load(delta_ptr + place, mask=row < S, other=0.0)[None, :]
             # [N, M]: a transposed accumulator of wgmma gave wrong gradients (fla #826)
-            s, capped = visible_scores(
-                k, q, row[None, :], column[:, None], S, end, offset, left, right, scale, softcap,
-                mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
+            is_whole = is_whole_tile(
+                first, BLOCK_M, first_key, BLOCK_N, end, offset, left, right, LEFT, RIGHT
+            )
+            s, capped = tile_scores(
+                k, q, row[None, :], column[:, None], is_whole, S, end, offset, left, right, scale,
+                softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
                 PRECISION,
             )  # fmt: skip
-            p = tl.exp(s - largest - log_total)
+            p = softmax_tile(s, scale, largest, log_total, q.dtype == tl.float32, MASK, SOFTCAP)
             dw = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
             w, dp = weight_slope(p, dw, low, high, CLIPPED)
             dv = tl.dot(w.to(dout.dtype), dout, dv, input_precision=PRECISION)
@@ -211,7 +234,7 @@ def attention_key_gradient_kernel(
             if SOFTCAP:
                 ds = ds * (1.0 - capped * capped)
             dk = tl.dot(ds.to(q.dtype), tl.trans(q), dk, input_precision=PRECISION)
-    place = tl.program_id(1).to(tl.int64) * T + column
+    place = plane.to(tl.int64) * T + column
     dk = (dk * scale).to(dk_ptr.dtype.element_ty)
     mask = (column < T)[:, None]
     tl.store(dk_ptr + place[:, None] * D + d[None, :], dk, mask=mask & (d < D)[None, :])
@@ -350,23 +373,14 @@ def _launch_attention_backward(
         *dout.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides,
     )  # fmt: skip
     numbers = (S, T, D, E, offset, left, right, scale, softcap, low, high)
-    wrap_triton(attention_query_gradient_kernel)[(triton.cdiv(S, config["m"]), B * H)](
+    wrap_triton(attention_query_gradient_kernel)[(triton.cdiv(S, config["m"]) * B * H,)](
         *tensors, out, sums, delta, dq, ds, *every, H, H // G, *numbers,
         HAS_DS=mask_gradient, BLOCK_M=config["m"], **shared,
     )  # fmt: skip
-    wrap_triton(attention_key_gradient_kernel)[(triton.cdiv(T, config["n"]), B * G)](
-        *tensors,
-        sums,
-        delta,
-        dk,
-        dv,
-        *every,
-        G,
-        H // G,
-        *numbers,
-        BLOCK_M=config["key_m"],
+    wrap_triton(attention_key_gradient_kernel)[(triton.cdiv(T, config["n"]) * B * G,)](
+        *tensors, sums, delta, dk, dv, *every, G, H // G, *numbers, BLOCK_M=config["key_m"],
         **shared,
-    )
+    )  # fmt: skip
     return dq, dk, dv, delta, ds
 
 

@@ -14,6 +14,7 @@ from regraft.backends.machine_tables import user_table
 TABLE_PATH = Path(__file__).parent / "configs.json"
 DEFAULT_DEVICE = "default"
 HIP_DEVICE = "hip"
+REGISTERS_DEVICE = "sm_80"
 ANY_DTYPE = "any"
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -55,6 +56,42 @@ def read_table(path: Path = TABLE_PATH, tuned: Path | None = None) -> Table:
     return table
 
 
+def families(architecture: str) -> tuple[str, ...]:
+    """Returns the entries that GPUs of an architecture take before the default, closest first.
+
+    GPUs of NVIDIA whose matrix instructions read registers (8.x and 12.x) take those of 8.0.
+
+    Args:
+        architecture: `sm_90`, `gfx942` and the like.
+    """
+    if architecture.startswith("gfx"):
+        return architecture, HIP_DEVICE
+    reads_registers = architecture.startswith(("sm_8", "sm_12"))
+    return (architecture, REGISTERS_DEVICE) if reads_registers else (architecture,)
+
+
+def buckets_of(
+    kernel: str, device: str, dtype: str, table: Table | None = None, *, architecture: str = ""
+) -> list[Config]:
+    """Returns the configurations of a kernel on a device, by the greatest size.
+
+    An unlisted device takes the entry of its family, else the default one; an unlisted dtype the
+    entry `any`.
+
+    Args:
+        kernel: A key of the table.
+        device: Name of the device as `torch.cuda.get_device_name` gives it.
+        dtype: Name of the dtype without `torch.`.
+        table: Instead of the one that ships.
+        architecture: Of the device, as `families` takes it.
+    """
+    devices = (read_table() if table is None else table)[kernel]
+    usual = devices[DEFAULT_DEVICE]
+    names = (device, *families(architecture))
+    dtypes = next((devices[name] for name in names if name in devices), usual)
+    return dtypes.get(dtype) or dtypes.get(ANY_DTYPE) or usual.get(dtype) or usual[ANY_DTYPE]
+
+
 def choose(
     kernel: str,
     device: str,
@@ -62,26 +99,21 @@ def choose(
     size: int,
     table: Table | None = None,
     *,
-    is_hip: bool = False,
+    architecture: str = "",
 ) -> Config:
     """Returns the configuration of the smallest bucket that holds `size`.
 
-    An unlisted device takes the default one, an unlisted dtype the entry `any`; a size above
-    every bucket takes the last one, whose kernel then loops over blocks.
+    A size above every bucket takes the last one, whose kernel then loops over blocks.
 
     Args:
         kernel: A key of the table.
-        device: Name of the device as `torch.cuda.get_device_name` gives it.
-        dtype: Name of the dtype without `torch.`.
+        device: As `buckets_of` takes it.
+        dtype: As `buckets_of` takes it.
         size: Elements of a row, or whatever the kernel buckets by.
         table: Instead of the one that ships.
-        is_hip: Whether the device is one of AMD: the kernel's entry `hip` is then its default,
-            where it has one.
+        architecture: As `buckets_of` takes it.
     """
-    devices = (read_table() if table is None else table)[kernel]
-    usual = devices[DEFAULT_DEVICE]
-    dtypes = devices.get(device) or (devices.get(HIP_DEVICE) if is_hip else None) or usual
-    buckets = dtypes.get(dtype) or dtypes.get(ANY_DTYPE) or usual[ANY_DTYPE]
+    buckets = buckets_of(kernel, device, dtype, table, architecture=architecture)
     for bucket in buckets:
         if size <= bucket["up_to"]:
             return bucket
@@ -89,9 +121,14 @@ def choose(
 
 
 @functools.cache
-def _device_name(device: torch.device) -> str:
-    name: str = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return name
+def _named(device: torch.device) -> tuple[str, str]:
+    """Returns the name of a device and its architecture."""
+    if device.type != "cuda":
+        return device.type, ""
+    about = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return about.name, about.gcnArchName.partition(":")[0]
+    return about.name, f"sm_{about.major}{about.minor}"
 
 
 def config_for(kernel: str, x: torch.Tensor, size: int) -> Config:
@@ -106,8 +143,8 @@ def config_for(kernel: str, x: torch.Tensor, size: int) -> Config:
             "hint: use PyTorch's own operator for other dtypes"
         )
     dtype = str(x.dtype).removeprefix("torch.")
-    is_hip = torch.version.hip is not None
-    return choose(kernel, _device_name(x.device), dtype, size, is_hip=is_hip)
+    device, architecture = _named(x.device)
+    return choose(kernel, device, dtype, size, architecture=architecture)
 
 
 def tile_options(config: Config) -> dict[str, int]:

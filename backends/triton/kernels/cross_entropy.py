@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.attention import exact_tanh
+from regraft.backends.triton.kernels.attention_tiles import exact_tanh
 from regraft.backends.triton.kernels.configs import config_for, num_processors
 from regraft.backends.triton.kernels.operators import operator
 

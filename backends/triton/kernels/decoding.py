@@ -21,10 +21,10 @@ from torch.library import wrap_triton
 from regraft.backends.triton.kernels.attention import (
     adjacent,
     attention_forward,
-    exact_tanh,
     reference_attention,
 )
 from regraft.backends.triton.kernels.attention_backward import attention_backward
+from regraft.backends.triton.kernels.attention_tiles import exact_tanh, positive_scale
 from regraft.backends.triton.kernels.configs import config_for, num_processors
 from regraft.backends.triton.kernels.operators import block_of, operator
 
@@ -344,7 +344,7 @@ def attention_decode(
             f"attention_decode: the range [{least}, {most}] of a unified maximum is empty or "
             f"leaves {list(widest)}, which is what {q.dtype} holds"
         )
-    factor = q.shape[2] ** -0.5 if scale is None else scale
+    q, factor = positive_scale(q, q.shape[2] ** -0.5 if scale is None else scale)
     lengths = None if lengths is None else lengths.contiguous()
     out: Tensor = decode(
         q, k, v, lengths, sinks, factor, softcap, window, phi, least, most, precision

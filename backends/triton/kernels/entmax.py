@@ -15,12 +15,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.attention import (
-    _reference_scores,
-    adjacent,
+from regraft.backends.triton.kernels.attention import _reference_scores, adjacent, mask_of
+from regraft.backends.triton.kernels.attention_tiles import (
     columns_tile,
     key_range,
-    mask_of,
     rows_tile,
     visible_scores,
 )

@@ -14,11 +14,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.attention import (
-    _reference_scores,
-    adjacent,
+from regraft.backends.triton.kernels.attention import _reference_scores, adjacent, mask_of
+from regraft.backends.triton.kernels.attention_tiles import (
     columns_tile,
-    mask_of,
+    positive_scale,
     rows_tile,
     visible_scores,
 )
@@ -350,8 +349,8 @@ def entmax_attention(
         raise ValueError(f"entmax_attention: alpha is {alpha}, expected above 1 (`attention`)")
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
+    q, scale = positive_scale(q, q.shape[3] ** -0.5 if scale is None else scale)
     out: Tensor = entmax_forward(
-        q, k, v, mask, lengths, alpha, q.shape[3] ** -0.5 if scale is None else scale, offset,
-        *window, precision,
+        q, k, v, mask, lengths, alpha, scale, offset, *window, precision
     )[0]  # fmt: skip
     return out

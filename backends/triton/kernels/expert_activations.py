@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from regraft.backends.triton.kernels.attention import exact_tanh
+from regraft.backends.triton.kernels.attention_tiles import exact_tanh
 from regraft.backends.triton.kernels.gated import normal_cdf, tanh_gate
 
 EXPERT_BOUNDS = ("clip", "clip_after", "soft")

@@ -103,7 +103,7 @@ def main(target):
             net = load_package(Path(text))
             kernels = sys.modules[f"{type(net).__module__.rpartition('.')[0]}.kernels"]
             example = {"args": inputs, "kwargs": {}}
-            noted = launches_of(net, example, kernels, is_hip=is_hip)
+            noted = launches_of(net, example, kernels, target=target)
             for launch in [*noted, *gradients(net, inputs, kernels)]:
                 built = compiled(launch, target)
                 row = {"chain": name, "kernel": launch.kernel.__name__}

@@ -50,6 +50,19 @@ def test_the_table_of_the_package_is_as_before(tuning):
     assert set(configs.read_table()["softmax"]) == {"default"}
 
 
+@pytest.mark.parametrize(
+    ("device", "architecture", "entry"),
+    [("A100", "sm_80", "sm_80"), ("L4", "sm_89", "sm_80"), ("5090", "sm_120", "sm_80"),
+     ("H200", "sm_90", "default"), ("B200", "sm_100", "default"), ("MI300X", "gfx942", "hip"),
+     ("MI355X", "gfx950", "gfx950"), ("tuned", "sm_89", "tuned"), ("cpu", "", "default")],
+)  # fmt: skip
+def test_gpus_take_the_entry_of_their_name_else_of_their_family(device, architecture, entry):
+    names = ("default", "sm_80", "hip", "gfx950", "tuned")
+    table = {"k": {name: {"any": [{"up_to": 8, "is": name}]} for name in names}}
+    found = configs.choose("k", device, "float16", 1, table, architecture=architecture)
+    assert found["is"] == entry
+
+
 def test_a_tuned_table_is_merged_and_packages_hold_it(tuning, tmp_path, monkeypatch):
     path = tmp_path / "tuned.json"
     path.write_text(kernel_tuning.merge_into(path, tuning))
