@@ -11,11 +11,11 @@ from regraft.ir.types import DType
 
 
 def is_sparse_attention(node: Node) -> bool:
-    """Whether the kernel computes an attention: one alpha for all heads, scores as they are."""
-    attrs, mask = node.attrs, node.operand("mask")
-    if attrs["normalizer"] != "entmax" or _alpha_of(node) <= 1:
+    """Whether the kernel computes an attention: alphas above 1, scores as they are."""
+    attrs, mask, alpha = node.attrs, node.operand("mask"), node.operand("alpha")
+    if attrs["normalizer"] != "entmax" or (alpha is None and _alpha_of(node) <= 1):
         return False
-    further = ("sinks", "alpha", "gates", "causal_offset")
+    further = ("sinks", "gates", "causal_offset")
     operands = node.inputs[:3]
     return (
         all(node.operand(name) is None for name in further)
@@ -27,6 +27,7 @@ def is_sparse_attention(node: Node) -> bool:
         and {value.dtype for value in operands if value is not None} < {*FLOATS, None}
         and len({value.dtype for value in operands if value is not None}) == 1
         and (mask is None or mask.rank is not None)
+        and (alpha is None or alpha.dtype in FLOATS)
     )
 
 
@@ -39,11 +40,12 @@ def entmax_operands(e: EmitContext) -> str:
     """Returns the operands of `kernels.entmax_attention`; defaults are left out."""
     attrs, mask = e.node.attrs, e.node.operand("mask")
     lengths, offset = e.node.operand("kv_lengths"), attrs["causal_offset"]
+    alpha = e.node.operand("alpha")
     return call_text(
         "",
         *[e.input(idx) for idx in range(3)],
         *([] if mask is None else [e.name(mask)]),
-        alpha=float_text(_alpha_of(e.node)),
+        alpha=float_text(_alpha_of(e.node)) if alpha is None else e.name(alpha),
         scale=float_text(attrs["scale"]),
         offset=str(offset) if offset else None,
         window=None if offset is None else str(tuple(attrs["window"])),

@@ -38,6 +38,7 @@ HELD = {DType.F16: (-8.0, 11.0), DType.BF16: (-60.0, 60.0), DType.F32: (-60.0, 6
 """Differences from phi that sums and products in a dtype hold, as `attention_decode` has them."""
 
 _STEP = 0.125
+_LOWEST = np.float32(-(2.0**31))
 _ROWS = 64  # queries whose scores are in memory at once
 
 
@@ -82,10 +83,7 @@ def steps_of(module: Module) -> list[Node]:
     return [
         node
         for node in module.graph
-        if node.op is attention
-        and is_tiled_attention(node)
-        and is_step(node)
-        and node.operand("mask") is None
+        if node.op is attention and is_tiled_attention(node) and is_step(node)
     ]
 
 
@@ -102,7 +100,8 @@ class _Seen:
         shown = maxima[np.isfinite(maxima).all(axis=1)]
         if not shown.size:
             return
-        low, high = shown.min(axis=1), shown.max(axis=1)
+        # a span that a mask of the least float hides is far below any other: computed twice
+        low, high = np.maximum(shown.min(axis=1), _LOWEST), np.maximum(shown.max(axis=1), _LOWEST)
         self.least = min(self.least, float(low.min()))
         self.most = max(self.most, float(high.max()))
         steps = np.stack([np.floor(low / _STEP), np.ceil(high / _STEP)], axis=1).astype(np.int64)
@@ -157,7 +156,8 @@ def _name(node: Node) -> str:
 
 
 def _operands(node: Node) -> dict[str, Value]:
-    given = {name: node.operand(name) for name in ("q", "k", "kv_lengths", "causal_offset")}
+    names = ("q", "k", "mask", "kv_lengths", "causal_offset")
+    given = {name: node.operand(name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -177,7 +177,7 @@ def span_maxima(attrs: Any, arrays: Mapping[str, Array], offset: Any) -> Iterato
 
     Args:
         attrs: Of the node.
-        arrays: Its operands `q` [B, H, S, D] and `k` [B, G, T, D], and `kv_lengths`.
+        arrays: Its operands `q` [B, H, S, D] and `k` [B, G, T, D], `mask` and `kv_lengths`.
         offset: Key position of the first query.
     """
     q, k = (arrays[name].astype(np.float32) for name in ("q", "k"))
@@ -185,6 +185,8 @@ def span_maxima(attrs: Any, arrays: Mapping[str, Array], offset: Any) -> Iterato
     G, T = k.shape[1:3]
     shown = visible_keys(attrs, S, T, arrays.get("kv_lengths"), offset)
     visible = None if shown is None else np.broadcast_to(shown, (B, 1, S, T))
+    mask = arrays.get("mask")
+    added = None if mask is None else np.broadcast_to(mask, (B, H, S, T))
     starts = np.arange(0, T, SPAN)
     if not T:
         return
@@ -194,6 +196,9 @@ def span_maxima(attrs: Any, arrays: Mapping[str, Array], offset: Any) -> Iterato
         scores = scores.reshape(B, H, -1, T)
         if attrs["softcap"] > 0:
             scores = attrs["softcap"] * np.tanh(scores / attrs["softcap"])
+        if added is not None:
+            part = added[:, :, row : row + _ROWS]
+            scores = np.where(part, scores, -np.inf) if part.dtype == bool else scores + part
         if visible is not None:
             scores = np.where(visible[:, :, row : row + _ROWS], scores, -np.inf)
         maxima = np.maximum.reduceat(scores, starts, axis=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,3 +70,19 @@ def decode_rows(randn: Randn, sizes: Sizes) -> Iterator[Row]:
                   function(partial(kernels.attention_decode, unified=unified), cache),
                   beside(function, cache, library, label="sdpa"),
                   2 * B * G * T * D * sizes.dtype.itemsize, goal="85 % of a copy")  # fmt: skip
+
+    def padded() -> tuple[Tensor, ...]:
+        q, k, v = cache()
+        place = torch.arange(T, device=q.device)
+        begins = torch.arange(B, device=q.device) * (T // 64)
+        return q, k, v, (place >= begins[:, None])[:, None, None]
+
+    def hidden(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, mask, enable_gqa=True)
+
+    yield Row(
+        13, f"decode unified, padded {B}x{H}/{G}x{T}x{D}",
+        function(partial(kernels.attention_decode, unified=(0.0, -8.0, 10.0)), padded),
+        beside(function, padded, hidden, label="sdpa"),
+        2 * B * G * T * D * sizes.dtype.itemsize, goal="85 % of a copy",
+    )  # fmt: skip

@@ -26,9 +26,7 @@ def _differentiate_attention(ctx: Any, dout: Tensor, dsums: None) -> tuple[Tenso
     dq, dk, dv, delta, ds = attention_backward(
         dout, q, k, v, mask, lengths, offsets, out, sums, *ctx.settings, wants_mask
     )
-    dmask = (
-        ds.sum_to_size(_of_rank(mask, 4)).reshape(mask.shape).to(mask.dtype) if wants_mask else None
-    )
+    dmask = mask_gradient(ds, mask) if wants_mask else None
     dsinks = None
     if sinks is not None and ctx.needs_input_grad[6]:
         share = torch.exp(sinks.to(sums.dtype).reshape(1, -1, 1) - sums[..., 0] - sums[..., 1])
@@ -36,9 +34,10 @@ def _differentiate_attention(ctx: Any, dout: Tensor, dsums: None) -> tuple[Tenso
     return dq, dk, dv, dmask, None, None, dsinks, *(None,) * len(ctx.settings)
 
 
-def _of_rank(x: Tensor, rank: int) -> tuple[int, ...]:
-    """Returns the shape of x with leading ones."""
-    return *(1,) * (rank - x.ndim), *(int(size) for size in x.shape)
+def mask_gradient(ds: Tensor, mask: Tensor) -> Tensor:
+    """Returns the gradient by a mask that was broadcast, of that by the scores [B, H, S, T]."""
+    shape = *(1,) * (4 - mask.ndim), *(int(size) for size in mask.shape)
+    return ds.sum_to_size(shape).reshape(mask.shape).to(mask.dtype)
 
 
 attention_forward.register_autograd(_differentiate_attention, setup_context=_keep_attention)

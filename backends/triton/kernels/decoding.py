@@ -5,7 +5,8 @@ of values with its maximum and sum of exponentials; a second kernel merges the s
 al. 2023 (Flash-Decoding). With a unified maximum phi no span looks for its own: exp(score - phi) is
 added as it comes, and the largest difference is looked at once, at the end. A span in which it
 leaves [least, most] is computed again with its own maximum, so the result never depends on how well
-phi was calibrated. Source: Hong et al. 2023 (FlashDecoding++), sections 3 and 4.
+phi was calibrated. Source: Hong et al. 2023 (FlashDecoding++), sections 3 and 4. A mask hides keys
+or adds to their scores as it does for `attention`: what a padded batch is decoded with.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
+from regraft.backends.triton.kernels.attending import mask_gradient
 from regraft.backends.triton.kernels.attention import (
     adjacent,
     attention_forward,
+    mask_of,
     reference_attention,
 )
 from regraft.backends.triton.kernels.attention_backward import attention_backward
@@ -31,8 +34,9 @@ from regraft.backends.triton.kernels.operators import block_of, operator
 
 @triton.jit
 def span_of_keys(
-    q, k_base, v_base, k_row_stride, v_row_stride, member, group, first, last, least_key, D, E,
-    scale, softcap, phi,
+    q, k_base, v_base, mask_base, k_row_stride, v_row_stride, mask_column_stride, member, group,
+    first, last, least_key, D, E, scale, softcap, phi,
+    MASK: tl.constexpr,
     SOFTCAP: tl.constexpr,
     UNIFIED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -64,6 +68,13 @@ def span_of_keys(
         if SOFTCAP:
             s = exact_tanh(s / softcap) * softcap
         shown = ((column < last) & (column >= least_key))[None, :] & (member < group)[:, None]
+        if MASK != "none":
+            place = mask_base[:, None] + column[None, :].to(tl.int64) * mask_column_stride
+            m = tl.load(place, mask=shown, other=0)
+            if MASK == "bool":
+                shown = shown & (m != 0)
+            else:
+                s += m.to(tl.float32)
         s = tl.where(shown, s, float("-inf"))
         if UNIFIED:
             reached = tl.maximum(reached, s)
@@ -86,12 +97,15 @@ def span_of_keys(
 
 @triton.jit
 def decode_kernel(
-    q_ptr, k_ptr, v_ptr, lengths_ptr, values_ptr, sums_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, lengths_ptr, positions_ptr, values_ptr, sums_ptr,
     q_batch_stride, q_head_stride,
     k_batch_stride, k_head_stride, k_row_stride,
     v_batch_stride, v_head_stride, v_row_stride,
+    mask_batch_stride, mask_head_stride, mask_column_stride,
     key_heads, group, T, D, E, span, left, scale, softcap, phi, least, most,
+    MASK: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    HAS_POSITIONS: tl.constexpr,
     LEFT: tl.constexpr,
     SOFTCAP: tl.constexpr,
     UNIFIED: tl.constexpr,
@@ -102,6 +116,12 @@ def decode_kernel(
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Writes the share of one span of keys for the `group` heads that read them."""
+    # f64 where PyTorch's compiler launches
+    scale = tl.cast(scale, tl.float32)
+    softcap = tl.cast(softcap, tl.float32)
+    phi = tl.cast(phi, tl.float32)
+    least = tl.cast(least, tl.float32)
+    most = tl.cast(most, tl.float32)
     split = tl.program_id(0)
     batch = (tl.program_id(1) // key_heads).to(tl.int64)
     key_head = (tl.program_id(1) % key_heads).to(tl.int64)
@@ -115,7 +135,10 @@ def decode_kernel(
     last = min(length, first + span)
     least_key = 0
     if LEFT:
-        least_key = max(0, length - 1 - left)
+        position = length - 1
+        if HAS_POSITIONS:
+            position = tl.load(positions_ptr + batch).to(tl.int32)
+        least_key = max(0, position - left)
         first = max(first, least_key // BLOCK_N * BLOCK_N)
     head = key_head * group + member
     q = tl.load(
@@ -124,9 +147,12 @@ def decode_kernel(
     )  # fmt: skip
     k_base = k_ptr + batch * k_batch_stride + key_head * k_head_stride
     v_base = v_ptr + batch * v_batch_stride + key_head * v_head_stride
+    # the mask of one query: a row for each head
+    mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
     largest, total, values = span_of_keys(
-        q, k_base, v_base, k_row_stride, v_row_stride, member, group, first, last, least_key, D, E,
-        scale, softcap, phi, SOFTCAP, UNIFIED, PRECISION, BLOCK_G, BLOCK_N, BLOCK_D, BLOCK_E,
+        q, k_base, v_base, mask_base, k_row_stride, v_row_stride, mask_column_stride, member,
+        group, first, last, least_key, D, E, scale, softcap, phi, MASK, SOFTCAP, UNIFIED,
+        PRECISION, BLOCK_G, BLOCK_N, BLOCK_D, BLOCK_E,
     )  # fmt: skip
     if UNIFIED:
         difference = largest - phi
@@ -134,9 +160,9 @@ def decode_kernel(
         largest = tl.where(largest == float("-inf"), largest, phi)
         if tl.max(is_outside.to(tl.int32), axis=0) > 0:
             largest, total, values = span_of_keys(
-                q, k_base, v_base, k_row_stride, v_row_stride, member, group, first, last,
-                least_key, D, E, scale, softcap, phi, SOFTCAP, False, PRECISION, BLOCK_G, BLOCK_N,
-                BLOCK_D, BLOCK_E,
+                q, k_base, v_base, mask_base, k_row_stride, v_row_stride, mask_column_stride,
+                member, group, first, last, least_key, D, E, scale, softcap, phi, MASK, SOFTCAP,
+                False, PRECISION, BLOCK_G, BLOCK_N, BLOCK_D, BLOCK_E,
             )  # fmt: skip
     # [split, batch, head]
     place = (split.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * group + member
@@ -178,60 +204,37 @@ def decode_merge_kernel(
     tl.store(out_ptr + row * E + e, out.to(out_ptr.dtype.element_ty), mask=e < E)
 
 
+def _offsets_of(lengths: Tensor | None, positions: Tensor | None) -> Tensor | None:
+    """Returns where queries stand; None: at the last of all keys."""
+    return positions if positions is not None or lengths is None else lengths - 1
+
+
 def reference_decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor | None,
-    sinks: Tensor | None,
-    scale: float,
-    softcap: float,
-    left: int,
-    phi: float,
-    least: float,
-    most: float,
-    precision: str,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lengths: Tensor | None,
+    positions: Tensor | None, sinks: Tensor | None, scale: float, softcap: float, left: int,
+    phi: float, least: float, most: float, precision: str,
+) -> Tensor:  # fmt: skip
     """Returns attention of q [B, H, D] as [B, H, E]; a unified maximum changes nothing."""
-    offsets = None if lengths is None else lengths - 1
     out = reference_attention(
-        q.unsqueeze(2), k, v, None, lengths, offsets, sinks, scale, softcap, k.shape[2] - 1, left,
-        -1, 0.0, 1.0, precision,
+        q.unsqueeze(2), k, v, mask, lengths, _offsets_of(lengths, positions), sinks, scale,
+        softcap, k.shape[2] - 1, left, -1, 0.0, 1.0, precision,
     )[0]  # fmt: skip
     return out.squeeze(2)
 
 
 def _allocate_decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor | None,
-    sinks: Tensor | None,
-    scale: float,
-    softcap: float,
-    left: int,
-    phi: float,
-    least: float,
-    most: float,
-    precision: str,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lengths: Tensor | None,
+    positions: Tensor | None, sinks: Tensor | None, scale: float, softcap: float, left: int,
+    phi: float, least: float, most: float, precision: str,
+) -> Tensor:  # fmt: skip
     return torch.empty((*q.shape[:2], v.shape[3]), dtype=q.dtype, device=q.device)
 
 
 def _launch_decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lengths: Tensor | None,
-    sinks: Tensor | None,
-    scale: float,
-    softcap: float,
-    left: int,
-    phi: float,
-    least: float,
-    most: float,
-    precision: str,
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lengths: Tensor | None,
+    positions: Tensor | None, sinks: Tensor | None, scale: float, softcap: float, left: int,
+    phi: float, least: float, most: float, precision: str,
+) -> Tensor:  # fmt: skip
     out = torch.empty((*q.shape[:2], v.shape[3]), dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
@@ -245,11 +248,18 @@ def _launch_decode(
     splits = max(1, triton.cdiv(T, span))
     values = torch.empty((splits, B, H, E), dtype=torch.float32, device=q.device)
     sums = torch.empty((splits, B, H, 2), dtype=torch.float32, device=q.device)
+    read, kind, strides = mask_of(mask, q.unsqueeze(2), k)
     wrap_triton(decode_kernel)[(splits, B * G)](
-        q, k, v, q if lengths is None else lengths, values, sums,
+        q, k, v, read,
+        q if lengths is None else lengths,
+        q if positions is None else positions,
+        values, sums,
         q.stride(0), q.stride(1), *k.stride()[:3], *v.stride()[:3],
+        strides[0], strides[1], strides[3],
         G, H // G, T, D, E, span, left, scale, softcap, phi, least, most,
+        MASK=kind,
         HAS_LENGTHS=lengths is not None,
+        HAS_POSITIONS=positions is not None,
         LEFT=left >= 0,
         SOFTCAP=softcap > 0,
         UNIFIED=least < most,
@@ -262,7 +272,7 @@ def _launch_decode(
         num_stages=config["stages"],
     )  # fmt: skip
     wrap_triton(decode_merge_kernel)[(B * H,)](
-        values, sums, q if sinks is None else sinks, out, H, E, splits,
+        values, sums, q if sinks is None else sinks.contiguous(), out, H, E, splits,
         HAS_SINKS=sinks is not None,
         SPLITS=block_of(splits),
         BLOCK_E=block_of(E),
@@ -281,25 +291,27 @@ decode = operator(
 
 
 def _keep_decode(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    q, k, v, lengths, sinks, scale, softcap, left, _, _, _, precision = inputs
-    ctx.save_for_backward(q, k, v, lengths, sinks)
+    q, k, v, mask, lengths, positions, sinks, scale, softcap, left, _, _, _, precision = inputs
+    ctx.save_for_backward(q, k, v, mask, lengths, positions, sinks)
     ctx.settings = (scale, softcap, k.shape[2] - 1, left, -1, 0.0, 1.0, precision)
 
 
 def _differentiate_decode(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
     """Returns the gradients of attention, which is computed again: its sums were not kept."""
-    q, k, v, lengths, sinks = ctx.saved_tensors
+    q, k, v, mask, lengths, positions, sinks = ctx.saved_tensors
     whole, dwhole = q.unsqueeze(2), dout.unsqueeze(2)
-    offsets = None if lengths is None else lengths - 1
-    out, sums = attention_forward(whole, k, v, None, lengths, offsets, sinks, *ctx.settings)
-    dq, dk, dv, delta, _ = attention_backward(
-        dwhole, whole, k, v, None, lengths, offsets, out, sums, *ctx.settings, False
+    offsets = _offsets_of(lengths, positions)
+    out, sums = attention_forward(whole, k, v, mask, lengths, offsets, sinks, *ctx.settings)
+    wants_mask = mask is not None and ctx.needs_input_grad[3]
+    dq, dk, dv, delta, ds = attention_backward(
+        dwhole, whole, k, v, mask, lengths, offsets, out, sums, *ctx.settings, wants_mask
     )
+    dmask = mask_gradient(ds, mask) if wants_mask else None
     dsinks = None
-    if sinks is not None and ctx.needs_input_grad[4]:
+    if sinks is not None and ctx.needs_input_grad[6]:
         share = torch.exp(sinks.to(sums.dtype).reshape(1, -1, 1) - sums[..., 0] - sums[..., 1])
         dsinks = -(share * delta).sum((0, 2)).to(sinks.dtype)
-    return dq.squeeze(2), dk, dv, None, dsinks, *(None,) * 7
+    return dq.squeeze(2), dk, dv, dmask, None, None, dsinks, *(None,) * 7
 
 
 decode.register_autograd(_differentiate_decode, setup_context=_keep_decode)
@@ -309,8 +321,10 @@ def attention_decode(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    mask: Tensor | None = None,
     *,
     lengths: Tensor | None = None,
+    positions: Tensor | None = None,
     sinks: Tensor | None = None,
     scale: float | None = None,
     window: int = -1,
@@ -321,13 +335,15 @@ def attention_decode(
     """Returns attention of one query per sequence, q [B, H, D], to a cache, as [B, H, E].
 
     Args:
-        q: The queries, of the last key's position each.
+        q: The queries.
         k: Keys [B, G, T, D]; G divides H.
         v: Values [B, G, T, E].
+        mask: bool (False hides) or float (added), broadcast to [B, H, 1, T].
         lengths: Number of keys per sequence, [B]; default: T.
+        positions: Key position of each query, [B]; default: the last key's.
         sinks: [H], a further score per head that takes weight but has no value.
         scale: Factor of the scores; default: D ** -0.5.
-        window: How many keys back a query sees; -1: all.
+        window: How many keys back of its position a query sees; -1: all.
         softcap: Scores become softcap * tanh(score / softcap).
         unified: (phi, least, most): exp(score - phi) is added without looking for a maximum where
             the largest score minus phi is in [least, most]; other spans are computed again.
@@ -345,8 +361,13 @@ def attention_decode(
             f"leaves {list(widest)}, which is what {q.dtype} holds"
         )
     q, factor = positive_scale(q, q.shape[2] ** -0.5 if scale is None else scale)
-    lengths = None if lengths is None else lengths.contiguous()
-    out: Tensor = decode(
-        q, k, v, lengths, sinks, factor, softcap, window, phi, least, most, precision
+    lengths, positions = (
+        None if each is None else each.contiguous() for each in (lengths, positions)
     )
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
+    out: Tensor = decode(
+        q, k, v, mask, lengths, positions if window >= 0 else None, sinks, factor, softcap, window,
+        phi, least, most, precision,
+    )  # fmt: skip
     return out

@@ -4,7 +4,8 @@ p = [(alpha - 1) (score - largest) - tau]_+ ^ (1 / (alpha - 1)), tau such that a
 to 1 (Peters et al. 2019). A first kernel finds the largest scores, and which tiles have one above
 the lower bound of tau, largest - 1 / (alpha - 1): weights of all others are zero. A second one
 finds tau by Halley's steps within a bracket, and the result, from those tiles alone; it notes the
-tiles whose scores exceed tau, which gradients need (Goncalves et al. 2025, AdaSplash).
+tiles whose scores exceed tau, which gradients need (Goncalves et al. 2025, AdaSplash). Heads may
+have an alpha each, which is learned (Correia et al. 2019).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from regraft.backends.triton.kernels.attention import _reference_scores, adjacen
 from regraft.backends.triton.kernels.attention_tiles import (
     columns_tile,
     key_range,
+    part_and_plane,
     rows_tile,
     visible_scores,
 )
@@ -51,6 +53,15 @@ def powers_above(z, tau, power, POWER: tl.constexpr):
 
 
 @triton.jit
+def own_slope(alphas_ptr, head, slope, power, HAS_ALPHAS: tl.constexpr):
+    """Returns alpha - 1 and its inverse, of one head where heads have an alpha each."""
+    if HAS_ALPHAS:
+        slope = tl.load(alphas_ptr + head).to(tl.float32) - 1.0
+        power = 1.0 / slope
+    return slope, power
+
+
+@triton.jit
 def halley_step(tau, low, high, p, first, second, power):
     """Returns the next tau and its bracket, from the sums of `powers_above` at tau."""
     f = p - 1.0
@@ -67,13 +78,14 @@ def halley_step(tau, low, high, p, first, second, power):
 
 @triton.jit
 def entmax_bounds_kernel(
-    q_ptr, k_ptr, mask_ptr, lengths_ptr, bounds_ptr, near_ptr,
+    q_ptr, k_ptr, mask_ptr, lengths_ptr, alphas_ptr, bounds_ptr, near_ptr,
     q_batch_stride, q_head_stride, q_row_stride,
     k_batch_stride, k_head_stride, k_row_stride,
     mask_batch_stride, mask_head_stride, mask_row_stride, mask_column_stride,
     H, group, S, T, D, tiles, offset, left, right, scale, slope,
     MASK: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    HAS_ALPHAS: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -82,9 +94,15 @@ def entmax_bounds_kernel(
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Writes the largest scores of BLOCK_M rows, and which tiles may have a weight."""
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
-    first_row = tl.program_id(0) * BLOCK_M
+    # f64 where PyTorch's compiler launches
+    scale = tl.cast(scale, tl.float32)
+    slope = tl.cast(slope, tl.float32)
+    parts = tl.cdiv(S, BLOCK_M)
+    part, plane = part_and_plane(parts)
+    batch = (plane // H).to(tl.int64)
+    head = (plane % H).to(tl.int64)
+    slope, _ = own_slope(alphas_ptr, head, slope, slope, HAS_ALPHAS)
+    first_row = part * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     n = tl.arange(0, BLOCK_N)
@@ -106,11 +124,9 @@ def entmax_bounds_kernel(
         )  # fmt: skip
         largest = tl.maximum(largest, tl.max(s, axis=1))
     base = tl.where(largest == float("-inf"), 0.0, largest)
-    place = tl.program_id(1).to(tl.int64) * S + row
+    place = plane.to(tl.int64) * S + row
     tl.store(bounds_ptr + 2 * place, base, mask=row < S)
-    near = (
-        near_ptr + (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * tiles
-    )
+    near = near_ptr + (plane.to(tl.int64) * parts + part) * tiles
     for first in range(start, end, BLOCK_N):
         column = first + n
         k = columns_tile(k_base, column, k_row_stride, d, T, D)
@@ -124,7 +140,7 @@ def entmax_bounds_kernel(
 
 @triton.jit
 def entmax_attention_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, lengths_ptr, bounds_ptr, near_ptr, used_ptr, out_ptr,
+    q_ptr, k_ptr, v_ptr, mask_ptr, lengths_ptr, alphas_ptr, bounds_ptr, near_ptr, used_ptr, out_ptr,
     q_batch_stride, q_head_stride, q_row_stride,
     k_batch_stride, k_head_stride, k_row_stride,
     v_batch_stride, v_head_stride, v_row_stride,
@@ -132,6 +148,7 @@ def entmax_attention_kernel(
     H, group, S, T, D, E, tiles, offset, left, right, scale, slope, power, highest,
     MASK: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
+    HAS_ALPHAS: tl.constexpr,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     POWER: tl.constexpr,
@@ -143,9 +160,19 @@ def entmax_attention_kernel(
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Writes BLOCK_M rows of one head, their tau, and which tiles have weights."""
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
-    first_row = tl.program_id(0) * BLOCK_M
+    # f64 where PyTorch's compiler launches
+    scale = tl.cast(scale, tl.float32)
+    slope = tl.cast(slope, tl.float32)
+    power = tl.cast(power, tl.float32)
+    highest = tl.cast(highest, tl.float32)
+    parts = tl.cdiv(S, BLOCK_M)
+    part, plane = part_and_plane(parts)
+    batch = (plane // H).to(tl.int64)
+    head = (plane % H).to(tl.int64)
+    slope, power = own_slope(alphas_ptr, head, slope, power, HAS_ALPHAS)
+    if HAS_ALPHAS:
+        highest = -tl.exp2(-slope * tl.log2(tl.cast(T, tl.float32)))
+    first_row = part * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
@@ -159,9 +186,9 @@ def entmax_attention_kernel(
     mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
     q = rows_tile(q_base, row, q_row_stride, d, S, D)
-    place = tl.program_id(1).to(tl.int64) * S + row
+    place = plane.to(tl.int64) * S + row
     base = tl.load(bounds_ptr + 2 * place, mask=row < S, other=0.0)
-    tile = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * tiles
+    tile = (plane.to(tl.int64) * parts + part) * tiles
     low = tl.full([BLOCK_M], -1.0, tl.float32)
     high = tl.zeros([BLOCK_M], tl.float32) + highest
     tau = 0.5 * (low + high)
@@ -213,6 +240,7 @@ def reference_entmax_attention(
     v: Tensor,
     mask: Tensor | None,
     lengths: Tensor | None,
+    alphas: Tensor | None,
     alpha: float,
     scale: float,
     offset: int,
@@ -223,13 +251,14 @@ def reference_entmax_attention(
     """Returns out [B, H, S, E]; largest score and tau [B, H, S, 2]; tiles with weights."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     scores, shown = _reference_scores(q, k, mask, lengths, None, scale, 0.0, offset, left, right)
-    slope = alpha - 1.0
+    given = torch.as_tensor(alpha, device=q.device) if alphas is None else alphas.reshape(-1, 1, 1)
+    slope = given.to(wide) - 1
     scores = scores.to(wide).masked_fill(~shown, -torch.inf)
     largest = scores.amax(-1, keepdim=True)
     largest = torch.where(largest == -torch.inf, 0, largest)
     z = (scores - largest) * slope
     low = torch.full_like(largest, -1.0)
-    high = torch.full_like(largest, -(k.shape[2] ** -slope))
+    high = -(float(k.shape[2]) ** -slope).expand(largest.shape)
     for _ in range(_BISECTIONS):
         tau = (low + high) / 2
         is_low = ((z - tau).clamp(min=0) ** (1 / slope)).sum(-1, keepdim=True) >= 1
@@ -277,6 +306,7 @@ def _launch_entmax(
     v: Tensor,
     mask: Tensor | None,
     lengths: Tensor | None,
+    alphas: Tensor | None,
     alpha: float,
     scale: float,
     offset: int,
@@ -294,15 +324,17 @@ def _launch_entmax(
     T, E = k.shape[2], v.shape[3]
     read, kind, strides = mask_of(mask, q, k)
     config = entmax_config(q, v)
-    grid = (triton.cdiv(S, config["m"]), B * H)
+    grid = (triton.cdiv(S, config["m"]) * B * H,)
     slope = alpha - 1.0
     power = 1.0 / slope
+    own = q if alphas is None else alphas.contiguous()
     wrap_triton(entmax_bounds_kernel)[grid](
-        q, k, read, q if lengths is None else lengths, bounds, near,
+        q, k, read, q if lengths is None else lengths, own, bounds, near,
         *q.stride()[:3], *k.stride()[:3], *strides,
         H, H // k.shape[1], S, T, D, used.shape[3], offset, left, right, scale, slope,
         MASK=kind,
         HAS_LENGTHS=lengths is not None,
+        HAS_ALPHAS=alphas is not None,
         LEFT=left >= 0,
         RIGHT=right >= 0,
         PRECISION=precision,
@@ -313,15 +345,16 @@ def _launch_entmax(
         num_stages=config["stages"],
     )  # fmt: skip
     wrap_triton(entmax_attention_kernel)[grid](
-        q, k, v, read, q if lengths is None else lengths, bounds, near, used, out,
+        q, k, v, read, q if lengths is None else lengths, own, bounds, near, used, out,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides,
         H, H // k.shape[1], S, T, D, E, used.shape[3], offset, left, right, scale, slope, power,
         -(float(T) ** -slope),
         MASK=kind,
         HAS_LENGTHS=lengths is not None,
+        HAS_ALPHAS=alphas is not None,
         LEFT=left >= 0,
         RIGHT=right >= 0,
-        POWER=int(power) if power in (1.0, 2.0) else 0,
+        POWER=int(power) if alphas is None and power in (1.0, 2.0) else 0,
         STEPS=ENTMAX_STEPS,
         PRECISION=precision,
         BLOCK_M=config["m"],

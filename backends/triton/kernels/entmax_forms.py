@@ -25,7 +25,8 @@ def entmax_forms() -> Iterator[Form]:
     ):
         is_wide = dtype == "fp32"
         shared: dict[str, object] = {
-            "MASK": mask, "HAS_LENGTHS": False, "LEFT": False, "RIGHT": True,
+            "MASK": mask, "HAS_LENGTHS": False, "HAS_ALPHAS": mask == "bool", "LEFT": False,
+            "RIGHT": True,
             "PRECISION": "tf32" if is_wide else "ieee",
             "BLOCK_M": 16 if is_wide else 64, "BLOCK_N": 16, "BLOCK_D": 128,
             "mask_column_stride": 1,
@@ -41,7 +42,7 @@ def entmax_forms() -> Iterator[Form]:
             yield Form(
                 f"{name}-{label}-{dtype}", kernel, dtype, constants, Bound.MATMUL,
                 4 if kernel is entmax_key_gradient_kernel else 8, 1 if is_wide else 2,
-                wide=("bounds_ptr", "delta_ptr"),
+                wide=("alphas_ptr", "bounds_ptr", "delta_ptr", "dalphas_ptr"),
                 floats=("scale", "slope", "power", "highest"),
                 bytes=("mask_ptr",) if mask == "bool" else (),
                 signed_bytes=("near_ptr", "used_ptr"),

@@ -171,20 +171,24 @@ def _attention_forms() -> Iterator[Form]:
 
 
 def _decode_forms() -> Iterator[Form]:
-    for dtype in ("bf16", "fp32"):
-        for is_unified in (False, True):
-            constants: dict[str, object] = {
-                "HAS_LENGTHS": False, "LEFT": False, "SOFTCAP": False, "UNIFIED": is_unified,
-                "PRECISION": "tf32" if dtype == "fp32" else "ieee", "BLOCK_G": 16,
-                "BLOCK_N": 32 if dtype == "fp32" else 64, "BLOCK_D": 128, "BLOCK_E": 128,
-            }  # fmt: skip
-            yield Form(
-                f"decode-{'unified' if is_unified else 'own'}-{dtype}", decode_kernel, dtype,
-                constants, Bound.MATMUL, 4, 3 if dtype == "bf16" else 2,
-                wide=("values_ptr", "sums_ptr"),
-                floats=("scale", "softcap", "phi", "least", "most"),
-                hip={"BLOCK_N": 32},
-            )  # fmt: skip
+    for dtype, label, mask in (
+        ("bf16", "own", "none"), ("bf16", "unified", "none"), ("bf16", "unified-padded", "bool"),
+        ("bf16", "own-added", "float"), ("fp32", "own", "none"), ("fp32", "unified-added", "float"),
+    ):  # fmt: skip
+        constants: dict[str, object] = {
+            "MASK": mask, "HAS_LENGTHS": mask == "bool", "HAS_POSITIONS": mask == "bool",
+            "LEFT": mask == "bool", "SOFTCAP": False, "UNIFIED": label.startswith("unified"),
+            "PRECISION": "tf32" if dtype == "fp32" else "ieee", "BLOCK_G": 16,
+            "BLOCK_N": 32 if dtype == "fp32" else 64, "BLOCK_D": 128, "BLOCK_E": 128,
+            "mask_column_stride": 1,
+        }  # fmt: skip
+        yield Form(
+            f"decode-{label}-{dtype}", decode_kernel, dtype, constants, Bound.MATMUL, 4,
+            3 if dtype == "bf16" else 2, wide=("values_ptr", "sums_ptr"),
+            floats=("scale", "softcap", "phi", "least", "most"),
+            wholes=("lengths_ptr", "positions_ptr"),
+            bytes=("mask_ptr",) if mask == "bool" else (), hip={"BLOCK_N": 32},
+        )  # fmt: skip
     constants = {"HAS_SINKS": True, "SPLITS": 64, "BLOCK_E": 128}
     yield Form(
         "decode-merge", decode_merge_kernel, "bf16", constants, Bound.MEMORY, 4,

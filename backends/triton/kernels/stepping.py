@@ -24,9 +24,7 @@ def attention_with_cache(
     unified: tuple[float, float, float] | None = None,
     precision: str = "ieee",
 ) -> Tensor:
-    """Returns what `attention` does; one query without a mask has its keys shared out.
-
-    A mask, and a window whose end is not the last key, take `attention` whatever S is.
+    """Returns what `attention` does; one query has its keys shared out.
 
     Args:
         q: [B, H, S, D].
@@ -43,19 +41,24 @@ def attention_with_cache(
         precision: As that of `attention`.
     """
     left, right = window
-    # the keys that a window shows end at one place, unless lengths cut off what it ends at
-    is_span = left < 0 or (right == 0 and lengths is None)
-    if q.shape[2] != 1 or mask is not None or not is_span:
+    if q.shape[2] != 1:
         return attention(
             q, k, v, mask, scale=scale, offset=offset, window=window, lengths=lengths,
             sinks=sinks, softcap=softcap, precision=precision,
         )  # fmt: skip
-    if right >= 0 and not (isinstance(offset, int) and offset + right + 1 >= k.shape[2]):
-        shown = torch.as_tensor(offset, device=q.device).reshape(-1) + right + 1
-        shown = shown.clamp(0, k.shape[2]).expand(q.shape[0])
+    keys = k.shape[2]
+    is_cut = right >= 0 and not (isinstance(offset, int) and offset + right + 1 >= keys)
+    is_last = isinstance(offset, int) and offset == keys - 1 and lengths is None
+    positions = None
+    if is_cut or (left >= 0 and not is_last):
+        is_one = not isinstance(offset, Tensor)
+        place = torch.full((1,), offset, device=q.device) if is_one else offset.reshape(-1)
+        positions = place.expand(q.shape[0])
+    if is_cut and positions is not None:
+        shown = (positions + right + 1).clamp(0, keys)
         lengths = shown if lengths is None else torch.minimum(lengths, shown)
     out = attention_decode(
-        q.squeeze(2), k, v, lengths=lengths, sinks=sinks, scale=scale, window=left,
-        softcap=softcap, unified=unified, precision=precision,
+        q.squeeze(2), k, v, mask, lengths=lengths, positions=positions, sinks=sinks, scale=scale,
+        window=left, softcap=softcap, unified=unified, precision=precision,
     )  # fmt: skip
     return out.unsqueeze(2)

@@ -16,20 +16,20 @@ def operands(B=2, H=4, G=2, T=150, D=16, E=12, dtype=torch.float32):
     return [normal(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
 
 
-def compare(tensors, *, unified=None, lengths=None, sinks=None, window=-1, **settings):
+def compare(tensors, *, unified=None, lengths=None, sinks=None, window=-1, mask=None, **settings):
     """Checks the kernel against f64; the query stands at the last key."""
     q, k, v = tensors
     T = k.shape[2]
     with interpreted():
         found = kernels.attention_decode(
-            *tensors, unified=unified, lengths=lengths, sinks=sinks, window=window, **settings
+            *tensors, mask, unified=unified, lengths=lengths, sinks=sinks, window=window, **settings
         )
     offset = T - 1 if lengths is None else lengths - 1
 
     def whole(dtype):
         wide = [x.to(dtype) for x in (q[:, :, None], k, v)]
         out = written_out(
-            *wide, sinks=None if sinks is None else sinks.to(dtype), lengths=lengths,
+            *wide, mask, sinks=None if sinks is None else sinks.to(dtype), lengths=lengths,
             offset=offset, window=(window, -1), **settings,
         )  # fmt: skip
         return out[:, :, 0]
@@ -44,6 +44,12 @@ CASES = {
     "window, lengths": {"window": 40, "lengths": torch.tensor([150, 90])},
     "softcap": {"softcap": 2.0},
     "sinks": {"sinks": normal(4, seed=7)},
+    "padding": {"mask": torch.arange(150) >= torch.tensor([0, 87])[:, None, None, None]},
+    "hidden rows": {"mask": torch.zeros(2, 1, 1, 150, dtype=torch.bool)},
+    "scores added by head": {"mask": normal(4, 1, 150, seed=8), "softcap": 2.0},
+    "the least float": {
+        "mask": torch.where(torch.arange(150) < 70, torch.finfo(torch.float32).min, 0.0)
+    },
 }
 UNIFIED = {"own maximum": None, "unified": (0.0, -8.0, 10.0)}
 
@@ -105,6 +111,10 @@ STEPS = {
         "lengths": torch.tensor([17, 99]), "window": (30, 0), "offset": torch.tensor([20, 90]),
     },
     "a mask": {"mask": torch.arange(150) % 3 > 0, "window": (-1, 0), "offset": 149},
+    "a mask and a window": {
+        "mask": torch.arange(150) >= torch.tensor([0, 95])[:, None, None, None],
+        "window": (60, 0), "offset": torch.tensor([120, 149]), "lengths": torch.tensor([101, 150]),
+    },
 }  # fmt: skip
 
 
@@ -115,6 +125,15 @@ def test_a_step_is_attention_with_its_gradients(name):
         lambda q, k, v: kernels.attention_with_cache(q, k, v, **STEPS[name]),
         lambda q, k, v: written_out(q, k, v, **STEPS[name]),
         [q[:, :, None], *rest],
+    )
+
+
+def test_scores_that_a_step_adds_have_gradients():
+    q, *rest = operands(T=70)
+    check(
+        lambda q, k, v, mask: kernels.attention_with_cache(q, k, v, mask),
+        written_out,
+        [q[:, :, None], *rest, normal(2, 1, 1, 70, seed=5)],
     )
 
 

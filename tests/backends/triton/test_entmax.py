@@ -71,6 +71,25 @@ def test_causal_windows_lengths_and_masks():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_alphas_of_heads_have_gradients(dtype):
+    """Correia et al. 2019: heads learn how sparse they are."""
+    column, row = torch.arange(40), torch.arange(33)[:, None] + 7
+    check(
+        lambda q, k, v, alpha: entmax_attention(q, k, v, alpha=alpha, offset=7, window=(-1, 0)),
+        lambda q, k, v, alpha: exact(q, k, v, alpha, column <= row),
+        [
+            *operands(33, 40, H=4, G=2, dtype=dtype),
+            torch.tensor([1.2, 1.5, 1.75, 2.0], dtype=dtype),
+        ],
+    )
+
+
+def test_alphas_of_other_heads_are_refused():
+    with pytest.raises(ValueError, match=r"alpha \[3\] for 2 heads"):
+        entmax_attention(*operands(2, 2), alpha=torch.full((3,), 1.5))
+
+
 WIDE = (torch.float64, torch.float32)
 
 
@@ -89,12 +108,12 @@ def test_tiles_without_weight_are_left_out():
     q[..., 0], k[..., 0] = 2.0, 0.0
     k[:, :, 100:130, 0] = 6.0  # the only keys of any row
     with interpreted():
-        out, bounds, used = entmax_forward(q, k, v, None, None, 1.5, 1.0, 0, -1, -1, "ieee")
-        dense = entmax_forward(q, k * 0.01, v, None, None, 1.5, 0.01, 0, -1, -1, "ieee")[2]
+        out, bounds, used = entmax_forward(q, k, v, None, None, None, 1.5, 1.0, 0, -1, -1, "ieee")
+        dense = entmax_forward(q, k * 0.01, v, None, None, None, 1.5, 0.01, 0, -1, -1, "ieee")[2]
         given = torch.ones_like(out)
         gradients = entmax_backward(
-            given, q, k, v, None, None, bounds, used, 1.5, 1.0, 0, -1, -1, "ieee"
-        )
+            given, q, k, v, None, None, None, bounds, used, 1.5, 1.0, 0, -1, -1, "ieee"
+        )[:3]
     skipped = (used == 0).sum().item() / used.numel()
     assert skipped >= 0.5, used
     assert used.sum() > 0
@@ -115,29 +134,33 @@ class Attending(nn.Module):
 
 
 @pytest.mark.slow
-def test_packages_of_models_with_entmax_call_it(tmp_path):
+@pytest.mark.parametrize("options", ["alpha=1.5", "learned=true"])
+def test_packages_of_models_with_entmax_call_it(tmp_path, options):
     example = tuple(operands(8, 8, G=2))
     with interpreted():
         regraft.convert(
             Attending().eval(), tmp_path / "package", args=example, target="triton", check="off",
-            passes="canonicalize,fuse,replace-softmax{variant=entmax,alpha=1.5}",
+            passes=f"canonicalize,fuse,replace-softmax{{variant=entmax,{options}}}",
         )  # fmt: skip
     assert "kernels.entmax_attention(" in (tmp_path / "package" / "model.py").read_text()
     assert "def entmax_attention_kernel(" in (tmp_path / "package" / "kernels.py").read_text()
 
 
+@pytest.mark.parametrize("alpha", [None, torch.tensor([1.4, 1.7])], ids=["one", "by head"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_opcheck(direction):
+def test_opcheck(direction, alpha):
     q, k, v = (x.contiguous() for x in operands(9, 20))
     settings = (1.5, 0.25, 0, -1, -1, "ieee")
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     with interpreted():
-        out, bounds, used = entmax_forward(q, k, v, None, None, *settings)
+        out, bounds, used = entmax_forward(q, k, v, None, None, alpha, *settings)
         if direction == "forward":
             given = [x.clone().requires_grad_() for x in (q, k, v)]
-            torch.library.opcheck(entmax_forward, (*given, None, None, *settings), test_utils=tests)
+            torch.library.opcheck(
+                entmax_forward, (*given, None, None, alpha, *settings), test_utils=tests
+            )
         else:
             torch.library.opcheck(
-                entmax_backward, (out, q, k, v, None, None, bounds, used, *settings),
+                entmax_backward, (out, q, k, v, None, None, alpha, bounds, used, *settings),
                 test_utils=tests,
             )  # fmt: skip

@@ -94,7 +94,9 @@ CALLS = {
             Q[:, :, 0].detach(),
             KV.detach(),
             KV.detach(),
+            BIAS.detach()[0],
             LENGTHS,
+            LENGTHS - 1,
             SINKS.detach(),
             0.5,
             2.0,
@@ -381,7 +383,7 @@ good = {
     ),
     "attention_decode": torch.autograd.gradcheck(
         lambda q, w: kernels.attention_decode(
-            q[:, :, 0], q[:, :1], q[:, 1:], sinks=w[:2], softcap=2.0, window=1
+            q[:, :, 0], q[:, :1], q[:, 1:], w[:3], sinks=w[:2], softcap=2.0, window=1
         ),
         (q, w),
     ),

@@ -66,6 +66,23 @@ def test_lengths_and_a_soft_cap_are_seen():
     assert found.max() <= 3.0
 
 
+def test_masks_hide_keys_and_add_to_scores():
+    q, k = normal(2, 2, 1, 4), normal(2, 2, 65, 4, seed=1)
+    plain = maxima_of(q, k)
+    hidden = np.ones((2, 1, 1, 65), bool)
+    hidden[1, :, :, -1] = False
+    found = maxima_of(q, k, mask=hidden)
+    assert np.isneginf(found).sum() == 2
+    np.testing.assert_array_equal(found[np.isfinite(found)], plain[np.isfinite(found)])
+    np.testing.assert_allclose(maxima_of(q, k, mask=np.full((1, 65), 2.0)), plain + 2, rtol=1e-6)
+
+
+def test_spans_that_the_least_float_hides_count_as_computed_twice():
+    found = observed([*np.linspace(0, 10, 9), np.finfo(np.float32).min], DType.F32)
+    assert found.outside == pytest.approx(0.1)
+    assert "computed twice" in found.reason
+
+
 def observed(maxima, dtype):
     seen = unified_maximum._Seen()
     seen.add(np.asarray(maxima, np.float32)[:, None])
