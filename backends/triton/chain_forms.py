@@ -46,6 +46,8 @@ class Form:
 
 
 _SPECIAL = 10
+# of `tl.maximum` and `tl.minimum`, which drop NaN otherwise
+_KEEPS_NAN = "propagate_nan=tl.PropagateNan.ALL"
 _F = "torch.nn.functional"
 _SOFTPLUS = "(tl.maximum({0}, 0.0) + tl.log(1.0 + tl.exp(-tl.abs({0}))))"
 
@@ -76,7 +78,7 @@ _PLAIN: dict[OpSpec, Form] = {
     functions.is_nan: Form("{0} != {0}", "torch.isnan({0})"),
     rounding.floor: _named("floor", 1),
     rounding.ceil: _named("ceil", 1),
-    activation.relu: Form("tl.maximum({0}, 0.0)", "torch.relu({0})"),
+    activation.relu: Form("tl.where({0} < 0.0, 0.0, {0})", "torch.relu({0})"),
     activation.sigmoid: _named("sigmoid"),
     activation.softplus: Form(_SOFTPLUS, f"{_F}.softplus({{0}})", 2 * _SPECIAL),
     activation.softsign: Form("{0} / (1.0 + tl.abs({0}))", f"{_F}.softsign({{0}})", 5),
@@ -106,7 +108,7 @@ def _number_text(number: float) -> str:
 
 def _extremum(name: str, bound: str) -> Callable[[Node], Form | None]:
     def form(node: Node) -> Form:
-        kernel = f"tl.{name}({{0}}, {{1}})"
+        kernel = f"tl.{name}({{0}}, {{1}}, {_KEEPS_NAN})"
         for idx, other in ((0, 1), (1, 0)):
             if number_of(node.inputs[idx]) is not None:
                 return Form(kernel, f"{{{other}}}.clamp({bound}={{{idx}}})")
@@ -162,7 +164,9 @@ def _elu(node: Node) -> Form:
 def _hard_sigmoid(node: Node) -> Form:
     alpha, beta = float(node.attrs["alpha"]), float(node.attrs["beta"])
     line = f"{alpha!r} * {{0}} + {beta!r}"
-    return Form(f"tl.minimum(tl.maximum({line}, 0.0), 1.0)", f"({line}).clamp(0, 1)", 3)
+    kernel = f"tl.maximum({line}, 0.0, {_KEEPS_NAN})"
+    kernel = f"tl.minimum({kernel}, 1.0, {_KEEPS_NAN})"
+    return Form(kernel, f"({line}).clamp(0, 1)", 3)
 
 
 def _clip(node: Node) -> Form | None:
@@ -173,7 +177,7 @@ def _clip(node: Node) -> Form | None:
         if number is None and value is not None:
             return None
         if number is not None:
-            kernel = f"tl.{function}({kernel}, {_number_text(number)})"
+            kernel = f"tl.{function}({kernel}, {_number_text(number)}, {_KEEPS_NAN})"
             bounds.append(f"{name}={_number_text(number)}")
     return Form(kernel, f"{{0}}.clamp({', '.join(bounds)})", 2) if bounds else None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from regraft.backends.triton.kernels.attention import attention_forward
 from regraft.backends.triton.kernels.attention_backward import attention_backward
 from regraft.backends.triton.kernels.attention_tiles import positive_scale
+from regraft.backends.triton.kernels.operands import check_attention, in_autocast
 
 
 def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -76,13 +77,11 @@ def attention(
         precision: Of products of f32, as `tl.dot` has it: `ieee`, `tf32`, `tf32x3`.
 
     Raises:
-        ValueError: Heads do not divide, or `low` is above 0, which would give hidden keys weight.
+        TypeError: Dtypes differ.
+        ValueError: Sizes differ, or `low` is above 0, which would give hidden keys weight.
     """
-    if q.shape[1] % k.shape[1] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
-        raise ValueError(
-            f"attention: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}; expected "
-            "[B, H, S, D], [B, G, T, D], [B, G, T, E] where G divides H"
-        )
+    q, k, v = in_autocast(q, k, v)
+    check_attention("attention", q, k, v, mask, lengths, sinks, window, softcap, precision)
     if clip[0] > 0:
         raise ValueError(f"attention: `clip` begins at {clip[0]}, expected at most 0")
     if mask is not None and mask.dtype != torch.bool:

@@ -29,6 +29,7 @@ from regraft.backends.triton.kernels.attention import (
 from regraft.backends.triton.kernels.attention_backward import attention_backward
 from regraft.backends.triton.kernels.attention_tiles import exact_tanh, positive_scale
 from regraft.backends.triton.kernels.configs import config_for, num_processors
+from regraft.backends.triton.kernels.operands import check_attention, check_counts, in_autocast
 from regraft.backends.triton.kernels.operators import block_of, operator
 
 
@@ -350,8 +351,16 @@ def attention_decode(
         precision: As that of `attention`.
 
     Raises:
-        ValueError: The range of a unified maximum is empty, or too wide for exponentials in f16.
+        TypeError: Dtypes differ.
+        ValueError: Sizes differ; the range of a unified maximum is empty, or too wide for
+            exponentials in f16.
     """
+    q, k, v = in_autocast(q, k, v)
+    check_attention(
+        "attention_decode", q.unsqueeze(2), k, v, mask, lengths, sinks, (window, -1), softcap,
+        precision,
+    )  # fmt: skip
+    check_counts("attention_decode", "positions", positions, q.shape[:1], q)
     phi, least, most = unified if unified is not None else (0.0, 0.0, 0.0)
     # e^11 is the largest power that f16 holds; below e^-8 products of f16 lose digits
     widest = (-8.0, 11.0) if q.dtype == torch.float16 else (-60.0, 60.0)

@@ -30,6 +30,7 @@ from regraft.backends.triton.kernels.entmax import (
     own_slope,
     powers_above,
 )
+from regraft.backends.triton.kernels.operands import check_attention, in_autocast
 from regraft.backends.triton.kernels.operators import block_of, operator
 
 
@@ -369,13 +370,11 @@ def entmax_attention(
         precision: Of products of f32.
 
     Raises:
-        ValueError: Heads do not divide, or alpha is not above 1.
+        TypeError: Dtypes differ.
+        ValueError: Sizes differ, or alpha is not above 1.
     """
-    if q.shape[1] % k.shape[1] or k.shape[:3] != v.shape[:3] or q.shape[3] != k.shape[3]:
-        raise ValueError(
-            f"entmax_attention: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}; expected "
-            "[B, H, S, D], [B, G, T, D], [B, G, T, E] where G divides H"
-        )
+    q, k, v = in_autocast(q, k, v)
+    check_attention("entmax_attention", q, k, v, mask, lengths, None, window, 0.0, precision)
     alphas = alpha if isinstance(alpha, Tensor) else None
     if alphas is not None and alphas.shape != q.shape[1:2]:
         raise ValueError(
@@ -385,6 +384,7 @@ def entmax_attention(
         raise ValueError(f"entmax_attention: alpha is {alpha}, expected above 1 (`attention`)")
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)
+    lengths = None if lengths is None else lengths.contiguous()
     q, scale = positive_scale(q, q.shape[3] ** -0.5 if scale is None else scale)
     out: Tensor = entmax_forward(
         q, k, v, mask, lengths, alphas, alpha if alphas is None else 1.5, scale, offset, *window,

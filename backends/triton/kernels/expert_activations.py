@@ -24,11 +24,11 @@ EXPERT_ACTIVATIONS = (
 
 @triton.jit
 def expert_activation(x, ACTIVATION: tl.constexpr):
-    """Returns act(x)."""
+    """Returns act(x); NaN stays, which `tl.maximum` would drop."""
     if ACTIVATION == "relu":
-        y = tl.maximum(x, 0.0)
+        y = tl.where(x < 0.0, 0.0, x)
     elif ACTIVATION == "relu2":
-        y = tl.maximum(x, 0.0) * tl.maximum(x, 0.0)
+        y = tl.where(x < 0.0, 0.0, x * x)
     elif ACTIVATION == "silu":
         y = x * tl.sigmoid(x)
     elif ACTIVATION == "quick_gelu":
@@ -53,7 +53,7 @@ def bounded_value(x, limit, BOUNDS: tl.constexpr):
     if BOUNDS == "soft":
         y = limit * exact_tanh(x / limit)
     elif BOUNDS != "none":
-        y = tl.minimum(tl.maximum(x, -limit), limit)
+        y = tl.where(x > limit, limit, tl.where(x < -limit, -limit, x))
     return y
 
 
@@ -64,11 +64,11 @@ def bounded_gate(x, limit, ACTIVATION: tl.constexpr, BOUNDS: tl.constexpr):
         alpha: tl.constexpr = 1.702 if ACTIVATION == "quick_gelu" else 1.0
         y = limit * exact_tanh(x / limit) * tl.sigmoid(alpha * x)
     elif BOUNDS == "clip":
-        y = expert_activation(tl.minimum(x, limit), ACTIVATION)
+        y = expert_activation(tl.where(x > limit, limit, x), ACTIVATION)
     else:
         y = expert_activation(x, ACTIVATION)
         if BOUNDS == "clip_after":
-            y = tl.minimum(y, limit)
+            y = tl.where(y > limit, limit, y)
     return y
 
 

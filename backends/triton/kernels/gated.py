@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.operands import check_choice, check_operands
 from regraft.backends.triton.kernels.operators import operator, rows_of
 
 GATED_ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
@@ -224,11 +225,14 @@ gated.register_autograd(_differentiate_gated, setup_context=_keep_gated)
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Returns silu(gate) * up, both [..., N] of one shape and dtype."""
+    check_operands("swiglu", gate=(gate, None), up=(up, gate.shape))
     y: Tensor = gated(gate, up, "silu")
     return y
 
 
 def geglu(gate: Tensor, up: Tensor, approximate: str = "none") -> Tensor:
     """Returns gelu(gate) * up; `approximate` is that of `torch.nn.functional.gelu`."""
+    check_operands("geglu", gate=(gate, None), up=(up, gate.shape))
+    check_choice("geglu", "approximation", approximate, ("none", "tanh"))
     y: Tensor = gated(gate, up, "gelu_tanh" if approximate == "tanh" else "gelu")
     return y

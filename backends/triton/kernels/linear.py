@@ -18,6 +18,12 @@ from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.gated import normal_cdf, tanh_gate
+from regraft.backends.triton.kernels.operands import (
+    PRECISIONS,
+    check_choice,
+    check_operands,
+    in_autocast,
+)
 from regraft.backends.triton.kernels.operators import operator, rows_of
 
 LINEAR_ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
@@ -114,7 +120,7 @@ def linear_kernel(
     if HAS_BIAS:
         total += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION == "relu":
-        total = tl.maximum(total, 0.0)
+        total = tl.where(total < 0.0, 0.0, total)  # keeps NaN, as `tl.maximum` does not
     elif ACTIVATION == "silu":
         total = total * tl.sigmoid(total)
     elif ACTIVATION == "gelu":
@@ -163,7 +169,7 @@ def _launch_linear(
     wrap_triton(linear_kernel)[grid](
         rows,
         weight,
-        weight if bias is None else bias,
+        weight if bias is None else bias.contiguous(),
         y,
         M,
         N,
@@ -246,12 +252,17 @@ def linear(
         precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
 
     Raises:
-        ValueError: The activation is not known.
+        TypeError: Dtypes differ.
+        ValueError: Sizes differ, or the activation or the precision is not known.
     """
     if activation not in LINEAR_ACTIVATIONS:
         raise ValueError(
             f"linear: activation `{activation}` is not one of {', '.join(LINEAR_ACTIVATIONS)}\n"
             "hint: compute another one on the result"
         )
+    x, weight, bias = in_autocast(x, weight, bias)
+    sizes = (*weight.shape[:1], *x.shape[-1:])
+    check_operands("linear", x=(x, None), weight=(weight, sizes), bias=(bias, sizes[:1]))
+    check_choice("linear", "precision", precision, PRECISIONS)
     y: Tensor = linear_forward(x, weight, bias, activation, precision)
     return y

@@ -36,7 +36,7 @@ def tile_features(x, mask, is_first, MAP: tl.constexpr, AXIS: tl.constexpr):
     """
     y = x.to(tl.float32)
     if MAP == "relu":
-        y = tl.maximum(y, 0.0)
+        y = tl.where(y < 0.0, 0.0, y)
     elif MAP == "elu":
         y = tl.where(y > 0, y + 1.0, tl.exp(tl.minimum(y, 0.0)))
     elif MAP == "exp":

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.operands import check_operands
 from regraft.backends.triton.kernels.operators import operator
 
 
@@ -175,7 +176,7 @@ def _launch_rope(
         k.stride(0),
         k.stride(1),
         k.stride(2),
-        cos.stride(0) if cos.ndim == 3 else 0,
+        cos.stride(0) if cos.ndim == 3 and cos.shape[0] != 1 else 0,
         cos.stride(-2),
         H,
         k.shape[1],
@@ -211,8 +212,26 @@ def _differentiate_rope(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None
 rotate.register_autograd(_differentiate_rope, setup_context=_keep_rope)
 
 
+def _check_rope(what: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Raises where heads and tables do not go together."""
+    if cos.shape[-1] * 2 != q.shape[-1]:
+        raise ValueError(
+            f"{what}: heads have {q.shape[-1]} elements, `cos` has {cos.shape[-1]} columns, "
+            "expected half as many\nhint: tables that repeat their columns are cut to "
+            "`cos[..., :D // 2]`"
+        )
+    sizes = (q.shape[2], cos.shape[-1])
+    if cos.ndim == 3:
+        sizes = (1 if cos.shape[0] == 1 else q.shape[0], *sizes)
+    check_operands(
+        what, ("k", "cos", "sin"), q=(q, None), k=(k, (q.shape[0], *k.shape[1:2], *q.shape[2:])),
+        cos=(cos, sizes), sin=(sin, sizes),
+    )  # fmt: skip
+
+
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
     """Returns x [B, H, S, D] rotated by the angle of each position; see `rope`."""
+    _check_rope("rotary", x, x, cos, sin)
     turned: Tensor = rotate(x, x[:, :0], cos, sin, interleaved, False)[0]
     return turned
 
@@ -225,17 +244,14 @@ def rope(
     Args:
         q: Queries, of any strides; a view of [B, S, H, D] is read in place.
         k: Keys; G need not be H.
-        cos: [S, D / 2] or [B, S, D / 2]; not differentiated.
+        cos: [S, D / 2], [1, S, D / 2] or [B, S, D / 2]; not differentiated.
         sin: As `cos`.
         interleaved: Pairs are neighbours instead of halves.
 
     Raises:
-        ValueError: The tables are not half as wide as the heads.
+        TypeError: One holds no floats.
+        ValueError: Sizes differ; the tables are not half as wide as the heads.
     """
-    if cos.shape[-1] * 2 != q.shape[-1]:
-        raise ValueError(
-            f"rope: heads have {q.shape[-1]} elements, `cos` has {cos.shape[-1]} columns, expected "
-            f"half as many\nhint: tables that repeat their columns are cut to `cos[..., :D // 2]`"
-        )
+    _check_rope("rope", q, k, cos, sin)
     turned_q, turned_k = rotate(q, k, cos, sin, interleaved, False)
     return turned_q, turned_k

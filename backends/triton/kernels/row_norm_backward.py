@@ -233,7 +233,7 @@ def _launch_row_norm_backward(
         grad,
         added,
         kept,
-        weight,
+        weight.contiguous(),
         mean,
         rstd,
         dt,

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.operands import check_operands
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
 
 
@@ -71,8 +72,8 @@ def softmax_kernel(
 @triton.jit
 def extended_exp(x):
     """Returns m in [sqrt(1/2), sqrt(2)] and a whole n with e^x = m * 2^n; m = 0 for -inf."""
-    # 2^30 is past every exponent of an f32, so that the shift of -inf is a finite number
-    bounded = tl.maximum(x, -7.4e8)
+    # 2^30 is past every exponent of an f32, so that the shift of -inf is a finite number; NaN stays
+    bounded = tl.where(x < -7.4e8, -7.4e8, x)
     n = tl.floor(bounded * 1.4426950408889634 + 0.5)
     # ln 2 in two parts: n * 0.693359375 is exact for |n| < 2^14
     m = tl.exp(bounded - n * 0.693359375 - n * -2.1219444005469057e-4)
@@ -267,5 +268,6 @@ def softmax(x: Tensor, two_pass: bool = False) -> Tensor:
         x: Any strides; computed in f32.
         two_pass: Without the row's maximum: sums of m * 2^n.
     """
+    check_operands("softmax", x=(x, None))
     y: Tensor = softmax_forward(x, two_pass)
     return y

@@ -16,6 +16,13 @@ from regraft.backends.triton.kernels.gradient_filter import (
     filtered_logit_gradient,
     filtered_product,
 )
+from regraft.backends.triton.kernels.operands import (
+    PRECISIONS,
+    check_choice,
+    check_counts,
+    check_operands,
+    in_autocast,
+)
 
 CHUNK = 8192
 """Words whose gradients are in memory at a time."""
@@ -81,12 +88,20 @@ def linear_cross_entropy(
         precision: Of products of f32, as `tl.dot` has it.
 
     Raises:
-        ValueError: For another reduction.
+        TypeError: Dtypes differ.
+        ValueError: Sizes differ, or for another reduction.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"linear_cross_entropy: reduction `{reduction}` is not mean, sum or none")
+    x, weight = in_autocast(x, weight)
+    sizes = (*weight.shape[:1], *x.shape[-1:])
+    check_operands("linear_cross_entropy", x=(x, None), weight=(weight, sizes))
+    check_counts("linear_cross_entropy", "labels", labels, x.shape[:-1], x)
+    check_choice("linear_cross_entropy", "precision", precision, PRECISIONS)
     flat = labels.reshape(-1)
-    counted = torch.where(flat == ignore_index, -1, flat)
+    # words that there are not become the one past the end, whose loss is NaN
+    known = torch.where(flat < 0, weight.shape[0], flat)
+    counted = torch.where(flat == ignore_index, -1, known)
     rows = x.reshape(-1, x.shape[-1])
     loss: Tensor = cross_entropy_forward(rows, weight, counted, softcap, filter_below, precision)[0]
     match reduction:
