@@ -34,7 +34,8 @@ from regraft.ir.errors import UsageError
 
 LAUNCHER, FOLDER, MANIFEST = "aot.py", "binaries", "manifest.json"
 BUCKETED_BY_COUNT = (
-    "linear", "gated", "generated", "generated_linear", "generated_rows_linear", "grouped",
+    "linear", "gated", "generated", "generated_linear", "generated_linear_rows",
+    "generated_rows_linear", "grouped",
     "grouped_hidden", "low_bit", "low_bit_integer",
 )  # fmt: skip
 """Entries of the table of configurations whose size is not one of the model alone."""

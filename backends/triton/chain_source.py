@@ -8,9 +8,16 @@ from dataclasses import dataclass
 from regraft.backends.triton.chain_forms import FLOATS, TORCH_FLOATS
 from regraft.backends.triton.chain_gradients import gradients_of
 from regraft.backends.triton.chain_kernel import PLACE, KernelWriter, is_scalar
-from regraft.backends.triton.chain_steps import Lowering, Operand
+from regraft.backends.triton.chain_places import (
+    as_rows,
+    is_placed,
+    place_texts,
+    rows_text,
+    shape_of,
+    width_text,
+)
+from regraft.backends.triton.chain_steps import Lowering
 from regraft.backends.triton.gradient_source import GradientWriter
-from regraft.backends.triton.region_nodes import Shape
 from regraft.backends.triton.regions import Region
 from regraft.ir.graph import Value
 from regraft.ir.types import DType
@@ -86,7 +93,8 @@ def kernel_text(region: Region, *, is_part: bool = False) -> KernelText:
     is_flat = kernel.is_flat and not kernel.has_rows
     shared = ("operator", "config_for", *needed, "block_of")
     rows = ("rows_together",) if is_flat else ("rows_of",)
-    sizes = ("size_between",) if any(map(is_placed, lowered.operands)) else ()
+    is_sized = region.columns > 1 or any(map(is_placed, lowered.operands))
+    sizes = ("size_between",) if is_sized else ()
     needs = dict.fromkeys((*shared, *rows, *sizes, *lowered.needs))
     return KernelText(
         stem_of(lowered.names), text, operands, tuple(needs), variables=variables,
@@ -105,33 +113,6 @@ _DIFFERENTIATED = f"""def _differentiate_{PLACE}(
 {PLACE}.register_autograd(
     _differentiate_{PLACE}, setup_context=keep_operands_and_shapes
 )"""
-
-
-def is_placed(operand: Operand) -> bool:
-    """Whether an operand has some of the leading axes, so that a row's place is computed."""
-    return not operand.is_every_row and bool(operand.runs)
-
-
-def place_texts(operand: Operand, space: Shape) -> list[str]:
-    """Returns the values of `places_of` an operand; `shape` holds the sizes of the space."""
-    if is_scalar(operand):
-        return []
-    if operand.is_every_row:
-        return [f"{operand.name}.stride(0)"] if operand.is_wide else []
-    last = len(space) - 1
-    texts = []
-    for start, stop in operand.runs:
-        texts.append(f"size_between(shape, {stop}, {last})")
-        texts.append(f"size_between(shape, {start}, {stop})")
-    return texts
-
-
-def shape_of(operands: Sequence[Operand], space: Shape) -> str:
-    """Returns the expression of the sizes of a space in terms of operands."""
-    full = next((op for op in operands if op.is_every_row and op.value.shape == space), None)
-    if full is not None:
-        return f"{full.name}.shape"
-    return f"torch.broadcast_shapes({', '.join(f'{op.name}.shape' for op in operands)})"
 
 
 class _OperatorWriter:
@@ -178,7 +159,7 @@ class _OperatorWriter:
         space, shape = self.region.space, value.shape or ()
         if self.tiles[name]:
             return "shape" if len(shape) == len(space) else f"shape[-{len(shape)}:]"
-        return "shape[:-1]" if len(shape) < len(space) else "(*shape[:-1], 1)"
+        return rows_text(self.region.columns, is_dropped=len(shape) < len(space))
 
     def _dtype(self, value: Value) -> str:
         if value.dtype is None or value.dtype is DType.BOOL:
@@ -215,16 +196,13 @@ class _OperatorWriter:
             lines.append(f"    num_rows, N = {whole[0]}.shape")
         else:
             lines.append(f"    shape = {self.shape()}")
-            lines.append("    N = shape[-1]")
+            lines.append(f"    N = {width_text(self.region)}")
             lines.append(f"    num_rows = {outs[0]}.numel()"
                          + (" // N" if self.tiles[next(iter(self.results))] else ""))  # fmt: skip
             for op in self.lowered.operands:
                 if is_scalar(op):
                     continue
-                if op.is_every_row and op.is_wide:
-                    lines.append(f"    {op.name} = rows_of({op.name})")
-                else:
-                    lines.append(f"    {op.name} = {op.name}.contiguous()")
+                lines.append(f"    {op.name} = {as_rows(op, self.region.columns)}")
         lines.append(f'    config = config_for("{entry}", {typed}, N)')
         if self.has_rows:
             lines.append('    block = min(block_of(N), config["max_block"])')
@@ -237,7 +215,10 @@ class _OperatorWriter:
             lines.append(f"    wrap_triton({PLACE}_kernel)[grid](")
         lines += [f"        {name}," for name in (*names, *outs, "num_rows", "N")]
         for op in self.lowered.operands:
-            lines += [f"        {text}," for text in place_texts(op, self.region.space)]
+            lines += [
+                f"        {text},"
+                for text in place_texts(op, self.region.space, self.region.columns)
+            ]
         rows = 'config["rows"]' if self.has_rows else "height"
         lines += [f"        ROWS={rows},", "        BLOCK=block,"]
         if self.has_rows:

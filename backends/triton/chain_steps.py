@@ -19,7 +19,7 @@ from regraft.backends.triton.chain_forms import (
     number_text,
     operands_of,
 )
-from regraft.backends.triton.region_nodes import REDUCTIONS, Shape, is_dropped
+from regraft.backends.triton.region_nodes import REDUCTIONS, Shape, is_dropped, reduced_of
 from regraft.backends.triton.regions import Region
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import norm, response_norm, softmax
@@ -132,11 +132,12 @@ class Taped:
     steps: tuple[Step, ...]
 
 
-def operand_of(value: Value, name: str, space: Shape) -> Operand:
-    """Returns how a kernel over a space reads a value."""
+def operand_of(value: Value, name: str, space: Shape, columns: int = 1) -> Operand:
+    """Returns how a kernel over a space, whose last axes are columns, reads a value."""
     shape = value.shape or ()
     padded = (1,) * (len(space) - len(shape)) + tuple(shape)
-    lead, full = padded[:-1], space[:-1]
+    lead, full = padded[:-columns], space[:-columns]
+    none = (1,) * columns
     runs: list[tuple[int, int]] = []
     for axis, (size, whole) in enumerate(zip(lead, full, strict=True)):
         if size == 1 and whole != 1:
@@ -146,7 +147,8 @@ def operand_of(value: Value, name: str, space: Shape) -> Operand:
         elif size != 1:
             runs.append((axis, axis + 1))
     is_every = all(size == whole for size, whole in zip(lead, full, strict=True))
-    return Operand(name, value, padded[-1] != 1 or space[-1] == 1, tuple(runs), is_every)
+    is_wide = padded[-columns:] != none or space[-columns:] == none
+    return Operand(name, value, is_wide, tuple(runs), is_every)
 
 
 def comment_of(node: Node) -> str:
@@ -198,7 +200,7 @@ class Lowering:
             if value in self._names:
                 continue
             hint = (called or {}).get(value) or variable_hint(value)
-            operand = operand_of(value, self._take(hint), self._space)
+            operand = operand_of(value, self._take(hint), self._space, region.columns)
             self.operands.append(operand)
             self._names[value] = operand.name
             self.tiles[operand.name], self._depths[operand.name] = operand.is_wide, 0
@@ -315,7 +317,9 @@ class Lowering:
 def _reduction(s: Lowering, node: Node) -> tuple[str, str]:
     x, note = s.operand(node, 0), comment_of(node)
     hint = variable_hint(node.output)
-    how = "-1" if is_dropped(node) else "-1, keepdim=True"
+    axes = tuple(range(-reduced_of(node), 0))
+    how = f"{axes[0] if len(axes) == 1 else axes}"
+    how += "" if is_dropped(node) else ", keepdim=True"
     match node.op.name:
         case "reduce_sum":
             return s.reduced(hint, Kind.SUM, x, x, comment=note), f"{x}.sum({how})"

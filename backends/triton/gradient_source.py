@@ -15,6 +15,7 @@ from regraft.backends.triton.chain_kernel import (
     places_of,
     statement,
 )
+from regraft.backends.triton.chain_places import as_rows, rows_text, width_text
 from regraft.backends.triton.chain_steps import Lowered, Operand
 from regraft.backends.triton.gradient_outputs import Out, Way, outs_of
 from regraft.backends.triton.regions import Region
@@ -51,7 +52,8 @@ class GradientWriter:
         self.operands = [*operands, *gradients.given]
         self.handed = gradients.given
         self.tiles, self.space = gradients.tiles, region.space
-        self.shape = shape
+        self.shape, self.columns = shape, region.columns
+        self.width = width_text(region)
         self.found = outs_of(gradients)
         self.outs = self.found.made
         used = {name for step in gradients.steps for name in step.reads}
@@ -231,7 +233,8 @@ class GradientWriter:
         call = _wrapped(f"{names} = _allocate_{PLACE}_gradient(", self._arguments(), ")")
         lines += [f"    {line}" for line in call]
         lines.append(f"    shape = {self.shape}")
-        lines.append(f"    num_rows, N = size_between(shape, 0, {len(self.space) - 1}), shape[-1]")
+        last = len(self.space) - self.columns
+        lines.append(f"    num_rows, N = size_between(shape, 0, {last}), {self.width}")
         zeros = ", ".join(f"{out.name}.zero_()" for out in self.outs)
         lines += ["    if num_rows * N == 0:", f"        return {zeros}"]
         lines += self._as_rows()
@@ -277,8 +280,7 @@ class GradientWriter:
         for op in self.read:
             if is_scalar(op):
                 continue
-            text = f"rows_of({op.name})" if op.name in whole else f"{op.name}.contiguous()"
-            lines.append(f"    {op.name} = {text}")
+            lines.append(f"    {op.name} = {as_rows(op, self.columns)}")
         return lines
 
     def _parts(self, first: str) -> list[str]:
@@ -303,22 +305,23 @@ class GradientWriter:
             ]
         return lines
 
-    @staticmethod
-    def _result(out: Out) -> str:
+    def _result(self, out: Out) -> str:
         match out.way:
             case Way.WHOLE | Way.ROW:
                 return out.name
             case Way.COLUMN_PARTS:
                 return f"summed({out.written}, (), {out.name})"
+            case Way.ROW_PARTS:
+                return f"summed({out.written}, {rows_text(self.columns)}, {out.name})"
             case _:
-                return f"summed({out.written}, shape[:-1], {out.name})"
+                return f"summed({out.written}, shape, {out.name})"
 
     def _place_texts(self, operand: Operand) -> list[str]:
         if is_scalar(operand):
             return []
         if operand.is_every_row:
             return [f"{operand.name}.stride(0)"] if operand.is_wide else []
-        last = len(self.space) - 1
+        last = len(self.space) - self.columns
         return [
             f"size_between(shape, {start}, {stop})"
             for begin, end in operand.runs

@@ -24,6 +24,7 @@ from regraft.backends.torch.tensors import tensor_from
 from regraft.backends.torch.weight_source import is_inline
 from regraft.backends.triton import selftest
 from regraft.backends.triton.binaries import write_binaries
+from regraft.backends.triton.channel_chains import with_channel_chains
 from regraft.backends.triton.generated_kernels import HOMES, source_of
 from regraft.backends.triton.kernel_calls import KernelCalls
 from regraft.backends.triton.kernel_emits import kernel_families
@@ -74,7 +75,7 @@ def save_package(
     """
     calls = KernelCalls()
     generated = generate(
-        with_unified_maxima(pack_experts(pack_weights(module)), maxima),
+        with_channel_chains(with_unified_maxima(pack_experts(pack_weights(module)), maxima)),
         families=kernel_families(families, calls),
         fusions=KernelFusions(calls),
         is_file=True,

@@ -22,6 +22,7 @@ from regraft.backends.triton.region_nodes import (
     is_computable,
     outputs_of,
     reads_of,
+    reduced_of,
     takes,
 )
 from regraft.ir.graph import Graph, Node, Value
@@ -31,6 +32,8 @@ from regraft.ir.ops.repeating import expand
 from regraft.ir.ops.reshaping import reshape
 
 Takes = Callable[[Node], bool]
+MAX_ROW = 256
+"""Columns of a product whose rows one tile holds, so that what follows may reduce them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +97,7 @@ def cores_of(nodes: Sequence[Node]) -> Iterator[Core]:
     """Yields the products that a template takes."""
     inside = set(nodes)
     for node in nodes:
-        if node.op is not matmul or not _is_of_rows(node):
+        if node.op is not matmul or not _is_product(node):
             continue
         users = [user for user, _ in node.output.uses]
         added = users[0] if len(users) == 1 and isinstance(users[0], Node) else None
@@ -134,7 +137,7 @@ def _adds_bias(added: Node | None, product: Node) -> bool:
     )
 
 
-def _is_of_rows(node: Node) -> bool:
+def _is_product(node: Node) -> bool:
     x, weight = node.inputs[:2]
     if x is None or weight is None or x.shape is None or node.output.shape is None:
         return False
@@ -167,14 +170,14 @@ def _groups(core: Core, places: Mapping[Node, int], can_take: Takes) -> list[lis
     _push(waiting, core.result, places)
     while waiting and len(inside) < MAX_NODES:
         _, node = heapq.heappop(waiting)
-        if node in inside or not _is_element(node, can_take) or node.output.shape != space:
+        if node in inside or not _is_after(core, node, can_take):
             continue
         if not all(_fits(value, space) for value in reads_of(node)):
             continue
         group = _sides(node, inside, space, can_take)
         found.append(group)
         inside.update(group)
-        _push(waiting, node.output, places)
+        _push(waiting, node.outputs[0], places)
     return found
 
 
@@ -182,6 +185,26 @@ def _push(waiting: list[tuple[int, Node]], value: Value, places: Mapping[Node, i
     for user in value.users:
         if user in places:
             heapq.heappush(waiting, (places[user], user))
+
+
+def _is_after(core: Core, node: Node, can_take: Takes) -> bool:
+    """Whether a node may follow a product: element-wise, or of rows that one tile holds."""
+    space = core.result.shape or ()
+    shape, width = node.outputs[0].shape, space[-1]
+    is_element = _is_element(node, can_take)
+    if is_element and shape == space:
+        return True
+    if not isinstance(width, int) or width > MAX_ROW or not can_take(node) or not takes(node):
+        return False
+    if reduced_of(node) > 1:
+        return False
+    # what reductions give has one column; one that drops its axis ends a chain
+    return (is_element or is_of_rows(node)) and shape in (space, (*space[:-1], 1))
+
+
+def is_of_rows(node: Node) -> bool:
+    """Whether a node reduces rows."""
+    return node.op in REDUCTIONS or node.op in ROW_OPS
 
 
 def _sides(node: Node, inside: set[Node], space: Shape, can_take: Takes) -> list[Node]:
@@ -199,8 +222,8 @@ def _sides(node: Node, inside: set[Node], space: Shape, can_take: Takes) -> list
 
 
 def _is_element(node: Node, can_take: Takes) -> bool:
-    is_of_rows = node.op in REDUCTIONS or node.op in ROW_OPS or node.op is expand
-    return can_take(node) and not is_of_rows and takes(node) and form_of(node) is not None
+    is_other = is_of_rows(node) or node.op is expand
+    return can_take(node) and not is_other and takes(node) and form_of(node) is not None
 
 
 def _fits(value: Value, space: Shape) -> bool:
@@ -241,7 +264,7 @@ def prologue(core: Core, can_take: Takes) -> list[Node]:
         made = value.producer
         if made is None or made in found or not can_take(made) or not takes(made):
             continue
-        if made.op is expand or value is not made.outputs[0]:
+        if made.op is expand or reduced_of(made) > 1 or value is not made.outputs[0]:
             continue
         readers = {user for user, _ in value.uses}
         # it waits for its last reader, if that is taken at all

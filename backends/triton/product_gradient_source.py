@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from regraft.backends.triton.chain_gradients import gradients_of
 from regraft.backends.triton.chain_kernel import PLACE
-from regraft.backends.triton.chain_source import BY_REFERENCE, kernel_text, shape_of
+from regraft.backends.triton.chain_places import shape_of
+from regraft.backends.triton.chain_source import BY_REFERENCE, kernel_text
 from regraft.backends.triton.chain_steps import Lowering
 from regraft.backends.triton.gradient_source import GradientWriter
 from regraft.backends.triton.product_kernel import PRODUCT, ProductKernelWriter, chain_of

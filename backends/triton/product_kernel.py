@@ -12,7 +12,7 @@ from regraft.backends.triton.chain_kernel import (
     places_of,
     statement,
 )
-from regraft.backends.triton.chain_steps import Lowered, Lowering, Operand
+from regraft.backends.triton.chain_steps import Kind, Lowered, Lowering, Operand
 from regraft.backends.triton.product_regions import ProductRegion
 from regraft.backends.triton.region_nodes import inputs_of
 from regraft.backends.triton.regions import Region
@@ -57,6 +57,7 @@ class ProductKernelWriter:
         before: The steps that make the rows, None where those are an operand.
         after: The steps that follow.
         inputs: Operands of the steps that make the rows.
+        has_rows: Whether rows of the product are reduced, so that a tile has all columns.
         outs: Variables of the tensors that results are stored in, by the results.
     """
 
@@ -74,6 +75,7 @@ class ProductKernelWriter:
         chain = chain_of(region, is_before=False)
         self.after = Lowering(chain, {region.core.result: PRODUCT}, taken).lowered()
         self.inputs: tuple[Operand, ...] = () if self.before is None else self.before.operands
+        self.has_rows = any(step.kind is not Kind.MAP for step in self.after.steps)
         self.outs = {name: f"{name}_out" for name in self.after.results}
 
     @property

@@ -16,6 +16,7 @@ from regraft.backends.triton.product_chains import (
     Core,
     cores_of,
     epilogues,
+    is_of_rows,
     is_prologue,
     prologue,
 )
@@ -211,6 +212,8 @@ class Products:
         choices = [self._choice(core, (), after) for after in afters if after != usual]
         last = max(filter(None, choices), key=lambda choice: choice.gain, default=None)
         ends = dict.fromkeys([(), usual, () if last is None else last.after])
+        # rows that a program makes for all columns at once leave no registers for more
+        ends = [end for end in ends if not any(map(is_of_rows, end))]
         choices += [
             self._choice(core, before, after)
             for before in befores

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from regraft.backends.triton.chain_forms import TORCH_FLOATS
 from regraft.backends.triton.chain_kernel import PLACE, is_scalar
-from regraft.backends.triton.chain_source import KernelText, is_placed, place_texts, stem_of
+from regraft.backends.triton.chain_places import is_placed, place_texts
+from regraft.backends.triton.chain_source import KernelText, stem_of
 from regraft.backends.triton.chain_steps import Operand
 from regraft.backends.triton.product_chains import shaped_like
 from regraft.backends.triton.product_gradient_source import AFTER, BEFORE, gradient_text
@@ -27,6 +28,7 @@ def product_text(region: ProductRegion) -> KernelText:
     parts += ["\n".join(part) for part in (writer.reference(), writer.allocate(), writer.launch())]
     operands = (*kernel.inputs, *kernel.after.operands)
     needs = [*_SHARED, *([] if region.before else ["product_of"])]
+    needs += ["block_of"] if kernel.has_rows else []
     needs += ["size_between"] if any(map(is_placed, operands)) else []
     needs += [*(() if kernel.before is None else kernel.before.needs), *kernel.after.needs]
     words = (() if kernel.before is None else kernel.before.names, kernel.after.names)
@@ -155,13 +157,17 @@ class _OperatorWriter:
         if self.core.bias is not None:
             lines.append("    bias = bias.contiguous()")
         entry = "generated_linear" if self.kernel.before is None else "generated_rows_linear"
+        entry = "generated_linear_rows" if self.kernel.has_rows else entry
+        columns = "block_of(N)" if self.kernel.has_rows else 'config["n"]'
         lines.append(f'    config = config_for("{entry}", weight, num_rows)')
-        lines.append('    tiles = triton.cdiv(num_rows, config["m"]) * triton.cdiv(N, config["n"])')
+        lines.append(f"    columns = {columns}")
+        lines.append('    tiles = triton.cdiv(num_rows, config["m"]) * triton.cdiv(N, columns)')
         lines.append(f"    wrap_triton({PLACE}_kernel)[(tiles,)](")
         lines += [f"        {name}," for name in (*names, *outs, "num_rows", "N", "K")]
         lines += [f"        {text}," for text in self._strides()]
         lines.append('        PRECISION="ieee",')
-        lines += [f'        BLOCK_{axis.upper()}=config["{axis}"],' for axis in "mnk"]
+        lines += ['        BLOCK_M=config["m"],', "        BLOCK_N=columns,"]
+        lines.append('        BLOCK_K=config["k"],')
         lines += ['        GROUP=config["group"],', '        num_warps=config["warps"],']
         lines += ['        num_stages=config["stages"],', "    )"]
         return [*lines, f"    return {', '.join(outs)}"]

@@ -23,6 +23,8 @@ GUESSED_SIZE = 128
 """What an axis whose size run time knows is taken to be."""
 ROW_LIMIT = 16384
 """Elements of a row that fit into registers; a longer one is read again after each reduction."""
+MIN_PLANES = 64
+"""Rows of several axes below which a program each leaves most of a GPU idle."""
 MAX_OPERANDS = 10
 MAX_RESULTS = 4
 MAX_NODES = 64
@@ -39,10 +41,18 @@ Shape = tuple[DimLike, ...]
 
 
 def row_shape(value: Value) -> Shape | None:
-    """Returns the shape of a value with a last axis: that of a reduction keeps one of size 1."""
+    """Returns the shape of a value with all axes: reduced ones have size 1."""
     node, shape = value.producer, value.shape
-    is_dropped = node is not None and node.op in REDUCTIONS and not node.attrs["keepdims"]
-    return (*shape, 1) if is_dropped and shape is not None else shape
+    if node is None or shape is None or not is_dropped(node):
+        return shape
+    return (*shape, *(1,) * reduced_of(node))
+
+
+def reduced_of(node: Node) -> int:
+    """Returns how many axes a node reduces, which are the last ones: 0 for an element-wise one."""
+    if node.op in ROW_OPS:
+        return 1
+    return len(reduce.reduced_axes(node) or ()) if node.op in REDUCTIONS else 0
 
 
 def reads_of(node: Node) -> list[Value]:
@@ -73,11 +83,18 @@ def _is_of_rows(node: Node) -> bool:
     x = node.inputs[0]
     if x is None or not x.shape or x.dtype not in FLOATS or node.outputs[0].dtype is not x.dtype:
         return False
-    if x.shape[-1] == 1 or any(value.num_uses for value in node.outputs[1:]):
+    if any(value.num_uses for value in node.outputs[1:]):
         return False
     last = len(x.shape) - 1
     if node.op in REDUCTIONS:
-        return reduce.reduced_axes(node) == (last,)
+        axes = reduce.reduced_axes(node) or ()
+        count = len(axes)
+        is_last = axes == tuple(range(last + 1 - count, last + 1))
+        if not axes or not is_last or x.shape[-count:] == (1,) * count:
+            return False
+        return count == 1 or (count <= last and guess(x.shape[:-count]) >= MIN_PLANES)
+    if x.shape[-1] == 1:
+        return False
     if node.op is response_norm.lp_norm and node.attrs["p"] != 2:
         return False
     if node.op in (norm.layer_norm, norm.rms_norm) and node.inputs[1] is None:
@@ -122,6 +139,36 @@ def bytes_of(value: Value) -> int:
     )
 
 
+def columns_of(nodes: Sequence[Node], space: Shape) -> int:
+    """Returns how many of the last axes are columns of rows; 0 where nodes do not agree.
+
+    Those are what reductions reduce; without any, as many as all values have or none does.
+    """
+    counts = {reduced_of(node) for node in nodes} - {0}
+    if len(counts) > 1:
+        return 0
+    shapes = [_padded(row_shape(value) or (), space) for value in values_of(nodes)]
+    if counts:
+        (count,) = counts
+        return count if _are_together(shapes, space, count) else 0
+    # channels of images: rows that are planes, not lines; all else has long lines as they are
+    narrow = [shape for shape in shapes if shape[-1] == 1 and shape != (1,) * len(space)]
+    count = 1
+    while narrow and count < len(space) - 1 and _are_together(shapes, space, count + 1):
+        count += 1
+    return count
+
+
+def _padded(shape: Shape, space: Shape) -> Shape:
+    return (*(1,) * (len(space) - len(shape)), *shape)
+
+
+def _are_together(shapes: Sequence[Shape], space: Shape, count: int) -> bool:
+    """Whether each shape has all or none of the last axes of a space."""
+    kept = (space[-count:], (1,) * count)
+    return all(shape[-count:] in kept for shape in shapes)
+
+
 def is_computable(nodes: Sequence[Node], again: set[Node]) -> bool:
     """Whether one kernel can compute nodes: its shapes, operands and results."""
     if len(nodes) > MAX_NODES:
@@ -131,6 +178,9 @@ def is_computable(nodes: Sequence[Node], again: set[Node]) -> bool:
     space = common_space(shape or () for shape in shapes)
     if not space or None in shapes:
         return False
+    columns = columns_of(nodes, space)
+    if not columns:
+        return False
     for node in nodes:
         if is_dropped(node) and any(user in inside for user in node.output.users):
             return False
@@ -139,14 +189,14 @@ def is_computable(nodes: Sequence[Node], again: set[Node]) -> bool:
         if is_widened and not any(v.shape == node.output.shape == space for v in inputs_of(nodes)):
             return False
         is_reduced = node.op in REDUCTIONS or node.op in ROW_OPS
-        if is_reduced and x is not None and x.shape and not known_equal(x.shape[-1], space[-1]):
+        if is_reduced and x is not None and (x.shape or ())[-columns:] != space[-columns:]:
             return False
     outputs = outputs_of(nodes, again)
     if len(outputs) > MAX_RESULTS or len(inputs_of(nodes)) > MAX_OPERANDS:
         return False
     if not any(value.dtype in FLOATS for value in (*inputs_of(nodes), *outputs)):
         return False
-    return all(_is_whole(row_shape(value) or (), space) for value in outputs)
+    return all(_is_whole(row_shape(value) or (), space, columns) for value in outputs)
 
 
 def seconds_of(nodes: Sequence[Node], again: set[Node]) -> float:
@@ -186,7 +236,8 @@ def passes_of(nodes: Sequence[Node], fits: int = ROW_LIMIT) -> int:
         depths[node] = max(before, default=0)
         if node.op in REDUCTIONS or node.op in ROW_OPS:
             x = node.inputs[0]
-            width = max(width, 0 if x is None or x.shape is None else guess(x.shape[-1:]))
+            row = () if x is None or x.shape is None else x.shape[-reduced_of(node) :]
+            width = max(width, guess(row))
             depths[node] += 1
     return 1 if width <= fits else 1 + max(depths.values())
 
@@ -218,7 +269,7 @@ def outputs_of(nodes: Sequence[Node], again: Container[Node] = ()) -> list[Value
     ]
 
 
-def _is_whole(shape: Shape, space: Shape) -> bool:
+def _is_whole(shape: Shape, space: Shape, columns: int) -> bool:
     """Whether a value has every row of the space: one element of it each, or all columns."""
-    padded = (1,) * (len(space) - len(shape)) + tuple(shape)
-    return padded[:-1] == space[:-1] and padded[-1] in (1, space[-1])
+    padded = _padded(shape, space)
+    return padded[:-columns] == space[:-columns] and _are_together([padded], space, columns)

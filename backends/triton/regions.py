@@ -1,6 +1,6 @@
 """Partitions a graph into convex regions, each of which one generated kernel computes.
 
-A region is a set of element-wise nodes, reductions over the last axis, norms and softmaxes of
+A region is a set of element-wise nodes, reductions over the last axes, norms and softmaxes of
 rows, whose values all broadcast to one shape. Two regions are merged, those that share most bytes
 first, when the time that a model of the memory and the launches gives is less than that of both.
 Every region has an anchor, the node at whose place it is computed: after all that it reads, before
@@ -20,6 +20,7 @@ from regraft.backends.triton.region_nodes import (
     ROW_OPS,
     Shape,
     bytes_of,
+    columns_of,
     common_space,
     inputs_of,
     is_computable,
@@ -48,6 +49,7 @@ class Region:
         seconds: Estimated time.
         separate_seconds: Estimated time of the nodes one by one.
         saved_bytes: Bytes that are neither written nor read, by the same estimate.
+        columns: How many of the last axes are the columns of a row; the others are rows.
     """
 
     nodes: tuple[Node, ...]
@@ -59,6 +61,7 @@ class Region:
     seconds: float
     separate_seconds: float
     saved_bytes: int
+    columns: int = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -226,6 +229,7 @@ class Partition:
             draft.seconds,
             sum(seconds_of([node], set()) for node in nodes),
             separate - traffic_of(nodes, again),
+            columns_of(nodes, space),
         )
 
     def quotient(self) -> nx.DiGraph:

@@ -181,17 +181,16 @@ def gradients_of(
     return kept[0] if len(kept) == 1 else tuple(kept)
 
 
-def summed(parts: Tensor, lead: Sequence[int], out: Tensor) -> Tensor:
+def summed(parts: Tensor, shape: Sequence[int], out: Tensor) -> Tensor:
     """Returns the gradient of an operand that many rows share, from parts in f32.
 
     Args:
         parts: [R, N] or [R, 1].
-        lead: Sizes of the leading axes, whose product is R; () where the operand has none of them.
+        shape: What these are; () where the operand has none of the leading axes.
         out: Tells shape and dtype; empty where the gradient is not needed.
     """
     if out.numel() == 0:
         return out
-    if not lead:
+    if not shape:
         return parts.sum(0).reshape(out.shape).to(out.dtype)
-    whole = parts.reshape(*lead, parts.shape[1])
-    return whole.sum_to_size(out.shape).to(out.dtype)
+    return parts.reshape(*shape).sum_to_size(out.shape).to(out.dtype)

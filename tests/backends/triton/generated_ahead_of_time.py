@@ -47,6 +47,11 @@ def gated_rows(x, up, weight):
     return F.linear(F.silu(x) * up, weight)
 
 
+def rows_after(x, weight, other, gain):
+    total = F.linear(x, weight) + other
+    return total, F.rms_norm(total, total.shape[-1:], gain, eps=1e-6)
+
+
 class Of(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -72,6 +77,7 @@ def chains():
         yield f"{label}-gate", gate, (x, weight, wide)
         yield f"{label}-rows", rows, (x, gain, weight, wide)
         yield f"{label}-gated-rows", gated_rows, (x, x.clone(), weight)
+        yield f"{label}-after", rows_after, (x, weight[:256].clone(), x.clone(), gain)
 
 
 def gradients(net, inputs, kernels):
@@ -82,7 +88,8 @@ def gradients(net, inputs, kernels):
             operator.register_kernel("cpu")(_noted(operator))
     kernels.wrap_triton = launches
     kernels.InterpretedFunction = object  # what asks calls kernels on a CPU
-    net(*(x.requires_grad_() for x in inputs)).sum().backward()
+    made = net(*(x.requires_grad_() for x in inputs))
+    sum(x.sum() for x in ((made,) if isinstance(made, torch.Tensor) else made)).backward()
     return list(launches.found)
 
 

@@ -217,10 +217,11 @@ def test_generated_kernels_compile_without_spills(target, tmp_path):
     assert [row for row in rows if row["spilled"]] == []
     chains = [row for row in rows if not row["tile"]]
     around = [row for row in chains if "product" in row["chain"]]
-    # a gate's gradient; the rows that a product takes, and theirs
-    assert (len(chains) - len(around), len(around)) == (2 * 7, 2 * (1 + 2 + 2))
+    # gradients of a gate and of a norm; the rows that a product takes, and theirs
+    assert (len(chains) - len(around), len(around)) == (2 * 7, 2 * (1 + 1 + 2 + 2))
     products = [row for row in rows if row["tile"]]
-    assert len(products) == 2 * 3 + 2 * 2 + 4 * 2  # chains after alone, before too, those of f32
+    # chains after alone, before too, those of f32, norms of the result
+    assert len(products) == 2 * 3 + 2 * 2 + 4 * 2 + 2 + 1
     if target != "gfx942":
         # of 256 columns, a thread stores 8 bytes of a program's share of a sum over rows
         shares = {"normal-256": 2}
@@ -230,7 +231,7 @@ def test_generated_kernels_compile_without_spills(target, tmp_path):
         assert [row for row in products if not row["wide"]] == []
     if target == "sm_90":
         large = [row for row in products if row["tile"] >= 64 and row["chain"][0] == "p"]
-        assert len(large) == 2 * 2 + 2
+        assert len(large) == 2 * 2 + 2 + 1
         assert all(row["wgmma"] for row in large)
 
 

@@ -57,6 +57,21 @@ def logarithms(x, weight):
     return F.linear(x.abs().log(), weight)
 
 
+def weights(x, weight, bias, mask):
+    """As a router chooses experts."""
+    return torch.softmax(F.linear(x, weight, bias) * 0.5 + mask, -1)
+
+
+def residual_norm(x, weight, other, gain, shift):
+    total = F.linear(x, weight) + other
+    return total, F.layer_norm(total, total.shape[-1:], gain, shift)
+
+
+def unit_rows(x, weight):
+    product = F.linear(x, weight)
+    return product * torch.rsqrt(product.square().mean(-1, keepdim=True) + 1e-6)
+
+
 def matrix(rows, columns, seed=7):
     return values(rows, columns, seed=seed, scale=columns**-0.5)
 
@@ -95,6 +110,18 @@ CHAINS = {
         lambda m, n, k: (values(m, k), values(k, seed=1), matrix(n, k), values(m, n, seed=3)),
     ),
     "logarithms": (logarithms, lambda m, n, k: (values(m, k), matrix(n, k))),
+    "weights": (
+        weights,
+        lambda m, n, k: (values(m, k), matrix(n, k), values(n, seed=1), values(m, n, seed=2)),
+    ),
+    "residual norm": (
+        residual_norm,
+        lambda m, n, k: (
+            values(2, m, k), matrix(n, k), values(2, m, n, seed=1), values(n, seed=2),
+            values(n, seed=3),
+        ),
+    ),
+    "unit rows": (unit_rows, lambda m, n, k: (values(m, k), matrix(n, k))),
 }  # fmt: skip
 NAMES = {
     "residual": "linear_add",
@@ -106,6 +133,9 @@ NAMES = {
     "normal rows": "layer_norm_linear",
     "root mean square": "rms_norm_linear_add",
     "logarithms": "abs_log_linear",
+    "weights": "linear_mul_add_softmax",
+    "residual norm": "linear_add_layer_norm",
+    "unit rows": "linear_mul_mean_add_and_3",
 }
 
 
@@ -131,7 +161,7 @@ def test_one_kernel_serves_all_sizes(name, tmp_path):
             check(operator, function, given)
 
 
-@pytest.mark.parametrize("name", ["scaled residual", "root mean square"])
+@pytest.mark.parametrize("name", ["scaled residual", "root mean square", "residual norm"])
 def test_of_few_bits(name, tmp_path):
     function, inputs = CHAINS[name]
     given = tuple(laid_out(x.half(), "contiguous") for x in inputs(17, 33, 65))
@@ -237,6 +267,13 @@ def test_a_product_of_few_rows_takes_a_norm_that_many_rows_refuse(tmp_path):
     assert [row["prologue"] for row in made[8]["generated"]] == [["layer_norm"]]
     assert made[4096]["generated"] == []
     assert [row["prologue"] for row in made[4096]["refused"]] == [["layer_norm"]]
+
+
+def test_rows_that_no_tile_holds_are_reduced_apart(tmp_path):
+    function, inputs = CHAINS["weights"]
+    written(function, inputs(9, 257, 33), tmp_path / "package")
+    found = partition(tmp_path / "package")
+    assert [row["nodes"] for row in found["generated"]] == [["mul", "add", "softmax"]]
 
 
 def test_a_product_alone_stays_with_the_library(tmp_path):

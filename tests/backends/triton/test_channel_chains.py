@@ -1,0 +1,98 @@
+"""Chains of images: biases of convolutions, norms per channel, means of planes."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+pytest.importorskip("triton", reason="needs the extra `triton`")
+
+from torch.nn import functional as F
+
+from tests.backends.triton.harness import check, laid_out
+from tests.backends.triton.test_generated_kernels import generated, packaged, values
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+
+
+def images(height=5, width=7, seed=0):
+    return values(2, 32, height, width, seed=seed)
+
+
+def channels(seed=1):
+    return values(32, seed=seed)
+
+
+def convolved(x, weight, bias, other):
+    return F.relu(F.conv2d(x, weight, bias, padding=1) + other)
+
+
+def normalized(x, mean, spread, gain, bias):
+    """A norm of no convolution, as before one; and what a gate of channels reads."""
+    made = F.hardswish(F.batch_norm(x, mean, spread, gain, bias))
+    return made, made.mean((2, 3), keepdim=True)
+
+
+def gated(x, gate):
+    return x * F.hardsigmoid(gate) + x
+
+
+def pooled(x, bias):
+    return F.gelu(x + bias[:, None, None]).mean((2, 3))
+
+
+def largest(x, y):
+    return (x * y).amax((2, 3), keepdim=True) - y
+
+
+def instances(x, gain, bias, other):
+    return F.silu(F.instance_norm(x, weight=gain, bias=bias, eps=1e-3)) + other
+
+
+CHAINS = {
+    "convolved": (
+        convolved,
+        lambda: (images(), values(32, 32, 3, 3, scale=0.06), channels(), images(seed=2)),
+        "add_add_relu",
+    ),
+    "normalized": (
+        normalized,
+        lambda: (images(), channels(1), channels(2).abs() + 0.5, channels(3), channels(4)),
+        "add_sqrt_div_and_6",
+    ),
+    "gated": (gated, lambda: (images(), values(2, 32, 1, 1, seed=1)), "hard_sigmoid_mul_add"),
+    "pooled": (pooled, lambda: (images(), channels()), "add_gelu_mean"),
+    "largest": (largest, lambda: (images(), images(seed=1)), "mul_max_sub"),
+    "instances": (
+        instances,
+        lambda: (images(), channels(1), channels(2), images(seed=3)),
+        "mean_sub_mul_and_8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_of_images_is_one_kernel(name, tmp_path):
+    function, inputs, kernel = CHAINS[name]
+    net, kernels = packaged(function, inputs(), tmp_path / "package")
+    assert generated(kernels) == [kernel]
+    check(net, function, inputs())
+
+
+@pytest.mark.parametrize("sizes", [(9, 13), (1, 1), (1, 65)])
+@pytest.mark.parametrize("name", ["gated", "pooled"])
+def test_planes_too_long_for_registers_and_of_one_element(name, sizes, tmp_path, monkeypatch):
+    function, inputs, _ = CHAINS[name]
+    given = (images(*sizes), *inputs()[1:])
+    net, kernels = packaged(function, given, tmp_path / "package")
+    bucket = {"up_to": 1, "rows": 2, "max_block": 32, "warps": 4, "per_processor": 1}
+    for entry in ("generated_rows", "generated_gradient_rows"):
+        monkeypatch.setitem(kernels.CONFIGS, entry, {"default": {"any": [bucket]}})
+    check(net, function, given)
+
+
+def test_channels_that_are_last_in_memory(tmp_path):
+    function, inputs, _ = CHAINS["convolved"]
+    net, _ = packaged(function, inputs(), tmp_path / "package")
+    x, *rest, other = inputs()
+    last = [laid_out(each.permute(0, 2, 3, 1), "contiguous").permute(0, 3, 1, 2)
+            for each in (x, other)]  # fmt: skip
+    check(net, function, (last[0], *rest, last[1]))
