@@ -125,10 +125,12 @@ def registrations(plan: WeightPlan, elsewhere: Collection[str] = ()) -> list[str
         arguments = [f"self, {quoted(path)}, {slot.shape}"]
         if slot.dtype is not DType.F32:
             arguments.append(str(torch_dtype(slot.dtype)))
-        if slot.role is Role.CONST:
+        if is_inline(slot):
             lines.append(f"constant(self, {quoted(path)}, {_initial(slot)})")
         else:
             function = "parameter" if slot.is_trainable else "buffer"
+            if slot.role is Role.CONST:
+                function = "stored_constant"
             lines.append(f"{function}({', '.join(arguments)})")
     lines += [f"tie(self, {quoted(path)}, {quoted(other)})" for path, other in plan.ties.items()]
     return lines
@@ -146,7 +148,7 @@ def is_inline(slot: Slot) -> bool:
 
 def _initial(slot: Slot) -> str:
     dtype = torch_dtype(slot.dtype)
-    if not is_inline(slot) or not math.prod(slot.shape):
+    if not math.prod(slot.shape):
         return f"torch.empty({slot.shape}, dtype={dtype})"
     array = slot.weight.numpy()
     if slot.dtype.is_float:

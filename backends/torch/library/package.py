@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from regraft.backends.torch.library.reading import assign, read_tensors
+from regraft.backends.torch.library.reading import assign, check_all_read, read_tensors
 from regraft.backends.torch.library.scope import Scope as Model
 
 
@@ -14,9 +14,14 @@ def load(path: str | os.PathLike[str] | None = None) -> Model:
 
     Args:
         path: The weights; default: `weights.safetensors` beside this file.
+
+    Raises:
+        ValueError: When the file is no safetensors file, not whole, or that of another model.
     """
     net = Model()
     net.eval()
-    for name, tensor in read_tensors(path or Path(__file__).with_name("weights.safetensors")):
+    file = path or Path(__file__).with_name("weights.safetensors")
+    for name, tensor in read_tensors(file):
         assign(net, name, tensor)
+    check_all_read(net, file)
     return net

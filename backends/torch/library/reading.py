@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -34,15 +35,24 @@ DTYPES = {
 
 
 def read_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[str, Tensor]]:
-    """Iterates over the tensors of a safetensors file; each is read when it is asked for."""
+    """Iterates over the tensors of a safetensors file; each is read when it is asked for.
+
+    Raises:
+        ValueError: When it is no such file, or ends before its tensors do.
+    """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
+        try:
+            header = json.loads(file.read(start - 8) if start <= size else b"")
+        except ValueError as error:
+            raise ValueError(f"`{path}` is no safetensors file, or not whole") from error
+    header.pop("__metadata__", None)
+    stop = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if stop > size:
+        raise ValueError(f"`{path}` is not whole: it has {size} bytes of {stop}")
     data = torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         first, last = entry["data_offsets"]
         # a clone owns its memory: views of one mapping could be neither saved nor copied apart
         flat = data[start + first : start + last].clone()
@@ -50,12 +60,34 @@ def read_tensors(path: str | os.PathLike[str]) -> Iterator[tuple[str, Tensor]]:
 
 
 def assign(root: nn.Module, path: str, tensor: Tensor) -> None:
-    """Gives a registered parameter or buffer its content; tied names see it too."""
+    """Gives a registered parameter or buffer its content; tied names see it too.
+
+    Raises:
+        ValueError: When there is none of that name, shape and dtype.
+    """
     scope, _, name = path.rpartition(".")
-    target = getattr(root.get_submodule(scope), name)
+    try:
+        target = getattr(root.get_submodule(scope), name)
+    except AttributeError as error:
+        raise ValueError(f"the file has `{path}`, the model has no such tensor") from error
     if target.shape != tensor.shape or target.dtype != tensor.dtype:
         raise ValueError(
             f"`{path}` is {target.dtype}{list(target.shape)}, "
             f"the file has {tensor.dtype}{list(tensor.shape)}"
         )
     target.data = tensor
+    vars(target).pop("is_unread", None)
+
+
+def check_all_read(root: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Checks that a file had every tensor.
+
+    Raises:
+        ValueError: When it lacked some: they have no content.
+    """
+    tensors = itertools.chain(root.named_parameters(), root.named_buffers())
+    missing = [f"`{name}`" for name, tensor in tensors if getattr(tensor, "is_unread", False)]
+    if missing:
+        more = ", …" if len(missing) > 5 else ""
+        names = ", ".join(missing[:5]) + more
+        raise ValueError(f"`{path}` lacks {len(missing)} tensors of the model: {names}")

@@ -26,12 +26,18 @@ def scope_of(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     return root, name
 
 
+def unread(tensor: Tensor) -> Tensor:
+    """Returns a tensor, marked until it is read from the weights file."""
+    tensor.is_unread = True
+    return tensor
+
+
 def parameter(
     root: nn.Module, path: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> None:
     """Registers a parameter; its content comes from the weights file."""
     scope, name = scope_of(root, path)
-    scope.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype)))
+    scope.register_parameter(name, unread(nn.Parameter(torch.empty(shape, dtype=dtype))))
 
 
 def buffer(
@@ -39,7 +45,14 @@ def buffer(
 ) -> None:
     """Registers a buffer of the model; its content comes from the weights file."""
     scope, name = scope_of(root, path)
-    scope.register_buffer(name, torch.empty(shape, dtype=dtype))
+    scope.register_buffer(name, unread(torch.empty(shape, dtype=dtype)))
+
+
+def stored_constant(
+    root: nn.Module, path: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> None:
+    """Registers a constant whose content comes from the weights file."""
+    constant(root, path, unread(torch.empty(shape, dtype=dtype)))
 
 
 def constant(root: nn.Module, path: str, value: Tensor) -> None:

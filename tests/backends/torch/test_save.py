@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +102,41 @@ def test_convert_writes_a_checked_folder(tmp_path: Path) -> None:
 def test_convert_to_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Python source"):
         regraft.convert(layers(), tmp_path / "out.onnx", target="torch")
+
+
+def without(text: bytes, name: str) -> bytes:
+    """Returns a safetensors file whose header lacks a tensor."""
+    start = 8 + int.from_bytes(text[:8], "little")
+    header = json.loads(text[8:start])
+    del header[name]
+    return renamed(text, header)
+
+
+def renamed(text: bytes, header: dict[str, object]) -> bytes:
+    start = 8 + int.from_bytes(text[:8], "little")
+    new = json.dumps(header).encode()
+    return len(new).to_bytes(8, "little") + new + text[start:]
+
+
+def test_a_file_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
+    save_torch(layers(), tmp_path / "model.py")
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    names = list(safetensors.numpy.load(whole))
+    broken = {
+        b"": "is no safetensors file",
+        b"<html>" * 100: "is no safetensors file",
+        whole[:40]: "is no safetensors file",
+        whole[:-4]: "is not whole: it has",
+        without(whole, names[0]): f"lacks 1 tensors of the model: `{names[0]}`",
+    }
+    for text, message in broken.items():
+        weights.write_bytes(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            load_file(tmp_path / "model.py")
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    header["other.name"] = header[names[0]]
+    weights.write_bytes(renamed(whole, header))
+    with pytest.raises(ValueError, match=r"the file has `other\.name`"):
+        load_file(tmp_path / "model.py")
