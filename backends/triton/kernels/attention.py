@@ -108,7 +108,7 @@ def attention_kernel(
         total = total * shrink + tl.sum(p, axis=1)
         top = found
         if not CLIPPED:
-            v = rows_tile(v_base, column, v_row_stride, e, T, E)
+            v = rows_tile(v_base, column, v_row_stride, e, end, E)
             sums = sums * shrink[:, None]
             sums = tl.dot(p.to(v.dtype), v, sums, input_precision=PRECISION)
     is_empty = total == 0.0
@@ -118,7 +118,7 @@ def attention_kernel(
         for first in range(start, end, BLOCK_N):
             column = first + n
             k = columns_tile(k_base, column, k_row_stride, d, T, D)
-            v = rows_tile(v_base, column, v_row_stride, e, T, E)
+            v = rows_tile(v_base, column, v_row_stride, e, end, E)
             is_whole = is_whole_tile(
                 first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
             )
@@ -170,6 +170,9 @@ def reference_attention(
     if sinks is not None:
         column = sinks.to(wide).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         joined = torch.cat((scores, column), -1)
+    if joined.shape[-1] == 0:
+        out, sums = _allocate_attention(q, k, v)
+        return out.zero_(), sums.zero_()
     largest = joined.amax(-1, keepdim=True)
     largest = torch.where(largest == -torch.inf, 0, largest)
     total = torch.exp(joined - largest).sum(-1, keepdim=True)
@@ -177,8 +180,16 @@ def reference_attention(
     weights = torch.exp(scores - largest - log_total)
     if (low, high) != (0.0, 1.0):
         weights = ((high - low) * weights + low).clamp(0, 1)
-    values = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    values = known_rows(v, lengths).repeat_interleave(q.shape[1] // v.shape[1], 1)
     return weights.to(q.dtype) @ values, torch.cat((largest, log_total), -1)
+
+
+def known_rows(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Returns x [B, G, T, E] with zeros from its lengths on, where a cache may hold anything."""
+    if lengths is None:
+        return x
+    position = torch.arange(x.shape[2], device=x.device)[:, None]
+    return x.masked_fill(position >= lengths.reshape(-1, 1, 1, 1), 0)
 
 
 def _reference_scores(

@@ -15,7 +15,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.attention import _reference_scores, adjacent, mask_of
+from regraft.backends.triton.kernels.attention import (
+    _reference_scores,
+    adjacent,
+    known_rows,
+    mask_of,
+)
 from regraft.backends.triton.kernels.attention_tiles import (
     columns_tile,
     is_whole_tile,
@@ -101,8 +106,8 @@ def attention_query_gradient_kernel(
     if CLIPPED:
         for first in range(start, end, BLOCK_N):
             column = first + n
-            k = columns_tile(k_base, column, k_row_stride, d, T, D)
-            v = columns_tile(v_base, column, v_row_stride, e, T, E)
+            k = columns_tile(k_base, column, k_row_stride, d, end, D)
+            v = columns_tile(v_base, column, v_row_stride, e, end, E)
             is_whole = is_whole_tile(
                 first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
             )
@@ -123,8 +128,8 @@ def attention_query_gradient_kernel(
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(start, end, BLOCK_N):
         column = first + n
-        k = columns_tile(k_base, column, k_row_stride, d, T, D)
-        v = columns_tile(v_base, column, v_row_stride, e, T, E)
+        k = columns_tile(k_base, column, k_row_stride, d, end, D)
+        v = columns_tile(v_base, column, v_row_stride, e, end, E)
         is_whole = is_whole_tile(
             first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
         )
@@ -199,8 +204,9 @@ def attention_key_gradient_kernel(
         end_row = min(S, first_key + BLOCK_N - offset + left)
     k_base = k_ptr + batch * k_batch_stride + key_head * k_head_stride
     v_base = v_ptr + batch * v_batch_stride + key_head * v_head_stride
-    k = rows_tile(k_base, column, k_row_stride, d, T, D)
-    v = rows_tile(v_base, column, v_row_stride, e, T, E)
+    # what lies behind the lengths may be NaN, which times 0 is NaN
+    k = rows_tile(k_base, column, k_row_stride, d, end, D)
+    v = rows_tile(v_base, column, v_row_stride, e, end, E)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
     for member in range(0, group):
@@ -272,7 +278,7 @@ def reference_attention_backward(
     weights = torch.exp(
         scores.to(wide).masked_fill(~shown, -torch.inf) - sums[..., :1] - sums[..., 1:]
     )
-    keys, values = (x.repeat_interleave(H // G, 1) for x in (k, v))
+    keys, values = (known_rows(x, lengths).repeat_interleave(H // G, 1) for x in (k, v))
     dp = (dout @ values.transpose(-1, -2)).to(wide)
     shares = weights
     if (low, high) != (0.0, 1.0):

@@ -16,7 +16,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.attention import _reference_scores, adjacent, mask_of
+from regraft.backends.triton.kernels.attention import (
+    _reference_scores,
+    adjacent,
+    known_rows,
+    mask_of,
+)
 from regraft.backends.triton.kernels.attention_tiles import (
     columns_tile,
     key_range,
@@ -217,7 +222,7 @@ def entmax_attention_kernel(
         if tl.load(near_ptr + tile + first // BLOCK_N) != 0:
             column = first + n
             k = columns_tile(k_base, column, k_row_stride, d, T, D)
-            v = rows_tile(v_base, column, v_row_stride, e, T, E)
+            v = rows_tile(v_base, column, v_row_stride, e, end, E)
             s, _ = visible_scores(
                 q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
                 mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
@@ -249,6 +254,9 @@ def reference_entmax_attention(
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns out [B, H, S, E]; largest score and tau [B, H, S, 2]; tiles with weights."""
+    if k.shape[2] == 0:
+        out, bounds, used = _allocate_entmax(q, k, v)
+        return out.zero_(), bounds.zero_(), used.zero_()
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     scores, shown = _reference_scores(q, k, mask, lengths, None, scale, 0.0, offset, left, right)
     given = torch.as_tensor(alpha, device=q.device) if alphas is None else alphas.reshape(-1, 1, 1)
@@ -266,7 +274,7 @@ def reference_entmax_attention(
     weights = (z - low).clamp(min=0) ** (1 / slope)
     total = weights.sum(-1, keepdim=True)
     weights = weights / torch.where(total == 0, 1, total)
-    values = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    values = known_rows(v, lengths).repeat_interleave(q.shape[1] // v.shape[1], 1)
     used = _tiles_with_weights(weights, entmax_config(q, v))
     return weights.to(q.dtype) @ values, torch.cat((largest, low), -1), used
 

@@ -16,7 +16,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.attention import _reference_scores, adjacent, mask_of
+from regraft.backends.triton.kernels.attention import (
+    _reference_scores,
+    adjacent,
+    known_rows,
+    mask_of,
+)
 from regraft.backends.triton.kernels.attention_tiles import (
     columns_tile,
     part_and_plane,
@@ -96,8 +101,8 @@ def entmax_query_gradient_kernel(
     for number in range(tiles):
         if tl.load(used_ptr + tile + number) != 0:
             column = number * BLOCK_N + n
-            k = columns_tile(k_base, column, k_row_stride, d, T, D)
-            v = columns_tile(v_base, column, v_row_stride, e, T, E)
+            k = columns_tile(k_base, column, k_row_stride, d, end, D)
+            v = columns_tile(v_base, column, v_row_stride, e, end, E)
             s, _ = visible_scores(
                 q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
                 mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
@@ -120,8 +125,8 @@ def entmax_query_gradient_kernel(
     for number in range(tiles):
         if tl.load(used_ptr + tile + number) != 0:
             column = number * BLOCK_N + n
-            k = columns_tile(k_base, column, k_row_stride, d, T, D)
-            v = columns_tile(v_base, column, v_row_stride, e, T, E)
+            k = columns_tile(k_base, column, k_row_stride, d, end, D)
+            v = columns_tile(v_base, column, v_row_stride, e, end, E)
             s, _ = visible_scores(
                 q, k, row[:, None], column[None, :], S, end, offset, left, right, scale, 0.0,
                 mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, False, PRECISION,
@@ -176,8 +181,8 @@ def entmax_key_gradient_kernel(
     is_column = column < T
     k_base = k_ptr + batch * k_batch_stride + key_head * k_head_stride
     v_base = v_ptr + batch * v_batch_stride + key_head * v_head_stride
-    k = rows_tile(k_base, column, k_row_stride, d, T, D)
-    v = rows_tile(v_base, column, v_row_stride, e, T, E)
+    k = rows_tile(k_base, column, k_row_stride, d, end, D)
+    v = rows_tile(v_base, column, v_row_stride, e, end, E)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
     for number in range(group * row_tiles):
@@ -238,7 +243,9 @@ def reference_entmax_backward(
     above = (z - bounds[..., 1:]).clamp(min=0)
     p = above ** (1 / slope)
     u = torch.where(above > 0, above ** (1 / slope - 1), 0)
-    keys, values = (x.repeat_interleave(group, 1).to(bounds.dtype) for x in (k, v))
+    keys, values = (
+        known_rows(x, lengths).repeat_interleave(group, 1).to(bounds.dtype) for x in (k, v)
+    )
     grad = dout.to(bounds.dtype)
     dp = grad @ values.transpose(-1, -2)
     weight = u.sum(-1, keepdim=True)

@@ -170,3 +170,36 @@ def test_products_take_the_dtype_of_autocast():
         y.sum().backward()
     assert y.dtype == heads.dtype == torch.float16
     assert leaf.grad.dtype == torch.float32
+
+
+KERNELS_WITH_LENGTHS = {
+    "attention": lambda q, k, v, n: kernels.attention(q, k, v, lengths=n),
+    "attention, clipped": lambda q, k, v, n: kernels.attention(
+        q, k, v, lengths=n, softcap=2.0, clip=(-0.1, 1.0)
+    ),
+    "attention_decode": lambda q, k, v, n: kernels.attention_decode(q[:, :, 0], k, v, lengths=n),
+    "entmax_attention": lambda q, k, v, n: kernels.entmax_attention(q, k, v, lengths=n),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS_WITH_LENGTHS)
+def test_what_lies_behind_lengths_is_not_read(name):
+    lengths = torch.tensor([2, 0])
+    given, poisoned = ([x.clone() for x in (Q, K, V)] for _ in range(2))
+    for row, length in enumerate(lengths):
+        for x in poisoned[1:]:
+            x[row, :, length:] = torch.nan
+    found = []
+    for operands in (given, poisoned):
+        leaves = [x.requires_grad_() for x in operands]
+        with interpreted():
+            y = KERNELS_WITH_LENGTHS[name](*leaves, lengths)
+            found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", KERNELS_WITH_LENGTHS)
+def test_no_key_at_all_gives_zeros(name):
+    with interpreted():
+        y = KERNELS_WITH_LENGTHS[name](Q, K[:, :, :0], V[:, :, :0], None)
+    assert not y.any()

@@ -346,7 +346,18 @@ s = torch.randn(1, 1, 4, 3, dtype=torch.float64, requires_grad=True)
 k = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
 v = torch.randn(1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
 angle = torch.randn(3, 2, dtype=torch.float64)
+cache = torch.cat((v, torch.full_like(v, torch.nan)), 2).detach().requires_grad_()
+behind = [
+    torch.autograd.grad(function(q, cache[..., :1].expand(1, 2, 6, 4), cache).sum(), (q, cache))
+    for function in (
+        lambda q, k, v: kernels.attention(q, k, v, lengths=torch.tensor([3])),
+        lambda q, k, v: kernels.entmax_attention(q, k, v, lengths=torch.tensor([3])),
+    )
+]
+none = [f(q, k[:, :, :0], v[:, :, :0]) for f in (kernels.attention, kernels.entmax_attention)]
 good = {
+    "behind lengths": all(x.isfinite().all().item() for pair in behind for x in pair),
+    "no keys": not any(x.any().item() for x in none),
     "layer_norm": torch.autograd.gradcheck(kernels.layer_norm, (x, w, b)),
     "add_rms_norm": torch.autograd.gradcheck(kernels.add_rms_norm, (x, x, w)),
     "softmax": torch.autograd.gradcheck(kernels.softmax, (x,)),
