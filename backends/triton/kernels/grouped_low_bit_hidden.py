@@ -57,9 +57,9 @@ def grouped_low_bit_hidden_kernel(
 ):  # fmt: skip
     """Writes a tile of hidden channels of rows of one expert."""
     # f64 where PyTorch's compiler launches
-    limit = limit.to(tl.float32)
-    gate_limit = gate_limit.to(tl.float32)
-    up_offset = up_offset.to(tl.float32)
+    limit = tl.cast(limit, tl.float32)
+    gate_limit = tl.cast(gate_limit, tl.float32)
+    up_offset = tl.cast(up_offset, tl.float32)
     expert, first, last = rows_of_expert(
         counts_ptr, tl.program_id(1), experts, num_rows, BLOCK_M, EXPERTS
     )
