@@ -8,9 +8,10 @@ import numpy as np
 
 from regraft.backends.onnx.emitter import Emit, EmitContext, Emitter, direct
 from regraft.backends.onnx.ops.conv import window_attrs
+from regraft.ir.constants import constant_of
 from regraft.ir.graph import Node
 from regraft.ir.ops import pool as ops
-from regraft.ir.ops import region, unpool
+from regraft.ir.ops import region, repeating, unpool
 
 
 def _pool(op_type: str, *, dilated: int = 13, ceil: int = 13, **renamed: str) -> Emitter:
@@ -28,6 +29,31 @@ def _pool(op_type: str, *, dilated: int = 13, ceil: int = 13, **renamed: str) ->
         e.emit(op_type, e.inputs, **values)
 
     return run
+
+
+def _emit_max_pool(e: EmitContext) -> None:
+    """Emits the pool; behind a Pad in a form that ONNX Runtime does not take the Pad into.
+
+    It makes the pads of a Pad those of the pool, where they are -inf whatever the Pad had.
+    """
+    attrs = e.node.attrs
+    values = {"kernel_shape": attrs["kernel"], **window_attrs(e), "ceil_mode": attrs["ceil_mode"]}
+    outputs = [e.name(e.node.output)]
+    if _is_behind_pad(e.node) and "pads" in values:
+        if any(attrs["pads"]):
+            outputs.append(e.temp("indices"))  # a pool with two results is left alone
+        else:
+            del values["pads"]
+            values["auto_pad"] = "VALID"
+    e.emit("MaxPool", e.inputs, outputs, **values)
+
+
+def _is_behind_pad(node: Node) -> bool:
+    made = None if node.inputs[0] is None else node.inputs[0].producer
+    if made is None or made.op is not repeating.pad or made.attrs["mode"] != "constant":
+        return False
+    value = constant_of(made.inputs[2])
+    return value is None or float(value.reshape(())) != -np.inf
 
 
 def _is_dilated(node: Node) -> bool:
@@ -98,7 +124,7 @@ def _emit_max_roi_pool(e: EmitContext) -> None:
 _AVERAGE = _pool("AveragePool", dilated=19, count_include_pad="count_include_pad")
 
 EMITS: tuple[Emit, ...] = (
-    Emit(ops.max_pool, {13: _pool("MaxPool")}),
+    Emit(ops.max_pool, {13: _emit_max_pool}),
     Emit(ops.max_pool_with_indices, {13: _pool("MaxPool", storage_order="column_major")}),
     Emit(ops.average_pool, {13: _AVERAGE}, _average_opset),
     Emit(ops.lp_pool, {13: _pool("LpPool", dilated=18, ceil=18, p="p")}, _lp_opset),
