@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from regraft.backends.triton.chain_forms import FLOATS
 from regraft.backends.triton.chain_steps import Kind, Lowered, Operand, Step
 from regraft.backends.triton.regions import Region
@@ -38,13 +41,13 @@ def places_of(operand: Operand) -> list[str]:
             for what in ("inner", "size")]  # fmt: skip
 
 
-def _row_of(operand: Operand) -> str:
-    """Returns the row of an operand that belongs to a row of the space."""
+def _row_of(operand: Operand, base: str = "row") -> str:
+    """Returns the row of an operand that belongs to a row, or an element, of the space."""
     if operand.is_every_row:
         return "row"
     parts = []
     for i, _ in enumerate(operand.runs):
-        part = f"row // {operand.name}_inner{i or ''} % {operand.name}_size{i or ''}"
+        part = f"{base} // {operand.name}_inner{i or ''} % {operand.name}_size{i or ''}"
         later = [f"{operand.name}_size{j}" for j in range(i + 1, len(operand.runs))]
         parts.append(" * ".join([f"({part})" if later else part, *later]))
     return " + ".join(parts)
@@ -75,6 +78,15 @@ def load_line(operand: Operand, column: str, width: str = "N") -> str:
     return f"{name} = tl.load({pointer} + {place} + {column}, mask=mask{other}){wide}"
 
 
+def load_of_element(operand: Operand) -> str:
+    """Returns the line that loads what an operand has for each of the elements in one long row."""
+    name = operand.name
+    wide = ".to(tl.float32)" if operand.value.dtype in FLOATS else ""
+    other = "0.0" if operand.value.dtype in FLOATS else "0"
+    place = _row_of(operand, "column")
+    return f"{name} = tl.load({name}_ptr + {place}, mask=mask, other={other}){wide}"
+
+
 def is_per_column(operand: Operand) -> bool:
     """Whether an operand has an element per column, so that a loop over columns loads it."""
     return operand.is_wide and not is_scalar(operand)
@@ -88,6 +100,8 @@ class KernelWriter:
         results: Values by their variables.
         tiles: Whether a step has an element per column, by its variable.
         is_flat: Whether all tensors have one shape, and rows mean nothing.
+        is_of_planes: Whether others have channels alone, which each element finds for itself: so
+            planes may be of any size, and channels the last in memory.
         outs: Variables of the tensors that results are stored in.
         tile: What holds the number of columns, the rows of a tile and its columns.
     """
@@ -104,10 +118,28 @@ class KernelWriter:
         self.has_rows = any(step.kind is not Kind.MAP for step in lowered.steps)
         self.results = dict(zip(lowered.results, region.outputs, strict=True))
         self.tiles = {step.name: step.is_tile for step in lowered.steps}
+        self.is_of_planes = self._is_of_planes()
+        if self.is_of_planes:
+            split = tuple(_by_axis(op) for op in lowered.operands)
+            self.lowered = replace(lowered, operands=split)
         self.is_flat = all(
             (op.is_every_row and op.is_wide) or is_scalar(op) for op in lowered.operands
         ) and all(self.tiles[name] for name in self.results)
         self.outs = {name: f"{name}_out" for name in self.results}
+
+    def _is_of_planes(self) -> bool:
+        whole = [op for op in self.lowered.operands if op.value.shape == self.region.space]
+        return (
+            self.region.columns > 1
+            and not self.has_rows
+            and bool(whole)
+            and all(
+                op in whole or is_scalar(op) or (not op.is_wide and op.runs)
+                for op in self.lowered.operands
+            )
+            and all(value.shape == self.region.space for value in self.results.values())
+            and bool(self.results)
+        )
 
     def _store(self, name: str, column: str) -> str:
         """Returns the line that stores a result."""
@@ -139,16 +171,19 @@ class KernelWriter:
                 "    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)"
             )
         lines.append("    rows = row[:, None]")
-        once = [op for op in self.lowered.operands if not is_per_column(op)]
+        placed = [op for op in self.lowered.operands if self.is_of_planes and op.runs
+                  and not op.is_wide]  # fmt: skip
+        once = [op for op in self.lowered.operands if not is_per_column(op) and op not in placed]
         columns = "columns" if self.has_rows else "column"
         start = "" if self.has_rows else "(tl.program_id(0) % tiles) * BLOCK + "
         lines.append(f"    {columns} = {start}tl.arange(0, BLOCK)[None, :]")
         lines += [f"    {load_line(op, columns)}" for op in once]
-        lines += self._rows() if self.has_rows else self._elements()
+        lines += self._rows() if self.has_rows else self._elements(placed)
         return lines
 
-    def _elements(self) -> list[str]:
+    def _elements(self, placed: Sequence[Operand]) -> list[str]:
         lines = ["mask = (rows < num_rows) & (column < N)"]
+        lines += [load_of_element(op) for op in placed]
         lines += [load_line(op, "column") for op in self.lowered.operands
                   if is_per_column(op)]  # fmt: skip
         for step in self.lowered.steps:
@@ -233,6 +268,12 @@ class KernelWriter:
         for step in reversed(kept):
             lines += statement(step)
         return lines
+
+
+def _by_axis(operand: Operand) -> Operand:
+    """Returns an operand each of whose axes has a place of its own, wherever they lie in memory."""
+    axes = tuple((axis, axis + 1) for start, stop in operand.runs for axis in range(start, stop))
+    return operand if operand.is_wide else replace(operand, runs=axes, is_every_row=False)
 
 
 def statement(step: Step) -> list[str]:

@@ -29,6 +29,22 @@ def place_texts(operand: Operand, space: Shape, columns: int = 1) -> list[str]:
     return texts
 
 
+def element_texts(operand: Operand, out: str) -> list[str]:
+    """Returns the values of `places_of` an operand whose elements are found one by one.
+
+    Args:
+        operand: One of its runs per axis.
+        out: A result, which says how tensors lie in memory.
+    """
+    if operand.is_wide or is_scalar(operand):
+        return [] if is_scalar(operand) else [f"{operand.name}.stride(0)"]
+    return [
+        text
+        for axis, _ in operand.runs
+        for text in (f"elements_below({out}, {axis})", f"{out}.shape[{axis}]")
+    ]
+
+
 def width_text(region: Region) -> str:
     """Returns the expression of the number of columns; `shape` holds the sizes of the space."""
     rank = len(region.space)

@@ -10,6 +10,7 @@ from regraft.backends.triton.chain_gradients import gradients_of
 from regraft.backends.triton.chain_kernel import PLACE, KernelWriter, is_scalar
 from regraft.backends.triton.chain_places import (
     as_rows,
+    element_texts,
     is_placed,
     place_texts,
     rows_text,
@@ -23,6 +24,7 @@ from regraft.ir.graph import Value
 from regraft.ir.types import DType
 
 _MAX_WORDS = 4
+_IMAGE_RANKS = (4, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ def kernel_text(region: Region, *, is_part: bool = False) -> KernelText:
     is_flat = kernel.is_flat and not kernel.has_rows
     shared = ("operator", "config_for", *needed, "block_of")
     rows = ("rows_together",) if is_flat else ("rows_of",)
+    if writer.like is not None:
+        rows = ("in_layout_of", "layout_of", "elements_below")
     is_sized = region.columns > 1 or any(map(is_placed, lowered.operands))
     sizes = ("size_between",) if is_sized else ()
     needs = dict.fromkeys((*shared, *rows, *sizes, *lowered.needs))
@@ -122,6 +126,17 @@ class _OperatorWriter:
         self.region, self.lowered = kernel.region, kernel.lowered
         self.results, self.tiles, self.outs = kernel.results, kernel.tiles, kernel.outs
         self.has_rows, self.is_flat = kernel.has_rows, kernel.is_flat
+        self.is_of_planes = kernel.is_of_planes
+        self.like = self._like()
+
+    def _like(self) -> str | None:
+        """Returns an operand that results lie in memory like: of images, channels may be last."""
+        space = self.region.space
+        is_image = self.is_flat and not self.has_rows and len(space) in _IMAGE_RANKS
+        wide = [op for op in self.lowered.operands if op.is_wide and not is_scalar(op)]
+        if not wide or any(op.value.shape != space for op in wide):
+            return None
+        return wide[0].name if is_image or self.is_of_planes else None
 
     def _signature(self) -> str:
         return ", ".join(f"{op.name}: Tensor" for op in self.lowered.operands)
@@ -148,8 +163,9 @@ class _OperatorWriter:
         texts = []
         for name, value in self.results.items():
             shape = self._shape_of(name, value)
+            layout = "" if self.like is None else f", memory_format=layout_of({self.like})"
             texts.append(
-                f"torch.empty({shape}, dtype={self._dtype(value)}, device={self._device()})"
+                f"torch.empty({shape}, dtype={self._dtype(value)}, device={self._device()}{layout})"
             )
         if len(texts) == 1:
             return [*lines, f"    return {texts[0]}"]
@@ -190,7 +206,14 @@ class _OperatorWriter:
         whole = [op.name for op in self.lowered.operands if op.is_every_row and op.is_wide
                  and not is_scalar(op)]  # fmt: skip
         flat = self.is_flat and not self.has_rows and whole
-        if flat:
+        if self.like is not None:
+            comma = "," if len(whole) == 1 else ""
+            lines.append(f"    {', '.join(whole)}{comma} = "
+                         f"in_layout_of({', '.join([outs[0], *whole])})")  # fmt: skip
+            lines.append(f"    num_rows, N = {whole[0]}.shape")
+            lines += [f"    {op.name} = {op.name}.contiguous()" for op in self.lowered.operands
+                      if op.runs and not op.is_wide]  # fmt: skip
+        elif flat:
             lines.append(f"    {', '.join(whole)}{',' if len(whole) == 1 else ''} = "
                          f"rows_together({', '.join(whole)})")  # fmt: skip
             lines.append(f"    num_rows, N = {whole[0]}.shape")
@@ -215,10 +238,11 @@ class _OperatorWriter:
             lines.append(f"    wrap_triton({PLACE}_kernel)[grid](")
         lines += [f"        {name}," for name in (*names, *outs, "num_rows", "N")]
         for op in self.lowered.operands:
-            lines += [
-                f"        {text},"
-                for text in place_texts(op, self.region.space, self.region.columns)
-            ]
+            if self.is_of_planes:
+                texts = element_texts(op, outs[0])
+            else:
+                texts = place_texts(op, self.region.space, self.region.columns)
+            lines += [f"        {text}," for text in texts]
         rows = 'config["rows"]' if self.has_rows else "height"
         lines += [f"        ROWS={rows},", "        BLOCK=block,"]
         if self.has_rows:

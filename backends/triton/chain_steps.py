@@ -33,6 +33,7 @@ RESERVED = frozenset({
     "exact_tanh", "normal_cdf", "tanh_gate", "rows_of", "rows_together", "size_between", "height",
     "operator", "block_of", "config_for", "ctx", "gradients", "m", "n", "total", "tile",
     "programs", "summed", "share", "most", "num_processors", "gradients_by_kernel",
+    "layout_of", "in_layout_of", "elements_below",
 })  # fmt: skip
 
 

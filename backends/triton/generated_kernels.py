@@ -35,6 +35,9 @@ HOMES = {
     **dict.fromkeys(
         (
             "ChainGradient",
+            "elements_below",
+            "in_layout_of",
+            "layout_of",
             "gradients_by_kernel",
             "gradients_of",
             "keep_operands_and_shapes",

@@ -21,6 +21,32 @@ def rows_together(*tensors: Tensor) -> list[Tensor]:
     return [rows_of(t) for t in tensors]
 
 
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Returns how results lie in memory that are made of x [B, C, ...]: channels last, as x does.
+
+    On a CPU, where references run, they are contiguous.
+    """
+    last = _LAST.get(x.dim(), torch.contiguous_format)
+    if x.device.type == "cpu" or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
+
+
+def in_layout_of(out: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Returns tensors of the shape of a dense result as one long row each, in its order."""
+    if out.is_contiguous():
+        return rows_together(*tensors)
+    return [x.movedim(1, -1).contiguous().reshape(1, -1) for x in tensors]
+
+
+def elements_below(out: Tensor, axis: int) -> int:
+    """Returns how many elements of a dense result lie in memory per position of an axis."""
+    return out.stride(axis) if out.shape[axis] > 1 else 1
+
+
 def size_between(shape: Sequence[int], start: int, stop: int) -> int:
     """Returns the product of the sizes of the axes [start, stop) of a shape."""
     return math.prod(shape[start:stop])
