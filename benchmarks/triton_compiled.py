@@ -25,6 +25,8 @@ GENERATED = "tests.backends.triton.generated_ahead_of_time"
 """Modules that compile."""
 TARGETS = ("sm_80", "sm_90", "gfx942")
 NARROW: Mapping[str, int] = {"norm-weight-gradient": 6, "decode-merge": 20}
+NARROW_OF_A_ROW = ("logit-loss", 5)
+"""Forms that begin so read a label and a factor, and write a loss and two sums, of every row."""
 """Forms with accesses below 16 bytes by their nature: shares of a gradient that programs write
 once; maxima and sums of spans. Elsewhere a statistic per row is narrow, and less than half is.
 """
@@ -116,9 +118,15 @@ def narrow(rows: Sequence[Compiled]) -> list[str]:
     return [
         row["form"]
         for row in rows
-        if row["bound"] == "memory"
-        and row["narrow_accesses"] > NARROW.get(row["form"], row["wide_accesses"] - 1)
+        if row["bound"] == "memory" and row["narrow_accesses"] > _most_narrow(row)
     ]
+
+
+def _most_narrow(row: Compiled) -> int:
+    start, most = NARROW_OF_A_ROW
+    if row["form"].startswith(start):
+        return most
+    return NARROW.get(row["form"], row["wide_accesses"] - 1)
 
 
 def kernels() -> list[str]:

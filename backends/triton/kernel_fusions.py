@@ -6,7 +6,9 @@
 * A residual sum and the norm of it: `y, total = kernels.add_layer_norm(x, residual, w, b)`.
 * An activation and a product with another value: `kernels.swiglu(gate, up)`.
 * Queries and keys turned by the same angles: `q, k = kernels.rope(q, k, cos, sin)`.
-* Logits, their softmax and the labels' share: `kernels.linear_cross_entropy(x, w, labels)`.
+* Logits, their softmax and the labels' share: `kernels.linear_cross_entropy(x, w, labels)`, or
+  `kernels.cross_entropy(logits, labels)` where something else reads the logits.
+* Newton's steps to the inverse of small matrices: `kernels.newton_inverse(a, start, steps=20)`.
 
 Of what these leave, chains become generated kernels: see `regions`.
 """
@@ -21,11 +23,20 @@ from regraft.backends.torch.graph_emitter import GraphEmitter
 from regraft.backends.torch.ops.params import call_text
 from regraft.backends.triton.kernel_calls import KernelCalls, fits
 from regraft.backends.triton.kernel_emits import is_row_norm, is_whole_rotation, tables_of
-from regraft.backends.triton.kernels import gated, linear, norms, rope, vocabulary_loss
-from regraft.backends.triton.loss_fusion import LOSSES, head_of, labels_of
+from regraft.backends.triton.kernels import (
+    gated,
+    linear,
+    logit_losses,
+    newton,
+    norms,
+    rope,
+    vocabulary_loss,
+)
+from regraft.backends.triton.loss_fusion import LOSSES, head_of, labels_of, logits_of, softmax_in
+from regraft.backends.triton.newton_fusion import Inverse, inverses
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops.activation import gelu, relu, swish
-from regraft.ir.ops.arithmetic import add, mul
+from regraft.ir.ops.arithmetic import add, mul, sub
 from regraft.ir.ops.linalg import matmul
 from regraft.ir.ops.loss import nll_loss
 from regraft.ir.ops.norm import layer_norm, rms_norm
@@ -45,6 +56,7 @@ class KernelFusions:
     def __init__(self, calls: KernelCalls) -> None:
         self.calls = calls
         self._partners: dict[Node, Node] = {}  # the node that is emitted -> what it took in first
+        self._inverses: dict[Node, Inverse] = {}
 
     def find(self, nodes: Sequence[Node]) -> Group:
         """Returns the nodes that others take in; cost O(nodes)."""
@@ -54,6 +66,7 @@ class KernelFusions:
         for node in nodes:
             if node.op in LOSSES:
                 self._note(node, self._head_of(node, inside, found), found)
+        self._note_inverses(nodes, found)
         lost = {node for node, taken in found.items() if usual.get(node) != taken}
         generated, activated = self.calls.generated, self._activated(nodes, inside)
         found |= generated.find_products(nodes, self._left(found), lost, activated)
@@ -85,6 +98,14 @@ class KernelFusions:
             self._partners[node] = taken
             found[taken] = Absorbed(node)
 
+    def _note_inverses(self, nodes: Sequence[Node], found: Group) -> None:
+        """Lets the last node of each of Newton's iterations take in all of it."""
+        for node, inverse in inverses(nodes):
+            if found.keys().isdisjoint((node, *inverse.taken)):
+                self._inverses[node] = inverse
+                self._partners[node] = inverse.taken[-1]
+                found |= dict.fromkeys(inverse.taken, Absorbed(node))
+
     def _left(self, found: Group) -> set[Node]:
         """Returns the nodes that forms written by hand compute, so far."""
         return {*found, *self._partners, *(taken.by for taken in found.values())}
@@ -101,14 +122,16 @@ class KernelFusions:
 
     @staticmethod
     def _head_of(node: Node, inside: set[Node], found: Group) -> Node | None:
-        """Returns the product that a loss takes in, all between them taken in as well."""
+        """Returns the product or softmax that a loss takes in, and takes in all between them."""
         taken = head_of(node, inside)
+        if taken is None:
+            taken = softmax_in(node, inside)
         if taken is None or not found.keys().isdisjoint(taken):
             return None
         *between, product = taken
         for each in between:
             found[each] = Absorbed(node)
-        moved = None if product.inputs[1] is None else product.inputs[1].producer
+        moved = product.inputs[1].producer if product.op is matmul and product.inputs[1] else None
         if moved is not None and moved in found:
             found[moved] = Absorbed(node)
         return product
@@ -134,6 +157,8 @@ class KernelFusions:
             return generated
         if taken is None or graph.absorbed.get(taken) != Absorbed(node):
             return peepholes.emit(e, graph)
+        if node.op is sub:
+            return self._inverse(e)
         if node.op is mul:
             return self._gated(e, taken)
         if node.op is rotary_embedding:
@@ -158,13 +183,26 @@ class KernelFusions:
         target = e.name(labels) if labels.dtype is DType.I64 else f"{e.name(labels)}.long()"
         ignored = e.attr("ignore_index") if is_whole else None
         reduction = e.attr("reduction") if is_whole else "none"
+        if product.op is matmul:
+            call = self.calls.name(vocabulary_loss.linear_cross_entropy)
+            operands = peepholes.linear_operands(e.graph, product, None)
+        else:
+            logits = logits_of(product)
+            if logits is None:
+                raise AssertionError("a softmax without an operand")
+            call, operands = self.calls.name(logit_losses.cross_entropy), e.name(logits)
         return call_text(
-            self.calls.name(vocabulary_loss.linear_cross_entropy),
-            peepholes.linear_operands(e.graph, product, None),
+            call,
+            operands,
             target,
             ignore_index=None if ignored in (None, -100) else str(ignored),
             reduction=None if reduction == "mean" else f'"{reduction}"',
         )
+
+    def _inverse(self, e: EmitContext) -> str:
+        found = self._inverses[e.node]
+        call = self.calls.name(newton.newton_inverse)
+        return f"{call}({e.name(found.matrix)}, {e.name(found.start)}, steps={found.steps})"
 
     def _gated(self, e: EmitContext, gate: Node) -> str:
         up = next(v for v in e.node.inputs if v is not None and v is not gate.output)

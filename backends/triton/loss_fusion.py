@@ -1,8 +1,10 @@
-"""Finds the cross-entropy of a linear layer whose logits nothing else reads.
+"""Finds cross-entropies: of a linear layer whose logits nothing else reads, and of any logits.
 
 `nll_loss(log_softmax(x @ w), labels)`, and each row's `-log_softmax(x @ w)[label]` as PyTorch's
 export writes it out, are one call of `kernels.linear_cross_entropy`: the logits of all tokens and
 words are never in memory. Between product and softmax there may be casts and what moves rows.
+Where something else reads the logits, or no stored matrix makes them, softmax and loss are one
+call of `kernels.cross_entropy`.
 """
 
 from __future__ import annotations
@@ -33,18 +35,51 @@ def labels_of(node: Node) -> Value | None:
     return None if index is None else index.inputs[0]
 
 
-def head_of(node: Node, inside: set[Node]) -> list[Node] | None:
-    """Returns the nodes that a loss takes in, the product last, where a kernel does all."""
+def softmax_of(node: Node) -> tuple[list[Node], Node] | None:
+    """Returns what stands between a loss and its softmax over rows of words, and the softmax."""
     taken = _picking(node)
     if taken is None or node.output.dtype is not DType.F32:
         return None
     value = (taken[-1] if taken else node).inputs[0]
     if value is None or value.shape is None or len(value.shape) != 2:
         return None
-    words = _width(value)
     softmax = _maker(value)
     if softmax is None or softmax.op is not log_softmax or softmax.attrs["axis"] not in (1, -1):
         return None
+    return taken, softmax
+
+
+def softmax_in(node: Node, inside: set[Node]) -> list[Node] | None:
+    """Returns the nodes that a loss of logits in memory takes in, the softmax last."""
+    found = softmax_of(node)
+    if found is None:
+        return None
+    taken, softmax = found
+    logits = logits_of(softmax)
+    widened = _maker(softmax.inputs[0])
+    if widened is not None and logits is not softmax.inputs[0]:
+        taken = [*taken, widened]
+    taken = [*taken, softmax]
+    is_free = softmax.output.num_uses == 1 and inside.issuperset(taken)
+    return taken if is_free and fits(logits) else None
+
+
+def logits_of(softmax: Node) -> Value | None:
+    """Returns what a softmax reads, or what it was before a cast that nothing else reads."""
+    widened = _maker(softmax.inputs[0])
+    if widened is not None and _widens(widened) and widened.output.num_uses == 1:
+        return widened.inputs[0] if fits(widened.inputs[0]) else softmax.inputs[0]
+    return softmax.inputs[0]
+
+
+def head_of(node: Node, inside: set[Node]) -> list[Node] | None:
+    """Returns the nodes that a loss takes in, the product last, where a kernel does all."""
+    found = softmax_of(node)
+    if found is None:
+        return None
+    taken, softmax = found
+    value = softmax.output
+    words = _width(value)
     while True:
         made = _maker(value)
         if made is None or value.num_uses != 1 or _width(value) != words:

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from regraft.backends.triton.kernels.grouped_low_bit_hidden import grouped_low_bit_hidden
     from regraft.backends.triton.kernels.linear import linear
     from regraft.backends.triton.kernels.linear_attending import linear_attention
+    from regraft.backends.triton.kernels.logit_losses import cross_entropy
     from regraft.backends.triton.kernels.low_bit import low_bit_linear, pack_codes, unpack_codes
     from regraft.backends.triton.kernels.low_bit_experts import low_bit_experts
     from regraft.backends.triton.kernels.low_bit_integer import (
         low_bit_integer_linear,
         rounded_low_bit_linear,
     )
+    from regraft.backends.triton.kernels.newton import newton_inverse
     from regraft.backends.triton.kernels.norms import (
         add_layer_norm,
         add_rms_norm,
@@ -56,6 +58,7 @@ _MODULES = {
     "attention": "attending",
     "attention_decode": "decoding",
     "attention_with_cache": "stepping",
+    "cross_entropy": "logit_losses",
     "experts": "experts",
     "entmax_attention": "entmax_backward",
     "geglu": "gated",
@@ -70,6 +73,7 @@ _MODULES = {
     "low_bit_experts": "low_bit_experts",
     "low_bit_integer_linear": "low_bit_integer",
     "low_bit_linear": "low_bit",
+    "newton_inverse": "newton",
     "pack_codes": "low_bit",
     "rms_norm": "norms",
     "rope": "rope",
@@ -87,6 +91,7 @@ __all__ = [
     "attention",
     "attention_decode",
     "attention_with_cache",
+    "cross_entropy",
     "entmax_attention",
     "experts",
     "geglu",
@@ -101,6 +106,7 @@ __all__ = [
     "low_bit_experts",
     "low_bit_integer_linear",
     "low_bit_linear",
+    "newton_inverse",
     "pack_codes",
     "rms_norm",
     "rope",

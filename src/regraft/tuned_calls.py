@@ -100,6 +100,18 @@ def _loss(size: int, dtype: torch.dtype) -> Call:
     return lambda: kernels.linear_cross_entropy(x, weight, labels)
 
 
+def _logit_loss(size: int, dtype: torch.dtype) -> Call:
+    x = _randn(dtype, max(1, ELEMENTS // size), size)
+    labels = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+    return lambda: kernels.cross_entropy(x, labels)
+
+
+def _inverse(size: int, dtype: torch.dtype) -> Call:
+    a = _randn(dtype, max(1, ELEMENTS // size**2 // 8), size, size).requires_grad_()
+    start = a.detach() / size
+    return _gradient(kernels.newton_inverse(a, start), a)
+
+
 def _experts(size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Returns `size` rows for each expert, their matrices and their counts."""
     x, weight = _randn(dtype, EXPERTS * size, WIDTH), _randn(dtype, EXPERTS, WIDTH, WIDTH)
@@ -175,6 +187,8 @@ CALLS: Mapping[str, Made] = {
     "decode": _decode,
     "linear_attention": _recurrence,
     "cross_entropy": _loss,
+    "logit_loss": _logit_loss,
+    "newton": _inverse,
     "grouped": _grouped,
     "grouped_gradient": _grouped_gradient,
     "grouped_hidden": _hidden,

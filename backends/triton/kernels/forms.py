@@ -24,6 +24,8 @@ from regraft.backends.triton.kernels.gated import (
 from regraft.backends.triton.kernels.gradient_filter import filtered_product_kernel
 from regraft.backends.triton.kernels.linear import linear_kernel
 from regraft.backends.triton.kernels.linear_attention_forms import linear_attention_forms
+from regraft.backends.triton.kernels.logit_loss_forms import logit_loss_forms
+from regraft.backends.triton.kernels.newton_forms import newton_forms
 from regraft.backends.triton.kernels.product_forms import product_forms
 from regraft.backends.triton.kernels.rope import rope_kernel
 from regraft.backends.triton.kernels.row_norm import row_norm_kernel
@@ -47,6 +49,8 @@ def forms() -> Iterator[Form]:
     yield from _attention_forms()
     yield from _decode_forms()
     yield from _cross_entropy_forms()
+    yield from logit_loss_forms()
+    yield from newton_forms()
     yield from linear_attention_forms()
     yield from product_forms()
     yield from entmax_forms()

@@ -51,6 +51,11 @@ CALLS = {
     "linear_cross_entropy": (
         lambda x, w: kernels.linear_cross_entropy(x, w, CHOSEN[:, 0]), (X, drawn(5, 8)),
     ),
+    "cross_entropy": (
+        lambda x: kernels.cross_entropy(x, CHOSEN[:, 0], label_smoothing=0.1, z_loss=0.1),
+        (X,),
+    ),
+    "newton_inverse": (lambda x: kernels.newton_inverse(x, x / 9, steps=3), (drawn(2, 4, 4),)),
     "grouped_linear": (
         lambda x, w: kernels.grouped_linear(x, w, torch.tensor([1, 3, 2])), (X, UP),
     ),

@@ -30,11 +30,14 @@ from regraft.backends.triton.kernels.linear_attending import (
     linear_attention_gradient,
 )
 from regraft.backends.triton.kernels.linear_features import feature_gradient
+from regraft.backends.triton.kernels.logit_loss import logit_loss, logit_loss_gradient
+from regraft.backends.triton.kernels.logit_losses import loss_in_place, scale_rows
 from regraft.backends.triton.kernels.low_bit import low_bit_forward
 from regraft.backends.triton.kernels.low_bit_integer import (
     low_bit_integer_forward,
     rounded_forward,
 )
+from regraft.backends.triton.kernels.newton import newton, newton_gradient
 from regraft.backends.triton.kernels.norms import rms_norm, row_norm
 from regraft.backends.triton.kernels.rope import rotate
 from regraft.backends.triton.kernels.row_norm_backward import row_norm_backward
@@ -52,7 +55,7 @@ STATISTICS = torch.linspace(0.5, 1, 3)
 KV, BIAS, SINKS, LENGTHS = wanted(1, 1, 5, 4), wanted(3, 5), wanted(2), torch.tensor([4])
 KEYS, VALUES, STATE = wanted(1, 2, 3, 4), wanted(1, 2, 3, 5), wanted(1, 2, 8, 6)
 SUMS = torch.linspace(0.5, 1, 6).reshape(1, 2, 3)
-LABELS = torch.tensor([6, -1, 0])
+LABELS, LOSS_LABELS = torch.tensor([6, -1, 0]), torch.tensor([4, -1, 0])
 CODES, SCALES = torch.arange(42, dtype=torch.uint8).reshape(2, 3, 7), torch.ones(2, 1, 7)
 BYTES = torch.arange(24, dtype=torch.uint8).reshape(4, 6)
 SETTINGS = (0.5, 2.0, 1, 2, 0, 0.0, 1.0, "ieee")
@@ -121,6 +124,19 @@ CALLS = {
             2.0,
             "ieee",
         ),
+    ),
+    "logit_loss": (logit_loss, (X, LOSS_LABELS, 0.1, 0.01, 2.0)),
+    "logit_loss_gradient": (
+        logit_loss_gradient,
+        (X.detach(), LOSS_LABELS, torch.zeros(3, 2), STATISTICS, 0.1, 0.01, 2.0),
+    ),
+    "logit_loss_in_place": (
+        loss_in_place, (X.detach().clone(), LOSS_LABELS, torch.ones(1), 0.1, 0.01, 0.0),
+    ),
+    "scale_rows": (scale_rows, (X.detach().clone(), STATISTICS)),
+    "newton_inverse": (newton, (wanted(2, 4, 4), wanted(2, 4, 4), 2, "ieee")),
+    "newton_inverse_gradient": (
+        newton_gradient, (*(wanted(2, 4, 4).detach() for _ in range(3)), 2, "ieee"),
     ),
     "filtered_logit_gradient": (
         filtered_logit_gradient,
@@ -391,6 +407,15 @@ good = {
             x, w[None] * x[:3], torch.tensor([2, -100, 0, 1]), softcap=1.5
         ),
         (x, w),
+    ),
+    "cross_entropy": torch.autograd.gradcheck(
+        lambda x: kernels.cross_entropy(
+            x, torch.tensor([2, -100, 0, 1]), label_smoothing=0.1, z_loss=0.1, softcap=1.5
+        ),
+        (x,),
+    ),
+    "newton_inverse": torch.autograd.gradcheck(
+        lambda q: kernels.newton_inverse(q[:, :, :, :3], steps=2), (q,)
     ),
     "attention_decode": torch.autograd.gradcheck(
         lambda q, w: kernels.attention_decode(
