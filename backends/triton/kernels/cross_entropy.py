@@ -59,6 +59,8 @@ def cross_entropy_kernel(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Writes maximum and sum of a span of words for BLOCK_M rows, and the label's logit."""
+    # f64 where PyTorch's compiler launches
+    softcap = tl.cast(softcap, tl.float32)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
     first = tl.program_id(1) * span
@@ -97,6 +99,9 @@ def logit_gradient_kernel(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Writes (softmax - one at the label) * dloss for a tile of rows and words of a chunk."""
+    # f64 where PyTorch's compiler launches
+    softcap = tl.cast(softcap, tl.float32)
+    threshold = tl.cast(threshold, tl.float32)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     word = first_word + column

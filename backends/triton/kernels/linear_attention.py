@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import adjacent
+from regraft.backends.triton.kernels.attention_tiles import part_and_plane
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.linear_features import column_features, tile_features
 from regraft.backends.triton.kernels.operators import block_of
@@ -66,6 +67,9 @@ def linear_attention_kernel(
     BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """Writes BLOCK_E columns of one head, chunk after chunk, and the state after the last."""
+    # f64 where PyTorch's compiler launches
+    scale = tl.cast(scale, tl.float32)
+    epsilon = tl.cast(epsilon, tl.float32)
     # maps of what stands for queries and keys, and for values; the quotient's further column
     # is one of the state ("forward", "values") or a row of it
     MAPPED: tl.constexpr = FORM == "forward" or FORM == "values"
@@ -74,11 +78,12 @@ def linear_attention_kernel(
     REVERSE: tl.constexpr = FORM == "keys" or FORM == "values"
     HAS_COLUMN: tl.constexpr = NORMALIZE and MAPPED
     HAS_ROW: tl.constexpr = NORMALIZE and not MAPPED
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
-    place = tl.program_id(1).to(tl.int64)
+    part, plane = part_and_plane(tl.cdiv(E, BLOCK_E))
+    batch = (plane // H).to(tl.int64)
+    head = (plane % H).to(tl.int64)
+    place = plane.to(tl.int64)
     d = tl.arange(0, BLOCK_D)
-    e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
+    e = part * BLOCK_E + tl.arange(0, BLOCK_E)
     c = tl.arange(0, CHUNK)
     height = D + 1 if HAS_ROW else D
     state_base = state_ptr + place * height * state_row_stride
@@ -191,7 +196,7 @@ def linear_attention_kernel(
                 total = tl.sum(products, axis=1) + tl.sum(read * column[None, :], axis=1)
                 total = total * scale + epsilon
                 out = out / tl.where(inside, total, 1.0)[:, None]
-                is_written = inside & (tl.program_id(0) == 0)
+                is_written = inside & (part == 0)
                 tl.store(sums_ptr + place * T + row, total, mask=is_written)
             column = column * shrink + tl.sum(kept * further[None, :], axis=1)
         if HAS_ROW:
@@ -205,7 +210,7 @@ def linear_attention_kernel(
         tl.store(out_place, out.to(out_ptr.dtype.element_ty), mask=v_mask)
     tl.store(final_base + d[:, None] * final_row_stride + e[None, :], state, mask=state_mask)
     if HAS_COLUMN:
-        is_first = tl.program_id(0) == 0
+        is_first = part == 0
         tail = tl.arange(0, 16)[None, :]
         tail_place = final_base + d[:, None] * final_row_stride + E + tail
         tail_mask = (d < D)[:, None] & (E + tail < final_row_stride) & is_first
@@ -295,7 +300,7 @@ def launch_chunks(
     config = config_for("linear_attention", q, max(D, E))
     block = min(block_of(E), config["e"])
     is_f32 = q.dtype == torch.float32
-    wrap_triton(linear_attention_kernel)[(triton.cdiv(E, block), B * H)](
+    wrap_triton(linear_attention_kernel)[(triton.cdiv(E, block) * B * H,)](
         q, k, v, *given, out, final, sums,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], given[1].stride(2), final.stride(2),
         H, T, D, E, q.shape[3], v.shape[3], scale, epsilon,

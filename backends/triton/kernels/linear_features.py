@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import adjacent
+from regraft.backends.triton.kernels.attention_tiles import part_and_plane
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.operators import block_of, operator
 
@@ -84,15 +85,16 @@ def feature_gradient_kernel(
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradient of ROWS rows of a head, and their features times what came in."""
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    part, plane = part_and_plane(tl.cdiv(T, ROWS))
+    batch = (plane // H).to(tl.int64)
+    head = (plane % H).to(tl.int64)
+    row = (part * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     mask = (row < T)[:, None] & (d < D)[None, :]
     x_base = x_ptr + batch * x_batch_stride + head * x_head_stride
     x = tl.load(x_base + row[:, None] * x_row_stride + d[None, :], mask=mask, other=0.0)
     x = x.to(tl.float32)
-    place = tl.program_id(1).to(tl.int64) * T + row
+    place = plane.to(tl.int64) * T + row
     half: tl.constexpr = "softmax" if MAP == "hedgehog" else MAP
     copies: tl.constexpr = 2 if MAP == "hedgehog" else 1
     given = dfeatures_ptr + place[:, None] * (D * copies) + d[None, :]
@@ -201,7 +203,7 @@ def _launch_feature_gradient(
         return dx, dots.zero_()
     x, other = adjacent(x, other)
     config = config_for("feature_gradient", x, D)
-    wrap_triton(feature_gradient_kernel)[(triton.cdiv(T, config["rows"]), B * H)](
+    wrap_triton(feature_gradient_kernel)[(triton.cdiv(T, config["rows"]) * B * H,)](
         x, other, dfeatures.contiguous(), dx if own is None else own.contiguous(), dx, dots,
         *x.stride()[:3], *other.stride()[:3], H, T, D,
         HAS_OWN=own is not None,
