@@ -79,6 +79,10 @@ def grouped_hidden_kernel(
     EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """Writes a tile of hidden channels of rows of one expert."""
+    # f64 where PyTorch's compiler launches
+    limit = tl.cast(limit, tl.float32)
+    gate_limit = tl.cast(gate_limit, tl.float32)
+    up_offset = tl.cast(up_offset, tl.float32)
     expert, first, last = rows_of_expert(
         counts_ptr, tl.program_id(1), experts, num_rows, BLOCK_M, EXPERTS
     )
