@@ -27,7 +27,9 @@ MIN_GAIN = 0.02
 MAX_SIZE = 16384
 """Of a bucket without an end."""
 
-_DOUBLED = ("rows", "block", "elements", "m", "n", "k", "key_m", "max_block", "heads", "chunk")
+_DOUBLED = (
+    "rows", "block", "elements", "m", "n", "k", "key_m", "key_n", "max_block", "heads", "chunk",
+)  # fmt: skip
 _LISTED: Mapping[str, tuple[int, ...]] = {
     "warps": (1, 2, 4, 8, 16),
     "stages": (1, 2, 3, 4, 5),
@@ -186,7 +188,7 @@ def _neighbours(config: dict[str, int]) -> Iterator[dict[str, int]]:
             place = min(range(len(steps)), key=lambda i: abs(steps[i] - value))
             others = [steps[i] for i in (place - 1, place + 1) if 0 <= i < len(steps)]
         elif key in _DOUBLED:
-            least = 16 if key in ("m", "n", "k", "key_m", "chunk") else 1
+            least = 16 if key in ("m", "n", "k", "key_m", "key_n", "chunk") else 1
             others = [other for other in (value // 2, value * 2) if other >= least]
         else:
             continue

@@ -215,14 +215,15 @@ def attention_key_gradient_kernel(
         dout_base = dout_ptr + batch * dout_batch_stride + head * dout_head_stride
         mask_base = mask_ptr + batch * mask_batch_stride + head * mask_head_stride
         first_place = (batch * key_heads * group + head) * S
+        sums_base = sums_ptr + 2 * first_place
+        delta_base = delta_ptr + first_place
         for first in range(start_row, end_row, BLOCK_M):
             row = first + m
             q = columns_tile(q_base, row, q_row_stride, d, S, D)
             dout = rows_tile(dout_base, row, dout_row_stride, e, S, E)
-            place = first_place + row
-            largest = tl.load(sums_ptr + 2 * place, mask=row < S, other=0.0)[None, :]
-            log_total = tl.load(sums_ptr + 2 * place + 1, mask=row < S, other=0.0)[None, :]
-            delta = tl.load(delta_ptr + place, mask=row < S, other=0.0)[None, :]
+            largest = tl.load(sums_base + 2 * row, mask=row < S, other=0.0)[None, :]
+            log_total = tl.load(sums_base + 2 * row + 1, mask=row < S, other=0.0)[None, :]
+            delta = tl.load(delta_base + row, mask=row < S, other=0.0)[None, :]
             # [N, M]: a transposed accumulator of wgmma gave wrong gradients (fla #826)
             is_whole = is_whole_tile(
                 first, BLOCK_M, first_key, BLOCK_N, end, offset, left, right, LEFT, RIGHT
@@ -366,7 +367,6 @@ def _launch_attention_backward(
         "SOFTCAP": softcap > 0,
         "CLIPPED": (low, high) != (0.0, 1.0),
         "PRECISION": precision,
-        "BLOCK_N": config["n"],
         "BLOCK_D": block_of(D),
         "BLOCK_E": block_of(E),
         "num_warps": config["warps"],
@@ -381,11 +381,11 @@ def _launch_attention_backward(
     numbers = (S, T, D, E, offset, left, right, scale, softcap, low, high)
     wrap_triton(attention_query_gradient_kernel)[(triton.cdiv(S, config["m"]) * B * H,)](
         *tensors, out, sums, delta, dq, ds, *every, H, H // G, *numbers,
-        HAS_DS=mask_gradient, BLOCK_M=config["m"], **shared,
+        HAS_DS=mask_gradient, BLOCK_M=config["m"], BLOCK_N=config["n"], **shared,
     )  # fmt: skip
-    wrap_triton(attention_key_gradient_kernel)[(triton.cdiv(T, config["n"]) * B * G,)](
-        *tensors, sums, delta, dk, dv, *every, G, H // G, *numbers, BLOCK_M=config["key_m"],
-        **shared,
+    wrap_triton(attention_key_gradient_kernel)[(triton.cdiv(T, config["key_n"]) * B * G,)](
+        *tensors, sums, delta, dk, dv, *every, G, H // G, *numbers,
+        BLOCK_M=config["key_m"], BLOCK_N=config["key_n"], **shared,
     )  # fmt: skip
     return dq, dk, dv, delta, ds
 

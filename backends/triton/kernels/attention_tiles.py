@@ -95,7 +95,7 @@ def tile_scores(
 
     q is [M, D], k is [D, N], row [M, 1] and column [1, N], or all of them transposed and q and k
     exchanged, for scores [N, M]. MASK is "none", "bool" or "float". Of a whole tile without a mask
-    nothing is hidden; it may hold rows beyond `num_rows`, which nobody reads.
+    nothing is hidden. Rows beyond `num_rows` are not: nobody reads them.
     """
     s = tl.zeros([q.shape[0], k.shape[1]], tl.float32)
     s = parted_dot(q, k, s, PRECISION)
@@ -106,7 +106,8 @@ def tile_scores(
     elif MASK == "float":
         s = s * scale
     if MASK != "none":
-        shown = visible_places(row, column, num_rows, end, offset, left, right, LEFT, RIGHT)
+        shown = visible_places(row, column, end, offset, left, right, LEFT, RIGHT)
+        shown = shown & (row < num_rows)
         place = mask_ptr + row.to(tl.int64) * mask_row_stride
         place = place + column.to(tl.int64) * mask_column_stride
         m = tl.load(place, mask=shown, other=0)
@@ -116,19 +117,19 @@ def tile_scores(
             s += m.to(tl.float32)
         s = tl.where(shown, s, float("-inf"))
     elif not is_whole:
-        shown = visible_places(row, column, num_rows, end, offset, left, right, LEFT, RIGHT)
+        shown = visible_places(row, column, end, offset, left, right, LEFT, RIGHT)
         s = tl.where(shown, s, float("-inf"))
     return s, capped
 
 
 @triton.jit
 def visible_places(
-    row, column, num_rows, end, offset, left, right,
+    row, column, end, offset, left, right,
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
 ):  # fmt: skip
     """Returns which rows see which keys."""
-    shown = (column < end) & (row < num_rows)
+    shown = column < end
     if LEFT:
         shown = shown & (column >= row + offset - left)
     if RIGHT:
@@ -151,7 +152,8 @@ def visible_scores(
         q, k, row, column, False, num_rows, end, offset, left, right, scale, softcap,
         mask_ptr, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP, PRECISION,
     )  # fmt: skip
-    return s * score_unit(scale, MASK, SOFTCAP), capped
+    s = s * score_unit(scale, MASK, SOFTCAP)
+    return tl.where(row < num_rows, s, float("-inf")), capped
 
 
 @triton.jit
