@@ -30,6 +30,8 @@ NARROW_OF_A_ROW = ("logit-loss", 5)
 """Forms with accesses below 16 bytes by their nature: shares of a gradient that programs write
 once; maxima and sums of spans. Elsewhere a statistic per row is narrow, and less than half is.
 """
+STORED_SHARES: Mapping[str, int] = {"normal-256": 2}
+"""Chains of 256 columns: a thread stores 8 bytes of a program's share of a sum over rows, once."""
 FEW_ROWS = re.compile(r"few-rows|^decode|^(attention|entmax).*-fp32$|^filtered-product-words-fp32$")
 """Forms whose tiles have fewer than the 64 rows that wgmma multiplies: few rows by their nature;
 f32, whose tiles of 64 rows do not fit into registers.
@@ -172,7 +174,11 @@ def _generated(target: str, settings: Settings) -> Iterator[Row]:
     spills = [name for name, row in zip(names, rows, strict=True) if row["spilled"]]
     yield _none(f"{target}, generated: with registers spilled", spills)
     if target != "gfx942":
-        few = [n for n, row in zip(names, rows, strict=True) if row["wide"] < row["narrow"]]
+        few = [
+            name
+            for name, row in zip(names, rows, strict=True)
+            if row["wide"] + STORED_SHARES.get(row["chain"], 0) < row["narrow"]
+        ]
         yield _none(f"{target}, generated: most accesses below 16 bytes", few)
 
 
