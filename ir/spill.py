@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from regraft.ir.growth import Growth
+from regraft.ir.spill_folder import spill_folder
 from regraft.ir.types import DType, dtype_of
 from regraft.ir.weights import ArrayWeight, MappedWeight, Weight, pack
 
@@ -34,11 +35,11 @@ class SpillFile:
         """Creates the file.
 
         Args:
-            folder: Where; default: the system's temporary folder.
+            folder: Where; default: the process's own, see `spill_folder`.
         """
         # opened by hand: the handle lives as long as this object and `close` deletes the file
         self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115
-            prefix="regraft-", suffix=".spill", dir=folder, delete=False
+            prefix="regraft-", suffix=".spill", dir=folder or spill_folder(), delete=False
         )
         self.path = Path(self._file.name)
         self._growth = Growth()
@@ -85,7 +86,7 @@ def stored(
 
     Args:
         array: The content; the caller does not write to it afterwards.
-        folder: Where; default: the system's temporary folder.
+        folder: Where; default: the process's own, see `spill_folder`.
         made_from: As of an `ArrayWeight`.
     """
     dtype = dtype_of(array)
@@ -111,11 +112,11 @@ def stored_parts(
         parts: The little-endian packed bytes, in order.
         dtype: Element type.
         shape: Sizes.
-        folder: Where; default: the system's temporary folder.
+        folder: Where; default: the process's own, see `spill_folder`.
         made_from: As of an `ArrayWeight`.
     """
     with tempfile.NamedTemporaryFile(
-        prefix="regraft-", suffix=".spill", dir=folder, delete=False
+        prefix="regraft-", suffix=".spill", dir=folder or spill_folder(), delete=False
     ) as file:
         path = Path(file.name)
         growth = Growth()
