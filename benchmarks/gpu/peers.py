@@ -95,6 +95,30 @@ def fla_linear_attention() -> dict[str, Callable[..., Any]]:
     return _named("fla", found and call)
 
 
+def fla_gated_delta() -> dict[str, Callable[..., Any]]:
+    """Returns the gated delta rule of (q, k, v, gates, beta), of which each head's first gate."""
+    found = _function("fla.ops.gated_delta_rule", "chunk_gated_delta_rule")
+
+    def call(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, beta: Tensor) -> Any:
+        assert found is not None
+        turned = (x.transpose(1, 2).contiguous() for x in (q, k, v, gates[..., 0], beta))
+        return found(*turned, scale=1.0)[0].transpose(1, 2)
+
+    return _named("fla", found and call)
+
+
+def fla_gated() -> dict[str, Callable[..., Any]]:
+    """Returns linear attention with gates per channel of (q, k, v, gates, beta), without beta."""
+    found = _function("fla.ops.gla", "chunk_gla")
+
+    def call(q: Tensor, k: Tensor, v: Tensor, gates: Tensor, beta: Tensor) -> Any:
+        assert found is not None
+        turned = (x.transpose(1, 2).contiguous() for x in (q, k, v, gates))
+        return found(*turned, scale=1.0)[0].transpose(1, 2)
+
+    return _named("fla", found and call)
+
+
 def fla_step() -> dict[str, Callable[..., Any]]:
     """Returns the recurrent form of (q, k, v, decay, state) for one token."""
     found = _function("fla.ops.simple_gla", "fused_recurrent_simple_gla")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.gpu.attention_rows import attention_rows, decode_rows
 from benchmarks.gpu.chain_rows import chain_rows
+from benchmarks.gpu.delta_rows import delta_rows
 from benchmarks.gpu.expert_rows import expert_rows
 from benchmarks.gpu.low_bit_rows import low_bit_rows
 from benchmarks.gpu.model_rows import model_rows
@@ -36,6 +37,7 @@ def rows(device: str, sizes: Sizes) -> Iterator[Row]:
     yield from recurrence_rows(randn, sizes)
     yield from hybrid_rows(randn, sizes)
     yield from step_rows(randn, sizes)
+    yield from delta_rows(randn, sizes)
     yield from decode_rows(randn, sizes)
     yield from low_bit_rows(randn, sizes, device)
     yield from expert_rows(randn, sizes, device)

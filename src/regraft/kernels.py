@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from regraft.backends.triton.kernels.attending import attention
     from regraft.backends.triton.kernels.coded_matrices import CodedMatrices
     from regraft.backends.triton.kernels.decoding import attention_decode
+    from regraft.backends.triton.kernels.delta_attention import gated_delta_attention
     from regraft.backends.triton.kernels.entmax_backward import entmax_attention
     from regraft.backends.triton.kernels.experts import experts
     from regraft.backends.triton.kernels.gated import geglu, swiglu
@@ -61,6 +62,7 @@ _MODULES = {
     "cross_entropy": "logit_losses",
     "experts": "experts",
     "entmax_attention": "entmax_backward",
+    "gated_delta_attention": "delta_attention",
     "geglu": "gated",
     "grouped_hidden": "grouped_hidden",
     "grouped_linear": "grouped",
@@ -94,6 +96,7 @@ __all__ = [
     "cross_entropy",
     "entmax_attention",
     "experts",
+    "gated_delta_attention",
     "geglu",
     "grouped_hidden",
     "grouped_linear",

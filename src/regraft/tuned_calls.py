@@ -17,7 +17,7 @@ ELEMENTS = 1 << 25
 WIDTH, TOKENS, HEADS, WORDS, EXPERTS = 4096, 4096, 16, 32768, 8
 
 WIDEST: Mapping[str, int] = dict.fromkeys(
-    ("attention", "attention_backward", "entmax", "decode", "linear_attention"), 256
+    ("attention", "attention_backward", "entmax", "decode", "linear_attention", "gated_delta"), 256
 )
 """Kernels that are bucketed by the size of a head -> the largest that models have."""
 
@@ -92,6 +92,23 @@ def _decode(size: int, dtype: torch.dtype) -> Call:
 def _recurrence(size: int, dtype: torch.dtype) -> Call:
     q, k, v = _heads(min(size, 256), dtype)
     return lambda: kernels.linear_attention(q, k, v)
+
+
+def _gated_delta(size: int, dtype: torch.dtype) -> Call:
+    """A delta rule and its gradient, and factors per channel."""
+    q, k, v = _heads(min(size, 256), dtype)
+    k = torch.nn.functional.normalize(k.float(), dim=-1).to(dtype)
+    gates, beta = -q.abs(), v[..., 0].sigmoid()
+    of_heads = gates[..., 0].contiguous()
+    v = v.requires_grad_()
+    given = torch.randn_like(q)
+
+    def call() -> object:
+        made = kernels.gated_delta_attention(q, k, v, of_heads, beta)[0]
+        gated = kernels.gated_delta_attention(q, k, v, gates)[0]
+        return torch.autograd.grad((made, gated), v, (given, given))
+
+    return call
 
 
 def _loss(size: int, dtype: torch.dtype) -> Call:
@@ -186,6 +203,7 @@ CALLS: Mapping[str, Made] = {
     "entmax": _entmax,
     "decode": _decode,
     "linear_attention": _recurrence,
+    "gated_delta": _gated_delta,
     "cross_entropy": _loss,
     "logit_loss": _logit_loss,
     "newton": _inverse,

@@ -14,6 +14,7 @@ from regraft.backends.triton.kernels.cross_entropy import (
     logit_gradient_kernel,
 )
 from regraft.backends.triton.kernels.decoding import decode_kernel, decode_merge_kernel
+from regraft.backends.triton.kernels.delta_forms import delta_forms
 from regraft.backends.triton.kernels.entmax_forms import entmax_forms
 from regraft.backends.triton.kernels.form import COUNTS, Bound, Form
 from regraft.backends.triton.kernels.gated import (
@@ -52,6 +53,7 @@ def forms() -> Iterator[Form]:
     yield from logit_loss_forms()
     yield from newton_forms()
     yield from linear_attention_forms()
+    yield from delta_forms()
     yield from product_forms()
     yield from entmax_forms()
     for interleaved in (False, True):

@@ -17,13 +17,18 @@ _GRADIENT = {"HAS_STATE": True, "STRICT": True}
 def linear_attention_forms() -> Iterator[Form]:
     """Yields every form of it."""
     yield from _chunk_forms()
-    for feature_map, normalize in (("none", False), ("elu", True), ("hedgehog", True)):
+    for label, feature_map, normalize, decay in (
+        ("none", "none", False, "token"),
+        ("elu", "elu", True, "none"),
+        ("hedgehog", "hedgehog", True, "none"),
+        ("delta", "none", False, "channel"),
+    ):
         constants: dict[str, object] = {
-            "HAS_DECAY": not normalize, "HAS_STATE": True, "MAP": feature_map,
+            "DECAY": decay, "HAS_BETA": label == "delta", "HAS_STATE": True, "MAP": feature_map,
             "NORMALIZE": normalize, "BLOCK_D": 128, "BLOCK_E": 32,
         }  # fmt: skip
         yield Form(
-            f"linear-attention-step-{feature_map}", linear_attention_step_kernel, "bf16", constants,
+            f"linear-attention-step-{label}", linear_attention_step_kernel, "bf16", constants,
             Bound.MEMORY, 4, wide=_WIDE, floats=_FLOATS,
         )  # fmt: skip
     for feature_map, has_own in (("elu", False), ("none", True), ("hedgehog", True)):

@@ -16,13 +16,14 @@ from regraft.backends.triton.kernels.operators import block_of
 
 @triton.jit
 def linear_attention_step_kernel(
-    q_ptr, k_ptr, v_ptr, decay_ptr, state_ptr, out_ptr, final_ptr, sums_ptr,
+    q_ptr, k_ptr, v_ptr, decay_ptr, beta_ptr, state_ptr, out_ptr, final_ptr, sums_ptr,
     q_batch_stride, q_head_stride,
     k_batch_stride, k_head_stride,
     v_batch_stride, v_head_stride,
     state_row_stride, final_row_stride,
     H, D, E, q_size, scale, epsilon,
-    HAS_DECAY: tl.constexpr,
+    DECAY: tl.constexpr,
+    HAS_BETA: tl.constexpr,
     HAS_STATE: tl.constexpr,
     MAP: tl.constexpr,
     NORMALIZE: tl.constexpr,
@@ -30,6 +31,9 @@ def linear_attention_step_kernel(
     BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Writes BLOCK_E columns of the state after one token of a head, and what the token reads."""
+    # f64 where PyTorch's compiler launches
+    scale = tl.cast(scale, tl.float32)
+    epsilon = tl.cast(epsilon, tl.float32)
     batch = (tl.program_id(1) // H).to(tl.int64)
     head = (tl.program_id(1) % H).to(tl.int64)
     place = tl.program_id(1).to(tl.int64)
@@ -56,10 +60,17 @@ def linear_attention_step_kernel(
             known = tl.arange(0, BLOCK_D) < D
             found = tl.load(state_ptr + line * state_row_stride + E, mask=known, other=0.0)
             column += found.to(tl.float32)[:, None]
-    if HAS_DECAY:
+    if DECAY == "token":
         factor = tl.exp(tl.load(decay_ptr + place).to(tl.float32))
         state, column = state * factor, column * factor
-    state += k * v.to(tl.float32)
+    elif DECAY == "channel":
+        state *= tl.exp(tl.load(decay_ptr + row, mask=d < D, other=0.0).to(tl.float32))
+    v = v.to(tl.float32)
+    if HAS_BETA:
+        # a delta rule writes what the state does not hold yet
+        rate = tl.load(beta_ptr + place).to(tl.float32)
+        v = (v - tl.sum(k * state, axis=0, keep_dims=True)) * rate
+    state += k * v
     out = tl.sum(q * state, axis=0, keep_dims=True) * scale
     if NORMALIZE:
         column += k
@@ -77,20 +88,26 @@ def linear_attention_step_kernel(
 def launch_step(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, state: Tensor | None,
     results: tuple[Tensor, Tensor, Tensor], scale: float, epsilon: float, feature_map: str,
-    normalize: bool,
+    normalize: bool, beta: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Launches the kernel of one token; see `launch_chunks`."""
+    """Launches the kernel of one token; see `launch_chunks`.
+
+    Of no quotient, `decay` may be one per channel [B, H, 1, D], and `beta` [B, H, 1] the rate of a
+    delta rule.
+    """
     out, final, sums = results
     B, H, _, E = out.shape
     D = final.shape[2]
     q, k, v = adjacent(q, k, v)
-    given = [q if decay is None else decay.contiguous(), q if state is None else by_rows(state)]
+    given = [q if x is None else x.contiguous() for x in (decay, beta)]
+    given.append(q if state is None else by_rows(state))
     block = min(block_of(E), config_for("linear_attention", q, max(D, E))["e"])
     wrap_triton(linear_attention_step_kernel)[(triton.cdiv(E, block), B * H)](
         q, k, v, *given, out, final, sums,
-        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], given[1].stride(2), final.stride(2),
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], given[2].stride(2), final.stride(2),
         H, D, E, q.shape[3], scale, epsilon,
-        HAS_DECAY=decay is not None,
+        DECAY="none" if decay is None else "channel" if decay.ndim == 4 else "token",
+        HAS_BETA=beta is not None,
         HAS_STATE=state is not None,
         MAP=feature_map,
         NORMALIZE=normalize,

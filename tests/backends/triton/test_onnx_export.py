@@ -48,6 +48,13 @@ CALLS = {
     "linear_attention": (
         lambda q, k, g: kernels.linear_attention(q, k, k, -g.abs())[0], (Q, K, drawn(2, 2, 6)),
     ),
+    "gated_delta_attention": (
+        lambda q, k, g: kernels.gated_delta_attention(q, k, k, -g.abs(), g[0, 0].sigmoid())[0],
+        (Q, K / 4, drawn(2, 2, 6)),
+    ),
+    "gated_delta_attention, channels": (
+        lambda q, k: kernels.gated_delta_attention(q, k, k, -k.abs())[0], (Q, K),
+    ),
     "linear_cross_entropy": (
         lambda x, w: kernels.linear_cross_entropy(x, w, CHOSEN[:, 0]), (X, drawn(5, 8)),
     ),

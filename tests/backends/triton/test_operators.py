@@ -14,6 +14,10 @@ from regraft.backends.triton.kernels import configs
 from regraft.backends.triton.kernels.attending import attention_backward, attention_forward
 from regraft.backends.triton.kernels.cross_entropy import cross_entropy_forward, logit_gradient
 from regraft.backends.triton.kernels.decoding import decode
+from regraft.backends.triton.kernels.delta_attention import (
+    gated_delta_forward,
+    gated_delta_gradient,
+)
 from regraft.backends.triton.kernels.gated import gated, gated_backward
 from regraft.backends.triton.kernels.gradient_filter import (
     filtered_logit_gradient,
@@ -188,6 +192,27 @@ CALLS = {
             "hedgehog",
             "queries",
             True,
+            "ieee",
+        ),
+    ),
+    "gated_delta": (
+        gated_delta_forward,
+        (Q, KEYS, VALUES, None, wanted(1, 2, 3), wanted(1, 2, 4, 5), 0.5, "ieee"),
+    ),
+    "gated_delta of a token": (
+        gated_delta_forward,
+        (*(Q.detach()[:, :, :1] for _ in range(4)), None, None, 1.0, "ieee"),
+    ),
+    "gated_delta_gradient": (
+        gated_delta_gradient,
+        (
+            *(x.detach() for x in (Q, KEYS, VALUES)),
+            -wanted(1, 2, 3, 4).detach().abs(),
+            SUMS,
+            None,
+            VALUES.detach(),
+            None,
+            0.5,
             "ieee",
         ),
     ),
@@ -402,6 +427,16 @@ good = {
         )
         for name, repeats in (("elu", 1), ("hedgehog", 2))
     },
+    **{
+        f"gated_delta_attention, {name}": torch.autograd.gradcheck(
+            lambda q, k, v, x, w, s: kernels.gated_delta_attention(
+                q, k, v, gates(x), w[:3].sigmoid(), state=s, scale=0.5
+            ),
+            (q, k, v, x, w, s.detach().repeat(1, 2, 1, 1)[..., :2].requires_grad_()),
+        )
+        for name, gates in (("heads", lambda x: -x.abs()[:3, :3].sum(0)),
+                            ("channels", lambda x: -x.abs()[:3, None, None, :4].transpose(0, 2)))
+    },
     "linear_cross_entropy": torch.autograd.gradcheck(
         lambda x, w: kernels.linear_cross_entropy(
             x, w[None] * x[:3], torch.tensor([2, -100, 0, 1]), softcap=1.5
@@ -487,6 +522,10 @@ calls = {
         kernels.experts,
         (x, torch.tensor([[0, 1], [1, 0], [1, 0], [0, 1]]), r[:, :2], x[None].repeat(2, 1, 1),
          r.T[None].repeat(2, 1, 1), "gelu"),
+    ),
+    "gated_delta_attention": (
+        kernels.gated_delta_attention,
+        (x[None, None], r[None, None], r[None, None], -x[None, None].abs(), b[:4].sigmoid()),
     ),
     "linear_attention": (
         kernels.linear_attention, (x[None, None], r[None, None], r[None, None], -w[None, None, :4]),

@@ -58,15 +58,38 @@ def test_features_that_no_kernel_makes_stand_before_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("operands", "attrs", "reason"),
+    ("operands", "rule", "called"),
     [
-        (("q", "k", "v", None, None, "beta"), {"rule": "delta"}, "a delta rule"),
-        (("q", "k", "v"), {"rule": "linear", "causal": False}, "not causal"),
-        (("q", "k", "v", None, "gates"), {"rule": "gated"}, "factors per channel"),
+        (("q", "k", "v", None, None, "beta"), "delta", "(q, k, v, beta=beta.squeeze(3)"),
+        (("q", "k", "v", None, "gates"), "gated", "(q, k, v, decay=gates"),
+        (
+            ("q", "k", "v", None, "decay", "beta"),
+            "gated_delta",
+            "decay=decay, beta=beta.squeeze(3)",
+        ),
+        (
+            ("q", "k", "v", None, "gates", "beta"),
+            "gated_delta",
+            "decay=gates, beta=beta.squeeze(3)",
+        ),
     ],
-    ids=["delta", "both ways", "gates"],
+    ids=["delta", "gates", "gated delta", "gates and delta"],
 )
-def test_a_package_says_why_pytorch_computes_the_rest(tmp_path, operands, attrs, reason):
+def test_delta_rules_and_factors_per_channel_are_a_kernels(tmp_path, operands, rule, called):
+    text, kept = package_of(
+        tmp_path / "delta", *operands, rule=rule, feature_map="elu", normalizer="sum", epsilon=0.5
+    )
+    assert "kernels.gated_delta_attention(" in text
+    assert called.replace("q, k", 'feature(q, "elu"), feature(k, "elu")') in text
+    assert "normalize=True, epsilon=0.5" in text
+    assert kept == []
+    source = (tmp_path / "delta" / "kernels.py").read_text()
+    assert "def delta_scan_kernel(" in source
+    assert "def linear_attention_kernel(" not in source
+
+
+def test_a_package_says_why_pytorch_computes_the_rest(tmp_path):
+    operands, attrs, reason = ("q", "k", "v"), {"rule": "linear", "causal": False}, "not causal"
     text, kept = package_of(tmp_path / "kept", *operands, **attrs)
     assert "kernels.linear_attention(" not in text
     assert [row["operator"] for row in kept] == ["linear_attention"]
