@@ -358,7 +358,8 @@ def test_binaries_of_a_package_fit_its_launches(tmp_path):
     assert {row["kernel"] for row in rows} == {
         f"{name}_kernel"
         for name in (
-            "layer_norm_linear", "layer_norm_linear_2", "layer_norm_linear_swish", "linear_add"
+            "attention", "layer_norm_linear", "layer_norm_linear_2", "layer_norm_linear_swish",
+            "linear_add",
         )
     }  # fmt: skip
     for row in rows:
