@@ -106,7 +106,7 @@ def entmax_bounds_kernel(
     part, plane = part_and_plane(parts)
     batch = (plane // H).to(tl.int64)
     head = (plane % H).to(tl.int64)
-    slope, _ = own_slope(alphas_ptr, head, slope, slope, HAS_ALPHAS)
+    slope, _inverse = own_slope(alphas_ptr, head, slope, slope, HAS_ALPHAS)
     first_row = part * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
