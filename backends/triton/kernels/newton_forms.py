@@ -28,5 +28,6 @@ def newton_forms() -> Iterator[Form]:
             continue
         yield Form(
             f"newton-gradient-{name}", newton_gradient_kernel, dtype, shared, Bound.MATMUL,
-            gradient_warps, 1, wide=("kept_ptr",), unaligned=(*COUNTS, "steps"),
+            gradient_warps, 1, wide=("kept_ptr",), hip={"warps": min(4, gradient_warps)},
+            unaligned=(*COUNTS, "steps"),
         )  # fmt: skip

@@ -49,6 +49,12 @@ def test_every_form_of_every_kernel_compiles_without_spills(compiled, target):
         assert narrow(rows) == []
 
 
+def test_numbers_that_pytorchs_compiler_makes_f64_are_cast(compiled):
+    rows = compiled("tests.backends.triton.floats_as_f64", IN_CI)
+    assert len({row["kernel"] for row in rows}) > 15
+    assert [row for row in rows if row["f64"]] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_default_configurations_lead_to_launches_without_spills(compiled, target):
