@@ -32,6 +32,7 @@ _DOUBLED = (
 )  # fmt: skip
 _LISTED: Mapping[str, tuple[int, ...]] = {
     "warps": (1, 2, 4, 8, 16),
+    "gradient_warps": (1, 2, 4, 8, 16),
     "stages": (1, 2, 3, 4, 5),
     "group": (1, 4, 8, 16),
     "per_processor": (1, 2, 4, 8),

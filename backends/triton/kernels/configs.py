@@ -59,14 +59,14 @@ def read_table(path: Path = TABLE_PATH, tuned: Path | None = None) -> Table:
 def families(architecture: str) -> tuple[str, ...]:
     """Returns the entries that GPUs of an architecture take before the default, closest first.
 
-    GPUs of NVIDIA whose matrix instructions read registers (8.x and 12.x) take those of 8.0.
+    GPUs of NVIDIA whose matrix instructions read registers (7.x, 8.x, 12.x) take those of 8.0.
 
     Args:
         architecture: `sm_90`, `gfx942` and the like.
     """
     if architecture.startswith("gfx"):
         return architecture, HIP_DEVICE
-    reads_registers = architecture.startswith(("sm_8", "sm_12"))
+    reads_registers = architecture.startswith(("sm_7", "sm_8", "sm_12"))
     return (architecture, REGISTERS_DEVICE) if reads_registers else (architecture,)
 
 
