@@ -19,8 +19,8 @@ from regraft.ir.builder import Builder
 from regraft.ir.constants import constant_of
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
+from regraft.ir.ops import arithmetic, cast, reshaping, slicing
 from regraft.ir.ops import moe as moe_ops
-from regraft.ir.ops import reshaping, slicing
 from regraft.ir.ops.quant import dequantize, lookup
 from regraft.ir.opspec import Attr, AttrKind, Operand
 from regraft.ir.types import DType, TensorType
@@ -28,6 +28,7 @@ from regraft.ir.types import DType, TensorType
 Array = np.ndarray[Any, Any]
 
 _WHOLE = 1 << 62
+_SCALE_TYPES = (DType.F32, DType.F16, DType.BF16)
 _X, _UP, _DOWN, _GATE = 0, 2, 3, 4
 
 
@@ -206,7 +207,7 @@ def _leaves(value: Value | None, *, is_turned: bool) -> list[tuple[Node, bool]]:
 
 def _coded_part(node: Node, is_turned: bool, dtype: DType | None) -> _Coded | None:
     """Returns the codes of one dequantization of [out, in] or [experts, out, in]."""
-    codes, *others = (constant_of(value, _WHOLE) for value in node.inputs[:3])
+    codes, *others = (_number(value) for value in node.inputs[:3])
     stored = node.inputs[0]
     if codes is None or codes.ndim not in (2, 3) or stored is None or stored.dtype not in BITS:
         return None
@@ -254,6 +255,21 @@ def _coded_part(node: Node, is_turned: bool, dtype: DType | None) -> _Coded | No
     return _Coded(turned(codes), scales, zeros, table, stored.dtype, group)
 
 
+def _number(value: Value | None) -> Array | None:
+    """Returns a constant, or scales that are stored as small floats: cast, times a constant."""
+    node = None if value is None else value.producer
+    if node is not None and node.op is cast.cast and node.output.dtype in _SCALE_TYPES:
+        stored = _number(node.inputs[0])
+        return None if stored is None else stored.astype(np.float32)
+    if node is not None and node.op is arithmetic.mul:
+        left, right = (_number(each) for each in node.inputs[:2])
+        if left is None or right is None:
+            return None
+        product: Array = left * right
+        return product
+    return constant_of(value, _WHOLE)
+
+
 _Stored = tuple[Value, Value, Value | None, Value | None, tuple[int, int, int]]
 """Codes, scales, zero points and table as kernels read them, with bits, group and zero."""
 
@@ -268,11 +284,17 @@ def _stored(b: Builder, node: Node, idx: int, coded: _Coded) -> _Stored:
     table = None if coded.table is None else b.constant(coded.table, name=f"{name}.table")
     return (
         b.constant(arrays.codes, name=f"{name}.packed"),
-        b.constant(arrays.scale, name=f"{name}.scales"),
+        b.constant(_narrow(arrays.scale), name=f"{name}.scales"),
         zeros,
         table,
         (BITS[coded.dtype], coded.group, arrays.zero),
     )
+
+
+def _narrow(scale: Array) -> Array:
+    """Returns scales as bf16 where that holds them, as it does powers of two: half the bytes."""
+    narrow = scale.astype(DType.BF16.numpy)
+    return narrow if np.array_equal(narrow.astype(np.float32), scale) else scale
 
 
 def _name_of(value: Value | None) -> str | None:

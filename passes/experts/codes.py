@@ -1,4 +1,7 @@
-"""Weights of experts as integer codes, with a scale per block of what a product sums over."""
+"""Weights of experts as codes, with a scale per block of what a product sums over.
+
+Codes are integers or stand for the numbers of a table (NF4, MXFP4): `dequantize` or `lookup`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from regraft.passes.protocol import LayerError, Skip
 from regraft.passes.quantization.formats import Format
 from regraft.passes.quantization.methods import Method, encode
 from regraft.passes.quantization.refusals import check_finite
+from regraft.passes.quantization.rewrite import stored_scales
 
 Array = np.ndarray[Any, Any]
 
@@ -39,8 +43,8 @@ def store_in_codes(
 
     Args:
         module: The module, changed in place.
-        fmt: The integers: symmetric ones.
-        group: Channels that share a scale, at most.
+        fmt: Symmetric integers, or a table.
+        group: Channels that share a scale, at most; 0: as many as can.
         method: How codes are found; `search` for those that need inputs.
         is_kept: Whether weights of a name stay in float.
         folder: For large codes; default: the system's temporary folder.
@@ -64,14 +68,16 @@ def store_in_codes(
 
 
 def _reason(layer: MoeLayer, fmt: Format) -> str | None:
-    if not fmt.is_integer or not fmt.symmetric or fmt.bits not in (4, 8):
-        return f"experts are stored as int4 or int8, and not as {fmt.name}"
+    if not fmt.symmetric or fmt.bits not in (4, 8):
+        return f"experts are stored as int4, int8 or in a table's codes, and not as {fmt.name}"
     if any(layer.weights[name].dtype != np.float32 for name in _OPERANDS if name in layer.weights):
         return "its experts are not f32"
     if layer.node.attrs["widths"]:
         return "its experts have several widths"
-    if not _block(layer, 1 << 30):
-        return f"{_sizes(layer)} channels have no block of {_MIN_BLOCK} or more in common"
+    # what shares a scale is part of a format that says how scales are stored
+    wanted = _MIN_BLOCK if fmt.scales == "f32" else fmt.block
+    if _block(layer, 0) < wanted:
+        return f"{_sizes(layer)} channels have no block of {wanted} or more in common"
     return None
 
 
@@ -81,10 +87,10 @@ def _sizes(layer: MoeLayer) -> tuple[int, int]:
 
 
 def _block(layer: MoeLayer, group: int) -> int:
-    """Returns the largest power of two up to `group` that divides all sums, 0 below 16."""
+    """Returns the largest power of two up to `group` (0: any) that divides all sums, 0 below 16."""
     common = int(np.gcd(*_sizes(layer)))
     block = common & -common
-    while block > group:
+    while group and block > group:
         block //= 2
     return block if block >= _MIN_BLOCK else 0
 
@@ -109,9 +115,15 @@ def _store(
     b = Builder(layer.graph, node, node.loc)
     label = _label(value, f"{layer.name}.{name}")
     kept = b.weight(f"{label}.codes", stored(codes, folder, (label,)))
-    scale = b.constant(scales, name=f"{label}.scales")
-    node.set_operand(idx, b.op(quant.dequantize, kept, scale, axis=2, block_size=block))
-    num_bytes = fmt.dtype.nbytes(codes.size) + scales.nbytes
+    scale, scale_bytes = stored_scales(b, label, scales, fmt)
+    place = {"axis": 2, "block_size": block}
+    if fmt.table is None:
+        whole_matrix = b.op(quant.dequantize, kept, scale, **place)
+    else:
+        table = b.constant(np.nan_to_num(np.asarray(fmt.table, np.float32)))
+        whole_matrix = b.op(quant.lookup, kept, table, scale, **place)
+    node.set_operand(idx, whole_matrix)
+    num_bytes = fmt.dtype.nbytes(codes.size) + scale_bytes
     error = float(np.sqrt(lost / whole)) if whole else 0.0
     return LayerError(label, fmt.name, error, False, num_bytes, array.nbytes)
 

@@ -21,6 +21,7 @@ from regraft.ir.types import DType
 from regraft.ir.weights import ArrayWeight, Weight
 from regraft.passes.quantization.coded import Coded, coded
 from regraft.passes.quantization.encoding import Encoded
+from regraft.passes.quantization.formats import Format
 from regraft.passes.quantization.ranges import Range
 from regraft.passes.quantization.sites import Linear, Table
 
@@ -144,21 +145,31 @@ def _looked_up(b: Builder, name: str, encoded: Encoded, folder: Path | None) -> 
     fmt, grid = encoded.grid.format, encoded.grid
     packed = encoded.codes.astype(fmt.dtype.numpy)
     codes = b.weight(f"{name}.codes", stored(packed, folder, (name,)))
-    scale = grid.scale
-    if fmt.scales == "e8m0":
-        kept = b.weight(f"{name}.scales", ArrayWeight(scale.astype(DType.F8E8M0.numpy)))
-        scales = b.op(cast.cast, kept, to=DType.F32)
-    elif fmt.scales == "e4m3":
-        whole = scale.max() / np.float32(448)
-        small = (scale / whole).astype(DType.F8E4M3FN.numpy)
-        kept = b.weight(f"{name}.scales", ArrayWeight(small))
-        scales = b.op(
-            arithmetic.mul, b.op(cast.cast, kept, to=DType.F32), b.constant(np.asarray(whole))
-        )
-    else:
-        scales = b.constant(scale, name=f"{name}.scales")
+    scales, _ = stored_scales(b, name, grid.scale, fmt)
     table = b.constant(np.nan_to_num(np.asarray(fmt.table, np.float32)))
     return b.op(quant.lookup, codes, table, scales, axis=0, block_size=grid.group)
+
+
+def stored_scales(b: Builder, name: str, scale: Array, fmt: Format) -> tuple[Value, int]:
+    """Returns scales as f32, stored as their format says, and the bytes that they take.
+
+    Args:
+        b: Where to build.
+        name: Of the weight that they belong to.
+        scale: f32, what the format can store.
+        fmt: The format.
+    """
+    if fmt.scales == "e8m0":
+        kept = b.weight(f"{name}.scales", ArrayWeight(scale.astype(DType.F8E8M0.numpy)))
+        return b.op(cast.cast, kept, to=DType.F32), scale.size
+    if fmt.scales == "e4m3":
+        # one for a matrix, or for each of a stack
+        whole = scale.max(axis=(-2, -1), keepdims=scale.ndim > 2) / np.float32(448)
+        small = (scale / whole).astype(DType.F8E4M3FN.numpy)
+        kept = b.weight(f"{name}.scales", ArrayWeight(small))
+        wide = b.op(cast.cast, kept, to=DType.F32)
+        return b.op(arithmetic.mul, wide, b.constant(np.asarray(whole))), scale.size
+    return b.constant(scale, name=f"{name}.scales"), scale.nbytes
 
 
 def write_linear(

@@ -21,7 +21,7 @@ from regraft.backends.triton.kernels.coded_matrices import (
     check_coded,
     unpacked_matrices,
 )
-from regraft.backends.triton.kernels.configs import config_for, tile_options
+from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.grouped import (
     reference_grouped,
     rows_of_expert,
@@ -29,7 +29,7 @@ from regraft.backends.triton.kernels.grouped import (
     tiles_of,
 )
 from regraft.backends.triton.kernels.grouped_low_bit_gradient import grouped_low_bit_gradient
-from regraft.backends.triton.kernels.low_bit import add_low_bit_product, depth_of, scale_outputs
+from regraft.backends.triton.kernels.low_bit import add_low_bit_product, scale_outputs, stepped_tile
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
 
 
@@ -47,6 +47,7 @@ def grouped_low_bit_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STEPS: tl.constexpr,
     EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """Writes a tile of rows of one expert."""
@@ -66,13 +67,15 @@ def grouped_low_bit_kernel(
             own_codes = codes_ptr + place * codes_expert_stride
             own_scale = scale_ptr + place * scale_expert_stride
             own_zeros = zeros_ptr + place * scale_expert_stride
-            for start in range(0, K, BLOCK_K):
-                k = start + tl.arange(0, BLOCK_K)
-                x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
-                total = add_low_bit_product(
-                    total, x, own_codes, own_scale, own_zeros, table_ptr, start, k, n, K, N, N,
-                    group, zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
-                )  # fmt: skip
+            for begin in range(0, K, BLOCK_K * STEPS):
+                for step in tl.static_range(STEPS):
+                    start = begin + step * BLOCK_K
+                    k = start + tl.arange(0, BLOCK_K)
+                    x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
+                    total = add_low_bit_product(
+                        total, x, own_codes, own_scale, own_zeros, table_ptr, start, k, n, K, N, N,
+                        group, zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
+                    )  # fmt: skip
             if not GROUPED:
                 total = scale_outputs(total, own_scale, n, N)
             if HAS_BIAS:
@@ -137,7 +140,7 @@ def _launch_grouped_low_bit(
         HAS_SHARE=share is not None,
         PRECISION=precision,
         EXPERTS=block_of(E),
-        **tile_options({**config, "k": depth_of(config["k"], group, K)}),
+        **stepped_tile(config, group, K),
     )  # fmt: skip
     return y
 

@@ -19,7 +19,7 @@ from regraft.backends.triton.kernels.coded_matrices import (
     check_coded,
     unpacked_matrices,
 )
-from regraft.backends.triton.kernels.configs import config_for, tile_options
+from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.expert_activations import hidden_gradients
 from regraft.backends.triton.kernels.grouped import rows_of_expert, sum_by_expert, tiles_of
 from regraft.backends.triton.kernels.grouped_hidden import (
@@ -29,7 +29,7 @@ from regraft.backends.triton.kernels.grouped_hidden import (
 )
 from regraft.backends.triton.kernels.grouped_low_bit import grouped_low_bit_forward
 from regraft.backends.triton.kernels.grouped_low_bit_gradient import grouped_low_bit_gradient
-from regraft.backends.triton.kernels.low_bit import add_low_bit_product, depth_of, scale_outputs
+from regraft.backends.triton.kernels.low_bit import add_low_bit_product, scale_outputs, stepped_tile
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
 
 
@@ -53,6 +53,7 @@ def grouped_low_bit_hidden_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STEPS: tl.constexpr,
     EXPERTS: tl.constexpr,
 ):  # fmt: skip
     """Writes a tile of hidden channels of rows of one expert."""
@@ -76,20 +77,22 @@ def grouped_low_bit_hidden_kernel(
             place = expert.to(tl.int64)
             of_codes, of_scale = place * codes_expert_stride, place * scale_expert_stride
             gates = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for start in range(0, K, BLOCK_K):
-                k = start + tl.arange(0, BLOCK_K)
-                x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
-                hidden = add_low_bit_product(
-                    hidden, x, up_ptr + of_codes, up_scale_ptr + of_scale,
-                    up_zeros_ptr + of_scale, table_ptr, start, k, n, K, N, N, group, zero,
-                    BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
-                )  # fmt: skip
-                if HAS_GATE:
-                    gates = add_low_bit_product(
-                        gates, x, gate_ptr + of_codes, gate_scale_ptr + of_scale,
-                        gate_zeros_ptr + of_scale, table_ptr, start, k, n, K, N, N, group, zero,
+            for begin in range(0, K, BLOCK_K * STEPS):
+                for step in tl.static_range(STEPS):
+                    start = begin + step * BLOCK_K
+                    k = start + tl.arange(0, BLOCK_K)
+                    x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
+                    hidden = add_low_bit_product(
+                        hidden, x, up_ptr + of_codes, up_scale_ptr + of_scale,
+                        up_zeros_ptr + of_scale, table_ptr, start, k, n, K, N, N, group, zero,
                         BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
                     )  # fmt: skip
+                    if HAS_GATE:
+                        gates = add_low_bit_product(
+                            gates, x, gate_ptr + of_codes, gate_scale_ptr + of_scale,
+                            gate_zeros_ptr + of_scale, table_ptr, start, k, n, K, N, N, group,
+                            zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
+                        )  # fmt: skip
             if not GROUPED:
                 hidden = scale_outputs(hidden, up_scale_ptr + of_scale, n, N)
                 if HAS_GATE:
@@ -178,7 +181,7 @@ def _launch_low_bit_hidden(
         ACTIVATION=activation,
         PRECISION=precision,
         EXPERTS=block_of(E),
-        **tile_options({**config, "k": depth_of(config["k"], group, K)}),
+        **stepped_tile(config, group, K),
     )  # fmt: skip
     return y
 

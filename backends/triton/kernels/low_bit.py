@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
 
-from regraft.backends.triton.kernels.configs import config_for, tile_options
+from regraft.backends.triton.kernels.configs import Config, config_for, tile_options
 from regraft.backends.triton.kernels.operators import operator, rows_of
 
 CODE_BITS = (2, 4, 8)
@@ -75,13 +75,14 @@ def add_low_bit_product(
     """Adds the product of x with the weights of inputs k, of one group, and outputs n."""
     codes = load_codes(codes_ptr, k, n, K, N, codes_stride, BITS)
     place = (start // group).to(tl.int64) * N + n
+    is_there = (n < N) & (start < K)
     if HAS_ZEROS:
-        zeros = tl.load(zeros_ptr + place, mask=n < N, other=0).to(tl.int16)[None, :]
+        zeros = tl.load(zeros_ptr + place, mask=is_there, other=0).to(tl.int16)[None, :]
     else:
         zeros = zero
     w = code_values(codes, zeros, table_ptr, HAS_TABLE).to(x.dtype)
     if GROUPED:
-        scale = tl.load(scale_ptr + place, mask=n < N, other=0.0).to(tl.float32)
+        scale = tl.load(scale_ptr + place, mask=is_there, other=0.0).to(tl.float32)
         total += tl.dot(x, w, input_precision=PRECISION) * scale[None, :]
     else:
         total = tl.dot(x, w, total, input_precision=PRECISION)
@@ -106,6 +107,7 @@ def low_bit_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STEPS: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Writes one tile [BLOCK_M, BLOCK_N] of x @ ((codes - zeros) * scale)."""
@@ -113,13 +115,16 @@ def low_bit_kernel(
     # rows past the end wrap around instead of being masked; they are not stored
     x_rows = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
-        total = add_low_bit_product(
-            total, x, codes_ptr, scale_ptr, zeros_ptr, table_ptr, start, k, n, K, N, codes_stride,
-            group, zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
-        )  # fmt: skip
+    for begin in range(0, K, BLOCK_K * STEPS):
+        # small groups: several in a turn of the loop, so that as many bytes are on their way
+        for step in tl.static_range(STEPS):
+            start = begin + step * BLOCK_K
+            k = start + tl.arange(0, BLOCK_K)
+            x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
+            total = add_low_bit_product(
+                total, x, codes_ptr, scale_ptr, zeros_ptr, table_ptr, start, k, n, K, N,
+                codes_stride, group, zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
+            )  # fmt: skip
     if not GROUPED:
         total = scale_outputs(total, scale_ptr, n, N)
     out = y_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
@@ -188,6 +193,12 @@ def depth_of(depth: int, group: int, size: int) -> int:
     return depth if group >= size else min(depth, group & -group)
 
 
+def stepped_tile(config: Config, group: int, size: int) -> dict[str, int]:
+    """Returns the tile of a product with codes: as many steps in a turn as make up its depth."""
+    depth = depth_of(config["k"], group, size)
+    return {**tile_options({**config, "k": depth}), "STEPS": config["k"] // depth}
+
+
 def _launch_low_bit(
     x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, table: Tensor | None, zero: int,
     bits: int, group: int, invariant: bool, precision: str,
@@ -209,7 +220,7 @@ def _launch_low_bit(
         HAS_TABLE=table is not None,
         PRECISION=precision,
         GROUP_M=config["group"],
-        **tile_options({**config, "k": depth_of(config["k"], group, K)}),
+        **stepped_tile(config, group, K),
     )  # fmt: skip
     return y
 

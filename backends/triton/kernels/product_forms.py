@@ -93,7 +93,10 @@ def _grouped_low_bit_forms() -> Iterator[Form]:
             "BITS": bits, "HAS_ZEROS": bits == 4 and not has_table, "HAS_TABLE": has_table,
             "PRECISION": "tf32" if dtype == "fp32" else "ieee", "EXPERTS": 64,
         }  # fmt: skip
-        tile = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
+        # groups of 32 inputs: as many in a turn of the loop as the configuration is deep
+        steps = 1 if dtype == "fp32" else (128 if m == 16 else 64) // k
+        tile = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "STEPS": steps}
+        plain = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": 2 * n}
         wide = ("scale_ptr", "up_scale_ptr", "gate_scale_ptr", "table_ptr")
         codes = ("codes_ptr", "zeros_ptr", "up_ptr", "gate_ptr", "up_zeros_ptr", "gate_zeros_ptr")
         for name, kernel, own, stages in (
@@ -109,7 +112,7 @@ def _grouped_low_bit_forms() -> Iterator[Form]:
                     "ACTIVATION": "quick_gelu" if has_table else "silu",
                 }, 3,
             ),
-            ("low-bit-gradient", grouped_low_bit_gradient_kernel, {**tile, "BLOCK_K": 2 * n}, 2),
+            ("low-bit-gradient", grouped_low_bit_gradient_kernel, plain, 2),
         ):  # fmt: skip
             if name == "low-bit-gradient" and label.startswith("few"):
                 continue
@@ -139,6 +142,7 @@ def _low_bit_forms() -> Iterator[Form]:
             "HAS_TABLE": has_table,
             "PRECISION": "tf32" if dtype == "fp32" else "ieee",
             "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 8,
+            "STEPS": 2 if m == 64 and k == 32 and dtype != "fp32" else 1,
         }  # fmt: skip
         yield Form(
             f"low-bit-{label}-{bits}-{dtype}", low_bit_kernel, dtype, constants, Bound.MATMUL,

@@ -59,24 +59,24 @@ def test_an_upcycled_mixture_passes_its_self_test_and_trains(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("weights", "hidden", "form"),
-    [("int4", 48, "bits=4, group=16, zero=8"), ("int8", 48, "bits=8, group=16"),
-     ("mxfp4", 64, "table=self.")],
-)  # fmt: skip
-def test_a_mixture_of_codes_is_unpacked_in_the_kernels(tmp_path, weights, hidden, form):
+    ("weights", "form"),
+    [("int4", "bits=4, group=16, zero=8"), ("int8", "bits=8, group=16"), ("nvfp4", "table=self.")],
+)
+def test_a_mixture_of_codes_is_unpacked_in_the_kernels(tmp_path, weights, form):
     torch.manual_seed(0)
-    group = "" if weights == "mxfp4" else ",group=16"
-    options = f"{{weights={weights}{group},activations=none}}"
+    options = f"{{weights={weights},group=16,activations=none}}"
     passes = f"canonicalize,fuse,upcycle-ffn{{experts=3,top-k=2}},quantize{options}"
-    net, args = Gated(hidden).eval(), MIXTURES["gated"][1]
+    net, args = Gated(48).eval(), MIXTURES["gated"][1]
     folder = tmp_path / f"coded_{weights}"
     with interpreted():
         regraft.convert(net, folder, args=args, target="triton", check="off", passes=passes)
         assert imported(folder, "selftest").main(["--device", "cpu"]) == 0
     text = (folder / "model.py").read_text()
     assert "kernels.low_bit_experts(" in text
-    assert text.count(form) == 3
+    mixture = text.partition("low_bit_experts(")[2]
+    assert mixture.count(form) == 3
     assert "dequantize(" not in text
+    assert "look_up(" not in text
     kernels = (folder / "kernels.py").read_text()
     assert "def grouped_low_bit_hidden_kernel(" in kernels
     assert "def grouped_kernel(" not in kernels
@@ -145,8 +145,12 @@ def test_a_quantized_decoder_passes_its_self_test_and_its_biases_train(tmp_path)
     assert text.count("kernels.low_bit_linear(") >= 4
 
 
-def cached_llama():
-    """Returns a decoder with a cache of five tokens, and the call of its next step."""
+def cached_llama(hidden=0):
+    """Returns a decoder with a cache of five tokens, and the call of its next step.
+
+    Args:
+        hidden: Tokens of a second sequence that are padding; 0: there is one sequence.
+    """
     vision_ops.declare()  # before transformers looks for them
     transformers = pytest.importorskip("transformers", reason="needs the extra `hf`")
     config = transformers.LlamaConfig(
@@ -155,15 +159,22 @@ def cached_llama():
     )  # fmt: skip
     net = transformers.LlamaForCausalLM(config).eval()
     cache = transformers.DynamicCache(config=config)
+    tokens, step = TOKENS, {"input_ids": torch.tensor([[3]])}
+    if hidden:
+        tokens = TOKENS.repeat(2, 1)
+        shown = torch.ones((2, 6), dtype=torch.int64)
+        shown[1, :hidden] = 0
+        step = {"input_ids": torch.tensor([[3], [7]]), "attention_mask": shown}
+    known = {"attention_mask": step["attention_mask"][:, :-1]} if hidden else {}
     with torch.no_grad():
-        net(TOKENS, past_key_values=cache, use_cache=True)
-    step = {"input_ids": torch.tensor([[3]]), "past_key_values": cache, "use_cache": True}
-    return net, step
+        net(tokens, past_key_values=cache, use_cache=True, **known)
+    return net, {**step, "past_key_values": cache, "use_cache": True}
 
 
-def test_a_decoder_with_states_shares_keys_out(tmp_path):
+@pytest.mark.parametrize("hidden", [0, 2], ids=["one sequence", "a padded batch"])
+def test_a_decoder_with_states_shares_keys_out(tmp_path, hidden):
     torch.manual_seed(0)
-    net, step = cached_llama()
+    net, step = cached_llama(hidden)
     with interpreted():
         regraft.convert(net, tmp_path / "step", kwargs=step, target="triton", check="off")
         assert imported(tmp_path / "step", "selftest").main(["--device", "cpu"]) == 0
