@@ -78,11 +78,16 @@ MODELS: Mapping[str, Callable[[Sizes], _Built]] = {
 }  # fmt: skip
 
 
-def model_rows(sizes: Sizes, device: str) -> Iterator[Row]:
-    """Yields models of a few layers, which need `transformers`."""
+def model_rows(sizes: Sizes, device: str) -> Iterator[Iterator[Row]]:
+    """Yields models of a few layers, each by itself, which need `transformers`."""
+    for name in MODELS:
+        yield _model_row(name, sizes, device)
+
+
+def _model_row(name: str, sizes: Sizes, device: str) -> Iterator[Row]:
     declare()  # before transformers looks for them
-    for name, build in MODELS.items():
-        net, given, options = build(sizes)
+    with torch.no_grad():
+        net, given, options = MODELS[name](sizes)
         net = net.to(sizes.dtype).eval().requires_grad_(requires_grad=False)
         module = regraft.capture(net, (given,), options)
         regraft.apply(module, "canonicalize,fuse", check="off")

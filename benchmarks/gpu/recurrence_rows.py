@@ -99,7 +99,7 @@ def step_rows(randn: Randn, sizes: Sizes) -> Iterator[Row]:
 
 
 def inverse_rows(randn: Randn, sizes: Sizes) -> Iterator[Row]:
-    """Yields the Newton inverse of attention with landmarks, which has no kernel of ours."""
+    """Yields the Newton inverse of attention with landmarks, and its gradient."""
     B, N = (2, 8) if sizes.is_tiny else (256, 64)
 
     def inputs() -> tuple[Tensor, ...]:
@@ -112,5 +112,16 @@ def inverse_rows(randn: Randn, sizes: Sizes) -> Iterator[Row]:
             x = 2 * x - x @ a @ x
         return x
 
-    yield Row(20, f"Newton inverse {B}x{N}x{N}", None, beside(function, inputs, eager),
-              flops=20 * 2 * 2 * B * N**3, goal="5x a loop")  # fmt: skip
+    def ours(a: Tensor, precision: str = "ieee") -> Tensor:
+        start = a * (1.8 / a.abs().sum(2).amax(1) ** 2)[:, None, None]
+        return kernels.newton_inverse(a, start, steps=20, precision=precision)
+
+    def rounded(a: Tensor) -> Tensor:
+        return ours(a, "tf32")
+
+    flops = 20 * 2 * 2 * B * N**3
+    yield Row(20, f"Newton inverse {B}x{N}x{N}", function(ours, inputs),
+              {GRAPHED: graphed(function(ours, inputs)), **beside(function, inputs, eager)},
+              flops=flops, goal="5x a loop")  # fmt: skip
+    yield Row(20, f"Newton inverse backward, tf32 {B}x{N}x{N}", gradient(rounded, inputs),
+              beside(gradient, inputs, eager), flops=flops + 20 * 5 * 2 * B * N**3)  # fmt: skip

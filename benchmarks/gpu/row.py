@@ -12,12 +12,15 @@ from torch import Tensor
 Call = Callable[[], object]
 Maker = Callable[[], Call]
 
+OURS = "ours"
 INDUCTOR = "inductor"
 """Peer that compiles, which takes seconds: it is left out where time runs short."""
 AUTOTUNED = "max-autotune"
 GRAPHED = "ours in a graph"
 """Our call, recorded once as a CUDA graph and replayed."""
-ON_A_GPU = (INDUCTOR, AUTOTUNED, GRAPHED)
+COMPILED = (INDUCTOR, AUTOTUNED)
+"""Peers that rows go without where time runs short."""
+ON_A_GPU = (*COMPILED, GRAPHED)
 """Peers that a run on a CPU goes without."""
 
 
@@ -28,20 +31,22 @@ class Row:
     Args:
         number: Of the goal in the table of goals; 0 for a whole model.
         name: Kernel and shape.
-        ours: Makes the call of one set of inputs; None where there is no kernel yet.
+        ours: Makes the call of one set of inputs.
         peers: The same by others.
         num_bytes: That have to be read and written, each once.
         flops: Of matrix products; 0 where bytes are the limit.
         goal: What is asked for.
+        together: What rows are called whose ratios are also given as one, a geometric mean.
     """
 
     number: int
     name: str
-    ours: Maker | None
+    ours: Maker
     peers: Mapping[str, Maker] = field(default_factory=dict)
     num_bytes: int = 0
     flops: int = 0
     goal: str = ""
+    together: str = ""
 
 
 @dataclass(frozen=True, slots=True)
