@@ -18,6 +18,13 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for, tile_options
+from regraft.backends.triton.kernels.operands import (
+    PRECISIONS,
+    check_choice,
+    check_counts,
+    check_operands,
+    in_autocast,
+)
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
 
 
@@ -279,6 +286,7 @@ def grouped_linear(
         precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
 
     Raises:
+        TypeError: Dtypes differ.
         ValueError: Sizes differ.
     """
     if x.shape[1] != weight.shape[2] or counts.shape != weight.shape[:1]:
@@ -286,5 +294,12 @@ def grouped_linear(
             f"grouped_linear: x {list(x.shape)}, weight {list(weight.shape)}, counts "
             f"{list(counts.shape)}; expected [R, K], [E, N, K], [E]"
         )
+    x, weight, bias = in_autocast(x, weight, bias)
+    check_operands(
+        "grouped_linear", ("share",), x=(x, None), weight=(weight, None),
+        bias=(bias, weight.shape[:2]), share=(share, x.shape[:1]),
+    )  # fmt: skip
+    check_counts("grouped_linear", "counts", counts, weight.shape[:1], x)
+    check_choice("grouped_linear", "precision", precision, PRECISIONS)
     y: Tensor = grouped_forward(x, weight, counts, bias, share, precision)
     return y

@@ -34,6 +34,13 @@ from regraft.backends.triton.kernels.grouped import (
     sum_by_expert,
     tiles_of,
 )
+from regraft.backends.triton.kernels.operands import (
+    PRECISIONS,
+    check_choice,
+    check_counts,
+    check_operands,
+    in_autocast,
+)
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
 
 
@@ -288,6 +295,13 @@ def grouped_hidden(
             f"{list(counts.shape)}; expected [R, K], [E, N, K], [E], and a gate like up"
         )
     check_activation("grouped_hidden", activation, bounds, limit)
+    x, up, gate, up_bias, gate_bias = in_autocast(x, up, gate, up_bias, gate_bias)
+    check_operands(
+        "grouped_hidden", x=(x, None), up=(up, None), gate=(gate, None),
+        up_bias=(up_bias, up.shape[:2]), gate_bias=(gate_bias, up.shape[:2]),
+    )  # fmt: skip
+    check_counts("grouped_hidden", "counts", counts, up.shape[:1], x)
+    check_choice("grouped_hidden", "precision", precision, PRECISIONS)
     y: Tensor = hidden_forward(
         x, rows, counts, up, gate, up_bias, gate_bias, activation,
         bounds if limit > 0 else "none", limit, gate_limit or limit, up_offset, precision,

@@ -24,6 +24,13 @@ from regraft.backends.triton.kernels.linear_features import (
     features_of,
     num_features,
 )
+from regraft.backends.triton.kernels.operands import (
+    PRECISIONS,
+    check_broadcast,
+    check_choice,
+    check_operands,
+    in_autocast,
+)
 from regraft.backends.triton.kernels.operators import operator
 
 
@@ -270,9 +277,15 @@ def linear_attention(
         precision: Of products of f32, as `tl.dot` has it.
 
     Raises:
+        TypeError: Dtypes differ.
         ValueError: Heads do not divide, sizes differ, or there is no such map.
     """
-    if q.shape[1] % k.shape[1] or k.shape[:3] != v.shape[:3] or q.shape[2:] != k.shape[2:]:
+    is_ranked = q.ndim == k.ndim == v.ndim == 4 and k.shape[1] > 0
+    if not is_ranked or (
+        q.shape[1] % k.shape[1]
+        or k.shape[:3] != v.shape[:3]
+        or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:])
+    ):
         raise ValueError(
             f"linear_attention: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}; expected "
             "[B, H, T, D], [B, G, T, D], [B, G, T, E] where G divides H"
@@ -282,6 +295,14 @@ def linear_attention(
             f"linear_attention: feature map `{feature_map}` is not one of "
             f"{', '.join(LINEAR_FEATURES)}"
         )
+    q, k, v = in_autocast(q, k, v)
+    sizes = (*k.shape[:2], num_features(k.shape[3], feature_map), v.shape[3] + int(normalize))
+    check_operands(
+        "linear_attention", ("decay", "state"), q=(q, None), k=(k, None), v=(v, None),
+        decay=(decay, None), state=(state, sizes),
+    )  # fmt: skip
+    check_broadcast("linear_attention", "decay", decay, k.shape[:3], q)
+    check_choice("linear_attention", "precision", precision, PRECISIONS)
     decay = None if decay is None else decay.expand(k.shape[:3])
     group = q.shape[1] // k.shape[1]
     k, v, decay, state = (

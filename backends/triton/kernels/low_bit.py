@@ -22,6 +22,12 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import Config, config_for, tile_options
+from regraft.backends.triton.kernels.operands import (
+    PRECISIONS,
+    check_choice,
+    check_operands,
+    described,
+)
 from regraft.backends.triton.kernels.operators import operator, rows_of
 
 CODE_BITS = (2, 4, 8)
@@ -259,6 +265,9 @@ def check_codes(
     """Raises ValueError where shapes do not go together or no kernel takes the groups."""
     if bits not in CODE_BITS:
         raise ValueError(f"{what}: codes of {bits} bits; expected {CODE_BITS}")
+    for name, each in (("codes", codes), ("zeros", zeros)):
+        if each is not None and each.dtype not in (torch.uint8, torch.int8):
+            raise TypeError(f"{what}: `{name}` is {described(each)}; expected uint8 or int8")
     if group < size and group % 16:
         raise ValueError(f"{what}: groups of {group} inputs; expected a multiple of 16, or one")
     rows, groups = -(-size // (8 // bits)), -(-size // group)
@@ -310,7 +319,11 @@ def low_bit_linear(
             f"low_bit_linear: a table {list(table.shape)} for codes of {bits} bits; expected "
             f"[{1 << bits}] and no zero points"
         )
+    check_operands(
+        "low_bit_linear", ("scale", "table"), x=(x, None), scale=(scale, None), table=(table, None)
+    )
     check_codes("low_bit_linear", size, codes, scale, zeros, bits, group or size)
+    check_choice("low_bit_linear", "precision", precision, PRECISIONS)
     y: Tensor = low_bit_forward(
         x, codes, scale, zeros, table, zero, bits, group or size, invariant, precision
     )

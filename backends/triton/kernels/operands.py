@@ -68,6 +68,21 @@ def check_counts(
         )
 
 
+def check_broadcast(
+    what: str, name: str, x: Tensor | None, shape: Sequence[Any], like: Tensor
+) -> None:
+    """Raises ValueError where x does not broadcast to a shape, or is on another device."""
+    if x is None:
+        return
+    sizes = zip(reversed(x.shape), reversed(shape), strict=False)
+    is_broadcast = x.ndim <= len(shape) and all(size in (1, whole) for size, whole in sizes)
+    if not is_broadcast or x.device != like.device:
+        raise ValueError(
+            f"{what}: `{name}` is {described(x)}; expected what broadcasts to {list(shape)} on "
+            f"{like.device}"
+        )
+
+
 def check_choice(what: str, name: str, given: str, choices: Sequence[str]) -> None:
     """Raises ValueError where a setting is none of its choices."""
     if given not in choices:
@@ -114,20 +129,12 @@ def check_attention(
         what, ("sinks",), q=(q, None), k=(k, None), v=(v, None), sinks=(sinks, q.shape[1:2])
     )
     check_counts(what, "lengths", lengths, q.shape[:1], q)
-    if mask is not None:
-        wanted = (*q.shape[:3], k.shape[2])
-        sizes = zip(reversed(mask.shape), reversed(wanted), strict=False)
-        is_broadcast = mask.ndim <= 4 and all(size in (1, whole) for size, whole in sizes)
-        if not is_broadcast or mask.device != q.device:
-            raise ValueError(
-                f"{what}: `mask` is {described(mask)}; expected what broadcasts to {list(wanted)} "
-                f"on {q.device}"
-            )
-        if mask.dtype != torch.bool and not mask.is_floating_point():
-            raise TypeError(
-                f"{what}: `mask` is {described(mask)}; expected bool (False hides) or floats "
-                "(added)\nhint: `mask != 0` makes the first of 0 and 1"
-            )
+    check_broadcast(what, "mask", mask, (*q.shape[:3], k.shape[2]), q)
+    if mask is not None and mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"{what}: `mask` is {described(mask)}; expected bool (False hides) or floats (added)\n"
+            "hint: `mask != 0` makes the first of 0 and 1"
+        )
     if min(window) < -1 or softcap < 0:
         raise ValueError(
             f"{what}: window {window}, softcap {softcap}; expected at least -1 (all keys) on both "

@@ -61,6 +61,8 @@ def operator(
     defined = triton_op(f"{NAMESPACE}::{name}", traced, mutates_args=mutates)
     defined.register_kernel("cpu")(launch if interpreted else on_cpu)
     defined.register_fake(allocate)
+    if not mutates:
+        defined.register_autograd(_no_gradient_of(name))  # until it gets one
     # what exporters to ONNX trace; with the entry `meta`, shapes are still those of `allocate`
     for kind, function in (("meta", allocate), ("post_autograd", on_cpu)):
         if not mutates:
@@ -68,6 +70,18 @@ def operator(
     # compilation ahead of time notes the launches of a call on a CPU
     defined.launch, defined.on_cpu = launch, on_cpu
     return defined
+
+
+def _no_gradient_of(name: str) -> Callable[..., Any]:
+    """Returns what says so: a second derivative asks for the gradient of a gradient's operator."""
+
+    def refuse(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError(
+            f"{name}: the operator has no gradient, so what ends in it cannot be differentiated "
+            "again\nhint: PyTorch's own operators have second derivatives"
+        )
+
+    return refuse
 
 
 def _is_on_cpu(args: tuple[Any, ...]) -> bool:
@@ -78,7 +92,9 @@ def _on_their_device(args: tuple[Any, ...]) -> contextlib.AbstractContextManager
     """Returns what makes the operands' GPU the current one: Triton launches on that."""
     if torch.cuda.device_count() < 2:
         return contextlib.nullcontext()
-    return torch.cuda.device(next(arg.device for arg in args if isinstance(arg, Tensor)))
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    current: contextlib.AbstractContextManager[Any] = torch.cuda.device(device)
+    return current
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -136,6 +136,23 @@ REFUSED = {
     "labels": (
         lambda: kernels.linear_cross_entropy(X, X, torch.tensor([1, 2])), "`labels` is int64[2]",
     ),
+    "state of other features": (
+        lambda: kernels.linear_attention(Q[:, :2], K[:, :, :5], V[:, :, :5], state=K),
+        "`state` is float32[2, 2, 6, 8] on cpu; expected [2, 2, 8, 3]",
+    ),
+    "factors of other tokens": (
+        lambda: kernels.linear_attention(Q[:, :2], K[:, :, :5], V[:, :, :5], V[..., 0]),
+        "`decay` is float32[2, 2, 6] on cpu; expected what broadcasts to [2, 2, 5]",
+    ),
+    "bias of experts": (
+        lambda: kernels.grouped_linear(X, X[None], torch.tensor([3]), X), "expected [1, 3]",
+    ),
+    "counts as floats": (
+        lambda: kernels.grouped_hidden(X, W[:1], X[None]), "`counts` is float32[1] on cpu",
+    ),
+    "codes as floats": (
+        lambda: kernels.low_bit_linear(X, X[:, :4], W[None, :4]), "expected uint8 or int8",
+    ),
     "labels as floats": (lambda: kernels.linear_cross_entropy(X, X, X[:, 0]), "int64 or int32"),
 }  # fmt: skip
 
@@ -203,3 +220,26 @@ def test_no_key_at_all_gives_zeros(name):
     with interpreted():
         y = KERNELS_WITH_LENGTHS[name](Q, K[:, :, :0], V[:, :, :0], None)
     assert not y.any()
+
+
+def test_second_derivatives_are_refused():
+    leaf = X.clone().requires_grad_()
+    with interpreted():
+        y = kernels.softmax(leaf).square().sum()
+        (first,) = torch.autograd.grad(y, leaf, create_graph=True)
+        with pytest.raises(NotImplementedError, match="softmax_backward: the operator has no grad"):
+            first.sum().backward()
+
+
+def test_second_derivatives_of_plain_products_are_exact():
+    leaves = [X.clone().requires_grad_(), W[None].clone().requires_grad_()]
+    with interpreted():
+        y = kernels.linear(*leaves, None, "relu").square().sum()
+        first = torch.autograd.grad(y, leaves, create_graph=True)
+        found = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+    y = F.linear(*leaves).relu().square().sum()
+    first = torch.autograd.grad(y, leaves, create_graph=True)
+    expected = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+    # f32: sums of 8 products, and of 24
+    for got, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, exact, rtol=1e-4, atol=1e-4)
