@@ -94,7 +94,7 @@ def kernel_text(region: Region, *, is_part: bool = False) -> KernelText:
     operands = tuple(operand.value for operand in lowered.operands)
     is_flat = kernel.is_flat and not kernel.has_rows
     shared = ("operator", "config_for", *needed, "block_of")
-    rows = ("rows_together",) if is_flat else ("rows_of",)
+    rows: tuple[str, ...] = ("rows_together",) if is_flat else ("rows_of",)
     if writer.like is not None:
         rows = ("in_layout_of", "layout_of", "elements_below")
     is_sized = region.columns > 1 or any(map(is_placed, lowered.operands))

@@ -211,9 +211,9 @@ class Products:
         usual = tuple(self._usual(core))
         choices = [self._choice(core, (), after) for after in afters if after != usual]
         last = max(filter(None, choices), key=lambda choice: choice.gain, default=None)
-        ends = dict.fromkeys([(), usual, () if last is None else last.after])
+        found = dict.fromkeys([(), usual, () if last is None else last.after])
         # rows that a program makes for all columns at once leave no registers for more
-        ends = [end for end in ends if not any(map(is_of_rows, end))]
+        ends = [end for end in found if not any(map(is_of_rows, end))]
         choices += [
             self._choice(core, before, after)
             for before in befores

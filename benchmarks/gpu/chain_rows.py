@@ -1,21 +1,21 @@
-"""Rows of the table about generated kernels: chains of element-wise operators and reductions."""
+"""Rows of the table about generated kernels: chains, alone and around products, and of images."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import regraft
-from benchmarks.gpu.row import INDUCTOR, Call, Maker, Randn, Row, Sizes, compiled, function
+from benchmarks.gpu.row import INDUCTOR, Call, Inputs, Randn, Row, Sizes, compiled, function
 from regraft.backends.triton.package import load_package, save_package
 
-_Chain = Callable[[Tensor, Tensor, Tensor], Tensor]
-CHAINS: Mapping[str, _Chain] = {
+CHAINS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "gelu of a sum": lambda x, y, w: F.gelu(x + y),
     "relu2": lambda x, y, w: F.relu(x).square() * w,
     "mish": lambda x, y, w: F.mish(x + w) * y,
@@ -41,15 +41,15 @@ CHAINS: Mapping[str, _Chain] = {
 
 
 class _Chained(nn.Module):  # type: ignore[misc]  # types of PyTorch are not read here
-    def __init__(self, function: _Chain) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        return self.function(x, y, w)
+    def forward(self, *args: Tensor) -> Any:
+        return self.function(*args)
 
 
-def generated(chain: _Chain, inputs: tuple[Tensor, ...], device: str) -> nn.Module:
+def generated(chain: Callable[..., Any], inputs: tuple[Tensor, ...], device: str) -> nn.Module:
     """Returns the package that a chain becomes, on the device."""
     module = regraft.capture(_Chained(chain).eval(), inputs)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,32 +57,71 @@ def generated(chain: _Chain, inputs: tuple[Tensor, ...], device: str) -> nn.Modu
         return load_package(Path(folder)).to(device)
 
 
-def _in_turn(calls: list[Maker]) -> Maker:
-    def make() -> Call:
-        made = [call() for call in calls]
+def _row(
+    chain: Callable[..., Any],
+    inputs: Inputs,
+    example: tuple[Tensor, ...],
+    device: str,
+    **about: Any,
+) -> Row:
+    """Returns the row of a chain; its package is written when it is timed."""
 
-        def run() -> None:
-            for call in made:
-                call()
+    def ours() -> Call:
+        if not made:
+            made.append(generated(chain, example, device))
+        return function(made[0], inputs)()
 
-        return run
-
-    return make
+    made: list[nn.Module] = []
+    return Row(19, ours=ours, peers={INDUCTOR: function(compiled(chain), inputs)}, **about)
 
 
 def chain_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
-    """Yields each chain, and all of them together."""
+    """Yields each chain; the goal is asked of all of them together."""
     R, N = max(1, sizes.rows // 4), sizes.width
     example = tuple(
         torch.ones(shape, dtype=sizes.dtype) for shape in ((R, N), (R, N), (N,))
     )  # on a CPU: captured, not run
     inputs = lambda: (randn(R, N), randn(R, N), randn(N))  # noqa: E731
     names = list(CHAINS)[:: 5 if sizes.is_tiny else 1]
-    ours, others = [], []
-    size = 3 * R * N * sizes.dtype.itemsize
     for name in names:
-        net = generated(CHAINS[name], example, device)
-        ours.append(function(net, inputs))
-        others.append(function(compiled(CHAINS[name]), inputs))
-    yield Row(19, f"{len(names)} generated chains {R}x{N}", _in_turn(ours),
-              {INDUCTOR: _in_turn(others)}, size * len(names), goal="1.0x Inductor")  # fmt: skip
+        yield _row(
+            CHAINS[name], inputs, example, device, name=f"chain {name} {R}x{N}",
+            num_bytes=3 * R * N * sizes.dtype.itemsize, goal="1.0x Inductor",
+            together=f"{len(names)} generated chains {R}x{N}",
+        )  # fmt: skip
+    yield from _product_rows(randn, sizes, device)
+
+
+def _product_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
+    """Yields chains around products that are limited by bytes, and one of images."""
+    rows, K, N = (5, 33, 17) if sizes.is_tiny else (64, 4096, 4096)
+    small = 17 if sizes.is_tiny else 192
+    many = 5 if sizes.is_tiny else 1 << 17
+    B, C, H = (2, 32, 3) if sizes.is_tiny else (64, 256, 28)
+    shapes: Mapping[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
+        f"product and residual {rows}x{N}x{K}": (
+            lambda x, w, y: y + F.linear(x, w), ((rows, K), (N, K), (rows, N)),
+        ),
+        f"norm and product {rows}x{N}x{K}": (
+            lambda x, g, w: F.linear(F.rms_norm(x, x.shape[-1:], g, 1e-6), w),
+            ((rows, K), (K,), (N, K)),
+        ),
+        f"product, residual and norm {many}x{small}x{small}": (
+            lambda x, w, y, g: F.rms_norm(y + F.linear(x, w), y.shape[-1:], g, 1e-6),
+            ((many, small), (small, small), (many, small), (small,)),
+        ),
+        f"channels of planes {B}x{C}x{H}x{H}": (
+            lambda x, y, c: F.relu(x + c[:, None, None] + y),
+            ((B, C, H, H), (B, C, H, H), (C,)),
+        ),
+    }  # fmt: skip
+    for name, (chain, given) in shapes.items():
+        example = tuple(torch.ones(shape, dtype=sizes.dtype) for shape in given)
+        inputs = lambda given=given: tuple(randn(*shape) for shape in given)  # noqa: E731
+        read = sum(x.numel() for x in example)
+        written = max(example[0].shape[0] * N, 0) if "product" in name else example[0].numel()
+        written = many * small if "residual and norm" in name else written
+        yield _row(
+            chain, inputs, example, device, name=name,
+            num_bytes=(read + written) * sizes.dtype.itemsize,
+        )  # fmt: skip

@@ -52,6 +52,15 @@ def rows_after(x, weight, other, gain):
     return total, F.rms_norm(total, total.shape[-1:], gain, eps=1e-6)
 
 
+def planes(x, y, channels):
+    return F.relu(x + channels[:, None, None] + y)
+
+
+def means(x, channels):
+    made = F.silu(x + channels[:, None, None])
+    return made, made.mean((2, 3), keepdim=True)
+
+
 class Of(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -69,6 +78,9 @@ def chains():
         yield f"scores-{width}", scores, (x, mask)
         yield f"normal-{width}", normal, (x, row, row.clone())
     yield "pointwise", pointwise, (x, x.clone(), row)
+    image, channels = torch.zeros(8, 64, 28, 28, dtype=x.dtype), torch.zeros(64, dtype=x.dtype)
+    yield "planes", planes, (image[..., :7].contiguous(), image[..., :7].clone(), channels)
+    yield "means", means, (image, channels)
     for dtype in (torch.bfloat16, torch.float32):
         x, weight = torch.zeros(2, 4, 256, dtype=dtype), torch.zeros(512, 256, dtype=dtype)
         wide, gain = torch.zeros(2, 4, 512, dtype=dtype), weight[0].clone()
