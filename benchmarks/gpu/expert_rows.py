@@ -59,7 +59,7 @@ def expert_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
 
 def _coded_rows(randn: Randn, sizes: Sizes, device: str, E: int) -> Iterator[Row]:
     """Yields the same of matrices in 4 bits, unpacked in the kernels, beside those in floats."""
-    D, group = sizes.hidden, 16 if sizes.is_tiny else 128
+    D, group = (32, 16) if sizes.is_tiny else (sizes.hidden, 128)
     width = 32 if sizes.is_tiny else D // 2
 
     def codes_of(inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
