@@ -28,10 +28,14 @@ def logit_loss_forms() -> Iterator[Form]:
                         "GRADIENT": has_gradient, "SOFTCAP": is_capped, "BLOCK": block,
                         "SINGLE": is_single,
                     }  # fmt: skip
-                    way = "-in-place" if has_gradient else ""
+                    way, hip = "-in-place" if has_gradient else "", {}
+                    if has_gradient and not is_single:
+                        hip = {"BLOCK": block, "warps": warps}
+                        constants["BLOCK"], warps = 2 * block, 32
                     yield Form(
                         f"logit-loss-{part}{way}{name}", logit_loss_kernel, dtype, constants,
                         Bound.MEMORY, warps, wide=_WIDE, wholes=("labels_ptr",), floats=_FLOATS,
+                        hip=hip,
                     )  # fmt: skip
             yield Form(
                 f"logit-loss-gradient{name}", logit_loss_gradient_kernel, dtype,

@@ -73,6 +73,10 @@ def _launch_loss_in_place(
         return loss
     sums = torch.empty((M, 2), dtype=torch.float32, device=logits.device)
     config = config_for("logit_loss", logits, V)
+    if "in_place_warps" in config:
+        # a program per processor: the second-level cache holds the rows that are read twice
+        own = {"max_block": config["in_place_block"], "warps": config["in_place_warps"]}
+        config = {**config, **own}
     block = row_block(config, V, softcap)
     wrap_triton(logit_loss_kernel)[(M,)](
         logits, labels.contiguous(), factor, loss, sums, logits, logits.stride(0), V, smoothing,

@@ -67,8 +67,9 @@ def test_losses_and_gradients_agree_with_the_oracle(name, in_place):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in place"])
 def test_rows_longer_than_a_block_are_read_in_parts(in_place, dtype, monkeypatch):
-    table = {"default": {"any": [{"up_to": 1 << 30, "max_block": 64, "warps": 4}]}}
-    monkeypatch.setitem(read_table(), "logit_loss", table)
+    bucket = {"up_to": 1 << 30, "max_block": 64, "warps": 4}
+    bucket |= {"in_place_block": 128, "in_place_warps": 8}
+    monkeypatch.setitem(read_table(), "logit_loss", {"default": {"any": [bucket]}})
     labels = labels_of(4, 1000)
     options = {"label_smoothing": 0.1, "softcap": 30.0}
 
