@@ -86,33 +86,32 @@ def model_rows(sizes: Sizes, device: str) -> Iterator[Iterator[Row]]:
 
 def _model_row(name: str, sizes: Sizes, device: str) -> Iterator[Row]:
     declare()  # before transformers looks for them
-    with torch.no_grad():
-        net, given, options = MODELS[name](sizes)
-        net = net.to(sizes.dtype).eval().requires_grad_(requires_grad=False)
-        module = regraft.capture(net, (given,), options)
-        regraft.apply(module, "canonicalize,fuse", check="off")
-        with tempfile.TemporaryDirectory() as folder:
-            save_package(module, Path(folder))
-            package = load_package(Path(folder)).to(device).requires_grad_(requires_grad=False)
-        net = net.to(device)
-        given = given.to(device)
+    net, given, options = MODELS[name](sizes)
+    net = net.to(sizes.dtype).eval().requires_grad_(requires_grad=False)
+    module = regraft.capture(net, (given,), options)
+    regraft.apply(module, "canonicalize,fuse", check="off")
+    with tempfile.TemporaryDirectory() as folder:
+        save_package(module, Path(folder))
+        package = load_package(Path(folder)).to(device).requires_grad_(requires_grad=False)
+    net = net.to(device)
+    given = given.to(device)
 
-        def eager(x: Tensor, net: nn.Module = net, options: Any = options) -> Any:
-            return net(x, **options)
+    def eager(x: Tensor, net: nn.Module = net, options: Any = options) -> Any:
+        return net(x, **options)
 
-        def ours(x: Tensor, package: nn.Module = package, options: Any = options) -> Any:
-            return package(x, **options)
+    def ours(x: Tensor, package: nn.Module = package, options: Any = options) -> Any:
+        return package(x, **options)
 
-        def inputs(given: Tensor = given) -> tuple[Tensor, ...]:
-            return (given.clone(),)
+    def inputs(given: Tensor = given) -> tuple[Tensor, ...]:
+        return (given.clone(),)
 
-        counter = FlopCounterMode(display=False)
-        with counter:
-            eager(given)
-        tuned = torch.compile(eager, mode=AUTOTUNED, dynamic=False)
-        own = function(ours, inputs)
-        shape = "x".join(map(str, given.shape))
-        yield Row(0, f"{name} of {_shape(sizes)['num_hidden_layers']} layers, {shape}", own,
-                  {GRAPHED: graphed(own), "eager": function(eager, inputs),
-                   AUTOTUNED: function(tuned, inputs)},
-                  flops=int(counter.get_total_flops()), goal="1.0x max-autotune")  # fmt: skip
+    counter = FlopCounterMode(display=False)
+    with counter:
+        eager(given)
+    tuned = torch.compile(eager, mode=AUTOTUNED, dynamic=False)
+    own = function(ours, inputs)
+    shape = "x".join(map(str, given.shape))
+    yield Row(0, f"{name} of {_shape(sizes)['num_hidden_layers']} layers, {shape}", own,
+              {GRAPHED: graphed(own), "eager": function(eager, inputs),
+               AUTOTUNED: function(tuned, inputs)},
+              flops=int(counter.get_total_flops()), goal="1.0x max-autotune")  # fmt: skip
