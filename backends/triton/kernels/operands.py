@@ -40,16 +40,19 @@ def check_operands(
         if x is None:
             continue
         first = x if first is None else first
-        like = f"as the first operand, {described(first)}"
         if not x.is_floating_point():
             raise TypeError(f"{what}: `{name}` is {described(x)}; expected f32, f16 or bf16")
         if x.dtype != first.dtype and name not in mixed:
             raise TypeError(
-                f"{what}: `{name}` is {described(x)}; expected {first.dtype}, {like}\n"
+                f"{what}: `{name}` is {described(x)}; expected {first.dtype}, as the "
+                f"first operand, {described(first)}\n"
                 f"hint: convert it with `.to({first.dtype})`"
             )
         if x.device != first.device:
-            raise ValueError(f"{what}: `{name}` is {described(x)}; expected {first.device}, {like}")
+            raise ValueError(
+                f"{what}: `{name}` is {described(x)}; expected {first.device}, as the first "
+                f"operand, {described(first)}"
+            )
         if shape is not None and tuple(x.shape) != tuple(shape):
             raise ValueError(f"{what}: `{name}` is {described(x)}; expected {list(shape)}")
 
