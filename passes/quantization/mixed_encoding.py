@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from regraft.ir.errors import UsageError
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
 from regraft.passes.calibration.statistics import gather_statistics
@@ -49,13 +48,10 @@ def encoded_layers(
 
     Args:
         module: The float module.
-        sites: Its layers.
+        sites: Its layers, each with a weight of its own.
         formats: What they are encoded in.
         splits: Which parts of layers may be in 8 bits.
         ctx: Gives samples and a source of activations.
-
-    Raises:
-        UsageError: For a weight of two products.
     """
     fitted, held = (replace(ctx, samples=part) for part in parted(ctx.samples))
     inputs: dict[Value, list[Linear]] = {}
@@ -72,11 +68,6 @@ def encoded_layers(
         for x in chunk:
             seen = seen_input(found[x], new[x], with_inputs=by_gptq and "inputs" in splits)
             for site in inputs[x]:
-                if site.name in layers:
-                    raise UsageError(
-                        f"pass `quantize-mixed`: `{site.name}` is the weight of two products",
-                        hint="keep it in float: `keep=NAME`",
-                    )
                 gains = row_gains(site, inputs, {**plain, **found}) if by_outputs else None
                 layers[site.name] = encoded_layer(site, formats, seen, gains)
     return layers

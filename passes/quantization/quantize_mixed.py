@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -27,11 +28,12 @@ from regraft.passes.quantization.refusals import (
     is_kept,
     nothing_to_quantize,
 )
-from regraft.passes.quantization.sites import left_in_float, linears, num_by_codes
+from regraft.passes.quantization.sites import Linear, left_in_float, linears, num_by_codes
 from regraft.passes.quantization.widening import widen_layers
 
 _HALVINGS = 6
 _KINDS = ("bits", "bytes", "drop", "latency")
+_SHARED = "several products share the weight, and codes are found and judged for one input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class QuantizeMixed:
     inputs that can best make up for the errors of the others. Then it becomes two products.
 
     ## When it applies
-    To products with a constant matrix, with samples. `latency` needs a way to measure it.
+    To products with a constant matrix, with samples. A weight that several products share stays in
+    float. `latency` needs a way to measure it.
 
     ## Example
     ```
@@ -113,11 +116,13 @@ class QuantizeMixed:
         check_weights(module, self.keep)
         widen_layers(module, self._kept)
         every = list(linears(module.graph))
-        sites = [site for site in every if not self._kept(site.name)]
-        skipped = tuple(Skip(s.name, "kept by option") for s in every if self._kept(s.name))
+        skipped = tuple(self._left(every))
+        left = {skip.node for skip in skipped}
+        sites = [site for site in every if site.name not in left]
         if not sites:
+            shared = [skip for skip in skipped if skip.reason == _SHARED]
             raise nothing_to_quantize(
-                self.name, left_in_float(module.graph), num_by_codes(module.graph)
+                self.name, [*shared, *left_in_float(module.graph)], num_by_codes(module.graph)
             )
         formats = Formats(low, self.group, self.method)
         fitted, held = parted(ctx.samples)
@@ -168,6 +173,14 @@ class QuantizeMixed:
 
     def _kept(self, name: str) -> bool:
         return is_kept(name, self.keep)
+
+    def _left(self, sites: Sequence[Linear]) -> Iterator[Skip]:
+        """Yields the weights that stay in float, each once."""
+        for name, count in Counter(site.name for site in sites).items():
+            if self._kept(name):
+                yield Skip(name, "kept by option")
+            elif count > 1:
+                yield Skip(name, _SHARED)
 
 
 def _chosen(kind: str, asked: float, choice: Choice, ctx: Context) -> tuple[Forms, float]:

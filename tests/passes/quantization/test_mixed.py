@@ -210,6 +210,24 @@ def test_bad_targets_are_refused(target: str) -> None:
         run(target=target)
 
 
+def test_a_weight_of_two_products_stays_in_float() -> None:
+    shared = net().replace("%h1 = weight @w1", "%h1 = weight @w0")
+    module, result = run(shared, target="bits:5")
+    assert [(skip.node, "several products" in skip.reason) for skip in result.skipped] == [
+        ("w0", True)
+    ]
+    assert result.stats["linear-layers"] == DEPTH - 2
+    assert 0 < relative_error(module, shared) < 1e-2
+
+
+def test_where_all_weights_are_shared_the_error_says_so() -> None:
+    shared = net()
+    for i in range(1, DEPTH):
+        shared = shared.replace(f"%h{i} = weight @w{i}", f"%h{i} = weight @w0")
+    with pytest.raises(TargetError, match="several products share the weight"):
+        run(shared, target="bits:5")
+
+
 def test_outputs_that_are_switched_off_count_for_nothing() -> None:
     text = net().replace("matmul(%x, %h0)", "matmul(%x, %h0)\n  %bias = weight @bias\n"
                          "  %s0 = add(%a0, %bias)").replace("relu(%a0)", "relu(%s0)")  # fmt: skip
