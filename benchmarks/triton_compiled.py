@@ -30,8 +30,10 @@ NARROW_OF_A_ROW = ("logit-loss", 5)
 """Forms with accesses below 16 bytes by their nature: shares of a gradient that programs write
 once; maxima and sums of spans. Elsewhere a statistic per row is narrow, and less than half is.
 """
-STORED_SHARES: Mapping[str, int] = {"normal-256": 2}
-"""Chains of 256 columns: a thread stores 8 bytes of a program's share of a sum over rows, once."""
+STORED_SHARES: Mapping[str, int] = {"normal-256": 2, "planes": 5}
+"""Chains of 256 columns: a thread stores 8 bytes of a program's share of a sum over rows, once.
+Planes: each of a thread's 8 elements reads its channel, against 3 wide accesses.
+"""
 FEW_ROWS = re.compile(r"few-rows|^decode|^(attention|entmax).*-fp32$|^filtered-product-words-fp32$")
 """Forms whose tiles have fewer than the 64 rows that wgmma multiplies: few rows by their nature;
 f32, whose tiles of 64 rows do not fit into registers.

@@ -218,13 +218,14 @@ def test_generated_kernels_compile_without_spills(target, tmp_path):
     chains = [row for row in rows if not row["tile"]]
     around = [row for row in chains if "product" in row["chain"]]
     # gradients of a gate and of a norm; the rows that a product takes, and theirs
-    assert (len(chains) - len(around), len(around)) == (2 * 7, 2 * (1 + 1 + 2 + 2))
+    assert (len(chains) - len(around), len(around)) == (2 * 9, 2 * (1 + 1 + 2 + 2))
     products = [row for row in rows if row["tile"]]
     # chains after alone, before too, those of f32, norms of the result
     assert len(products) == 2 * 3 + 2 * 2 + 4 * 2 + 2 + 1
     if target != "gfx942":
-        # of 256 columns, a thread stores 8 bytes of a program's share of a sum over rows
-        shares = {"normal-256": 2}
+        # of 256 columns, a thread stores 8 bytes of a program's share of a sum over rows; of
+        # planes, each of its 8 elements reads its channel
+        shares = {"normal-256": 2, "planes": 5}
         assert [
             row for row in chains if row["wide"] + shares.get(row["chain"], 0) < row["narrow"]
         ] == []
