@@ -244,7 +244,8 @@ def _launch_decode(
     G, T, E = k.shape[1], k.shape[2], v.shape[3]
     config = config_for("decode", q, max(D, E))
     tiles = max(1, triton.cdiv(T, config["n"]))
-    wanted = triton.cdiv(num_processors(q.device) * config["per_processor"], B * G)
+    # as many as run at once: a few programs more would run alone, after all others
+    wanted = num_processors(q.device) * config["per_processor"] // (B * G)
     span = triton.cdiv(tiles, max(1, min(tiles, wanted, config["max_splits"]))) * config["n"]
     splits = max(1, triton.cdiv(T, span))
     values = torch.empty((splits, B, H, E), dtype=torch.float32, device=q.device)
