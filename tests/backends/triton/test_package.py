@@ -92,7 +92,7 @@ MODELS = {
         Vision,
         (torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8),),
         {},
-        {"layer_norm_linear", "linear_add", "softmax", "attention"},
+        {"layer_norm_linear", "linear_add", "linear_softmax", "attention"},
     ),
     "llama": (
         llama,
