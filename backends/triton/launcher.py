@@ -76,7 +76,7 @@ class DriverApi:
             return
         context = ctypes.c_void_p()
         self._call("CtxGetCurrent", ctypes.byref(context))
-        if not context:
+        if context.value is None:
             device = torch.cuda.current_device()
             self._call("DevicePrimaryCtxRetain", ctypes.byref(context), device)
             self._call("CtxSetCurrent", context)

@@ -131,7 +131,7 @@ scale_rows = operator(
 )
 
 
-class LossInPlace(torch.autograd.Function):
+class LossInPlace(torch.autograd.Function):  # type: ignore[misc]  # torch is not read for types
     """The loss of rows, whose gradient stands where the logits were."""
 
     @staticmethod
