@@ -10,7 +10,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
-from regraft.backends.triton.kernels import configs
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from regraft.backends.triton.kernels import configs, operators
 from regraft.backends.triton.kernels.attending import attention_backward, attention_forward
 from regraft.backends.triton.kernels.cross_entropy import cross_entropy_forward, logit_gradient
 from regraft.backends.triton.kernels.decoding import decode
@@ -135,12 +137,14 @@ CALLS = {
         (X.detach(), LOSS_LABELS, torch.zeros(3, 2), STATISTICS, 0.1, 0.01, 2.0),
     ),
     "logit_loss_in_place": (
-        loss_in_place, (X.detach().clone(), LOSS_LABELS, torch.ones(1), 0.1, 0.01, 0.0),
+        loss_in_place,
+        (X.detach().clone(), LOSS_LABELS, torch.ones(1), 0.1, 0.01, 0.0),
     ),
     "scale_rows": (scale_rows, (X.detach().clone(), STATISTICS)),
     "newton_inverse": (newton, (wanted(2, 4, 4), wanted(2, 4, 4), 2, "ieee")),
     "newton_inverse_gradient": (
-        newton_gradient, (*(wanted(2, 4, 4).detach() for _ in range(3)), 2, "ieee"),
+        newton_gradient,
+        (*(wanted(2, 4, 4).detach() for _ in range(3)), 2, "ieee"),
     ),
     "filtered_logit_gradient": (
         filtered_logit_gradient,
@@ -565,6 +569,19 @@ def test_references_on_a_cpu(program):
     found = json.loads(done.stdout)
     assert all(found.values()), found
     assert len(found) >= 4
+
+
+def test_a_launch_makes_the_operands_gpu_the_current_one(monkeypatch):
+    with FakeTensorMode():
+        x = torch.empty(2, device="cuda:1")
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    operators._on_their_device((None, x, 1))
+    assert entered == []  # the only one is the current one
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    operators._on_their_device((None, x, 1))
+    assert entered == [torch.device("cuda:1")]
 
 
 TABLE_OF_TWO = {
