@@ -15,7 +15,9 @@ and to four times what parameters moved by one rounding make of it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +131,34 @@ def check_gradients(found: dict[str, list[float]], example: dict[str, Any]) -> l
     return problems
 
 
+@contextlib.contextmanager
+def products_of_bf16() -> Iterator[None]:
+    """Lets Triton's interpreter multiply bf16, whose bits it multiplies as integers otherwise."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        yield
+        return
+    import triton.language as tl  # a package without kernels needs torch alone
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    original = builder.create_dot
+
+    def widened(operand: Any) -> Any:
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        bits = operand.data.astype("uint32") << 16
+        return interpreter.TensorHandle(bits.view("float32"), tl.float32)
+
+    def dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return original(self, widened(a), widened(b), *rest)
+
+    builder.create_dot = dot
+    try:
+        yield
+    finally:
+        builder.create_dot = original
+
+
 def main(arguments: list[str]) -> int:
     """Returns 0 when all agrees, else 1."""
     parser = argparse.ArgumentParser(description="Compares the model with its example.")
@@ -140,12 +170,12 @@ def main(arguments: list[str]) -> int:
     with torch.serialization.safe_globals([SimpleNamespace]):
         example = torch.load(Path(__file__).with_name("selftest.pt"), weights_only=True)
     net = model.load().to(device)
-    results = list(
-        tensors_in(net(*moved(example["args"], device), **moved(example["kwargs"], device)))
-    )
+    given, named = moved(example["args"], device), moved(example["kwargs"], device)
+    with products_of_bf16():
+        results = list(tensors_in(net(*given, **named)))
+        found = gradients(dict(net.named_parameters()), results) if example["gradients"] else {}
     problems = check_outputs(results, example)
     if example["gradients"]:
-        found = gradients(dict(net.named_parameters()), results)
         problems += check_gradients({name: summary(x) for name, x in found.items()}, example)
     for problem in problems:
         print(f"FAILED {problem}", file=sys.stderr)
