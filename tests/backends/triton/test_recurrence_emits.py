@@ -7,12 +7,16 @@ import pytest
 pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
+from regraft.backends.torch.library import recurrence
 from regraft.backends.triton.package import save_package
 from regraft.ir.builder import Builder
 from regraft.ir.graph import Graph
 from regraft.ir.module import Module
 from regraft.ir.ops.linear_attention import linear_attention
 from regraft.ir.types import DType, TensorType
+from tests.backends.triton.harness import check, interpreted
+from tests.backends.triton.test_attention import normal
+from tests.backends.triton.test_package import imported
 
 SHAPES = {"q": (1, 2, 5, 4), "k": (1, 2, 5, 4), "v": (1, 2, 5, 3), "decay": (1, 2, 5, 1),
           "gates": (1, 2, 5, 4), "beta": (1, 2, 5, 1)}  # fmt: skip
@@ -86,6 +90,23 @@ def test_delta_rules_and_factors_per_channel_are_a_kernels(tmp_path, operands, r
     source = (tmp_path / "delta" / "kernels.py").read_text()
     assert "def delta_scan_kernel(" in source
     assert "def linear_attention_kernel(" not in source
+
+
+def test_a_package_computes_a_delta_rule_and_its_gradient(tmp_path):
+    names = ("q", "k", "v", "gates", "beta")
+    package_of(
+        tmp_path / "delta_rule", *names[:3], None, *names[3:], rule="gated_delta",
+        feature_map="softmax", scale=0.5,
+    )  # fmt: skip
+    given = [normal(*SHAPES[name], seed=i) for i, name in enumerate(names)]
+    inputs = [*given[:3], -given[3].abs(), given[4].sigmoid()]
+    with interpreted():
+        made = imported(tmp_path / "delta_rule", "model").load()
+
+    def usual(*x):
+        return recurrence.linear_attention(*x[:3], None, *x[3:], 0.5, 1, feature_map="softmax")[0]
+
+    check(lambda *x: made(*x), usual, inputs)
 
 
 def test_a_package_says_why_pytorch_computes_the_rest(tmp_path):
