@@ -23,6 +23,8 @@ from regraft.huggingface_sources import (
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.module import Module
 from regraft.passes.check.runners import Runner
+from regraft.passes.cleanup.dead import drop_dead_code
+from regraft.passes.cleanup.subexpressions import merge_subexpressions
 from regraft.plugins import Extensions
 
 if TYPE_CHECKING:  # importing it imports torch
@@ -134,6 +136,10 @@ def emit(
         from regraft.backends.triton.unified_maximum import unified_maxima
 
         families = _torch_families(extensions)
+        # what passes raised has tables of its own; queries and keys by one table are one kernel
+        module = module.clone()
+        merge_subexpressions(module.graph)
+        drop_dead_code(module)
         maxima = unified_maxima(module, calibration, Activations()) if calibration else ()
         return save_package(
             module, path.parent, sample=sample, families=families, aot=aot, maxima=maxima
