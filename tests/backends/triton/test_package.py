@@ -98,7 +98,7 @@ MODELS = {
         llama,
         (TOKENS,),
         {"use_cache": False},
-        {"rms_norm", "linear_add", "swish_mul_linear_add", "rotary", "attention"},
+        {"rms_norm", "linear_add_rms_norm", "linear_swish_mul", "rotary", "attention"},
     ),
 }  # fmt: skip
 
