@@ -87,7 +87,12 @@ def llama():
 
 TOKENS = torch.arange(5)[None] % 4
 MODELS = {
-    "decoder": (Decoder, (TOKENS,), {}, {"layer_norm_linear", "linear_add", "attention"}),
+    "decoder": (
+        Decoder,
+        (TOKENS,),
+        {},
+        {"layer_norm_linear", "linear_add", "linear_add_layer_norm", "linear", "attention"},
+    ),
     "vision": (
         Vision,
         (torch.linspace(-1, 1, 192).reshape(1, 3, 8, 8),),
@@ -358,8 +363,8 @@ def test_binaries_of_a_package_fit_its_launches(tmp_path):
     assert {row["kernel"] for row in rows} == {
         f"{name}_kernel"
         for name in (
-            "attention", "layer_norm_linear", "layer_norm_linear_2", "layer_norm_linear_swish",
-            "linear_add",
+            "attention", "layer_norm_linear", "layer_norm_linear_2", "linear",
+            "linear_add", "linear_add_layer_norm",
         )
     }  # fmt: skip
     for row in rows:
