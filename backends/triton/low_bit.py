@@ -173,11 +173,9 @@ def _packed(module: Module, weight: Node) -> Packed:
     if source is None or source.dtype is None:
         raise AssertionError("codes have an element type")
     group = _group(weight)
-    scale, zero = (
-        None if array is None else array.reshape(-1 if array.ndim < 2 else array.shape)
-        for array in (scale, zero)
-    )
-    arrays = coded_arrays(codes, scale, zero, source.dtype, group)
+    factor = scale.reshape(-1) if scale.ndim < 2 else scale
+    point = zero.reshape(-1) if zero is not None and zero.ndim < 2 else zero
+    arrays = coded_arrays(codes, factor, point, source.dtype, group)
     b = Builder(module.graph, weight, weight.loc)
     settings = {"bits": BITS[source.dtype], "group": group, "zero": arrays.zero}
     name = source.name or "codes"

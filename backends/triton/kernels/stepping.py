@@ -51,9 +51,10 @@ def attention_with_cache(
     is_last = isinstance(offset, int) and offset == keys - 1 and lengths is None
     positions = None
     if is_cut or (left >= 0 and not is_last):
-        is_one = not isinstance(offset, Tensor)
-        place = torch.full((1,), offset, device=q.device) if is_one else offset.reshape(-1)
-        positions = place.expand(q.shape[0])
+        if isinstance(offset, Tensor):
+            positions = offset.reshape(-1).expand(q.shape[0])
+        else:
+            positions = torch.full((q.shape[0],), offset, device=q.device)
     if is_cut and positions is not None:
         shown = (positions + right + 1).clamp(0, keys)
         lengths = shown if lengths is None else torch.minimum(lengths, shown)
