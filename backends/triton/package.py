@@ -175,7 +175,7 @@ def _moved_gradients(net: nn.Module, args: Any, kwargs: Any) -> dict[str, Tensor
 
 
 def _distance(one: Tensor, other: Tensor) -> float:
-    return (one.double() - other.double()).norm().item()
+    return float((one.double() - other.double()).norm())
 
 
 def _as_tensors(item: Any) -> Any:
