@@ -70,6 +70,8 @@ CASES = {
     "causal from the first key": {"window": (-1, 0)},
     "window": {"window": (5, 2), "offset": 3},
     "scale": {"scale": 0.7},
+    "negative scale": {"scale": -0.7, "window": (-1, 0), "sinks": normal(4, seed=7)},
+    "scale of zero": {"scale": 0.0, "window": (-1, 0)},
     "lengths": {"lengths": torch.tensor([37, 9])},
     "offsets": {"window": (-1, 0), "offset": torch.tensor([18, 2])},
     "softcap": {"softcap": 0.5},
