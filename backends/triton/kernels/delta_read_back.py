@@ -84,13 +84,11 @@ def delta_read_back_kernel(
         after = after_ptr + chunk * D * E + state_at
         tl.store(after, state.to(after_ptr.dtype.element_ty), mask=state_mask)
         pairs = tl.load(pairs_ptr + tile)
-        q = tl.load(q_base + row * q_row_stride + d[None, :], mask=mask, other=0.0)
         # a factor of a whole row need not touch the row
         held, seen, given = k, k, (dout.to(tl.float32) * scale).to(kind)
         if DECAY == "channel":
             held = (k.to(tl.float32) * until).to(kind)
             seen = (k.to(tl.float32) * since).to(kind)
-            q = (q.to(tl.float32) * since).to(kind)
         made = tl.zeros([CHUNK, BLOCK_E], tl.float32)
         made = read_state(held, state, made, PARTED, STATE_PRECISION)
         if DECAY == "token":
@@ -98,6 +96,9 @@ def delta_read_back_kernel(
         made = tl.dot(tl.trans(pairs), given, made, input_precision=PRECISION)
         if DECAY == "token":
             given = (dout.to(tl.float32) * scale * since).to(kind)
+        q = tl.load(q_base + row * q_row_stride + d[None, :], mask=mask, other=0.0)
+        if DECAY == "channel":
+            q = (q.to(tl.float32) * since).to(kind)
         state = tl.dot(tl.trans(q), given, state * whole, input_precision=PRECISION)
         if HAS_BETA:
             beta = tl.load(beta_ptr + place * T + first + c, mask=inside, other=0.0)

@@ -17,7 +17,6 @@ from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import part_and_plane
 from regraft.backends.triton.kernels.operators import block_of
-from regraft.backends.triton.kernels.parted_dot import parted_dot
 
 
 @triton.jit
@@ -80,8 +79,15 @@ def read_state(rows, state, total, PARTED: tl.constexpr, PRECISION: tl.constexpr
         high = state.to(rows.dtype)
         low = (state - high.to(tl.float32)).to(rows.dtype)
         total = tl.dot(rows, low, tl.dot(rows, high, total))
+    elif state.shape[0] > 128 and rows.shape[0] <= 16:
+        # every warp would hold all rows, which do not fit
+        M: tl.constexpr = rows.shape[0]
+        K: tl.constexpr = rows.shape[1] // 4
+        parts = tl.permute(tl.reshape(rows.to(tl.float32), [M, 4, K]), (1, 0, 2))
+        others = tl.reshape(state, [4, K, state.shape[1]])
+        total += tl.sum(tl.dot(parts, others, input_precision=PRECISION), axis=0)
     else:
-        total = parted_dot(rows.to(tl.float32), state, total, PRECISION)
+        total = tl.dot(rows.to(tl.float32), state, total, input_precision=PRECISION)
     return total
 
 
