@@ -103,7 +103,7 @@ MODELS = {
         llama,
         (TOKENS,),
         {"use_cache": False},
-        {"rms_norm", "linear_add_rms_norm", "linear_swish_mul", "rotary", "attention"},
+        {"rms_norm", "linear_add_rms_norm", "linear_swish_mul", "rope", "attention"},
     ),
 }  # fmt: skip
 
