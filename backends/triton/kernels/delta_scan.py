@@ -208,7 +208,7 @@ def products_dtype(x: Tensor) -> torch.dtype:
 
 def is_parted(x: Tensor) -> bool:
     """Whether states are read as the sum of two parts of a dtype: f16 has too little range."""
-    return x.dtype == torch.bfloat16
+    return bool(x.dtype == torch.bfloat16)
 
 
 def launch_scan(

@@ -220,7 +220,7 @@ def _check_rope(what: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> No
             "expected half as many\nhint: tables that repeat their columns are cut to "
             "`cos[..., :D // 2]`"
         )
-    sizes = (q.shape[2], cos.shape[-1])
+    sizes: tuple[int, ...] = (q.shape[2], cos.shape[-1])
     if cos.ndim == 3:
         sizes = (1 if cos.shape[0] == 1 else q.shape[0], *sizes)
     check_operands(

@@ -50,9 +50,7 @@ def _differentiate_cross_entropy(ctx: Any, dloss: Tensor, dsums: None) -> tuple[
         if ctx.threshold > 0:
             dlogits, kept = filtered_logit_gradient(*given, ctx.threshold, ctx.precision)
             dx += filtered_product(dlogits, words, kept, False, ctx.precision)
-            dweight[first : first + width] = filtered_product(
-                dlogits, x, kept, True, ctx.precision
-            )
+            dweight[first : first + width] = filtered_product(dlogits, x, kept, True, ctx.precision)
         else:
             dlogits = logit_gradient(*given, ctx.precision)
             dx += dlogits @ words
