@@ -185,7 +185,7 @@ class KernelFusions:
         reduction = e.attr("reduction") if is_whole else "none"
         if product.op is matmul:
             call = self.calls.name(vocabulary_loss.linear_cross_entropy)
-            operands = peepholes.linear_operands(e.graph, product, None)
+            operands = self._rows(e, product)
         else:
             logits = logits_of(product)
             if logits is None:
@@ -198,6 +198,16 @@ class KernelFusions:
             ignore_index=None if ignored in (None, -100) else str(ignored),
             reduction=None if reduction == "mean" else f'"{reduction}"',
         )
+
+    def _rows(self, e: EmitContext, product: Node) -> str:
+        """Returns the operands of a head whose loss has a label per row."""
+        x, w = product.inputs[0], product.inputs[1]
+        if x is None or x.shape is None or w is None:
+            raise AssertionError("a head without operands")
+        rows = e.graph.expression(x)
+        if len(x.shape) != 2:
+            rows = f"torch.flatten({rows}, 0, -2)"
+        return f"{rows}, {e.graph.transposed(w)}"
 
     def _inverse(self, e: EmitContext) -> str:
         found = self._inverses[e.node]

@@ -30,7 +30,9 @@ def test_every_row_of_the_table_runs(capsys):
     kinds = [text.split()[0] for text in lines]
     assert set(kinds) == {"model", *map(str, range(1, NUMBERS + 1))}
     assert kinds.count("model") == len(MODELS)
-    assert all("ms" in text and ("TB/s" in text or "TFLOP/s" in text) for text in lines)
+    timed = [text for text in lines if "generated chains" not in text]  # their mean ratio
+    assert len(timed) == len(lines) - 1
+    assert all("ms" in text and ("TB/s" in text or "TFLOP/s" in text) for text in timed)
     assert not any("FAILED" in text for text in lines)
 
 
