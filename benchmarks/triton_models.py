@@ -115,7 +115,7 @@ SUBJECTS: Mapping[str, Mapping[str, Subject]] = {
         "GPT-2": Subject(gpt, _PLAIN, ("attention", "layer_norm_linear", "linear_add")),
         "Llama": Subject(
             llama, _PLAIN,
-            ("attention", "rms_norm", "rotary", "linear_add_rms_norm"),
+            ("attention", "rms_norm", "rope", "linear_add_rms_norm"),
         ),
     },
     "vit": {"ViT": Subject(vit, _PLAIN, ("attention", "layer_norm", "linear_add"))},

@@ -167,7 +167,7 @@ def launch_channel_pairs(
         BLOCK_M=BLOCK_ROWS,
         BLOCK_D=block_of(D),
         BLOCK_K=8,
-        num_warps=4,
+        num_warps=8,
         num_stages=1,
     )  # fmt: skip
     if inverse is not None:

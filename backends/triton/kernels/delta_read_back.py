@@ -47,8 +47,6 @@ def delta_read_back_kernel(
     """Writes BLOCK_E columns of the gradients of a head's rows and states."""
     # f64 where PyTorch's compiler launches
     scale = tl.cast(scale, tl.float32)
-    # f64 where PyTorch's compiler launches
-    scale = tl.cast(scale, tl.float32)
     part, plane = part_and_plane(tl.cdiv(E, BLOCK_E))
     batch = (plane // H).to(tl.int64)
     head = (plane % H).to(tl.int64)

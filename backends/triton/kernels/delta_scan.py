@@ -113,8 +113,6 @@ def delta_scan_kernel(
     """Writes BLOCK_E columns of what a head's rows read, and of the state after the last."""
     # f64 where PyTorch's compiler launches
     scale = tl.cast(scale, tl.float32)
-    # f64 where PyTorch's compiler launches
-    scale = tl.cast(scale, tl.float32)
     part, plane = part_and_plane(tl.cdiv(E, BLOCK_E))
     batch = (plane // H).to(tl.int64)
     head = (plane % H).to(tl.int64)
