@@ -169,7 +169,10 @@ def save(
         save_text(module, path, force=force)
         return path
     if target not in PROFILES:
-        raise UsageError(f"target `{target}` cannot be saved as one file", hint=", ".join(PROFILES))
+        raise UsageError(
+            f"target `{target}` cannot be saved as one file",
+            hint=f"{', '.join(PROFILES)}; folders: `regraft.convert(module, out, target=…)`",
+        )
     if not path.suffix:
         raise UsageError(f"`{path}` has no suffix", hint="name a file such as `model.onnx`")
     with staged(path, force=force) as temp:
@@ -196,7 +199,8 @@ def convert(
     Args:
         source: A path, `ModelProto`, module, or a PyTorch module with `args`.
         out: A folder, or a file name with a suffix.
-        target: `onnx`, `ort-cpu` or `ort-cuda`.
+        target: `onnx`, `ort-cpu`, `ort-cuda`, `torch`, `hf` or `triton`; the last two write
+            folders alone.
         passes: A pipeline string, passes and rules, or None for the target's default.
         samples: Samples to check and calibrate with.
         plugins: Plugins whose passes a pipeline string may name.

@@ -95,6 +95,11 @@ def convert(
             f"`--bench` measures ONNX files, the target is `{options.target}`",
             hint=f"use --target {', '.join(PROFILES)}",
         )
+    if options.opset is not None and options.target not in PROFILES:
+        raise UsageError(
+            f"`--opset` is that of an ONNX file, the target is `{options.target}`",
+            hint=f"leave it out, or use --target {', '.join(PROFILES)}",
+        )
     check_target(path, options.target, options.aot)
     if path is not None and not options.dry_run:
         check_destination(path, force=options.force)

@@ -57,10 +57,14 @@ def check_target(path: Path | None, target: str, aot: Sequence[str] = ()) -> Non
     if target == HUGGING_FACE:
         check_transformers()
         if path is not None and path.suffix in (".json", ".safetensors", ".onnx", ".py"):
-            raise UsageError(f"target `hf` writes a folder, not `{path.name}`")
+            raise UsageError(
+                f"target `hf` writes a folder, not `{path.name}`", hint=_without_suffix(path)
+            )
     if target == TRITON:
         if path is not None and path.suffix:
-            raise UsageError(f"target `triton` writes a folder, not `{path.name}`")
+            raise UsageError(
+                f"target `triton` writes a folder, not `{path.name}`", hint=_without_suffix(path)
+            )
         import_module("regraft.backends.torch")  # it says what is missing
         if find_spec("triton") is None:
             raise UnsupportedError(
@@ -78,6 +82,10 @@ def check_target(path: Path | None, target: str, aot: Sequence[str] = ()) -> Non
             f"target `torch` writes Python source, not `{path.name}`",
             hint="name a folder, or a file such as `model.py`",
         )
+
+
+def _without_suffix(path: Path) -> str:
+    return f"name one without a suffix, such as `{path.with_suffix('')}`"
 
 
 def check_source(module: Module, target: str, extensions: Extensions) -> None:

@@ -23,7 +23,7 @@ def check_destination(out: Path, *, force: bool) -> None:
     """Checks a destination before any work begins.
 
     Raises:
-        UsageError: When it exists without `force`, or its folder does not exist.
+        UsageError: When it exists without `force`, or its folder does not exist or is a file.
     """
     try:
         exists = out.exists()
@@ -38,6 +38,8 @@ def check_destination(out: Path, *, force: bool) -> None:
             f"`{out}` is a folder, and its name is that of a file",
             hint="name a file that does not exist, or a folder without a suffix",
         )
+    if out.parent.is_file():
+        raise UsageError(f"`{out.parent}` is a file, not a folder", hint="give another name")
     if not out.parent.is_dir():
         raise UsageError(f"folder `{out.parent}` does not exist", hint="create it first")
 

@@ -16,6 +16,7 @@ from regraft.backends.onnx.legalize.cases import Case, cases
 from regraft.backends.onnx.legalize.costs import Entry
 from regraft.backends.onnx.legalize.site import Limits
 from regraft.backends.onnx.runtime import OrtRunner
+from regraft.emission import BUILT, TRITON
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.passes.legalize import Legalize
 from regraft.passes.pipeline import suggest
@@ -33,6 +34,9 @@ _SESSIONS = 3
 It matters less where the forms together take longer than `_LONG_CASE_S`."""
 
 _MAX_OPSET = 26
+
+TUNED = (*MEASURED, TRITON)
+"""Targets of `tune`; Triton's table is one of launch configurations (`kernel_tuning`)."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -71,7 +75,7 @@ def tune(
 
     Raises:
         UnsupportedError: For a target without a cost table.
-        UsageError: For an unknown site.
+        UsageError: For an unknown target or site.
     """
     check_sites(target, sites)
     start = time.perf_counter()
@@ -94,11 +98,13 @@ def check_sites(target: str, sites: tuple[str, ...]) -> None:
 
     Raises:
         UnsupportedError: For a target without a cost table.
-        UsageError: For an unknown site.
+        UsageError: For an unknown target or site.
     """
+    if target not in BUILT:
+        raise UsageError(f"unknown target `{target}`", hint=suggest(target, TUNED))
     if target not in MEASURED:
         raise UnsupportedError(
-            f"target `{target}` has no cost table", hint=f"targets: {', '.join(MEASURED)}"
+            f"target `{target}` has no cost table", hint=f"targets: {', '.join(TUNED)}"
         )
     known = [site.name for site in SITES]
     for name in sites:

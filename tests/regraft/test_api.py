@@ -95,8 +95,9 @@ def test_save_refuses_to_overwrite_and_unknown_targets(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists"):
         regraft.save(module, path)
     assert regraft.save(module, path, force=True) == path
-    with pytest.raises(UsageError, match="cannot be saved as one file"):
+    with pytest.raises(UsageError, match="cannot be saved as one file") as refused:
         regraft.save(module, tmp_path / "m2.onnx", target="torch")
+    assert "`regraft.convert(module, out, target=…)`" in str(refused.value.hint)
     with pytest.raises(UsageError, match="no suffix"):
         regraft.save(module, tmp_path / "m3")
 

@@ -160,7 +160,7 @@ def command(
         check=CheckMode(check), rtol=rtol, atol=atol,
         max_memory_bytes=max_memory, quality=asked, force=force, dry_run=dry_run,
         extensions=extensions, explain=explain, plugins=plugins, bench=bench,
-        aot=tuple(aot.split(",")) if aot else (), **settings,
+        aot=() if aot is None else tuple(aot.split(",")), **settings,
     )  # fmt: skip
     with progress(enabled=not quiet and not as_json) as say:
         result = convert(source, out, options, progress=say)
