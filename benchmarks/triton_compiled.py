@@ -98,7 +98,7 @@ def crowded(rows: Sequence[Compiled], target: str) -> list[str]:
 def without_products(rows: Sequence[Compiled], target: str) -> list[str]:
     """Returns matmul-like forms without matrix instructions; on sm_90 those without wgmma.
 
-    Launches whose products are those of f32 in full have none.
+    Launches without products, and those whose products are of f32 in full, have none.
     """
     products = [row for row in rows if row["bound"] == "matmul" and not row.get("is_exact")]
     if target != "sm_90":

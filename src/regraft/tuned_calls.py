@@ -17,8 +17,12 @@ ELEMENTS = 1 << 25
 WIDTH, TOKENS, HEADS, WORDS, EXPERTS = 4096, 4096, 16, 32768, 8
 
 WIDEST: Mapping[str, int] = dict.fromkeys(
-    ("attention", "attention_backward", "entmax", "decode", "linear_attention", "gated_delta"), 256
-)
+    (
+        "attention", "attention_backward", "attention_masked", "attention_masked_backward",
+        "entmax", "decode", "linear_attention", "gated_delta",
+    ),
+    256,
+)  # fmt: skip
 """Kernels that are bucketed by the size of a head -> the largest that models have."""
 
 
@@ -76,6 +80,22 @@ def _attention(size: int, dtype: torch.dtype) -> Call:
 def _attention_backward(size: int, dtype: torch.dtype) -> Call:
     q, k, v = (x.requires_grad_() for x in _heads(size, dtype))
     return _gradient(kernels.attention(q, k, v, window=(-1, 0)), q, k, v)
+
+
+def _masked(size: int, dtype: torch.dtype) -> Call:
+    q, k, v = _heads(size, dtype)
+    return lambda: kernels.attention(q, k, v, _padding(q, k), window=(-1, 0))
+
+
+def _masked_backward(size: int, dtype: torch.dtype) -> Call:
+    q, k, v = (x.requires_grad_() for x in _heads(size, dtype))
+    return _gradient(kernels.attention(q, k, v, _padding(q, k), window=(-1, 0)), q, k, v)
+
+
+def _padding(q: Tensor, k: Tensor) -> Tensor:
+    """A mask of every pair, as models with padding make it."""
+    shape = (q.shape[0], 1, q.shape[2], k.shape[2])
+    return torch.ones(shape, dtype=torch.bool, device=q.device)
 
 
 def _entmax(size: int, dtype: torch.dtype) -> Call:
@@ -200,6 +220,8 @@ CALLS: Mapping[str, Made] = {
     "linear": _product,
     "attention": _attention,
     "attention_backward": _attention_backward,
+    "attention_masked": _masked,
+    "attention_masked_backward": _masked_backward,
     "entmax": _entmax,
     "decode": _decode,
     "linear_attention": _recurrence,

@@ -272,10 +272,15 @@ def _launch_attention(
     q, k, v = adjacent(q, k, v)
     B, H, S, D = q.shape
     read, kind, strides = mask_of(mask, q, k)
-    config = config_for("attention", q, max(D, v.shape[3]))
+    # a tile of the mask takes registers, too
+    size = max(D, v.shape[3])
+    if mask is None:
+        config = config_for("attention", q, size)
+    else:
+        config = config_for("attention_masked", q, size)
     is_clipped = (low, high) != (0.0, 1.0)
     # two loops: with as many rows as in one, registers spill
-    rows = max(16, config["m"] // 2) if is_clipped else config["m"]
+    rows = max(16, config["m"] // 2) if is_clipped and mask is None else config["m"]
     wrap_triton(attention_kernel)[(triton.cdiv(S, rows) * B * H,)](
         q,
         k,

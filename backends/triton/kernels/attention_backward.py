@@ -357,7 +357,10 @@ def _launch_attention_backward(
     B, H, S, D = q.shape
     G, T, E = k.shape[1], k.shape[2], v.shape[3]
     read, kind, strides = mask_of(mask, q, k)
-    config = config_for("attention_backward", q, max(D, E))
+    if mask is None:
+        config = config_for("attention_backward", q, max(D, E))
+    else:
+        config = config_for("attention_masked_backward", q, max(D, E))
     shared = {
         "MASK": kind,
         "HAS_LENGTHS": lengths is not None,
@@ -375,9 +378,7 @@ def _launch_attention_backward(
     tensors = (
         dout, q, k, v, read, q if lengths is None else lengths, q if offsets is None else offsets,
     )  # fmt: skip
-    every = (
-        *dout.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides,
-    )  # fmt: skip
+    every = (*dout.stride()[:3], *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides)
     numbers = (S, T, D, E, offset, left, right, scale, softcap, low, high)
     wrap_triton(attention_query_gradient_kernel)[(triton.cdiv(S, config["m"]) * B * H,)](
         *tensors, out, sums, delta, dq, ds, *every, H, H // G, *numbers,

@@ -123,9 +123,10 @@ def decode_kernel(
     phi = tl.cast(phi, tl.float32)
     least = tl.cast(least, tl.float32)
     most = tl.cast(most, tl.float32)
-    split = tl.program_id(0)
-    batch = (tl.program_id(1) // key_heads).to(tl.int64)
-    key_head = (tl.program_id(1) % key_heads).to(tl.int64)
+    split = tl.program_id(1)
+    # on the first axis of the grid: others end at 65,535
+    batch = (tl.program_id(0) // key_heads).to(tl.int64)
+    key_head = (tl.program_id(0) % key_heads).to(tl.int64)
     member = tl.arange(0, BLOCK_G)
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
@@ -166,7 +167,7 @@ def decode_kernel(
                 False, PRECISION, BLOCK_G, BLOCK_N, BLOCK_D, BLOCK_E,
             )  # fmt: skip
     # [split, batch, head]
-    place = (split.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * group + member
+    place = (split.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * group + member
     tl.store(sums_ptr + 2 * place, largest, mask=member < group)
     tl.store(sums_ptr + 2 * place + 1, total, mask=member < group)
     out_mask = (member < group)[:, None] & (e < E)[None, :]
@@ -251,7 +252,7 @@ def _launch_decode(
     values = torch.empty((splits, B, H, E), dtype=torch.float32, device=q.device)
     sums = torch.empty((splits, B, H, 2), dtype=torch.float32, device=q.device)
     read, kind, strides = mask_of(mask, q.unsqueeze(2), k)
-    wrap_triton(decode_kernel)[(splits, B * G)](
+    wrap_triton(decode_kernel)[(B * G, splits)](
         q, k, v, read,
         q if lengths is None else lengths,
         q if positions is None else positions,

@@ -30,6 +30,12 @@ from regraft.backends.triton.kernels.delta_reference import (
 )
 from regraft.backends.triton.kernels.delta_scan import delta_scan_kernel, launch_scan
 from regraft.backends.triton.kernels.linear_attention_step import launch_step
+from regraft.backends.triton.kernels.operands import (
+    PRECISIONS,
+    check_choice,
+    check_operands,
+    in_autocast,
+)
 from regraft.backends.triton.kernels.operators import block_of, operator
 
 REFERENCE_CHUNK = 32
@@ -281,6 +287,7 @@ def gated_delta_attention(
         precision: Of products of f32, as `tl.dot` has it.
 
     Raises:
+        TypeError: Dtypes of queries, keys and values differ.
         ValueError: Heads do not divide, or sizes differ.
     """
     if q.shape[1] % k.shape[1] or k.shape[:3] != v.shape[:3] or q.shape[2:] != k.shape[2:]:
@@ -288,8 +295,15 @@ def gated_delta_attention(
             f"gated_delta_attention: q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}; "
             "expected [B, H, T, D], [B, G, T, D], [B, G, T, E] where G divides H"
         )
+    q, k, v = in_autocast(q, k, v)
     if normalize:
         v = torch.cat((v, torch.ones_like(v[..., :1])), -1)
+    check_operands(
+        "gated_delta_attention", ("decay", "beta", "state"), q=(q, None), k=(k, None),
+        v=(v, None), decay=(decay, None), beta=(beta, None),
+        state=(state, (*k.shape[:2], k.shape[3], v.shape[3])),
+    )  # fmt: skip
+    check_choice("gated_delta_attention", "precision", precision, PRECISIONS)
     if decay is not None:
         if decay.ndim == 4 and decay.shape[3] == 1:
             decay = decay.squeeze(3)

@@ -142,7 +142,7 @@ def _attention_forms() -> Iterator[Form]:
     for label, dtype, settings in (
         ("plain", "bf16", {}),
         ("causal", "fp16", {"RIGHT": True}),
-        ("clipped", "bf16", {"CLIPPED": True, "MASK": "float", "BLOCK_M": 64}),
+        ("clipped", "bf16", {"CLIPPED": True, "MASK": "float", "BLOCK_M": 64, "BLOCK_N": 32}),
         ("capped", "bf16", {"SOFTCAP": True, "LEFT": True, "RIGHT": True, "HAS_SINKS": True}),
         ("causal", "fp32", {"RIGHT": True}),
     ):

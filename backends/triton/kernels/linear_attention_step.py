@@ -34,11 +34,12 @@ def linear_attention_step_kernel(
     # f64 where PyTorch's compiler launches
     scale = tl.cast(scale, tl.float32)
     epsilon = tl.cast(epsilon, tl.float32)
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = (tl.program_id(1) % H).to(tl.int64)
-    place = tl.program_id(1).to(tl.int64)
+    # on the first axis of the grid: others end at 65,535
+    batch = (tl.program_id(0) // H).to(tl.int64)
+    head = (tl.program_id(0) % H).to(tl.int64)
+    place = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)[:, None]
-    e = (tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E))[None, :]
+    e = (tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E))[None, :]
     channel = d % q_size if MAP == "hedgehog" else d
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
     k_base = k_ptr + batch * k_batch_stride + head * k_head_stride
@@ -76,7 +77,7 @@ def linear_attention_step_kernel(
         column += k
         total = tl.sum(q * column, axis=0, keep_dims=True) * scale + epsilon
         out = out / total
-        is_first = tl.program_id(0) == 0
+        is_first = tl.program_id(1) == 0
         tail = tl.arange(0, 16)[None, :]
         tail_mask = (d < D) & (E + tail < final_row_stride) & is_first
         tl.store(final_base + E + tail, tl.where(tail == 0, column, 0.0), mask=tail_mask)
@@ -102,7 +103,7 @@ def launch_step(
     given = [q if x is None else x.contiguous() for x in (decay, beta)]
     given.append(q if state is None else by_rows(state))
     block = min(block_of(E), config_for("linear_attention", q, max(D, E))["e"])
-    wrap_triton(linear_attention_step_kernel)[(triton.cdiv(E, block), B * H)](
+    wrap_triton(linear_attention_step_kernel)[(B * H, triton.cdiv(E, block))](
         q, k, v, *given, out, final, sums,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], given[2].stride(2), final.stride(2),
         H, D, E, q.shape[3], scale, epsilon,

@@ -94,6 +94,8 @@ def logit_loss_kernel(
     if smoothing > 0.0:
         loss += smoothing * (chosen - every / V)
     # without a row that counts, the factor of a mean is infinite, and the loss NaN
+    # the reference raises; a kernel does not wait for the labels to reach the host
+    loss = tl.where(label < V, loss, float("nan"))
     tl.store(loss_ptr + row, tl.where(label >= 0, loss, 0.0) * factor)
     tl.store(sums_ptr + 2 * row, largest)
     tl.store(sums_ptr + 2 * row + 1, log_total)

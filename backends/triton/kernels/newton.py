@@ -25,7 +25,7 @@ from regraft.backends.triton.kernels.operators import block_of, operator
 LARGEST_INVERSE = 64
 """Rows of a matrix that a program holds; PyTorch's products iterate for larger ones."""
 _LARGEST_EXACT_GRADIENT = 32
-"""Rows where products are those of f32 in full: five of larger ones do not fit into registers."""
+"""Rows of what is not bf16: five products of larger ones, f32 in full or split, do not fit."""
 
 
 @triton.jit
@@ -104,8 +104,11 @@ def _allocate_newton(a: Tensor, start: Tensor, steps: int, precision: str) -> Te
 
 
 def _products(a: Tensor, precision: str) -> str:
-    """Returns the precision of products: f32 stands for 16 bits, whose digits tf32 has."""
-    return precision if a.dtype == torch.float32 else "tf32"
+    """Returns the precision of products, all of them in f32: tf32 has the digits of bf16.
+
+    Those of f16, too, but errors of the steps add up beyond its last one.
+    """
+    return "tf32" if a.dtype == torch.bfloat16 else precision
 
 
 def _launch_iterates(
@@ -179,7 +182,7 @@ def _launch_newton_gradient(
     kept = torch.empty((B, steps, N, N), dtype=torch.float32, device=a.device)
     _launch_iterates(a, start, kept, steps, precision, keep=True)
     products = _products(a, precision)
-    if products != "tf32" and N > _LARGEST_EXACT_GRADIENT:
+    if a.dtype != torch.bfloat16 and N > _LARGEST_EXACT_GRADIENT:
         return gradient_through(dout, a, kept.unbind(1))
     config = config_for("newton", a, N)
     wrap_triton(newton_gradient_kernel)[(B,)](

@@ -23,6 +23,8 @@ def newton_forms() -> Iterator[Form]:
                     {**shared, "KEEP": keep}, Bound.MATMUL, warps, 1,
                     wide=("out_ptr",) if keep else (), unaligned=(*COUNTS, "steps"),
                 )  # fmt: skip
+            if (dtype, size) == ("fp32", 64):
+                continue  # PyTorch's products
             yield Form(
                 f"newton-gradient-{name}", newton_gradient_kernel, dtype, shared, Bound.MATMUL,
                 gradient_warps, 1, wide=("kept_ptr",), hip={"warps": min(4, gradient_warps)},

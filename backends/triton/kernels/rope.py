@@ -196,17 +196,41 @@ rotate = operator(
 )
 
 
+def _table_gradients(
+    x: Tensor, dx: Tensor, cos: Tensor, interleaved: bool, inverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of what x [B, H, S, D] was turned by, in f32, as `cos` is."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    x, dx = x.to(wide), dx.to(wide)
+    if interleaved:
+        a, b, da, db = x[..., 0::2], x[..., 1::2], dx[..., 0::2], dx[..., 1::2]
+    else:
+        (a, b), (da, db) = x.chunk(2, -1), dx.chunk(2, -1)
+    dcos, dsin = (a * da + b * db).sum(1), (a * db - b * da).sum(1)
+    dsin = -dsin if inverse else dsin
+    shape = cos.shape if cos.ndim == 3 else (1, *cos.shape)
+    return dcos.sum_to_size(shape).reshape(cos.shape), dsin.sum_to_size(shape).reshape(cos.shape)
+
+
 def _keep_rope(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, _, cos, sin, interleaved, inverse = inputs
-    ctx.save_for_backward(cos, sin)
+    q, k, cos, sin, interleaved, inverse = inputs
+    ctx.has_tables = any(ctx.needs_input_grad[2:4])
+    ctx.save_for_backward(cos, sin, *((q, k) if ctx.has_tables else ()))
     ctx.interleaved = interleaved
     ctx.inverse = inverse
 
 
 def _differentiate_rope(ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
-    cos, sin = ctx.saved_tensors
+    cos, sin, *turned = ctx.saved_tensors
+    tables: list[Tensor | None] = [None, None]
+    if ctx.has_tables:
+        of_q, of_k = (
+            _table_gradients(x, dx, cos, ctx.interleaved, ctx.inverse)
+            for x, dx in zip(turned, (dq, dk), strict=True)
+        )
+        tables = [(each + other).to(cos.dtype) for each, other in zip(of_q, of_k, strict=True)]
     dq, dk = rotate(dq, dk, cos, sin, ctx.interleaved, not ctx.inverse)
-    return dq, dk, None, None, None, None
+    return dq, dk, *tables, None, None
 
 
 rotate.register_autograd(_differentiate_rope, setup_context=_keep_rope)
@@ -244,7 +268,7 @@ def rope(
     Args:
         q: Queries, of any strides; a view of [B, S, H, D] is read in place.
         k: Keys; G need not be H.
-        cos: [S, D / 2], [1, S, D / 2] or [B, S, D / 2]; not differentiated.
+        cos: [S, D / 2], [1, S, D / 2] or [B, S, D / 2]. PyTorch computes its gradient.
         sin: As `cos`.
         interleaved: Pairs are neighbours instead of halves.
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from triton.runtime import interpreter
 
 from regraft import kernels
+from regraft.backends.triton.kernels.rope import reference_rope
 from tests.backends.triton.harness import (
     LAYOUTS,
     SIZES_AND_DTYPES,
@@ -228,6 +229,20 @@ def test_rope_agrees_with_products_of_complex_numbers(shape, dtype, interleaved)
 def test_rope_reads_any_strides(layout):
     q, k = (laid_out(normal(2, heads, 5, 66), layout) for heads in (4, 2))
     check(kernel_turned(False), turned(False), [q, k])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("batch", [(), (1,), (2,)], ids=str)
+def test_tables_of_rope_are_learned(batch, interleaved):
+    def written_out(q, k, cos, sin):
+        return reference_rope(q, k, cos, sin, interleaved, False)
+
+    def kernel(q, k, cos, sin):
+        return kernels.rope(q, k, cos, sin, interleaved)
+
+    q, k = normal(2, 3, 5, 8), normal(2, 1, 5, 8, seed=1)
+    cos, sin = normal(*batch, 5, 4, seed=2), normal(*batch, 5, 4, seed=3)
+    check(kernel, written_out, [q, k, cos, sin])
 
 
 def test_rope_refuses_tables_as_wide_as_the_heads():
