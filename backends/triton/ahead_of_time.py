@@ -215,6 +215,9 @@ def _counted(pattern: str, text: str) -> dict[str, int]:
 
 def main(arguments: Sequence[str]) -> None:
     """Prints what every form became on every target that is named, or on all."""
+    unknown = [target for target in arguments if target not in TARGETS]
+    if unknown:
+        raise SystemExit(f"error: unknown target `{unknown[0]}`, expected {', '.join(TARGETS)}")
     for target in arguments or tuple(TARGETS):
         for form in forms():
             print(json.dumps(asdict(compile_form(form, target))), flush=True)

@@ -214,7 +214,22 @@ def packed(row: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[list[Any],
 
 
 def use(kernels: ModuleType) -> Binaries:
-    """Makes a module of kernels launch from binaries; returns what counts the misses."""
-    found = Binaries(kernels.wrap_triton, current_target(), DriverApi())
+    """Makes a module of kernels launch from binaries; returns what counts the misses.
+
+    Raises:
+        RuntimeError: There is no GPU, or no binary for it.
+    """
+    if not torch.cuda.is_available():
+        raise RuntimeError(
+            "binaries run on a GPU, and PyTorch finds none\n"
+            "hint: without `use`, the references run on the CPU"
+        )
+    target = current_target()
+    found = Binaries(kernels.wrap_triton, target, DriverApi())
+    if not found.rows:
+        raise RuntimeError(
+            f"no binary is for {target}, this GPU\n"
+            f"hint: convert with `--aot {target}`; without `use`, Triton compiles the kernels"
+        )
     kernels.wrap_triton = found  # type: ignore[attr-defined]  # the module has the name
     return found

@@ -166,7 +166,11 @@ def _attention_forms() -> Iterator[Form]:
                 attention_query_gradient_kernel,
                 {"HAS_DS": False, "BLOCK_M": 32 if is_wide else 64},
             ),
-            ("keys", attention_key_gradient_kernel, {"BLOCK_M": 32}),
+            (
+                "keys",
+                attention_key_gradient_kernel,
+                {"BLOCK_M": 32, "BLOCK_N": 32 if is_wide else 64},
+            ),
         ):
             yield Form(
                 f"attention-backward-{kind}-{label}-{dtype}", kernel, dtype,

@@ -20,6 +20,7 @@ from benchmarks.triton_compiled import (
     spilled,
     without_products,
 )
+from regraft.backends.triton import ahead_of_time
 
 
 @pytest.fixture
@@ -82,3 +83,8 @@ def test_what_misses_is_named():
     large = {**good, "form": "linear-deep", "shared_bytes": 100 << 10}
     assert crowded([good, large], "sm_80") == ["linear-deep"]
     assert crowded([good, large], "sm_90") == []
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(SystemExit, match="unknown target `sm_99`, expected sm_80, sm_90, gfx942"):
+        ahead_of_time.main(["sm_90", "sm_99"])

@@ -2,12 +2,14 @@
 
 import ctypes
 import json
+import types
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
+from regraft.backends.triton import launcher
 from regraft.backends.triton.launcher import Binaries, DriverApi, packed
 
 ROW = {
@@ -154,3 +156,20 @@ def test_every_device_loads_a_binary_of_its_own(binaries, monkeypatch):
         monkeypatch.setattr(torch.cuda, "current_device", lambda device=device: device)
         launch(found, aligned())
     assert len(noted.loaded) == 2
+
+
+def test_binaries_want_a_gpu_and_one_that_they_are_for(tmp_path, monkeypatch):
+    kernels = types.SimpleNamespace(wrap_triton=None)
+    (tmp_path / "manifest.json").write_text(json.dumps({"binaries": [ROW]}))
+    monkeypatch.setattr(Binaries.__init__, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(launcher, "DriverApi", Noted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="PyTorch finds none"):
+        launcher.use(kernels)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launcher, "current_target", lambda: "sm_80")
+    with pytest.raises(RuntimeError, match=r"no binary is for sm_80.*\n.*--aot sm_80"):
+        launcher.use(kernels)
+    assert kernels.wrap_triton is None
+    monkeypatch.setattr(launcher, "current_target", lambda: "sm_90")
+    assert launcher.use(kernels) is kernels.wrap_triton
