@@ -9,7 +9,7 @@ the model's dtypes were from that. An output passes when its largest error is at
 theirs, or twice the step of its dtype (1e-5 for f32) of the largest element. The gradient of the
 mean square of the outputs is compared by parameter with what PyTorch's own operators gave: its
 norm and its product with a fixed vector, to half of the digits of the dtype, as its terms cancel,
-and to four times what parameters moved by one rounding make of it.
+and to four times the most that several draws of parameters moved by one rounding make of it.
 """
 
 from __future__ import annotations
