@@ -164,7 +164,7 @@ def _example(
 def _moved_gradients(
     net: nn.Module, args: Any, kwargs: Any, gradients: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Returns how far gradients move where every parameter is one rounding farther from 0 or nearer.
+    """Returns how far gradients move where every parameter is one rounding nearer to 0 or farther.
 
     That is how much roundings weigh: gradients whose terms cancel are nothing else, and where
     activations become codes, one of them now and then becomes its neighbour and takes the
