@@ -197,9 +197,9 @@ def _of_reduction(r: _Reverse, taped: Taped, g: str) -> None:
             text = g
         case "reduce_mean":
             text = f"{g} / {width}"
-        case "reduce_max" | "reduce_min":  # equal elements share it
+        case "reduce_max" | "reduce_min":  # equal elements share it; a tile's spare rows have none
             ties = r.summed("ties", f"tl.where({x} == {y}, 1.0, 0.0)")
-            text = f"tl.where({x} == {y}, {g} / {ties}, 0.0)"
+            text = f"tl.where({x} == {y}, {g} / tl.maximum({ties}, 1.0), 0.0)"
         case "reduce_sum_square":
             text = f"{g} * 2.0 * {x}"
         case "reduce_l1":
