@@ -225,14 +225,14 @@ def _of_norm(r: _Reverse, taped: Taped, g: str) -> None:
     x, gain, *bias = taped.operands
     width, eps = r.s.width, float(taped.node.attrs["epsilon"])
     *_, squares, _ = taped.steps
-    is_layer = taped.node.op is norm.layer_norm
-    centered = taped.steps[1].name if is_layer else x
+    is_centered = taped.node.op is not norm.rms_norm
+    centered = taped.steps[1].name if is_centered else x
     rstd = r.mapped("rstd", f"1.0 / tl.sqrt({squares.name} / {width} + {eps!r})")
     n = r.mapped("normal", f"{centered} * {rstd}")
     h = r.mapped("h", f"{g} * {gain}")
     slope = r.summed("slope", f"{h} * {n}")
     text = f"{h} - {n} * ({slope} / {width})"
-    if is_layer:
+    if is_centered:
         text += f" - {r.summed('level', h)} / {width}"
     r.add(x, f"{rstd} * ({text})", x)
     r.add(gain, f"{g} * {n}", x)
@@ -254,5 +254,6 @@ _ROWS: Mapping[object, _Rule] = {
     softmax.log_softmax: _of_softmax,
     norm.layer_norm: _of_norm,
     norm.rms_norm: _of_norm,
+    norm.group_norm: _of_norm,
     response_norm.lp_norm: _of_unit,
 }

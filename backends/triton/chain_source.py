@@ -19,6 +19,7 @@ from regraft.backends.triton.chain_places import (
 )
 from regraft.backends.triton.chain_steps import Lowering
 from regraft.backends.triton.gradient_source import GradientWriter
+from regraft.backends.triton.group_kernel import call_lines, forward_kernel, launch_lines
 from regraft.backends.triton.regions import Region
 from regraft.ir.graph import Value
 from regraft.ir.types import DType
@@ -72,8 +73,12 @@ def kernel_text(region: Region, *, is_part: bool = False) -> KernelText:
     kernel = KernelWriter(region, lowered)
     writer = _OperatorWriter(kernel)
     found = gradients_of(region, lowering, lowered)
+    lines = kernel.kernel()
+    if region.groups:
+        dtypes = {name: value.dtype for name, value in kernel.results.items()}
+        lines = forward_kernel(lowered.operands, lowered.steps, dtypes)
     text = "\n\n\n".join(
-        ["\n".join(part) for part in (kernel.kernel(), writer.reference(), writer.allocate(),
+        ["\n".join(part) for part in (lines, writer.reference(), writer.allocate(),
                                       writer.launch())]
         + [writer.operator()]
     )  # fmt: skip
@@ -97,6 +102,8 @@ def kernel_text(region: Region, *, is_part: bool = False) -> KernelText:
     rows: tuple[str, ...] = ("rows_together",) if is_flat else ("rows_of",)
     if writer.like is not None:
         rows = ("in_layout_of", "layout_of", "elements_below")
+    if region.groups:
+        rows = ()
     is_sized = region.columns > 1 or any(map(is_placed, lowered.operands))
     sizes = ("size_between",) if is_sized else ()
     needs = dict.fromkeys((*shared, *rows, *sizes, *lowered.needs))
@@ -203,6 +210,9 @@ class _OperatorWriter:
         lines.append(f"    {', '.join(outs)} = _allocate_{PLACE}({', '.join(names)})")
         lines.append(f"    if {outs[0]}.numel() == 0:")
         lines.append(f"        return {', '.join(outs)}")
+        if self.region.groups:
+            lines += self._launch_of_groups((*names, *outs))
+            return [*lines, f"    return {', '.join(outs)}"]
         whole = [op.name for op in self.lowered.operands if op.is_every_row and op.is_wide
                  and not is_scalar(op)]  # fmt: skip
         flat = self.is_flat and not self.has_rows and whole
@@ -249,6 +259,14 @@ class _OperatorWriter:
             lines.append("        SINGLE=block >= N,")
         lines += ['        num_warps=config["warps"],', "    )", f"    return {', '.join(outs)}"]
         return lines
+
+    def _launch_of_groups(self, tensors: Sequence[str]) -> list[str]:
+        groups, space = self.region.groups, self.region.space
+        x = next(op.name for op in self.lowered.operands if op.value.shape == space)
+        operands = self.lowered.operands
+        lines = launch_lines(operands, x, len(space), groups, "generated_rows")
+        lines += call_lines(f"{PLACE}_kernel", tensors, x, groups)
+        return [f"    {line}" for line in lines]
 
     def operator(self) -> str:
         """Returns the statement that makes the operator."""

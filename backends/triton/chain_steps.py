@@ -19,7 +19,8 @@ from regraft.backends.triton.chain_forms import (
     number_text,
     operands_of,
 )
-from regraft.backends.triton.region_nodes import REDUCTIONS, Shape, is_dropped, reduced_of
+from regraft.backends.triton.channel_groups import affine_shape
+from regraft.backends.triton.region_nodes import REDUCTIONS, is_dropped, reduced_of
 from regraft.backends.triton.regions import Region
 from regraft.ir.graph import Node, Value
 from regraft.ir.ops import norm, response_norm, softmax
@@ -28,12 +29,12 @@ from regraft.ir.ops.repeating import expand
 from regraft.ir.types import DType
 
 RESERVED = frozenset({
-    "row", "rows", "columns", "column", "mask", "start", "shape", "tl", "torch",
-    "triton", "num_rows", "N", "config", "block", "grid", "operands", "tiles", "base", "found",
-    "exact_tanh", "normal_cdf", "tanh_gate", "rows_of", "rows_together", "size_between", "height",
-    "operator", "block_of", "config_for", "ctx", "gradients", "m", "n", "total", "tile",
-    "programs", "summed", "share", "most", "num_processors", "gradients_by_kernel",
-    "layout_of", "in_layout_of", "elements_below",
+    "row", "rows", "columns", "column", "mask", "start", "shape", "tl", "torch", "triton",
+    "num_rows", "N", "config", "block", "grid", "operands", "tiles", "base", "found", "exact_tanh",
+    "normal_cdf", "tanh_gate", "rows_of", "rows_together", "size_between", "height", "operator",
+    "block_of", "config_for", "ctx", "gradients", "m", "n", "total", "tile", "programs", "summed",
+    "share", "most", "num_processors", "gradients_by_kernel", "layout_of", "in_layout_of",
+    "elements_below", "channel", "channels", "plane", "groups", "first", "begin", "place",
 })  # fmt: skip
 
 
@@ -81,6 +82,7 @@ class Operand:
         is_wide: Whether it has an element per column.
         runs: The leading axes of the space that it has, as ranges; the others are 1 there.
         is_every_row: Whether it has every row of the space.
+        is_per_channel: Whether, of columns that are several channels, it has one for each.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Operand:
     is_wide: bool
     runs: tuple[tuple[int, int], ...]
     is_every_row: bool
+    is_per_channel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +136,10 @@ class Taped:
     steps: tuple[Step, ...]
 
 
-def operand_of(value: Value, name: str, space: Shape, columns: int = 1) -> Operand:
-    """Returns how a kernel over a space, whose last axes are columns, reads a value."""
-    shape = value.shape or ()
+def operand_of(value: Value, name: str, region: Region) -> Operand:
+    """Returns how the kernel of a region reads a value: its last axes are columns of rows."""
+    space, columns = region.space, region.columns
+    shape = affine_shape(value) or value.shape or ()
     padded = (1,) * (len(space) - len(shape)) + tuple(shape)
     lead, full = padded[:-columns], space[:-columns]
     none = (1,) * columns
@@ -149,7 +153,8 @@ def operand_of(value: Value, name: str, space: Shape, columns: int = 1) -> Opera
             runs.append((axis, axis + 1))
     is_every = all(size == whole for size, whole in zip(lead, full, strict=True))
     is_wide = padded[-columns:] != none or space[-columns:] == none
-    return Operand(name, value, is_wide, tuple(runs), is_every)
+    is_per_channel = region.groups > 0 and is_wide and padded != space
+    return Operand(name, value, is_wide, tuple(runs), is_every, is_per_channel)
 
 
 def comment_of(node: Node) -> str:
@@ -201,7 +206,7 @@ class Lowering:
             if value in self._names:
                 continue
             hint = (called or {}).get(value) or variable_hint(value)
-            operand = operand_of(value, self._take(hint), self._space, region.columns)
+            operand = operand_of(value, self._take(hint), region)
             self.operands.append(operand)
             self._names[value] = operand.name
             self.tiles[operand.name], self._depths[operand.name] = operand.is_wide, 0
@@ -358,18 +363,21 @@ def _soft(s: Lowering, node: Node) -> tuple[str, str]:
 def _normal(s: Lowering, node: Node) -> tuple[str, str]:
     x, note, eps = s.operand(node, 0), comment_of(node), float(node.attrs["epsilon"])
     gains = [s.operand(node, idx) for idx in range(1, len(node.inputs)) if node.inputs[idx]]
-    if node.op is norm.layer_norm:
+    if node.op is not norm.rms_norm:
         total = s.reduced("whole", Kind.SUM, x, x, comment=note)
         centered = s.mapped("centered", f"{x} - {total} / {s.width}", x, total)
     else:
         centered, total = x, note
     squares = s.reduced(
         "squares", Kind.SUM, f"{centered} * {centered}", centered,
-        comment="" if node.op is norm.layer_norm else note,
+        comment=note if node.op is norm.rms_norm else "",
     )  # fmt: skip
     text = f"{centered} / tl.sqrt({squares} / {s.width} + {eps!r})"
     text += "".join(f" {sign} {gain}" for sign, gain in zip("*+", gains, strict=False))
     name = s.mapped(variable_hint(node.outputs[0]), text, centered, squares, *gains)
+    if node.op is norm.group_norm:
+        groups = node.attrs["groups"]
+        return name, f"torch.group_norm({x}, {groups}, {', '.join(gains)}, {eps!r})"
     call = f"torch.nn.functional.{node.op.name}"
     return name, f"{call}({x}, {x}.shape[-1:], {', '.join(gains)}, eps={eps!r})"
 
@@ -388,5 +396,6 @@ _ROWS: Mapping[object, Callable[[Lowering, Node], tuple[str, str]]] = {
     softmax.log_softmax: _soft,
     norm.layer_norm: _normal,
     norm.rms_norm: _normal,
+    norm.group_norm: _normal,
     response_norm.lp_norm: _unit,
 }

@@ -1,9 +1,9 @@
 """Takes apart what conv networks compute per channel, so that generated kernels take it in.
 
 PyTorch adds the bias of a convolution in a pass of its own over the result. Apart, it is the
-first sum of the chain that follows: activation, residual sum. Norms with the statistics of
-training become a factor and an offset per channel; those of instances and means of planes become
-reductions.
+first sum of the chain that follows: activation, residual sum, norm of groups. Norms with the
+statistics of training become a factor and an offset per channel; those of instances and means of
+planes become reductions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from regraft.ir.module import Module
 from regraft.ir.ops.arithmetic import add, div, mul, sub
 from regraft.ir.ops.conv import conv
 from regraft.ir.ops.functions import sqrt
-from regraft.ir.ops.norm import batch_norm, instance_norm
+from regraft.ir.ops.norm import batch_norm, group_norm, instance_norm
 from regraft.ir.ops.pool import global_average_pool
 from regraft.ir.ops.reduce import reduce_mean
 from regraft.ir.ops.reshaping import reshape
@@ -58,8 +58,9 @@ def _fits(node: Node) -> bool:
 
 
 def _continues(node: Node) -> bool:
-    """Whether an element-wise kernel goes on with what a node reads."""
-    return node.op not in REDUCTIONS | ROW_OPS and takes(node)
+    """Whether an element-wise kernel, or a norm of groups, goes on with what a node reads."""
+    is_other = node.op in REDUCTIONS | ROW_OPS and node.op is not group_norm
+    return not is_other and takes(node)
 
 
 def _per_channel(b: Builder, value: Value | None, rank: int) -> Value:

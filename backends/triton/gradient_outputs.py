@@ -17,10 +17,13 @@ class Way(enum.Enum):
     ROW = "an element per row"
     ROW_PARTS = "an element per row in f32, summed over rows that share one"
     COLUMN_PARTS = "per program in f32, summed over programs; per element where rows are long"
+    CHANNEL_PARTS = "an element per channel of a group in f32, summed over images that share one"
     PARTS = "an element each in f32, summed over rows that share one"
 
 
 def _way_of(operand: Operand) -> Way:
+    if operand.is_per_channel:
+        return Way.CHANNEL_PARTS
     if is_scalar(operand) or (not operand.is_wide and not operand.is_every_row):
         return Way.ROW_PARTS
     if operand.is_every_row:

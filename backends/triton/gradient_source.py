@@ -18,6 +18,7 @@ from regraft.backends.triton.chain_kernel import (
 from regraft.backends.triton.chain_places import as_rows, rows_text, width_text
 from regraft.backends.triton.chain_steps import Lowered, Operand
 from regraft.backends.triton.gradient_outputs import Out, Way, outs_of
+from regraft.backends.triton.group_kernel import GroupKernel, Stored, call_lines, launch_lines
 from regraft.backends.triton.regions import Region
 
 _WIDTH = 68
@@ -30,6 +31,17 @@ def _wrapped(begin: str, arguments: Sequence[str], end: str) -> list[str]:
     if len(whole) <= _WIDTH:
         return [whole]
     return [begin, *(f"    {argument}," for argument in arguments), end]
+
+
+def _allocated(out: Out, sizes: str, first: str) -> list[str]:
+    """Returns the lines that allocate parts of a gradient."""
+    return [
+        f"{out.written} = torch.empty(",
+        f"    ({sizes}) if {out.needs} else (0, 0),",
+        "    dtype=torch.float32,",
+        f"    device={first}.device,",
+        ")",
+    ]
 
 
 class GradientWriter:
@@ -52,7 +64,7 @@ class GradientWriter:
         self.operands = [*operands, *gradients.given]
         self.handed = gradients.given
         self.tiles, self.space = gradients.tiles, region.space
-        self.shape, self.columns = shape, region.columns
+        self.shape, self.columns, self.groups = shape, region.columns, region.groups
         self.width = width_text(region)
         self.found = outs_of(gradients)
         self.outs = self.found.made
@@ -82,7 +94,7 @@ class GradientWriter:
         found = ["ChainGradient"]
         if self.outs:
             found += ["gradients_of", "size_between", "operator", "config_for", "block_of"]
-            found.append("rows_together" if self.is_flat else "rows_of")
+            found += [] if self.groups else ["rows_together" if self.is_flat else "rows_of"]
         found += ["num_processors"] if self.sums else []
         is_summed = any(out.way not in (Way.WHOLE, Way.ROW) for out in self.outs)
         return (*found, *(["summed"] if is_summed else []))
@@ -91,6 +103,12 @@ class GradientWriter:
 
     def kernel(self) -> list[str]:
         """Returns the lines of the kernel."""
+        if self.groups:
+            stores = tuple(Stored(out.written, out.variable, out.way, out.needs.upper())
+                           for out in self.outs)  # fmt: skip
+            kernel = GroupKernel(tuple(self.read), self.chain.lowered.steps, stores)
+            about = f"Writes the gradients of `reference_{PLACE}`"
+            return kernel.lines(f"{PLACE}_gradient_kernel", about)
         pointers = [f"{op.name}_ptr" for op in self.read]
         pointers += [f"{out.written}_ptr" for out in self.outs]
         places = [place for op in self.read for place in places_of(op)]
@@ -237,6 +255,9 @@ class GradientWriter:
         lines.append(f"    num_rows, N = size_between(shape, 0, {last}), {self.width}")
         zeros = ", ".join(f"{out.name}.zero_()" for out in self.outs)
         lines += ["    if num_rows * N == 0:", f"        return {zeros}"]
+        if self.groups:
+            lines += [f"    {line}" for line in self._launch_of_groups()]
+            return [*lines, *self._returns()]
         lines += self._as_rows()
         entry = "generated_gradient_rows" if self.has_rows else "generated"
         lines.append(f'    config = config_for("{entry}", {first}, N)')
@@ -263,10 +284,28 @@ class GradientWriter:
         lines += ["        SINGLE=block >= N,"] if self.has_rows else []
         lines += [f"        {out.needs.upper()}={out.needs}," for out in self.outs]
         lines += ['        num_warps=config["warps"],', "    )"]
+        return [*lines, *self._returns()]
+
+    def _returns(self) -> list[str]:
         returned = [self._result(out) for out in self.outs]
         if len(returned) == 1:
-            return [*lines, f"    return {returned[0]}"]
-        return [*lines, "    return (", *(f"        {text}," for text in returned), "    )"]
+            return [f"    return {returned[0]}"]
+        return ["    return (", *(f"        {text}," for text in returned), "    )"]
+
+    def _launch_of_groups(self) -> list[str]:
+        """Returns the lines that launch a kernel of groups."""
+        x = next(op for op in self.operands if op.value.shape == self.space)
+        rows = f"{x.name}.shape[0]"
+        entry = "generated_gradient_rows"
+        lines = launch_lines(self.read, x.name, len(self.space), self.groups, entry)
+        for out in self.outs:
+            if out.way is not Way.WHOLE:
+                is_sum = out.way is Way.ROW_PARTS
+                sizes = f"{rows} * {self.groups}, 1" if is_sum else f"{rows}, {x.name}.shape[1]"
+                lines += _allocated(out, sizes, x.name)
+        tensors = [*(op.name for op in self.read), *(out.written for out in self.outs)]
+        needs = [f"{out.needs.upper()}={out.needs}" for out in self.outs]
+        return lines + call_lines(f"{PLACE}_gradient_kernel", tensors, x.name, self.groups, needs)
 
     def _as_rows(self) -> list[str]:
         whole = [op.name for op in self.read
@@ -296,13 +335,7 @@ class GradientWriter:
                     sizes = "num_rows, 1"
                 case _:
                     continue
-            lines += [
-                f"    {out.written} = torch.empty(",
-                f"        ({sizes}) if {out.needs} else (0, 0),",
-                "        dtype=torch.float32,",
-                f"        device={first}.device,",
-                "    )",
-            ]
+            lines += [f"    {line}" for line in _allocated(out, sizes, first)]
         return lines
 
     def _result(self, out: Out) -> str:
@@ -310,6 +343,11 @@ class GradientWriter:
             case Way.WHOLE | Way.ROW:
                 return out.name
             case Way.COLUMN_PARTS:
+                return f"summed({out.written}, (), {out.name})"
+            case Way.CHANNEL_PARTS:
+                shape = f"{out.operand.name}.shape" if out.operand.is_every_row else "()"
+                return f"summed({out.written}, {shape}, {out.name})"
+            case Way.ROW_PARTS if self.groups:
                 return f"summed({out.written}, (), {out.name})"
             case Way.ROW_PARTS:
                 return f"summed({out.written}, {rows_text(self.columns)}, {out.name})"

@@ -8,6 +8,14 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 
 from regraft.backends.triton.chain_forms import FLOATS, form_of, number_of, operands_of
+from regraft.backends.triton.channel_groups import (
+    MIN_GROUPS,
+    SEPARATE_LAUNCHES,
+    affine_shape,
+    are_in_groups,
+    groups_of,
+    is_of_groups,
+)
 from regraft.ir.dims import DimLike, bind, known_equal, symbols_of
 from regraft.ir.graph import Graph, Node, Value
 from regraft.ir.ops import norm, reduce, response_norm, softmax
@@ -35,6 +43,7 @@ REDUCTIONS = frozenset({
 })  # fmt: skip
 ROW_OPS = frozenset({
     softmax.softmax, softmax.log_softmax, norm.layer_norm, norm.rms_norm, response_norm.lp_norm,
+    norm.group_norm,
 })  # fmt: skip
 
 Shape = tuple[DimLike, ...]
@@ -42,6 +51,9 @@ Shape = tuple[DimLike, ...]
 
 def row_shape(value: Value) -> Shape | None:
     """Returns the shape of a value with all axes: reduced ones have size 1."""
+    affine = affine_shape(value)
+    if affine is not None:
+        return affine
     node, shape = value.producer, value.shape
     if node is None or shape is None or not is_dropped(node):
         return shape
@@ -49,7 +61,13 @@ def row_shape(value: Value) -> Shape | None:
 
 
 def reduced_of(node: Node) -> int:
-    """Returns how many axes a node reduces, which are the last ones: 0 for an element-wise one."""
+    """Returns how many axes a node reduces, which are the last ones: 0 for an element-wise one.
+
+    Of norms of groups these are all but the first, the channels' in part.
+    """
+    if node.op is norm.group_norm:
+        x = node.inputs[0]
+        return 0 if x is None or x.shape is None else len(x.shape) - 1
     if node.op in ROW_OPS:
         return 1
     return len(reduce.reduced_axes(node) or ()) if node.op in REDUCTIONS else 0
@@ -86,6 +104,8 @@ def _is_of_rows(node: Node) -> bool:
     if any(value.num_uses for value in node.outputs[1:]):
         return False
     last = len(x.shape) - 1
+    if node.op is norm.group_norm:
+        return is_of_groups(node) and guess(x.shape[:1]) * node.attrs["groups"] >= MIN_GROUPS
     if node.op in REDUCTIONS:
         axes = reduce.reduced_axes(node) or ()
         count = len(axes)
@@ -142,14 +162,20 @@ def bytes_of(value: Value) -> int:
 def columns_of(nodes: Sequence[Node], space: Shape) -> int:
     """Returns how many of the last axes are columns of rows; 0 where nodes do not agree.
 
-    Those are what reductions reduce; without any, as many as all values have or none does.
+    Those are what reductions reduce; without any, as many as all values have or none does. Where
+    channels are split into groups, their axis is the first of the columns'.
     """
+    groups = groups_of(nodes)
+    if groups is None:
+        return 0
     counts = {reduced_of(node) for node in nodes} - {0}
     if len(counts) > 1:
         return 0
     shapes = [_padded(row_shape(value) or (), space) for value in values_of(nodes)]
     if counts:
         (count,) = counts
+        if groups:
+            return count if count == len(space) - 1 and are_in_groups(shapes, space) else 0
         return count if _are_together(shapes, space, count) else 0
     # channels of images: rows that are planes, not lines; all else has long lines as they are
     narrow = [shape for shape in shapes if shape[-1] == 1 and shape != (1,) * len(space)]
@@ -196,6 +222,8 @@ def is_computable(nodes: Sequence[Node], again: set[Node]) -> bool:
         return False
     if not any(value.dtype in FLOATS for value in (*inputs_of(nodes), *outputs)):
         return False
+    if groups_of(nodes):
+        return all(value.shape == space for value in outputs)
     return all(_is_whole(row_shape(value) or (), space, columns) for value in outputs)
 
 
@@ -213,6 +241,20 @@ def flops_of(nodes: Iterable[Node]) -> int:
         per_element = 20 if node.op in ROW_OPS else 2 if form is None else form.flops
         flops += per_element * guess(() if x is None or x.shape is None else x.shape)
     return flops
+
+
+def separate_seconds_of(node: Node) -> float:
+    """Returns the estimated time of PyTorch's own operator."""
+    if node.op is not norm.group_norm:
+        return seconds_of([node], set())
+    return separate_traffic_of(node) / BYTES_PER_S + SEPARATE_LAUNCHES * LAUNCH_S
+
+
+def separate_traffic_of(node: Node) -> int:
+    """Returns the bytes that PyTorch's own operator reads and writes."""
+    x = node.inputs[0]
+    again = bytes_of(x) if node.op is norm.group_norm and x is not None else 0
+    return traffic_of([node], set()) + again
 
 
 def traffic_of(nodes: Sequence[Node], again: set[Node]) -> int:
@@ -237,7 +279,7 @@ def passes_of(nodes: Sequence[Node], fits: int = ROW_LIMIT) -> int:
         if node.op in REDUCTIONS or node.op in ROW_OPS:
             x = node.inputs[0]
             row = () if x is None or x.shape is None else x.shape[-reduced_of(node) :]
-            width = max(width, guess(row))
+            width = max(width, guess(row) // (groups_of([node]) or 1))
             depths[node] += 1
     return 1 if width <= fits else 1 + max(depths.values())
 

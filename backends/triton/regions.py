@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
+from regraft.backends.triton.channel_groups import groups_of
 from regraft.backends.triton.region_nodes import (
     REDUCTIONS,
     ROW_OPS,
@@ -28,11 +29,14 @@ from regraft.backends.triton.region_nodes import (
     reads_of,
     row_shape,
     seconds_of,
+    separate_seconds_of,
+    separate_traffic_of,
     takes,
     traffic_of,
     values_of,
 )
 from regraft.ir.graph import Graph, Node, Value
+from regraft.ir.ops.norm import group_norm
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +54,8 @@ class Region:
         separate_seconds: Estimated time of the nodes one by one.
         saved_bytes: Bytes that are neither written nor read, by the same estimate.
         columns: How many of the last axes are the columns of a row; the others are rows.
+        groups: Into how many rows the columns of an image are split along its channels; 0 where
+            they are one.
     """
 
     nodes: tuple[Node, ...]
@@ -62,6 +68,7 @@ class Region:
     separate_seconds: float
     saved_bytes: int
     columns: int = 1
+    groups: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +79,11 @@ class _Draft:
     anchor: Node
     seconds: float
     again: list[Node] = field(default_factory=list)
+
+
+def _is_worth(draft: _Draft) -> bool:
+    """Whether PyTorch's own operators take more than one launch for a draft."""
+    return len(draft.nodes) > 1 or draft.anchor.op is group_norm
 
 
 class Partition:
@@ -108,9 +120,9 @@ class Partition:
         self._repeat()
 
     def regions(self) -> list[Region]:
-        """Returns the regions of more than one node, in the order of their anchors."""
+        """Returns the regions of more than one launch, in the order of their anchors."""
         drafts = dict.fromkeys(self._drafts.values())
-        made = [self._finished(draft) for draft in drafts if len(draft.nodes) > 1]
+        made = [self._finished(draft) for draft in drafts if _is_worth(draft)]
         return sorted(made, key=lambda region: self._places[region.anchor])
 
     def together(self, node: Node) -> tuple[Node, ...]:
@@ -218,7 +230,7 @@ class Partition:
     def _finished(self, draft: _Draft) -> Region:
         nodes, again = tuple(draft.nodes), set(draft.again)
         space = common_space(row_shape(value) or () for value in values_of(nodes)) or ()
-        separate = sum(traffic_of([node], set()) for node in nodes if node not in again)
+        separate = sum(separate_traffic_of(node) for node in nodes if node not in again)
         return Region(
             nodes,
             tuple(inputs_of(nodes)),
@@ -227,9 +239,10 @@ class Partition:
             space,
             tuple(draft.again),
             draft.seconds,
-            sum(seconds_of([node], set()) for node in nodes),
+            sum(map(separate_seconds_of, nodes)),
             separate - traffic_of(nodes, again),
             columns_of(nodes, space),
+            groups_of(nodes) or 0,
         )
 
     def quotient(self) -> nx.DiGraph:

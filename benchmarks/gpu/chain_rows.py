@@ -64,7 +64,10 @@ def _row(
     device: str,
     **about: Any,
 ) -> Row:
-    """Returns the row of a chain; its package is written when it is timed."""
+    """Returns the row of a chain; its package is written when it is timed.
+
+    Norms of groups stand beside PyTorch's own kernels as well.
+    """
 
     def ours() -> Call:
         if not made:
@@ -72,7 +75,10 @@ def _row(
         return function(made[0], inputs)()
 
     made: list[nn.Module] = []
-    return Row(19, ours=ours, peers={INDUCTOR: function(compiled(chain), inputs)}, **about)
+    peers = {INDUCTOR: function(compiled(chain), inputs)}
+    if "groups" in about["name"]:
+        peers["eager"] = function(chain, inputs)
+    return Row(19, ours=ours, peers=peers, **about)
 
 
 def chain_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
@@ -98,6 +104,7 @@ def _product_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
     small = 17 if sizes.is_tiny else 192
     many = 5 if sizes.is_tiny else 1 << 17
     B, C, H = (2, 32, 3) if sizes.is_tiny else (64, 256, 28)
+    wide, side = (32, 3) if sizes.is_tiny else (320, 64)  # of a UNet's first blocks
     shapes: Mapping[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         f"product and residual {rows}x{N}x{K}": (
             lambda x, w, y: y + F.linear(x, w), ((rows, K), (N, K), (rows, N)),
@@ -113,6 +120,10 @@ def _product_rows(randn: Randn, sizes: Sizes, device: str) -> Iterator[Row]:
         f"channels of planes {B}x{C}x{H}x{H}": (
             lambda x, y, c: F.relu(x + c[:, None, None] + y),
             ((B, C, H, H), (B, C, H, H), (C,)),
+        ),
+        f"groups of channels {B}x{wide}x{side}x{side}": (
+            lambda x, g, b, y: F.silu(F.group_norm(x, 32, g, b)) + y,
+            ((B, wide, side, side), (wide,), (wide,), (B, wide, side, side)),
         ),
     }  # fmt: skip
     for name, (chain, given) in shapes.items():

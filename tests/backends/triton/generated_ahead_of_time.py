@@ -61,6 +61,10 @@ def means(x, channels):
     return made, made.mean((2, 3), keepdim=True)
 
 
+def groups(x, gain, bias, other):
+    return F.silu(F.group_norm(x, 32, gain, bias)) + other
+
+
 class Of(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -81,6 +85,10 @@ def chains():
     image, channels = torch.zeros(8, 64, 28, 28, dtype=x.dtype), torch.zeros(64, dtype=x.dtype)
     yield "planes", planes, (image, image.clone(), channels)
     yield "means", means, (image, channels)
+    for height in (16, 64):  # of 10 channels: in registers, and gone through in tiles
+        image = torch.zeros(8, 320, height, height, dtype=x.dtype)
+        gain = torch.zeros(320, dtype=x.dtype)
+        yield f"groups-{height}", groups, (image, gain, gain.clone(), image.clone())
     for dtype in (torch.bfloat16, torch.float32):
         x, weight = torch.zeros(2, 4, 256, dtype=dtype), torch.zeros(512, 256, dtype=dtype)
         wide, gain = torch.zeros(2, 4, 512, dtype=dtype), weight[0].clone()

@@ -218,7 +218,7 @@ def test_generated_kernels_compile_without_spills(target, tmp_path):
     chains = [row for row in rows if not row["tile"]]
     around = [row for row in chains if "product" in row["chain"]]
     # gradients of a gate and of a norm; the rows that a product takes, and theirs
-    assert (len(chains) - len(around), len(around)) == (2 * 9, 2 * (1 + 1 + 2 + 2))
+    assert (len(chains) - len(around), len(around)) == (2 * 11, 2 * (1 + 1 + 2 + 2))
     products = [row for row in rows if row["tile"]]
     # chains after alone, before too, those of f32, norms of the result
     assert len(products) == 2 * 3 + 2 * 2 + 4 * 2 + 2 + 1
