@@ -21,6 +21,7 @@ from regraft.backends.triton.kernels import (
     linear,
     operators,
     product_gradients,
+    product_tiles,
 )
 from regraft.backends.triton.product_regions import ProductRegion, Products, Refusal
 from regraft.backends.triton.product_source import product_text
@@ -48,7 +49,8 @@ HOMES = {
         generated.__name__,
     ),
     **dict.fromkeys(("normal_cdf", "tanh_gate"), gated.__name__),
-    **dict.fromkeys(("place_of_tile", "product_of"), linear.__name__),
+    "place_of_tile": product_tiles.__name__,
+    "product_of": linear.__name__,
     "product_gradients": product_gradients.__name__,
     **dict.fromkeys(("config_for", "num_processors"), configs.__name__),
     "exact_tanh": attention_tiles.__name__,

@@ -19,6 +19,7 @@ from torch.library import wrap_triton
 from regraft.backends.triton.kernels.attention_tiles import exact_tanh
 from regraft.backends.triton.kernels.configs import config_for, num_processors
 from regraft.backends.triton.kernels.operators import operator
+from regraft.backends.triton.kernels.product_tiles import add_product
 
 
 @triton.jit
@@ -35,12 +36,7 @@ def logit_tile(
     x_tile = x_ptr + (row % M).to(tl.int64)[:, None] * x_stride + k[None, :]
     w_tile = weight_ptr + (word % V).to(tl.int64)[None, :] * weight_stride + k[:, None]
     logits = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, K, BLOCK_K):
-        x = tl.load(x_tile, mask=k[None, :] < K - start, other=0.0)
-        w = tl.load(w_tile, mask=k[:, None] < K - start, other=0.0)
-        logits = tl.dot(x, w, logits, input_precision=PRECISION)
-        x_tile += BLOCK_K
-        w_tile += BLOCK_K
+    logits = add_product(logits, x_tile, w_tile, K, 1, PRECISION, BLOCK_K)
     capped = logits
     if SOFTCAP:
         capped = exact_tanh(logits / softcap)

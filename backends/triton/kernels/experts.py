@@ -7,6 +7,7 @@ whose results are zeros.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -22,8 +23,8 @@ def mix_experts(
     chosen: Tensor,
     weights: Tensor,
     num: int,
-    hidden_of: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    results_of: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    hidden_of: Callable[..., Tensor],
+    results_of: Callable[..., Tensor],
     weigh_input: bool,
     taken: Tensor | None,
     norm_epsilon: float,
@@ -35,8 +36,9 @@ def mix_experts(
         chosen: i64[tokens, top_k].
         weights: [tokens, top_k].
         num: How many experts there are.
-        hidden_of: Of tokens, counts of experts, and which token each row is: hidden channels.
-        results_of: Of hidden channels, counts, and a factor per row: what experts give.
+        hidden_of: Hidden channels of tokens, of `counts` of experts and of which token each of
+            the `rows` is.
+        results_of: What experts give, of hidden channels, of `counts` and of a row's `share`.
         weigh_input: Whether weights multiply what an expert reads.
         taken: Which of the chosen compute the token, [tokens, top_k]; the weight of others is 0.
         norm_epsilon: Of the root mean square that results are divided by; 0: they are not.
@@ -52,13 +54,13 @@ def mix_experts(
     if weigh_input:
         part = (tokens[rows] * share.unsqueeze(1)).to(x.dtype)
         share, rows = (share != 0).to(x.dtype), None
-    hidden = hidden_of(part, counts, rows)
+    hidden = hidden_of(part, counts=counts, rows=rows)
     if norm_epsilon:
-        each = results_of(hidden, counts, None)
+        each = results_of(hidden, counts=counts)
         each = rms_norm(each, torch.ones_like(each[0]), eps=norm_epsilon)
         each = (each * share.unsqueeze(1)).to(x.dtype)
     else:
-        each = results_of(hidden, counts, share)
+        each = results_of(hidden, counts=counts, share=share)
     place = order.argsort().unflatten(0, (-1, top_k))  # of a token's rows among the sorted ones
     total = each[place].sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
     return total.to(x.dtype).reshape(*x.shape[:-1], each.shape[1])
@@ -106,17 +108,12 @@ def experts(
         norm_epsilon: Of the root mean square that results are divided by; 0: they are not.
         precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
     """
-
-    def hidden_of(part: Tensor, counts: Tensor, rows: Tensor | None) -> Tensor:
-        return grouped_hidden(
-            part, counts, up, gate, activation=activation, rows=rows, up_bias=up_bias,
-            gate_bias=gate_bias, limit=limit, up_offset=up_offset, bounds=bounds,
-            gate_limit=gate_limit, precision=precision,
-        )  # fmt: skip
-
-    def results_of(hidden: Tensor, counts: Tensor, share: Tensor | None) -> Tensor:
-        return grouped_linear(hidden, down, counts, down_bias, share, precision)
-
+    hidden_of = functools.partial(
+        grouped_hidden, up=up, gate=gate, activation=activation, up_bias=up_bias,
+        gate_bias=gate_bias, limit=limit, up_offset=up_offset, bounds=bounds,
+        gate_limit=gate_limit, precision=precision,
+    )  # fmt: skip
+    results_of = functools.partial(grouped_linear, weight=down, bias=down_bias, precision=precision)
     return mix_experts(
         x, chosen, weights, up.shape[0], hidden_of, results_of, weigh_input, taken, norm_epsilon
     )

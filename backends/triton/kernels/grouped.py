@@ -1,10 +1,9 @@
 """Products of rows that are sorted by expert, each with its expert's matrix.
 
-y[r] = share[r] * (x[r] @ weight[e].T + bias[e]) for the rows r of expert e. A tile of rows belongs
-to one expert: each program finds its own from the counts, so that nothing waits for them to reach
-the host. Rows behind the last expert's are nobody's: zeros. Source: Gale et al. 2022 (MegaBlocks:
-no row is dropped and none is filled up). The gradient by x is the same product with the matrices
-transposed; that by an expert's matrix is a sum over its rows.
+y[r] = share[r] * (x[r] @ weight[e].T + bias[e]) for the rows r of expert e; nobody's rows become
+zeros. Source: Gale et al. 2022 (MegaBlocks: no row is dropped and none is filled up). The gradient
+by x is the same product with the matrices transposed; that by an expert's matrix is a sum over its
+rows.
 """
 
 from __future__ import annotations
@@ -18,6 +17,13 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for, tile_options
+from regraft.backends.triton.kernels.expert_rows import (
+    bias_gradient,
+    parts_of,
+    rows_of_expert,
+    scaled_rows,
+    tiles_of,
+)
 from regraft.backends.triton.kernels.operands import (
     PRECISIONS,
     check_choice,
@@ -26,20 +32,22 @@ from regraft.backends.triton.kernels.operands import (
     in_autocast,
 )
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
+from regraft.backends.triton.kernels.product_tiles import add_product, store_tile, with_bias
 
 
 @triton.jit
-def rows_of_expert(counts_ptr, tile, num, num_rows, BLOCK_M: tl.constexpr, EXPERTS: tl.constexpr):
-    """Returns a tile's expert (`num`: nobody's), its first row, and the end of the expert's."""
-    e = tl.arange(0, EXPERTS)
-    counts = tl.load(counts_ptr + e, mask=e < num, other=0).to(tl.int32)
-    tiles = (counts + BLOCK_M - 1) // BLOCK_M
-    is_before = (tl.cumsum(tiles, axis=0) <= tile) & (e < num)
-    expert = tl.sum(is_before.to(tl.int32), axis=0)
-    before = tl.sum(tl.where(e < expert, counts, 0), axis=0)
-    first = before + (tile - tl.sum(tl.where(e < expert, tiles, 0), axis=0)) * BLOCK_M
-    last = before + tl.sum(tl.where(e == expert, counts, 0), axis=0)
-    return expert, first, tl.where(expert < num, last, num_rows)
+def finished_rows(
+    total, bias_ptr, share_ptr, row, last, n, N,
+    HAS_BIAS: tl.constexpr,
+    HAS_SHARE: tl.constexpr,
+):  # fmt: skip
+    """Returns sums of an expert's rows with its biases of columns n, times each row's share."""
+    if HAS_BIAS:
+        total = with_bias(total, bias_ptr, n, N)
+    if HAS_SHARE:
+        share = tl.load(share_ptr + row, mask=row < last, other=0.0)
+        total = total * share.to(tl.float32)[:, None]
+    return total
 
 
 @triton.jit
@@ -68,24 +76,15 @@ def grouped_kernel(
             # rows and columns beyond the end are read from within, and never stored
             inner = tl.where(row < last, row, first).to(tl.int64)
             x_tile = x_ptr + inner[:, None] * x_stride + k[None, :]
-            w_tile = weight_ptr + expert.to(tl.int64) * weight_expert_stride
+            place = expert.to(tl.int64)
+            w_tile = weight_ptr + place * weight_expert_stride
             w_tile = w_tile + (n % N).to(tl.int64)[None, :] * weight_n_stride
             w_tile = w_tile + k[:, None] * weight_k_stride
-            for start in range(0, K, BLOCK_K):
-                x = tl.load(x_tile, mask=k[None, :] < K - start, other=0.0)
-                w = tl.load(w_tile, mask=k[:, None] < K - start, other=0.0)
-                total = tl.dot(x, w, total, input_precision=PRECISION)
-                x_tile += BLOCK_K
-                w_tile += BLOCK_K * weight_k_stride
-            if HAS_BIAS:
-                bias = tl.load(bias_ptr + expert.to(tl.int64) * N + n, mask=n < N, other=0.0)
-                total += bias.to(tl.float32)[None, :]
-            if HAS_SHARE:
-                share = tl.load(share_ptr + row, mask=row < last, other=0.0)
-                total = total * share.to(tl.float32)[:, None]
-        out = y_ptr + row.to(tl.int64)[:, None] * N + n[None, :]
-        mask = (row < last)[:, None] & (n < N)[None, :]
-        tl.store(out, total.to(y_ptr.dtype.element_ty), mask=mask)
+            total = add_product(total, x_tile, w_tile, K, weight_k_stride, PRECISION, BLOCK_K)
+            total = finished_rows(
+                total, bias_ptr + place * N, share_ptr, row, last, n, N, HAS_BIAS, HAS_SHARE
+            )
+        store_tile(y_ptr, total, row, n, last, N)
 
 
 @triton.jit
@@ -118,33 +117,7 @@ def grouped_gradient_kernel(
             mask=(row < last)[:, None] & (k < K)[None, :], other=0.0,
         )  # fmt: skip
         total = tl.dot(dy, x, total, input_precision=PRECISION)
-    out = dweight_ptr + (expert.to(tl.int64) * N + n)[:, None] * K + k[None, :]
-    mask = (n < N)[:, None] & (k < K)[None, :]
-    tl.store(out, total.to(dweight_ptr.dtype.element_ty), mask=mask)
-
-
-def parts_of(x: Tensor, counts: Tensor) -> list[Tensor]:
-    """Returns the rows of every expert, and nobody's as the last part."""
-    sizes = counts.tolist()
-    return list(x.split([*sizes, x.shape[0] - sum(sizes)]))
-
-
-def owners_of(counts: Tensor, num_rows: int) -> Tensor:
-    """Returns the expert of each row; rows of nobody have the number of experts."""
-    rows = torch.arange(num_rows, device=counts.device)
-    return torch.searchsorted(counts.cumsum(0), rows, right=True)
-
-
-def sum_by_expert(x: Tensor, counts: Tensor) -> Tensor:
-    """Returns the sums [E, N] of the rows x [R, N] of every expert."""
-    owners = owners_of(counts, x.shape[0])
-    sums = torch.zeros((counts.shape[0] + 1, x.shape[1]), dtype=x.dtype, device=x.device)
-    return sums.index_add(0, owners, x)[:-1]
-
-
-def tiles_of(num_rows: int, experts: int, height: int) -> int:
-    """Returns the most tiles that rows of `experts` and of nobody make."""
-    return num_rows // height + min(experts + 1, num_rows)
+    store_tile(dweight_ptr + expert.to(tl.int64) * N * K, total, n, k, N, K)
 
 
 def reference_grouped(
@@ -162,10 +135,7 @@ def reference_grouped(
     return torch.cat([*results, x.new_zeros(rest.shape[0], weight.shape[1])])
 
 
-def _allocate_grouped(
-    x: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None, share: Tensor | None,
-    precision: str,
-) -> Tensor:  # fmt: skip
+def _allocate_grouped(x: Tensor, weight: Tensor, *others: object) -> Tensor:
     return torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device=x.device)
 
 
@@ -173,7 +143,7 @@ def _launch_grouped(
     x: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None, share: Tensor | None,
     precision: str,
 ) -> Tensor:  # fmt: skip
-    y = torch.empty((x.shape[0], weight.shape[1]), dtype=x.dtype, device=x.device)
+    y = _allocate_grouped(x, weight)
     if y.numel() == 0:
         return y
     x, counts = rows_of(x), counts.contiguous()
@@ -209,17 +179,17 @@ def reference_grouped_gradient(dy: Tensor, x: Tensor, counts: Tensor, precision:
     return torch.stack([one.T @ other for one, other in pairs][:-1])
 
 
-def _allocate_grouped_gradient(dy: Tensor, x: Tensor, counts: Tensor, precision: str) -> Tensor:
+def _allocate_grouped_gradient(dy: Tensor, x: Tensor, counts: Tensor, *others: object) -> Tensor:
     shape = (counts.shape[0], dy.shape[1], x.shape[1])
     return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
 def _launch_grouped_gradient(dy: Tensor, x: Tensor, counts: Tensor, precision: str) -> Tensor:
-    dy, x, counts = rows_of(dy), rows_of(x), counts.contiguous()
-    (R, N), K, E = dy.shape, x.shape[1], counts.shape[0]
-    dweight = torch.empty((E, N, K), dtype=x.dtype, device=x.device)
+    dweight = _allocate_grouped_gradient(dy, x, counts)
     if dweight.numel() == 0:
         return dweight
+    dy, x, counts = rows_of(dy), rows_of(x), counts.contiguous()
+    R, (E, N, K) = dy.shape[0], dweight.shape
     config = config_for("grouped_gradient", x, R // E)
     grid = (triton.cdiv(N, config["n"]), triton.cdiv(K, config["k"]), E)
     wrap_triton(grouped_gradient_kernel)[grid](
@@ -249,15 +219,14 @@ def _keep_grouped(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate_grouped(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, counts, bias, share = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    dx = dweight = dbias = dshare = None
-    scaled = dy if share is None else (dy * share.unsqueeze(1)).to(dy.dtype)
+    dx = dweight = dshare = None
+    scaled = scaled_rows(dy, share)
     if needs[0] or needs[4]:
         back = weight.transpose(1, 2)
         dx = grouped_forward(dy, back, counts, None, share, ctx.precision)
     if needs[1]:
         dweight = grouped_gradient(scaled, x, counts, ctx.precision)
-    if bias is not None and needs[3]:
-        dbias = sum_by_expert(scaled, counts).to(bias.dtype)
+    dbias = bias_gradient(bias if needs[3] else None, scaled, counts)
     if share is not None and needs[4]:
         y = grouped_forward(x, weight, counts, bias, None, ctx.precision)
         dshare = (dy * y).sum(1, dtype=share.dtype)

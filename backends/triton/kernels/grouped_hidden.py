@@ -25,14 +25,17 @@ from regraft.backends.triton.kernels.expert_activations import (
     hidden_channels,
     hidden_gradients,
 )
+from regraft.backends.triton.kernels.expert_rows import (
+    bias_gradient,
+    owners_of,
+    rows_of_expert,
+    tiles_of,
+    token_gradient,
+)
 from regraft.backends.triton.kernels.grouped import (
     grouped_forward,
     grouped_gradient,
-    owners_of,
     reference_grouped,
-    rows_of_expert,
-    sum_by_expert,
-    tiles_of,
 )
 from regraft.backends.triton.kernels.operands import (
     PRECISIONS,
@@ -42,6 +45,7 @@ from regraft.backends.triton.kernels.operands import (
     in_autocast,
 )
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
+from regraft.backends.triton.kernels.product_tiles import store_tile, with_bias
 
 
 @triton.jit
@@ -55,12 +59,10 @@ def finished_hidden(
 ):  # fmt: skip
     """Returns the hidden channels n of both products: biases, bounds, activation and gate."""
     if HAS_UP_BIAS:
-        bias = tl.load(up_bias_ptr + n, mask=n < N, other=0.0)
-        hidden += bias.to(tl.float32)[None, :]
+        hidden = with_bias(hidden, up_bias_ptr, n, N)
     if HAS_GATE:
         if HAS_GATE_BIAS:
-            bias = tl.load(gate_bias_ptr + n, mask=n < N, other=0.0)
-            gates += bias.to(tl.float32)[None, :]
+            gates = with_bias(gates, gate_bias_ptr, n, N)
         hidden = bounded_value(hidden, limit, BOUNDS) + up_offset
         hidden = bounded_gate(gates, gate_limit, ACTIVATION, BOUNDS) * hidden
     else:
@@ -125,9 +127,7 @@ def grouped_hidden_kernel(
                 hidden, gates, up_bias_ptr + place * N, gate_bias_ptr + place * N, n, N, limit,
                 gate_limit, up_offset, HAS_GATE, HAS_UP_BIAS, HAS_GATE_BIAS, BOUNDS, ACTIVATION,
             )  # fmt: skip
-        out = y_ptr + row.to(tl.int64)[:, None] * N + n[None, :]
-        mask = (row < last)[:, None] & (n < N)[None, :]
-        tl.store(out, hidden.to(y_ptr.dtype.element_ty), mask=mask)
+        store_tile(y_ptr, hidden, row, n, last, N)
 
 
 def reference_hidden(
@@ -147,10 +147,8 @@ def reference_hidden(
 
 
 def _allocate_hidden(
-    x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, gate: Tensor | None,
-    up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, bounds: str, limit: float,
-    gate_limit: float, up_offset: float, precision: str,
-) -> Tensor:  # fmt: skip
+    x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, *others: object
+) -> Tensor:
     num = x.shape[0] if rows is None else rows.shape[0]
     return torch.empty((num, up.shape[1]), dtype=x.dtype, device=x.device)
 
@@ -160,12 +158,11 @@ def _launch_hidden(
     up_bias: Tensor | None, gate_bias: Tensor | None, activation: str, bounds: str, limit: float,
     gate_limit: float, up_offset: float, precision: str,
 ) -> Tensor:  # fmt: skip
-    num = x.shape[0] if rows is None else rows.shape[0]
-    y = torch.empty((num, up.shape[1]), dtype=x.dtype, device=x.device)
+    y = _allocate_hidden(x, rows, counts, up)
     if y.numel() == 0:
         return y
     x, counts = rows_of(x), counts.contiguous()
-    E, N, K = up.shape
+    num, (E, N, K) = y.shape[0], up.shape
     other = up if gate is None else gate
     config = config_for("grouped_hidden", x, num // E)
     grid = (triton.cdiv(N, config["n"]), tiles_of(num, E, config["m"]))
@@ -220,17 +217,14 @@ def _differentiate_hidden(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx = grouped_forward(dhidden, up.transpose(1, 2), counts, None, None, precision)
         if gate is not None:
             dx = dx + grouped_forward(dgates, gate.transpose(1, 2), counts, None, None, precision)
-        dx = dx if rows is None else torch.zeros_like(x).index_add(0, rows, dx)
+        dx = token_gradient(dx, x, rows)
     given = ((up, dhidden, 3), (gate, dgates, 4))
     dup, dgate = (
         grouped_gradient(d, part, counts, precision) if w is not None and needs[idx] else None
         for w, d, idx in given
     )
-    given = ((up_bias, dhidden, 5), (gate_bias, dgates, 6))
-    dup_bias, dgate_bias = (
-        sum_by_expert(d, counts).to(b.dtype) if b is not None and needs[idx] else None
-        for b, d, idx in given
-    )
+    dup_bias = bias_gradient(up_bias if needs[5] else None, dhidden, counts)
+    dgate_bias = bias_gradient(gate_bias if needs[6] else None, dgates, counts)
     return dx, None, None, dup, dgate, dup_bias, dgate_bias, *[None] * 6
 
 

@@ -22,15 +22,22 @@ from regraft.backends.triton.kernels.coded_matrices import (
     unpacked_matrices,
 )
 from regraft.backends.triton.kernels.configs import config_for
-from regraft.backends.triton.kernels.grouped import (
-    reference_grouped,
+from regraft.backends.triton.kernels.expert_rows import (
+    bias_gradient,
     rows_of_expert,
-    sum_by_expert,
+    scaled_rows,
     tiles_of,
 )
+from regraft.backends.triton.kernels.grouped import finished_rows, reference_grouped
 from regraft.backends.triton.kernels.grouped_low_bit_gradient import grouped_low_bit_gradient
-from regraft.backends.triton.kernels.low_bit import add_low_bit_product, scale_outputs, stepped_tile
+from regraft.backends.triton.kernels.low_bit import (
+    coded_operands,
+    coding_options,
+    low_bit_product,
+    stepped_tile,
+)
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
+from regraft.backends.triton.kernels.product_tiles import store_tile
 
 
 @triton.jit
@@ -64,29 +71,16 @@ def grouped_low_bit_kernel(
             inner = tl.where(row < last, row, first).to(tl.int64)
             x_rows = x_ptr + inner[:, None] * x_stride
             place = expert.to(tl.int64)
-            own_codes = codes_ptr + place * codes_expert_stride
-            own_scale = scale_ptr + place * scale_expert_stride
-            own_zeros = zeros_ptr + place * scale_expert_stride
-            for begin in range(0, K, BLOCK_K * STEPS):
-                for step in tl.static_range(STEPS):
-                    start = begin + step * BLOCK_K
-                    k = start + tl.arange(0, BLOCK_K)
-                    x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
-                    total = add_low_bit_product(
-                        total, x, own_codes, own_scale, own_zeros, table_ptr, start, k, n, K, N, N,
-                        group, zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
-                    )  # fmt: skip
-            if not GROUPED:
-                total = scale_outputs(total, own_scale, n, N)
-            if HAS_BIAS:
-                bias = tl.load(bias_ptr + place * N + n, mask=n < N, other=0.0)
-                total += bias.to(tl.float32)[None, :]
-            if HAS_SHARE:
-                share = tl.load(share_ptr + row, mask=row < last, other=0.0)
-                total = total * share.to(tl.float32)[:, None]
-        out = y_ptr + row.to(tl.int64)[:, None] * N + n[None, :]
-        mask = (row < last)[:, None] & (n < N)[None, :]
-        tl.store(out, total.to(y_ptr.dtype.element_ty), mask=mask)
+            of_scale = place * scale_expert_stride
+            total = low_bit_product(
+                total, x_rows, codes_ptr + place * codes_expert_stride, scale_ptr + of_scale,
+                zeros_ptr + of_scale, table_ptr, n, K, N, N, group, zero, BITS, GROUPED, HAS_ZEROS,
+                HAS_TABLE, PRECISION, BLOCK_K, STEPS,
+            )  # fmt: skip
+            total = finished_rows(
+                total, bias_ptr + place * N, share_ptr, row, last, n, N, HAS_BIAS, HAS_SHARE
+            )
+        store_tile(y_ptr, total, row, n, last, N)
 
 
 def reference_grouped_low_bit(
@@ -99,11 +93,7 @@ def reference_grouped_low_bit(
     return reference_grouped(x, w, counts, bias, share, precision)
 
 
-def _allocate_grouped_low_bit(
-    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, table: Tensor | None,
-    counts: Tensor, bias: Tensor | None, share: Tensor | None, zero: int, bits: int, group: int,
-    precision: str,
-) -> Tensor:  # fmt: skip
+def _allocate_grouped_low_bit(x: Tensor, codes: Tensor, *others: object) -> Tensor:
     return torch.empty((x.shape[0], codes.shape[2]), dtype=x.dtype, device=x.device)
 
 
@@ -112,30 +102,21 @@ def _launch_grouped_low_bit(
     counts: Tensor, bias: Tensor | None, share: Tensor | None, zero: int, bits: int, group: int,
     precision: str,
 ) -> Tensor:  # fmt: skip
-    y = torch.empty((x.shape[0], codes.shape[2]), dtype=x.dtype, device=x.device)
+    y = _allocate_grouped_low_bit(x, codes)
     if y.numel() == 0:
         return y
-    x, counts, codes, scale = (
-        rows_of(x),
-        counts.contiguous(),
-        codes.contiguous(),
-        scale.contiguous(),
-    )
+    x, counts = rows_of(x), counts.contiguous()
+    coded = coded_operands(codes.contiguous(), scale, zeros, table)
     (R, K), (E, _, N) = x.shape, codes.shape
     config = config_for("grouped_low_bit", x, R // E)
     grid = (triton.cdiv(N, config["n"]), tiles_of(R, E, config["m"]))
     wrap_triton(grouped_low_bit_kernel)[grid](
-        x, codes, scale,
-        codes if zeros is None else zeros.contiguous(),
-        scale if table is None else table.contiguous(),
-        counts,
+        x, *coded, counts,
         x if bias is None else bias.contiguous(),
         x if share is None else share.contiguous(),
-        y, R, E, N, K, x.stride(0), codes.stride(0), scale.stride(0), group, zero,
-        BITS=bits,
+        y, R, E, N, K, x.stride(0), coded[0].stride(0), coded[1].stride(0), group, zero,
+        **coding_options(bits, zeros, table),
         GROUPED=group < K,
-        HAS_ZEROS=zeros is not None,
-        HAS_TABLE=table is not None,
         HAS_BIAS=bias is not None,
         HAS_SHARE=share is not None,
         PRECISION=precision,
@@ -163,14 +144,13 @@ def _keep_grouped_low_bit(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 def _differentiate_grouped_low_bit(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, *coded, counts, bias, share = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    dx = dbias = dshare = None
-    scaled = dy if share is None else (dy * share.unsqueeze(1)).to(dy.dtype)
+    dx = dshare = None
+    scaled = scaled_rows(dy, share)
     if needs[0]:
         dx = grouped_low_bit_gradient(
             scaled, *coded, counts, *ctx.settings, x.shape[1], ctx.precision
         )
-    if bias is not None and needs[6]:
-        dbias = sum_by_expert(scaled, counts).to(bias.dtype)
+    dbias = bias_gradient(bias if needs[6] else None, scaled, counts)
     if share is not None and needs[7]:
         y = grouped_low_bit_forward(x, *coded, counts, bias, None, *ctx.settings, ctx.precision)
         dshare = (dy * y).sum(1, dtype=share.dtype)

@@ -14,9 +14,16 @@ from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.coded_matrices import unpacked_matrices
 from regraft.backends.triton.kernels.configs import config_for, tile_options
-from regraft.backends.triton.kernels.grouped import reference_grouped, rows_of_expert, tiles_of
-from regraft.backends.triton.kernels.low_bit import code_values, load_codes
+from regraft.backends.triton.kernels.expert_rows import rows_of_expert, tiles_of
+from regraft.backends.triton.kernels.grouped import reference_grouped
+from regraft.backends.triton.kernels.low_bit import (
+    code_values,
+    coded_operands,
+    coding_options,
+    load_codes,
+)
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
+from regraft.backends.triton.kernels.product_tiles import store_tile
 
 
 @triton.jit
@@ -62,9 +69,7 @@ def grouped_low_bit_gradient_kernel(
                 w = code_values(codes, zeros, table_ptr, HAS_TABLE).to(tl.float32) * scale
                 w = tl.trans(w.to(dy.dtype))
                 total = tl.dot(dy, w, total, input_precision=PRECISION)
-        out = dx_ptr + row.to(tl.int64)[:, None] * K + k[None, :]
-        mask = (row < last)[:, None] & (k < K)[None, :]
-        tl.store(out, total.to(dx_ptr.dtype.element_ty), mask=mask)
+        store_tile(dx_ptr, total, row, k, last, K)
 
 
 def reference_grouped_low_bit_gradient(
@@ -91,18 +96,14 @@ def _launch_grouped_low_bit_gradient(
     if dx.numel() == 0:
         return dx
     dy, counts = rows_of(dy), counts.contiguous()
-    codes, scale = codes.contiguous(), scale.contiguous()
+    coded = coded_operands(codes.contiguous(), scale, zeros, table)
     (R, N), E = dy.shape, codes.shape[0]
     config = config_for("grouped_low_bit_gradient", dy, R // E)
     grid = (triton.cdiv(size, config["k"]), tiles_of(R, E, config["m"]))
     wrap_triton(grouped_low_bit_gradient_kernel)[grid](
-        dy, codes, scale,
-        codes if zeros is None else zeros.contiguous(),
-        scale if table is None else table.contiguous(),
-        counts, dx, R, E, N, size, dy.stride(0), codes.stride(0), scale.stride(0), group, zero,
-        BITS=bits,
-        HAS_ZEROS=zeros is not None,
-        HAS_TABLE=table is not None,
+        dy, *coded, counts, dx, R, E, N, size, dy.stride(0), coded[0].stride(0), coded[1].stride(0),
+        group, zero,
+        **coding_options(bits, zeros, table),
         PRECISION=precision,
         EXPERTS=block_of(E),
         **tile_options(config),

@@ -21,7 +21,12 @@ from regraft.backends.triton.kernels.coded_matrices import (
 )
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.expert_activations import hidden_gradients
-from regraft.backends.triton.kernels.grouped import rows_of_expert, sum_by_expert, tiles_of
+from regraft.backends.triton.kernels.expert_rows import (
+    bias_gradient,
+    rows_of_expert,
+    tiles_of,
+    token_gradient,
+)
 from regraft.backends.triton.kernels.grouped_hidden import (
     check_activation,
     finished_hidden,
@@ -29,8 +34,15 @@ from regraft.backends.triton.kernels.grouped_hidden import (
 )
 from regraft.backends.triton.kernels.grouped_low_bit import grouped_low_bit_forward
 from regraft.backends.triton.kernels.grouped_low_bit_gradient import grouped_low_bit_gradient
-from regraft.backends.triton.kernels.low_bit import add_low_bit_product, scale_outputs, stepped_tile
+from regraft.backends.triton.kernels.low_bit import (
+    add_low_bit_product,
+    coded_operands,
+    coding_options,
+    scale_outputs,
+    stepped_tile,
+)
 from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
+from regraft.backends.triton.kernels.product_tiles import store_tile
 
 
 @triton.jit
@@ -101,9 +113,7 @@ def grouped_low_bit_hidden_kernel(
                 hidden, gates, up_bias_ptr + place * N, gate_bias_ptr + place * N, n, N, limit,
                 gate_limit, up_offset, HAS_GATE, HAS_UP_BIAS, HAS_GATE_BIAS, BOUNDS, ACTIVATION,
             )  # fmt: skip
-        out = y_ptr + row.to(tl.int64)[:, None] * N + n[None, :]
-        mask = (row < last)[:, None] & (n < N)[None, :]
-        tl.store(out, hidden.to(y_ptr.dtype.element_ty), mask=mask)
+        store_tile(y_ptr, hidden, row, n, last, N)
 
 
 def reference_low_bit_hidden(
@@ -126,12 +136,8 @@ def reference_low_bit_hidden(
 
 
 def _allocate_low_bit_hidden(
-    x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, up_scale: Tensor,
-    up_zeros: Tensor | None, gate: Tensor | None, gate_scale: Tensor | None,
-    gate_zeros: Tensor | None, table: Tensor | None, up_bias: Tensor | None,
-    gate_bias: Tensor | None, zero: int, bits: int, group: int, activation: str, bounds: str,
-    limit: float, gate_limit: float, up_offset: float, precision: str,
-) -> Tensor:  # fmt: skip
+    x: Tensor, rows: Tensor | None, counts: Tensor, up: Tensor, *others: object
+) -> Tensor:
     num = x.shape[0] if rows is None else rows.shape[0]
     return torch.empty((num, up.shape[2]), dtype=x.dtype, device=x.device)
 
@@ -143,36 +149,27 @@ def _launch_low_bit_hidden(
     gate_bias: Tensor | None, zero: int, bits: int, group: int, activation: str, bounds: str,
     limit: float, gate_limit: float, up_offset: float, precision: str,
 ) -> Tensor:  # fmt: skip
-    num = x.shape[0] if rows is None else rows.shape[0]
-    y = torch.empty((num, up.shape[2]), dtype=x.dtype, device=x.device)
+    y = _allocate_low_bit_hidden(x, rows, counts, up)
     if y.numel() == 0:
         return y
-    x, counts, codes, scale = (
-        rows_of(x),
-        counts.contiguous(),
-        up.contiguous(),
-        up_scale.contiguous(),
-    )
-    (E, _, N), K = up.shape, x.shape[1]
+    x, counts = rows_of(x), counts.contiguous()
+    *ups, numbers = coded_operands(up.contiguous(), up_scale, up_zeros, table)
+    gates = ups
+    if gate is not None and gate_scale is not None:
+        gates = list(coded_operands(gate.contiguous(), gate_scale, gate_zeros, table)[:3])
+    (num, N), E, K = y.shape, up.shape[0], x.shape[1]
     config = config_for("grouped_low_bit_hidden", x, num // E)
     grid = (triton.cdiv(N, config["n"]), tiles_of(num, E, config["m"]))
     wrap_triton(grouped_low_bit_hidden_kernel)[grid](
         x,
         counts if rows is None else rows.contiguous(),
-        counts, codes, scale,
-        codes if up_zeros is None else up_zeros.contiguous(),
-        codes if gate is None else gate.contiguous(),
-        scale if gate_scale is None else gate_scale.contiguous(),
-        codes if gate_zeros is None else gate_zeros.contiguous(),
-        scale if table is None else table.contiguous(),
+        counts, *ups, *gates, numbers,
         x if up_bias is None else up_bias.contiguous(),
         x if gate_bias is None else gate_bias.contiguous(),
-        y, num, E, N, K, x.stride(0), codes.stride(0), scale.stride(0), group, zero,
+        y, num, E, N, K, x.stride(0), ups[0].stride(0), ups[1].stride(0), group, zero,
         limit, gate_limit, up_offset,
-        BITS=bits,
+        **coding_options(bits, up_zeros, table),
         GROUPED=group < K,
-        HAS_ZEROS=up_zeros is not None,
-        HAS_TABLE=table is not None,
         HAS_ROWS=rows is not None,
         HAS_GATE=gate is not None,
         HAS_UP_BIAS=up_bias is not None,
@@ -222,12 +219,9 @@ def _differentiate_low_bit_hidden(ctx: Any, dy: Tensor) -> tuple[Tensor | None, 
         dx = back(dhidden, ups)
         if dgates is not None:
             dx = dx + back(dgates, gated)
-        dx = dx if rows is None else torch.zeros_like(x).index_add(0, rows, dx)
-    given = ((up_bias, dhidden, 10), (gate_bias, dgates, 11))
-    dup_bias, dgate_bias = (
-        sum_by_expert(d, counts).to(b.dtype) if b is not None and needs[idx] else None
-        for b, d, idx in given
-    )
+        dx = token_gradient(dx, x, rows)
+    dup_bias = bias_gradient(up_bias if needs[10] else None, dhidden, counts)
+    dgate_bias = bias_gradient(gate_bias if needs[11] else None, dgates, counts)
     return dx, *[None] * 9, dup_bias, dgate_bias, *[None] * 9
 
 

@@ -25,22 +25,14 @@ from regraft.backends.triton.kernels.operands import (
     in_autocast,
 )
 from regraft.backends.triton.kernels.operators import operator, rows_of
+from regraft.backends.triton.kernels.product_tiles import (
+    add_product,
+    place_of_tile,
+    store_tile,
+    with_bias,
+)
 
 LINEAR_ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh")
-
-
-@triton.jit
-def place_of_tile(num_rows, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """Returns the rows and the columns of the result that a program computes."""
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    tiles_m = tl.cdiv(num_rows, BLOCK_M)
-    per_group = GROUP * tiles_n
-    group = tl.program_id(0) // per_group
-    height = min(tiles_m - group * GROUP, GROUP)
-    within = tl.program_id(0) % per_group
-    m = (group * GROUP + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return m, n
 
 
 @triton.jit
@@ -70,13 +62,7 @@ def product_of(
         + k.to(tl.int64)[:, None] * weight_k_stride
     )
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, K, BLOCK_K):
-        x = tl.load(x_tile, mask=k[None, :] < K - start, other=0.0)
-        w = tl.load(w_tile, mask=k[:, None] < K - start, other=0.0)
-        total = tl.dot(x, w, total, input_precision=PRECISION)
-        x_tile += BLOCK_K
-        w_tile += BLOCK_K * weight_k_stride
-    return total
+    return add_product(total, x_tile, w_tile, K, weight_k_stride, PRECISION, BLOCK_K)
 
 
 @triton.jit
@@ -118,7 +104,7 @@ def linear_kernel(
         BLOCK_K,
     )
     if HAS_BIAS:
-        total += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        total = with_bias(total, bias_ptr, n, N)
     if ACTIVATION == "relu":
         total = tl.where(total < 0.0, 0.0, total)  # keeps NaN, as `tl.maximum` does not
     elif ACTIVATION == "silu":
@@ -127,8 +113,7 @@ def linear_kernel(
         total = total * normal_cdf(total)
     elif ACTIVATION == "gelu_tanh":
         total = total * tanh_gate(total)
-    out = y_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(out, total.to(y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+    store_tile(y_ptr, total, m, n, M, N)
 
 
 def reference_linear(

@@ -29,21 +29,9 @@ from regraft.backends.triton.kernels.operands import (
     described,
 )
 from regraft.backends.triton.kernels.operators import operator, rows_of
+from regraft.backends.triton.kernels.product_tiles import place_of_tile, store_tile
 
 CODE_BITS = (2, 4, 8)
-
-
-@triton.jit
-def swizzled_tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """Returns rows and columns of a program's tile: neighbours share what the cache holds."""
-    tiles_n = tl.cdiv(N, BLOCK_N)
-    per_group = GROUP_M * tiles_n
-    first_m = tl.program_id(0) // per_group * GROUP_M
-    height = min(tl.cdiv(M, BLOCK_M) - first_m, GROUP_M)
-    within = tl.program_id(0) % per_group
-    m = (first_m + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return m, n
 
 
 @triton.jit
@@ -102,6 +90,36 @@ def scale_outputs(total, scale_ptr, n, N):
 
 
 @triton.jit
+def low_bit_product(
+    total, x_rows, codes_ptr, scale_ptr, zeros_ptr, table_ptr, n, K, N, codes_stride, group, zero,
+    BITS: tl.constexpr,
+    GROUPED: tl.constexpr,
+    HAS_ZEROS: tl.constexpr,
+    HAS_TABLE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STEPS: tl.constexpr,
+):  # fmt: skip
+    """Returns the product of rows, which begin at x_rows [M, 1], with the weights of outputs n.
+
+    `total` are the zeros [M, N] that it begins with.
+    """
+    for begin in range(0, K, BLOCK_K * STEPS):
+        # small groups: several in a turn of the loop, so that as many bytes are on their way
+        for step in tl.static_range(STEPS):
+            start = begin + step * BLOCK_K
+            k = start + tl.arange(0, BLOCK_K)
+            x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
+            total = add_low_bit_product(
+                total, x, codes_ptr, scale_ptr, zeros_ptr, table_ptr, start, k, n, K, N,
+                codes_stride, group, zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
+            )  # fmt: skip
+    if not GROUPED:
+        total = scale_outputs(total, scale_ptr, n, N)
+    return total
+
+
+@triton.jit
 def low_bit_kernel(
     x_ptr, codes_ptr, scale_ptr, zeros_ptr, table_ptr, y_ptr, M, N, K, x_stride, codes_stride,
     group, zero,
@@ -117,24 +135,15 @@ def low_bit_kernel(
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Writes one tile [BLOCK_M, BLOCK_N] of x @ ((codes - zeros) * scale)."""
-    m, n = swizzled_tile(M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    m, n = place_of_tile(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     # rows past the end wrap around instead of being masked; they are not stored
     x_rows = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for begin in range(0, K, BLOCK_K * STEPS):
-        # small groups: several in a turn of the loop, so that as many bytes are on their way
-        for step in tl.static_range(STEPS):
-            start = begin + step * BLOCK_K
-            k = start + tl.arange(0, BLOCK_K)
-            x = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0.0)
-            total = add_low_bit_product(
-                total, x, codes_ptr, scale_ptr, zeros_ptr, table_ptr, start, k, n, K, N,
-                codes_stride, group, zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION,
-            )  # fmt: skip
-    if not GROUPED:
-        total = scale_outputs(total, scale_ptr, n, N)
-    out = y_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(out, total.to(y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+    total = low_bit_product(
+        total, x_rows, codes_ptr, scale_ptr, zeros_ptr, table_ptr, n, K, N, codes_stride, group,
+        zero, BITS, GROUPED, HAS_ZEROS, HAS_TABLE, PRECISION, BLOCK_K, STEPS,
+    )  # fmt: skip
+    store_tile(y_ptr, total, m, n, M, N)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
@@ -187,11 +196,22 @@ def reference_low_bit(
     return x @ dequantized(codes, scale, zeros, zero, bits, x.shape[-1], group, x.dtype, table)
 
 
-def _allocate_low_bit(
-    x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, table: Tensor | None, zero: int,
-    bits: int, group: int, invariant: bool, precision: str,
-) -> Tensor:  # fmt: skip
+def _allocate_low_bit(x: Tensor, codes: Tensor, *others: object) -> Tensor:
     return torch.empty((*x.shape[:-1], codes.shape[1]), dtype=x.dtype, device=x.device)
+
+
+def coded_operands(
+    codes: Tensor, scale: Tensor, zeros: Tensor | None, table: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns codes, scale, zeros and table for a kernel; what is absent is another, unread."""
+    scale = scale.contiguous()
+    points = codes if zeros is None else zeros.contiguous()
+    return codes, scale, points, scale if table is None else table.contiguous()
+
+
+def coding_options(bits: int, zeros: Tensor | None, table: Tensor | None) -> dict[str, int]:
+    """Returns what kernels are compiled for of codes, by the names of a launch."""
+    return {"BITS": bits, "HAS_ZEROS": zeros is not None, "HAS_TABLE": table is not None}
 
 
 def depth_of(depth: int, group: int, size: int) -> int:
@@ -209,7 +229,7 @@ def _launch_low_bit(
     x: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, table: Tensor | None, zero: int,
     bits: int, group: int, invariant: bool, precision: str,
 ) -> Tensor:  # fmt: skip
-    y = torch.empty((*x.shape[:-1], codes.shape[1]), dtype=x.dtype, device=x.device)
+    y = _allocate_low_bit(x, codes)
     if y.numel() == 0:
         return y
     rows, codes = rows_of(x), rows_of(codes)
@@ -217,13 +237,10 @@ def _launch_low_bit(
     config = config_for("low_bit", x, 1 if invariant else M)
     grid = (triton.cdiv(M, config["m"]) * triton.cdiv(N, config["n"]),)
     wrap_triton(low_bit_kernel)[grid](
-        rows, codes, scale.contiguous(), codes if zeros is None else zeros.contiguous(),
-        scale if table is None else table.contiguous(), y,
+        rows, *coded_operands(codes, scale, zeros, table), y,
         M, N, K, rows.stride(0), codes.stride(0), group, zero,
-        BITS=bits,
+        **coding_options(bits, zeros, table),
         GROUPED=group < K,
-        HAS_ZEROS=zeros is not None,
-        HAS_TABLE=table is not None,
         PRECISION=precision,
         GROUP_M=config["group"],
         **stepped_tile(config, group, K),

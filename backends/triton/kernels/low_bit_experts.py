@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from regraft.backends.triton.kernels.coded_matrices import CodedMatrices
@@ -52,25 +54,14 @@ def low_bit_experts(
         norm_epsilon: Of the root mean square that results are divided by; 0: they are not.
         precision: Of f32 products: `ieee`, `tf32` or `tf32x3`.
     """
-
-    def hidden_of(part: Tensor, counts: Tensor, rows: Tensor | None) -> Tensor:
-        return grouped_low_bit_hidden(
-            part, counts, up, gate, activation=activation, rows=rows, up_bias=up_bias,
-            gate_bias=gate_bias, limit=limit, up_offset=up_offset, bounds=bounds,
-            gate_limit=gate_limit, precision=precision,
-        )  # fmt: skip
-
-    def results_of(hidden: Tensor, counts: Tensor, share: Tensor | None) -> Tensor:
-        return grouped_low_bit_linear(hidden, down, counts, down_bias, share, precision)
-
+    hidden_of = functools.partial(
+        grouped_low_bit_hidden, up=up, gate=gate, activation=activation, up_bias=up_bias,
+        gate_bias=gate_bias, limit=limit, up_offset=up_offset, bounds=bounds,
+        gate_limit=gate_limit, precision=precision,
+    )  # fmt: skip
+    results_of = functools.partial(
+        grouped_low_bit_linear, matrices=down, bias=down_bias, precision=precision
+    )
     return mix_experts(
-        x,
-        chosen,
-        weights,
-        up.codes.shape[0],
-        hidden_of,
-        results_of,
-        weigh_input,
-        taken,
-        norm_epsilon,
+        x, chosen, weights, len(up.codes), hidden_of, results_of, weigh_input, taken, norm_epsilon
     )

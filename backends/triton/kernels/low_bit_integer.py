@@ -23,9 +23,9 @@ from regraft.backends.triton.kernels.low_bit import (
     depth_of,
     dequantized,
     load_codes,
-    swizzled_tile,
 )
 from regraft.backends.triton.kernels.operators import operator, rows_of
+from regraft.backends.triton.kernels.product_tiles import place_of_tile, store_tile
 
 INTEGER_DEPTH = 32
 """Inputs that the integer matrix units take at least at a time."""
@@ -45,7 +45,7 @@ def low_bit_integer_kernel(
     GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """Writes one tile [BLOCK_M, BLOCK_N]; `x_zero` is that of the signed inputs."""
-    m, n = swizzled_tile(M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    m, n = place_of_tile(M, N, BLOCK_M, BLOCK_N, GROUP_M)
     x_rows = x_ptr + (m % M).to(tl.int64)[:, None] * x_stride
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     whole = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
@@ -78,8 +78,7 @@ def low_bit_integer_kernel(
         scale = tl.load(scale_ptr + n, mask=n < N, other=0.0).to(tl.float32)
         total = (whole - x_zero * columns[None, :]).to(tl.float32) * scale[None, :]
     total = total * tl.load(x_scale_ptr + m, mask=m < M, other=0.0).to(tl.float32)[:, None]
-    out = y_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(out, total.to(y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+    store_tile(y_ptr, total, m, n, M, N)
 
 
 def reference_low_bit_integer(
@@ -98,9 +97,8 @@ def reference_low_bit_integer(
 
 
 def _allocate_low_bit_integer(
-    x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
-    zero: int, bits: int, group: int,
-) -> Tensor:  # fmt: skip
+    x: Tensor, x_scale: Tensor | float, codes: Tensor, scale: Tensor, *others: object
+) -> Tensor:
     return torch.empty((*x.shape[:-1], codes.shape[1]), dtype=scale.dtype, device=x.device)
 
 
@@ -108,7 +106,7 @@ def _launch_low_bit_integer(
     x: Tensor, x_scale: Tensor, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
     zero: int, bits: int, group: int,
 ) -> Tensor:  # fmt: skip
-    y = torch.empty((*x.shape[:-1], codes.shape[1]), dtype=scale.dtype, device=x.device)
+    y = _allocate_low_bit_integer(x, x_scale, codes, scale)
     if y.numel() == 0:
         return y
     rows, codes = rows_of(x), rows_of(codes)
@@ -160,13 +158,6 @@ def reference_rounded(
     )
 
 
-def _allocate_rounded(
-    x: Tensor, x_scale: float, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
-    signed: bool, zero: int, bits: int, group: int,
-) -> Tensor:  # fmt: skip
-    return torch.empty((*x.shape[:-1], codes.shape[1]), dtype=scale.dtype, device=x.device)
-
-
 def _launch_rounded(
     x: Tensor, x_scale: float, codes: Tensor, scale: Tensor, zeros: Tensor | None, x_zero: int,
     signed: bool, zero: int, bits: int, group: int,
@@ -179,7 +170,7 @@ def _launch_rounded(
 rounded_forward = operator(
     "rounded_low_bit_linear",
     _launch_rounded,
-    allocate=_allocate_rounded,
+    allocate=_allocate_low_bit_integer,
     reference=reference_rounded,
     kernel=low_bit_integer_kernel,
 )
