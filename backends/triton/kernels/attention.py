@@ -19,16 +19,16 @@ from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import (
     columns_tile,
-    is_whole_tile,
     key_range,
     log2_of_e,
+    offset_and_length,
     part_and_plane,
     rows_tile,
     score_unit,
     softmax_tile,
     tile_scores,
 )
-from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.configs import Config, config_for
 from regraft.backends.triton.kernels.operators import block_of, operator
 
 
@@ -68,11 +68,9 @@ def attention_kernel(
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
     n = tl.arange(0, BLOCK_N)
-    if HAS_OFFSETS:
-        offset = tl.load(offsets_ptr + batch).to(tl.int32)
-    length = T
-    if HAS_LENGTHS:
-        length = tl.load(lengths_ptr + batch).to(tl.int32)
+    offset, length = offset_and_length(
+        offsets_ptr, lengths_ptr, batch, offset, T, HAS_OFFSETS, HAS_LENGTHS
+    )
     start, end = key_range(first_row, BLOCK_M, T, length, offset, left, right, LEFT, RIGHT, BLOCK_N)
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
     k_base = k_ptr + batch * k_batch_stride + head // group * k_head_stride
@@ -91,13 +89,10 @@ def attention_kernel(
     for first in range(start, end, BLOCK_N):
         column = first + n
         k = columns_tile(k_base, column, k_row_stride, d, T, D)
-        is_whole = is_whole_tile(
-            first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
-        )
         s, _ = tile_scores(
-            q, k, row[:, None], column[None, :], is_whole, S, end, offset, left, right, scale,
-            softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
-            PRECISION,
+            q, k, row[:, None], column[None, :], first_row, first, S, end, offset, left, right,
+            scale, softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT,
+            SOFTCAP, PRECISION,
         )  # fmt: skip
         largest = tl.maximum(largest, tl.max(s, axis=1) * unit)
         found = largest * log2_of_e()
@@ -119,12 +114,9 @@ def attention_kernel(
             column = first + n
             k = columns_tile(k_base, column, k_row_stride, d, T, D)
             v = rows_tile(v_base, column, v_row_stride, e, end, E)
-            is_whole = is_whole_tile(
-                first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
-            )
             s, _ = tile_scores(
-                q, k, row[:, None], column[None, :], is_whole, S, end, offset, left, right, scale,
-                softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT,
+                q, k, row[:, None], column[None, :], first_row, first, S, end, offset, left, right,
+                scale, softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT,
                 SOFTCAP, PRECISION,
             )  # fmt: skip
             p = softmax_tile(
@@ -249,6 +241,28 @@ def mask_of(mask: Tensor | None, q: Tensor, k: Tensor) -> tuple[Tensor, str, tup
     return read, "bool" if mask.dtype == torch.bool else "float", strides
 
 
+def attention_options(
+    kind: str, lengths: Tensor | None, offsets: Tensor | None, left: int, right: int,
+    softcap: float, low: float, high: float, precision: str, size: int, value_size: int,
+    config: Config,
+) -> dict[str, object]:  # fmt: skip
+    """Returns what a launch compiles kernels of attention for, besides tiles, by name."""
+    return {
+        "MASK": kind,
+        "HAS_LENGTHS": lengths is not None,
+        "HAS_OFFSETS": offsets is not None,
+        "LEFT": left >= 0,
+        "RIGHT": right >= 0,
+        "SOFTCAP": softcap > 0,
+        "CLIPPED": (low, high) != (0.0, 1.0),
+        "PRECISION": precision,
+        "BLOCK_D": block_of(size),
+        "BLOCK_E": block_of(value_size),
+        "num_warps": config["warps"],
+        "num_stages": config["stages"],
+    }
+
+
 def _launch_attention(
     q: Tensor,
     k: Tensor,
@@ -271,59 +285,28 @@ def _launch_attention(
         return out, sums
     q, k, v = adjacent(q, k, v)
     B, H, S, D = q.shape
+    G, T, E = k.shape[1], k.shape[2], v.shape[3]
     read, kind, strides = mask_of(mask, q, k)
     # a tile of the mask takes registers, too
-    size = max(D, v.shape[3])
     if mask is None:
-        config = config_for("attention", q, size)
+        config = config_for("attention", q, max(D, E))
     else:
-        config = config_for("attention_masked", q, size)
-    is_clipped = (low, high) != (0.0, 1.0)
+        config = config_for("attention_masked", q, max(D, E))
     # two loops: with as many rows as in one, registers spill
-    rows = max(16, config["m"] // 2) if is_clipped and mask is None else config["m"]
+    has_two_loops = (low, high) != (0.0, 1.0) and mask is None
+    rows = max(16, config["m"] // 2) if has_two_loops else config["m"]
     wrap_triton(attention_kernel)[(triton.cdiv(S, rows) * B * H,)](
-        q,
-        k,
-        v,
-        read,
-        q if lengths is None else lengths,
-        q if offsets is None else offsets,
-        q if sinks is None else sinks.contiguous(),
-        out,
-        sums,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *strides,
-        H,
-        H // k.shape[1],
-        S,
-        k.shape[2],
-        D,
-        v.shape[3],
-        offset,
-        left,
-        right,
-        scale,
-        softcap,
-        low,
-        high,
-        MASK=kind,
-        HAS_LENGTHS=lengths is not None,
-        HAS_OFFSETS=offsets is not None,
+        q, k, v, read, q if lengths is None else lengths, q if offsets is None else offsets,
+        q if sinks is None else sinks.contiguous(), out, sums,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides, H, H // G, S, T, D, E,
+        offset, left, right, scale, softcap, low, high,
         HAS_SINKS=sinks is not None,
-        LEFT=left >= 0,
-        RIGHT=right >= 0,
-        SOFTCAP=softcap > 0,
-        CLIPPED=is_clipped,
-        PRECISION=precision,
         BLOCK_M=rows,
         BLOCK_N=config["n"],
-        BLOCK_D=block_of(D),
-        BLOCK_E=block_of(v.shape[3]),
-        num_warps=config["warps"],
-        num_stages=config["stages"],
-    )
+        **attention_options(
+            kind, lengths, offsets, left, right, softcap, low, high, precision, D, E, config
+        ),
+    )  # fmt: skip
     return out, sums
 
 

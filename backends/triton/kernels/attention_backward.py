@@ -18,20 +18,21 @@ from torch.library import wrap_triton
 from regraft.backends.triton.kernels.attention import (
     _reference_scores,
     adjacent,
+    attention_options,
     known_rows,
     mask_of,
 )
 from regraft.backends.triton.kernels.attention_tiles import (
     columns_tile,
-    is_whole_tile,
     key_range,
+    offset_and_length,
     part_and_plane,
     rows_tile,
     softmax_tile,
     tile_scores,
 )
 from regraft.backends.triton.kernels.configs import config_for
-from regraft.backends.triton.kernels.operators import block_of, operator
+from regraft.backends.triton.kernels.operators import operator
 from regraft.backends.triton.kernels.parted_dot import parted_dot
 
 
@@ -83,11 +84,9 @@ def attention_query_gradient_kernel(
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
     n = tl.arange(0, BLOCK_N)
-    if HAS_OFFSETS:
-        offset = tl.load(offsets_ptr + batch).to(tl.int32)
-    length = T
-    if HAS_LENGTHS:
-        length = tl.load(lengths_ptr + batch).to(tl.int32)
+    offset, length = offset_and_length(
+        offsets_ptr, lengths_ptr, batch, offset, T, HAS_OFFSETS, HAS_LENGTHS
+    )
     start, end = key_range(first_row, BLOCK_M, T, length, offset, left, right, LEFT, RIGHT, BLOCK_N)
     k_base = k_ptr + batch * k_batch_stride + head // group * k_head_stride
     v_base = v_ptr + batch * v_batch_stride + head // group * v_head_stride
@@ -108,13 +107,10 @@ def attention_query_gradient_kernel(
             column = first + n
             k = columns_tile(k_base, column, k_row_stride, d, end, D)
             v = columns_tile(v_base, column, v_row_stride, e, end, E)
-            is_whole = is_whole_tile(
-                first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
-            )
             s, _ = tile_scores(
-                q, k, row[:, None], column[None, :], is_whole, S, end, offset, left, right, scale,
-                softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
-                PRECISION,
+                q, k, row[:, None], column[None, :], first_row, first, S, end, offset, left, right,
+                scale, softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT,
+                SOFTCAP, PRECISION,
             )  # fmt: skip
             p = softmax_tile(s, scale, largest, log_total, q.dtype == tl.float32, MASK, SOFTCAP)
             dw = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -130,13 +126,10 @@ def attention_query_gradient_kernel(
         column = first + n
         k = columns_tile(k_base, column, k_row_stride, d, end, D)
         v = columns_tile(v_base, column, v_row_stride, e, end, E)
-        is_whole = is_whole_tile(
-            first_row, BLOCK_M, first, BLOCK_N, end, offset, left, right, LEFT, RIGHT
-        )
         s, capped = tile_scores(
-            q, k, row[:, None], column[None, :], is_whole, S, end, offset, left, right, scale,
-            softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
-            PRECISION,
+            q, k, row[:, None], column[None, :], first_row, first, S, end, offset, left, right,
+            scale, softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT,
+            SOFTCAP, PRECISION,
         )  # fmt: skip
         p = softmax_tile(s, scale, largest, log_total, q.dtype == tl.float32, MASK, SOFTCAP)
         dw = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -190,11 +183,10 @@ def attention_key_gradient_kernel(
     d = tl.arange(0, BLOCK_D)
     e = tl.arange(0, BLOCK_E)
     m = tl.arange(0, BLOCK_M)
-    if HAS_OFFSETS:
-        offset = tl.load(offsets_ptr + batch).to(tl.int32)
-    end = T
-    if HAS_LENGTHS:
-        end = min(T, tl.load(lengths_ptr + batch).to(tl.int32))
+    offset, length = offset_and_length(
+        offsets_ptr, lengths_ptr, batch, offset, T, HAS_OFFSETS, HAS_LENGTHS
+    )
+    end = min(T, length)
     # the rows that may see these keys
     start_row = 0
     end_row = S
@@ -225,13 +217,10 @@ def attention_key_gradient_kernel(
             log_total = tl.load(sums_base + 2 * row + 1, mask=row < S, other=0.0)[None, :]
             delta = tl.load(delta_base + row, mask=row < S, other=0.0)[None, :]
             # [N, M]: a transposed accumulator of wgmma gave wrong gradients (fla #826)
-            is_whole = is_whole_tile(
-                first, BLOCK_M, first_key, BLOCK_N, end, offset, left, right, LEFT, RIGHT
-            )
             s, capped = tile_scores(
-                k, q, row[None, :], column[:, None], is_whole, S, end, offset, left, right, scale,
-                softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP,
-                PRECISION,
+                k, q, row[None, :], column[:, None], first, first_key, S, end, offset, left, right,
+                scale, softcap, mask_base, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT,
+                SOFTCAP, PRECISION,
             )  # fmt: skip
             p = softmax_tile(s, scale, largest, log_total, q.dtype == tl.float32, MASK, SOFTCAP)
             dw = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
@@ -361,20 +350,9 @@ def _launch_attention_backward(
         config = config_for("attention_backward", q, max(D, E))
     else:
         config = config_for("attention_masked_backward", q, max(D, E))
-    shared = {
-        "MASK": kind,
-        "HAS_LENGTHS": lengths is not None,
-        "HAS_OFFSETS": offsets is not None,
-        "LEFT": left >= 0,
-        "RIGHT": right >= 0,
-        "SOFTCAP": softcap > 0,
-        "CLIPPED": (low, high) != (0.0, 1.0),
-        "PRECISION": precision,
-        "BLOCK_D": block_of(D),
-        "BLOCK_E": block_of(E),
-        "num_warps": config["warps"],
-        "num_stages": config["stages"],
-    }
+    shared = attention_options(
+        kind, lengths, offsets, left, right, softcap, low, high, precision, D, E, config
+    )
     tensors = (
         dout, q, k, v, read, q if lengths is None else lengths, q if offsets is None else offsets,
     )  # fmt: skip

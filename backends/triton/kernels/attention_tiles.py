@@ -82,7 +82,7 @@ def is_whole_tile(
 
 
 @triton.jit
-def tile_scores(
+def masked_scores(
     q, k, row, column, is_whole, num_rows, end, offset, left, right, scale, softcap,
     mask_ptr, mask_row_stride, mask_column_stride,
     MASK: tl.constexpr,
@@ -91,12 +91,7 @@ def tile_scores(
     SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Returns scores by their unit [M, N], -inf where hidden, and tanh(score / softcap) before.
-
-    q is [M, D], k is [D, N], row [M, 1] and column [1, N], or all of them transposed and q and k
-    exchanged, for scores [N, M]. MASK is "none", "bool" or "float". Of a whole tile without a mask
-    nothing is hidden. Rows beyond `num_rows` are not: nobody reads them.
-    """
+    """Returns what `tile_scores` does; of a whole tile without a mask nothing is hidden."""
     s = tl.zeros([q.shape[0], k.shape[1]], tl.float32)
     s = parted_dot(q, k, s, PRECISION)
     capped = s
@@ -120,6 +115,33 @@ def tile_scores(
         shown = visible_places(row, column, end, offset, left, right, LEFT, RIGHT)
         s = tl.where(shown, s, float("-inf"))
     return s, capped
+
+
+@triton.jit
+def tile_scores(
+    q, k, row, column, first_row, first_key, num_rows, end, offset, left, right, scale, softcap,
+    mask_ptr, mask_row_stride, mask_column_stride,
+    MASK: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Returns scores by their unit [M, N], -inf where hidden, and tanh(score / softcap) before.
+
+    q is [M, D], k is [D, N], row [M, 1] and column [1, N], or all of them transposed and q and k
+    exchanged, for scores [N, M]. MASK is "none", "bool" or "float". Rows beyond `num_rows` may be
+    anything: nobody reads them.
+    """
+    rows = row.shape[0] * row.shape[1]
+    keys = column.shape[0] * column.shape[1]
+    is_whole = is_whole_tile(
+        first_row, rows, first_key, keys, end, offset, left, right, LEFT, RIGHT
+    )
+    return masked_scores(
+        q, k, row, column, is_whole, num_rows, end, offset, left, right, scale, softcap,
+        mask_ptr, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP, PRECISION,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -148,7 +170,7 @@ def visible_scores(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Returns what `tile_scores` does of any tile, in scores."""
-    s, capped = tile_scores(
+    s, capped = masked_scores(
         q, k, row, column, False, num_rows, end, offset, left, right, scale, softcap,
         mask_ptr, mask_row_stride, mask_column_stride, MASK, LEFT, RIGHT, SOFTCAP, PRECISION,
     )  # fmt: skip
@@ -170,6 +192,19 @@ def columns_tile(base, row, row_stride, column, num_rows, num_columns):
     place = base + row[None, :].to(tl.int64) * row_stride + column[:, None]
     shown = (row < num_rows)[None, :] & (column < num_columns)[:, None]
     return tl.load(place, mask=shown, other=0.0)
+
+
+@triton.jit
+def offset_and_length(
+    offsets_ptr, lengths_ptr, batch, offset, T, HAS_OFFSETS: tl.constexpr, HAS_LENGTHS: tl.constexpr
+):
+    """Returns the key position of a batch row's first query, and how many keys it has."""
+    if HAS_OFFSETS:
+        offset = tl.load(offsets_ptr + batch).to(tl.int32)
+    length = T
+    if HAS_LENGTHS:
+        length = tl.load(lengths_ptr + batch).to(tl.int32)
+    return offset, length
 
 
 @triton.jit

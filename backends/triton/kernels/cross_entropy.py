@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import exact_tanh
-from regraft.backends.triton.kernels.configs import config_for, num_processors
+from regraft.backends.triton.kernels.configs import config_for, num_processors, tile_options
 from regraft.backends.triton.kernels.operators import operator
 from regraft.backends.triton.kernels.product_tiles import add_product
 
@@ -169,11 +169,7 @@ def _launch_cross_entropy(
         x, weight, labels, sums, chosen, M, V, K, x.stride(0), weight.stride(0), span, softcap,
         SOFTCAP=softcap > 0,
         PRECISION=precision,
-        BLOCK_M=config["m"],
-        BLOCK_N=config["n"],
-        BLOCK_K=config["k"],
-        num_warps=config["warps"],
-        num_stages=config["stages"],
+        **tile_options(config),
     )  # fmt: skip
     largest = sums[..., 0].amax(0)
     log_total = torch.log((torch.exp(sums[..., 0] - largest) * sums[..., 1]).sum(0))
@@ -215,17 +211,34 @@ def reference_logit_gradient(
 
 
 def _allocate_logit_gradient(
-    x: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    sums: Tensor,
-    dloss: Tensor,
-    first: int,
-    width: int,
-    softcap: float,
-    precision: str,
-) -> Tensor:
+    x: Tensor, weight: Tensor, labels: Tensor, sums: Tensor, dloss: Tensor, first: int, width: int,
+    *others: object,
+) -> Tensor:  # fmt: skip
     return torch.empty((x.shape[0], width), dtype=x.dtype, device=x.device)
+
+
+def launch_logit_gradient(
+    x: Tensor, weight: Tensor, labels: Tensor, sums: Tensor, dloss: Tensor, first: int, width: int,
+    softcap: float, threshold: float, precision: str, kept: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Returns the gradient by the logits; notes in `kept`, where given, which tiles have one."""
+    out = _allocate_logit_gradient(x, weight, labels, sums, dloss, first, width)
+    M, K = x.shape
+    if out.numel() == 0:
+        return out
+    x, weight, labels = x.contiguous(), weight.contiguous(), labels.contiguous()
+    config = config_for("cross_entropy", x, M)
+    grid = (triton.cdiv(M, config["m"]), triton.cdiv(width, config["n"]))
+    wrap_triton(logit_gradient_kernel)[grid](
+        x, weight, labels, sums.contiguous(), dloss.contiguous(), out,
+        labels if kept is None else kept, M, weight.shape[0], K, x.stride(0), weight.stride(0),
+        first, width, softcap, threshold,
+        FILTER=kept is not None,
+        SOFTCAP=softcap > 0,
+        PRECISION=precision,
+        **tile_options(config),
+    )  # fmt: skip
+    return out
 
 
 def _launch_logit_gradient(
@@ -239,26 +252,9 @@ def _launch_logit_gradient(
     softcap: float,
     precision: str,
 ) -> Tensor:
-    out = torch.empty((x.shape[0], width), dtype=x.dtype, device=x.device)
-    M, K = x.shape
-    if out.numel() == 0:
-        return out
-    x, weight, labels = x.contiguous(), weight.contiguous(), labels.contiguous()
-    config = config_for("cross_entropy", x, M)
-    grid = (triton.cdiv(M, config["m"]), triton.cdiv(width, config["n"]))
-    wrap_triton(logit_gradient_kernel)[grid](
-        x, weight, labels, sums.contiguous(), dloss.contiguous(), out, labels, M, weight.shape[0],
-        K, x.stride(0), weight.stride(0), first, width, softcap, 0.0,
-        FILTER=False,
-        SOFTCAP=softcap > 0,
-        PRECISION=precision,
-        BLOCK_M=config["m"],
-        BLOCK_N=config["n"],
-        BLOCK_K=config["k"],
-        num_warps=config["warps"],
-        num_stages=config["stages"],
-    )  # fmt: skip
-    return out
+    return launch_logit_gradient(
+        x, weight, labels, sums, dloss, first, width, softcap, 0.0, precision, None
+    )
 
 
 logit_gradient = operator(

@@ -16,14 +16,13 @@ from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import part_and_plane
 from regraft.backends.triton.kernels.delta_scan import (
-    decay_kind,
     factors_since,
     factors_until,
-    is_parted,
     products_dtype,
     read_state,
+    scan_options,
+    state_columns,
 )
-from regraft.backends.triton.kernels.operators import block_of
 
 
 @triton.jit
@@ -54,12 +53,9 @@ def delta_read_back_kernel(
     num_chunks = tl.cdiv(T, CHUNK)
     c, d = tl.arange(0, CHUNK), tl.arange(0, BLOCK_D)
     e = part * BLOCK_E + tl.arange(0, BLOCK_E)
-    state_mask = (d < D)[:, None] & (e < E)[None, :]
-    state_at = d[:, None] * E + e[None, :]
-    state = tl.zeros([BLOCK_D, BLOCK_E], tl.float32)
-    if HAS_FINAL:
-        handed = dfinal_ptr + place * D * E + state_at
-        state += tl.load(handed, mask=state_mask, other=0.0).to(tl.float32)
+    state, state_at, state_mask = state_columns(
+        dfinal_ptr, place, d, e, D, E, HAS_FINAL, BLOCK_D, BLOCK_E
+    )
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
     k_base = k_ptr + batch * k_batch_stride + head * k_head_stride
     dout_base = dout_ptr + batch * dout_batch_stride + head * dout_head_stride
@@ -143,16 +139,7 @@ def launch_read_back(
     wrap_triton(delta_read_back_kernel)[(triton.cdiv(E, block) * B * H,)](
         q, k, dout, *given, made, after, dstate,
         *q.stride()[:3], *k.stride()[:3], *dout.stride()[:3], H, T, D, E, scale,
-        DECAY=decay_kind(decay),
-        HAS_BETA=beta is not None,
         HAS_FINAL=dfinal is not None,
-        PARTED=is_parted(q),
-        PRECISION=precision,
-        STATE_PRECISION=precision if q.dtype == torch.float32 else "tf32",
-        CHUNK=chunk,
-        BLOCK_D=block_of(D),
-        BLOCK_E=block,
-        num_warps=warps,
-        num_stages=stages,
+        **scan_options(q, decay, beta, chunk, block, warps, stages, precision),
     )  # fmt: skip
     return made, after, dstate

@@ -69,6 +69,26 @@ def factors_until(
 
 
 @triton.jit
+def state_columns(
+    given_ptr, place, d, e, D, E,
+    IS_GIVEN: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Returns columns e of the state of a head at `place` in f32, where they are, and which exist.
+
+    Zeros where none is given.
+    """
+    at = d[:, None] * E + e[None, :]
+    mask = (d < D)[:, None] & (e < E)[None, :]
+    state = tl.zeros([BLOCK_D, BLOCK_E], tl.float32)
+    if IS_GIVEN:
+        given = given_ptr + place * D * E + at
+        state += tl.load(given, mask=mask, other=0.0).to(tl.float32)
+    return state, at, mask
+
+
+@triton.jit
 def read_state(rows, state, total, PARTED: tl.constexpr, PRECISION: tl.constexpr):
     """Returns total + rows @ state.
 
@@ -120,12 +140,9 @@ def delta_scan_kernel(
     num_chunks = tl.cdiv(T, CHUNK)
     c, d = tl.arange(0, CHUNK), tl.arange(0, BLOCK_D)
     e = part * BLOCK_E + tl.arange(0, BLOCK_E)
-    state_mask = (d < D)[:, None] & (e < E)[None, :]
-    state_at = d[:, None] * E + e[None, :]
-    state = tl.zeros([BLOCK_D, BLOCK_E], tl.float32)
-    if HAS_STATE:
-        given = state_ptr + place * D * E + state_at
-        state += tl.load(given, mask=state_mask, other=0.0).to(tl.float32)
+    state, state_at, state_mask = state_columns(
+        state_ptr, place, d, e, D, E, HAS_STATE, BLOCK_D, BLOCK_E
+    )
     q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
     k_base = k_ptr + batch * k_batch_stride + head * k_head_stride
     v_base = v_ptr + batch * v_batch_stride + head * v_head_stride
@@ -209,6 +226,25 @@ def is_parted(x: Tensor) -> bool:
     return bool(x.dtype == torch.bfloat16)
 
 
+def scan_options(
+    q: Tensor, decay: Tensor | None, beta: Tensor | None, chunk: int, block: int, warps: int,
+    stages: int, precision: str,
+) -> dict[str, object]:  # fmt: skip
+    """Returns what a launch compiles a kernel of chunks for, besides what it is given."""
+    return {
+        "DECAY": decay_kind(decay),
+        "HAS_BETA": beta is not None,
+        "PARTED": is_parted(q),
+        "PRECISION": precision,
+        "STATE_PRECISION": precision if q.dtype == torch.float32 else "tf32",
+        "CHUNK": chunk,
+        "BLOCK_D": block_of(q.shape[3]),
+        "BLOCK_E": block,
+        "num_warps": warps,
+        "num_stages": stages,
+    }
+
+
 def launch_scan(
     q: Tensor, k: Tensor, v: Tensor, decay: Tensor | None, beta: Tensor | None,
     state: Tensor | None, pairs: Tensor, inverse: Tensor | None, scale: float, keep: bool,
@@ -243,17 +279,8 @@ def launch_scan(
     wrap_triton(delta_scan_kernel)[(triton.cdiv(E, block) * B * H,)](
         q, k, v, *given, out, final, states, written,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, T, D, E, scale,
-        DECAY=decay_kind(decay),
-        HAS_BETA=beta is not None,
         HAS_STATE=state is not None,
         KEEP=keep,
-        PARTED=is_parted(q),
-        PRECISION=precision,
-        STATE_PRECISION=precision if q.dtype == torch.float32 else "tf32",
-        CHUNK=chunk,
-        BLOCK_D=block_of(D),
-        BLOCK_E=block,
-        num_warps=warps,
-        num_stages=stages,
+        **scan_options(q, decay, beta, chunk, block, warps, stages, precision),
     )  # fmt: skip
     return ScanResults(out, final, states, written)

@@ -16,10 +16,12 @@ from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.cross_entropy import (
+    launch_logit_gradient,
     logit_gradient_kernel,
     reference_logit_gradient,
 )
 from regraft.backends.triton.kernels.operators import operator
+from regraft.backends.triton.kernels.product_tiles import store_tile
 
 
 @triton.jit
@@ -49,8 +51,7 @@ def filtered_product_kernel(
                 mask=(inner < depth)[:, None] & (k < K)[None, :], other=0.0,
             )  # fmt: skip
             total = tl.dot(d, other, total, input_precision=PRECISION)
-    out = out_ptr + i.to(tl.int64)[:, None] * K + k[None, :]
-    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=(i < height)[:, None] & (k < K)[None, :])
+    store_tile(out_ptr, total, i, k, height, K)
 
 
 def tile_of(x: Tensor) -> tuple[int, int]:
@@ -58,6 +59,12 @@ def tile_of(x: Tensor) -> tuple[int, int]:
     given = x.new_empty(0, dtype=torch.float32) if x.dtype == torch.float64 else x
     config = config_for("cross_entropy", given, x.shape[0])
     return config["m"], config["n"]
+
+
+def room_for_kept(x: Tensor, width: int) -> Tensor:
+    """Returns a byte, not written yet, for every tile of the gradient by `width` words."""
+    m, n = tile_of(x)
+    return torch.empty((-(-x.shape[0] // m), -(-width // n)), dtype=torch.uint8, device=x.device)
 
 
 def reference_filtered(
@@ -84,35 +91,18 @@ def _allocate_filtered(
     x: Tensor, weight: Tensor, labels: Tensor, sums: Tensor, dloss: Tensor, first: int,
     width: int, softcap: float, threshold: float, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    m, n = tile_of(x)
-    tiles = -(-x.shape[0] // m), -(-width // n)
     out = torch.empty((x.shape[0], width), dtype=x.dtype, device=x.device)
-    return out, torch.empty(tiles, dtype=torch.uint8, device=x.device)
+    return out, room_for_kept(x, width)
 
 
 def _launch_filtered(
     x: Tensor, weight: Tensor, labels: Tensor, sums: Tensor, dloss: Tensor, first: int,
     width: int, softcap: float, threshold: float, precision: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    given = (x, weight, labels, sums, dloss, first, width, softcap, threshold, precision)
-    out, kept = _allocate_filtered(*given)
-    M, K = x.shape
-    if out.numel() == 0:
-        return out, kept
-    x, weight, labels = x.contiguous(), weight.contiguous(), labels.contiguous()
-    config = config_for("cross_entropy", x, M)
-    wrap_triton(logit_gradient_kernel)[tuple(kept.shape)](
-        x, weight, labels, sums.contiguous(), dloss.contiguous(), out, kept, M, weight.shape[0],
-        K, x.stride(0), weight.stride(0), first, width, softcap, threshold,
-        FILTER=True,
-        SOFTCAP=softcap > 0,
-        PRECISION=precision,
-        BLOCK_M=config["m"],
-        BLOCK_N=config["n"],
-        BLOCK_K=config["k"],
-        num_warps=config["warps"],
-        num_stages=config["stages"],
-    )  # fmt: skip
+    kept = room_for_kept(x, width)
+    out = launch_logit_gradient(
+        x, weight, labels, sums, dloss, first, width, softcap, threshold, precision, kept
+    )
     return out, kept
 
 
