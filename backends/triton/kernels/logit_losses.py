@@ -25,6 +25,7 @@ from regraft.backends.triton.kernels.logit_loss import (
     scale_rows_kernel,
 )
 from regraft.backends.triton.kernels.operators import operator
+from regraft.backends.triton.kernels.reduced_losses import check_reduction, reduced_loss
 
 
 def _keep_logit_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -177,8 +178,7 @@ def cross_entropy(
     Raises:
         ValueError: For another reduction, or for logits whose rows are apart, in place.
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"cross_entropy: reduction `{reduction}` is not mean, sum or none")
+    check_reduction("cross_entropy", reduction)
     flat = labels.reshape(-1)
     counted = torch.where(flat == ignore_index, -1, flat)
     settings = (label_smoothing, z_loss, softcap)
@@ -194,10 +194,4 @@ def cross_entropy(
         loss = LossInPlace.apply(logits.view(-1, logits.shape[-1]), counted, factor, *settings)
         return loss.reshape(labels.shape) if reduction == "none" else loss.sum()
     loss = logit_loss(logits.reshape(-1, logits.shape[-1]), counted, *settings)[0]
-    match reduction:
-        case "none":
-            return loss.reshape(labels.shape)
-        case "sum":
-            return loss.sum()
-        case _:
-            return loss.sum() / (counted >= 0).sum()
+    return reduced_loss(loss, labels, counted, reduction)

@@ -23,6 +23,7 @@ from regraft.backends.triton.kernels.operands import (
     check_operands,
     in_autocast,
 )
+from regraft.backends.triton.kernels.reduced_losses import check_reduction, reduced_loss
 
 CHUNK = 2048
 """Words whose gradients are in memory at a time: 1.6% of the logits of 131,072.
@@ -92,8 +93,7 @@ def linear_cross_entropy(
         TypeError: Dtypes differ.
         ValueError: Sizes differ, or for another reduction.
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"linear_cross_entropy: reduction `{reduction}` is not mean, sum or none")
+    check_reduction("linear_cross_entropy", reduction)
     x, weight = in_autocast(x, weight)
     sizes = (*weight.shape[:1], *x.shape[-1:])
     check_operands("linear_cross_entropy", x=(x, None), weight=(weight, sizes))
@@ -105,10 +105,4 @@ def linear_cross_entropy(
     counted = torch.where(flat == ignore_index, -1, known)
     rows = x.reshape(-1, x.shape[-1])
     loss: Tensor = cross_entropy_forward(rows, weight, counted, softcap, filter_below, precision)[0]
-    match reduction:
-        case "none":
-            return loss.reshape(labels.shape)
-        case "sum":
-            return loss.sum()
-        case _:
-            return loss.sum() / (counted >= 0).sum()
+    return reduced_loss(loss, labels, counted, reduction)
