@@ -51,6 +51,7 @@ def logit_loss_kernel(
     x_ptr, labels_ptr, factor_ptr, loss_ptr, sums_ptr, gradient_ptr, x_stride, V, smoothing,
     z_weight, softcap,
     GRADIENT: tl.constexpr,
+    SMOOTH: tl.constexpr,
     SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
     SINGLE: tl.constexpr,
@@ -66,32 +67,39 @@ def logit_loss_kernel(
     factor = tl.load(factor_ptr).to(tl.float32)
     columns = tl.arange(0, BLOCK)
     blocks = tl.cdiv(V, BLOCK)
+    # read on its own, not found among all columns; 0 for a label that no column has
+    is_column = (label >= 0) & (label < V)
+    chosen = tl.load(x_ptr + label, mask=is_column, other=0.0).to(tl.float32)
+    if SOFTCAP:
+        chosen = exact_tanh(chosen / softcap) * softcap
+    every = 0.0
     if SINGLE:
         x, capped = logit_row(x_ptr, columns, V, softcap, SOFTCAP)
         largest = tl.max(x, axis=0)
         total = tl.sum(tl.exp(x - largest), axis=0)
-        chosen = tl.sum(tl.where(columns == label, x, 0.0), axis=0)
-        every = tl.sum(tl.where(columns < V, x, 0.0), axis=0)
+        if SMOOTH:
+            every = tl.sum(tl.where(columns < V, x, 0.0), axis=0)
     else:
+        # sums of exponentials stay apart for every column of a block, as registers allow of one
+        # sum: threads meet for the block's maximum alone
         largest = float("-inf")
-        total = 0.0
-        chosen = 0.0
-        every = 0.0
+        totals = tl.zeros([BLOCK], tl.float32)
         for block in range(0, blocks):
             column = block * BLOCK + columns
             x, _ = logit_row(x_ptr, column, V, softcap, SOFTCAP)
             found = tl.maximum(largest, tl.max(x, axis=0))
             # -inf so far: subtracting it from -inf would give NaN where zero is meant
             base = tl.where(found == float("-inf"), 0.0, found)
-            total = total * tl.exp(largest - base) + tl.sum(tl.exp(x - base), axis=0)
+            totals = totals * tl.exp(largest - base) + tl.exp(x - base)
             largest = found
-            chosen += tl.sum(tl.where(column == label, x, 0.0), axis=0)
-            every += tl.sum(tl.where(column < V, x, 0.0), axis=0)
+            if SMOOTH:
+                every += tl.sum(tl.where(column < V, x, 0.0), axis=0)
+        total = tl.sum(totals, axis=0)
     log_total = tl.log(total)
     z = largest + log_total
     # apart: their sum would have the last digits of the larger one
     loss = (largest - chosen) + log_total + z_weight * z * z
-    if smoothing > 0.0:
+    if SMOOTH:
         loss += smoothing * (chosen - every / V)
     # without a row that counts, the factor of a mean is infinite, and the loss NaN
     # the reference raises; a kernel does not wait for the labels to reach the host
@@ -148,16 +156,20 @@ def logit_loss_gradient_kernel(
 
 
 @triton.jit
-def scale_rows_kernel(x_ptr, factor_ptr, x_stride, factor_stride, V, BLOCK: tl.constexpr):
-    """Multiplies BLOCK elements of a row by its factor; of 1, nothing is read or written."""
-    tiles = tl.cdiv(V, BLOCK)
+def scale_rows_kernel(
+    x_ptr, factor_ptr, x_stride, factor_stride, V, BLOCK: tl.constexpr, STEPS: tl.constexpr
+):
+    """Multiplies STEPS blocks of a row by its factor; of 1, nothing is read or written."""
+    tiles = tl.cdiv(V, BLOCK * STEPS)
     row = (tl.program_id(0) // tiles).to(tl.int64)
+    first = tl.program_id(0) % tiles * BLOCK * STEPS
     factor = tl.load(factor_ptr + row * factor_stride).to(tl.float32)
     if factor != 1.0:
-        column = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
-        place = x_ptr + row * x_stride + column
-        x = tl.load(place, mask=column < V, other=0.0).to(tl.float32)
-        tl.store(place, (x * factor).to(x_ptr.dtype.element_ty), mask=column < V)
+        for start in range(first, min(first + BLOCK * STEPS, V), BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            place = x_ptr + row * x_stride + column
+            x = tl.load(place, mask=column < V, other=0.0).to(tl.float32)
+            tl.store(place, (x * factor).to(x_ptr.dtype.element_ty), mask=column < V)
 
 
 def row_block(config: Config, V: int, softcap: float) -> int:
@@ -215,6 +227,7 @@ def _launch_logit_loss(
         logits, labels.contiguous(), one, loss, sums, logits, logits.stride(0), V, smoothing,
         z_weight, softcap,
         GRADIENT=False,
+        SMOOTH=smoothing > 0,
         SOFTCAP=softcap > 0,
         BLOCK=block,
         SINGLE=block >= V,

@@ -25,8 +25,8 @@ def logit_loss_forms() -> Iterator[Form]:
             ):  # fmt: skip
                 for has_gradient in (False, True):
                     constants: dict[str, object] = {
-                        "GRADIENT": has_gradient, "SOFTCAP": is_capped, "BLOCK": block,
-                        "SINGLE": is_single,
+                        "GRADIENT": has_gradient, "SMOOTH": True, "SOFTCAP": is_capped,
+                        "BLOCK": block, "SINGLE": is_single,
                     }  # fmt: skip
                     way, hip = "-in-place" if has_gradient else "", {}
                     if has_gradient and not is_single:
@@ -43,6 +43,6 @@ def logit_loss_forms() -> Iterator[Form]:
                 wholes=("labels_ptr",), floats=_FLOATS,
             )  # fmt: skip
         yield Form(
-            f"scale-rows-{dtype}", scale_rows_kernel, dtype, {"BLOCK": 1024}, Bound.MEMORY, 4,
-            wide=("factor_ptr",),
+            f"scale-rows-{dtype}", scale_rows_kernel, dtype, {"BLOCK": 1024, "STEPS": 16},
+            Bound.MEMORY, 4, wide=("factor_ptr",),
         )  # fmt: skip

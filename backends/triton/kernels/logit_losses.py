@@ -27,6 +27,9 @@ from regraft.backends.triton.kernels.logit_loss import (
 from regraft.backends.triton.kernels.operators import operator
 from regraft.backends.triton.kernels.reduced_losses import check_reduction, reduced_loss
 
+SCALED_BLOCKS = 16
+"""Blocks that a program scales: of a factor of 1, which is usual, as many fewer programs start."""
+
 
 def _keep_logit_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     logits, labels, *settings = inputs
@@ -83,6 +86,7 @@ def _launch_loss_in_place(
         logits, labels.contiguous(), factor, loss, sums, logits, logits.stride(0), V, smoothing,
         z_weight, softcap,
         GRADIENT=True,
+        SMOOTH=smoothing > 0,
         SOFTCAP=softcap > 0,
         BLOCK=block,
         SINGLE=block >= V,
@@ -115,9 +119,10 @@ def _launch_scale_rows(x: Tensor, factor: Tensor) -> None:
     if x.numel() == 0:
         return
     config = config_for("gated", x, V)
-    wrap_triton(scale_rows_kernel)[(M * triton.cdiv(V, config["block"]),)](
+    wrap_triton(scale_rows_kernel)[(M * triton.cdiv(V, config["block"] * SCALED_BLOCKS),)](
         x, factor, x.stride(0), factor.stride(0), V,
         BLOCK=config["block"],
+        STEPS=SCALED_BLOCKS,
         num_warps=config["warps"],
     )  # fmt: skip
 
