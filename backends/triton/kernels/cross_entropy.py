@@ -19,7 +19,7 @@ from torch.library import wrap_triton
 from regraft.backends.triton.kernels.attention_tiles import exact_tanh
 from regraft.backends.triton.kernels.configs import config_for, num_processors, tile_options
 from regraft.backends.triton.kernels.operators import operator
-from regraft.backends.triton.kernels.product_tiles import add_product
+from regraft.backends.triton.kernels.product_tiles import add_product, tile_in_order
 
 
 @triton.jit
@@ -53,14 +53,17 @@ def cross_entropy_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """Writes maximum and sum of a span of words for BLOCK_M rows, and the label's logit."""
     # f64 where PyTorch's compiler launches
     softcap = tl.cast(softcap, tl.float32)
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    part, split = tile_in_order(tl.cdiv(M, BLOCK_M), tl.cdiv(V, span), GROUP)
+    row = part * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
-    first = tl.program_id(1) * span
-    label = tl.load(labels_ptr + row, mask=row < M, other=-1)
+    first = split * span
+    # i32: comparing i64 would take twice the registers
+    label = tl.load(labels_ptr + row, mask=row < M, other=-1).to(tl.int32)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     for start in range(first, min(V, first + span), BLOCK_N):
@@ -69,16 +72,15 @@ def cross_entropy_kernel(
             x_ptr, weight_ptr, row, word, M, V, K, x_stride, weight_stride, softcap, SOFTCAP,
             PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        is_label = word[None, :] == label[:, None]
-        is_here = tl.max(is_label.to(tl.int32), axis=1) > 0
-        chosen = tl.sum(tl.where(is_label, logits, 0.0), axis=1)
+        is_here = (label >= start) & (label < start + BLOCK_N)
+        chosen = tl.sum(tl.where(word[None, :] == label[:, None], logits, 0.0), axis=1)
         tl.store(chosen_ptr + row, chosen, mask=is_here & (row < M))
         logits = tl.where((word < V)[None, :], logits, float("-inf"))
         found = tl.maximum(largest, tl.max(logits, axis=1))
         total = total * tl.exp(largest - found)
         total += tl.sum(tl.exp(logits - found[:, None]), axis=1)
         largest = found
-    place = tl.program_id(1).to(tl.int64) * M + row
+    place = split.to(tl.int64) * M + row
     tl.store(sums_ptr + 2 * place, largest, mask=row < M)
     tl.store(sums_ptr + 2 * place + 1, total, mask=row < M)
 
@@ -93,19 +95,22 @@ def logit_gradient_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
     """Writes (softmax - one at the label) * dloss for a tile of rows and words of a chunk."""
     # f64 where PyTorch's compiler launches
     softcap = tl.cast(softcap, tl.float32)
     threshold = tl.cast(threshold, tl.float32)
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tiles = tl.cdiv(width, BLOCK_N)
+    part, tile = tile_in_order(tl.cdiv(M, BLOCK_M), tiles, GROUP)
+    row = part * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     word = first_word + column
     logits, capped = logit_tile(
         x_ptr, weight_ptr, row, word, M, V, K, x_stride, weight_stride, softcap, SOFTCAP,
         PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    label = tl.load(labels_ptr + row, mask=row < M, other=-1)
+    label = tl.load(labels_ptr + row, mask=row < M, other=-1).to(tl.int32)
     largest = tl.load(sums_ptr + 2 * row, mask=row < M, other=0.0)
     log_total = tl.load(sums_ptr + 2 * row + 1, mask=row < M, other=0.0)
     dloss = tl.load(dloss_ptr + row, mask=row < M, other=0.0).to(tl.float32)
@@ -115,8 +120,7 @@ def logit_gradient_kernel(
     mask = (row < M)[:, None] & (column < width)[None, :]
     if FILTER:
         is_kept = tl.max(tl.max(tl.where(mask, tl.abs(d), 0.0), axis=1), axis=0) >= threshold
-        tiles = tl.num_programs(1)
-        tl.store(kept_ptr + tl.program_id(0) * tiles + tl.program_id(1), is_kept.to(tl.uint8))
+        tl.store(kept_ptr + part * tiles + tile, is_kept.to(tl.uint8))
         d = tl.where(is_kept, d, 0.0)
     d = d * dloss[:, None]
     if SOFTCAP:
@@ -158,17 +162,19 @@ def _launch_cross_entropy(
         return loss, torch.empty((0, 2), dtype=torch.float32, device=x.device)
     x, weight, labels = x.contiguous(), weight.contiguous(), labels.contiguous()
     config = config_for("cross_entropy", x, M)
-    tiles = triton.cdiv(V, config["n"])
-    wanted = triton.cdiv(num_processors(x.device) * 2, triton.cdiv(M, config["m"]))
+    parts, tiles = triton.cdiv(M, config["m"]), triton.cdiv(V, config["n"])
+    # many more programs than run at once: the last ones to run leave little of the GPU idle
+    wanted = triton.cdiv(num_processors(x.device) * 16, parts)
     span = triton.cdiv(tiles, max(1, min(tiles, wanted))) * config["n"]
     splits = triton.cdiv(V, span)
     sums = torch.empty((splits, M, 2), dtype=torch.float32, device=x.device)
     # labels that do not count leave it as it is
     chosen = torch.zeros(M, dtype=torch.float32, device=x.device)
-    wrap_triton(cross_entropy_kernel)[(triton.cdiv(M, config["m"]), splits)](
+    wrap_triton(cross_entropy_kernel)[(parts * splits,)](
         x, weight, labels, sums, chosen, M, V, K, x.stride(0), weight.stride(0), span, softcap,
         SOFTCAP=softcap > 0,
         PRECISION=precision,
+        GROUP=config["group"],
         **tile_options(config),
     )  # fmt: skip
     largest = sums[..., 0].amax(0)
@@ -228,7 +234,7 @@ def launch_logit_gradient(
         return out
     x, weight, labels = x.contiguous(), weight.contiguous(), labels.contiguous()
     config = config_for("cross_entropy", x, M)
-    grid = (triton.cdiv(M, config["m"]), triton.cdiv(width, config["n"]))
+    grid = (triton.cdiv(M, config["m"]) * triton.cdiv(width, config["n"]),)
     wrap_triton(logit_gradient_kernel)[grid](
         x, weight, labels, sums.contiguous(), dloss.contiguous(), out,
         labels if kept is None else kept, M, weight.shape[0], K, x.stride(0), weight.stride(0),
@@ -236,6 +242,7 @@ def launch_logit_gradient(
         FILTER=kept is not None,
         SOFTCAP=softcap > 0,
         PRECISION=precision,
+        GROUP=config["group"],
         **tile_options(config),
     )  # fmt: skip
     return out

@@ -207,15 +207,15 @@ def _decode_forms() -> Iterator[Form]:
 
 
 def _cross_entropy_forms() -> Iterator[Form]:
-    for dtype, m, k, warps in (("bf16", 128, 64, 8), ("fp32", 64, 32, 4)):
+    for dtype, m, n, k, warps in (("bf16", 128, 128, 64, 8), ("fp32", 64, 32, 32, 4)):
         constants: dict[str, object] = {
             "SOFTCAP": True, "PRECISION": "tf32" if dtype == "fp32" else "ieee",
-            "BLOCK_M": m, "BLOCK_N": m // 2, "BLOCK_K": k,
+            "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
         }  # fmt: skip
         for name, kernel, own in (
-            ("cross-entropy", cross_entropy_kernel, {}),
-            ("logit-gradient", logit_gradient_kernel, {"FILTER": False}),
-            ("filtered-logit-gradient", logit_gradient_kernel, {"FILTER": True}),
+            ("cross-entropy", cross_entropy_kernel, {"GROUP": 16}),
+            ("logit-gradient", logit_gradient_kernel, {"GROUP": 16, "FILTER": False}),
+            ("filtered-logit-gradient", logit_gradient_kernel, {"GROUP": 16, "FILTER": True}),
         ):
             yield Form(
                 f"{name}-{dtype}", kernel, dtype, {**constants, **own}, Bound.MATMUL, warps,
@@ -224,7 +224,7 @@ def _cross_entropy_forms() -> Iterator[Form]:
                 unaligned=(*COUNTS, "V", "first_word", "width"),
             )  # fmt: skip
         tile = {name: constants[name] for name in ("PRECISION", "BLOCK_K")}
-        for name, i, j, stride in (("rows", m, m // 2, "d_j"), ("words", m // 2, m, "d_i")):
+        for name, i, j, stride in (("rows", m, n, "d_j"), ("words", n, m, "d_i")):
             sizes: dict[str, object] = {"BLOCK_I": i, "BLOCK_J": j, f"{stride}_stride": 1}
             yield Form(
                 f"filtered-product-{name}-{dtype}", filtered_product_kernel, dtype,

@@ -7,18 +7,21 @@ import triton.language as tl
 
 
 @triton.jit
-def place_of_tile(num_rows, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
-    """Returns the rows and the columns of the result that a program computes.
-
-    Programs go through groups of rows, so that neighbours share what the cache holds.
-    """
-    tiles_n = tl.cdiv(N, BLOCK_N)
+def tile_in_order(tiles_m, tiles_n, GROUP: tl.constexpr):
+    """Returns which tile of a product a program has: those at work share what the cache holds."""
     per_group = GROUP * tiles_n
-    first_m = tl.program_id(0) // per_group * GROUP
-    height = min(tl.cdiv(num_rows, BLOCK_M) - first_m, GROUP)
+    group = tl.program_id(0) // per_group
+    height = min(tiles_m - group * GROUP, GROUP)
     within = tl.program_id(0) % per_group
-    m = (first_m + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (within // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return group * GROUP + within % height, within // height
+
+
+@triton.jit
+def place_of_tile(num_rows, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr):
+    """Returns the rows and the columns of the result that a program computes."""
+    tile_m, tile_n = tile_in_order(tl.cdiv(num_rows, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     return m, n
 
 
