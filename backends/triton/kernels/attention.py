@@ -60,7 +60,7 @@ def attention_kernel(
     softcap = tl.cast(softcap, tl.float32)
     low = tl.cast(low, tl.float32)
     high = tl.cast(high, tl.float32)
-    part, plane = part_and_plane(tl.cdiv(S, BLOCK_M))
+    part, plane = part_and_plane(tl.cdiv(S, BLOCK_M), RIGHT)
     batch = (plane // H).to(tl.int64)
     head = (plane % H).to(tl.int64)
     first_row = part * BLOCK_M

@@ -28,12 +28,16 @@ def exact_tanh(x):
 
 
 @triton.jit
-def part_and_plane(parts):
+def part_and_plane(parts, LAST_FIRST: tl.constexpr = False):
     """Returns which of `parts` tiles a program has, and of which head of which batch row.
 
-    On one axis of the grid: others end at 65,535.
+    On one axis of the grid: others end at 65,535. With LAST_FIRST a head's last tile starts first:
+    where later rows see more keys it takes longest, and would be waited for at the end.
     """
-    return tl.program_id(0) % parts, tl.program_id(0) // parts
+    part = tl.program_id(0) % parts
+    if LAST_FIRST:
+        part = parts - 1 - part
+    return part, tl.program_id(0) // parts
 
 
 @triton.jit
