@@ -97,10 +97,11 @@ def _norm_forms() -> Iterator[Form]:
             "ROWS": rows,
             "BLOCK": block,
             "SINGLE": single,
+            "STAGES": 3 if single else 1,
         }
         yield Form(
             f"norm-backward-{label}", row_norm_backward_kernel, "bf16", constants, Bound.MEMORY,
-            warps, wide=wide,
+            warps, wide=wide, hip={"STAGES": 1},
         )  # fmt: skip
     columns = {"CENTER": True, "HAS_BIAS": True, "ROWS": 32, "COLUMNS": 64}
     yield Form(

@@ -44,6 +44,7 @@ def row_norm_backward_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     SINGLE: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Writes dt of tiles of rows and, when SINGLE, this program's share of dweight and dbias."""
     columns = tl.arange(0, BLOCK)[None, :]
@@ -52,7 +53,9 @@ def row_norm_backward_kernel(
         w = tl.load(weight_ptr + columns, mask=columns < N, other=0.0).to(tl.float32)
         dweight = tl.zeros([ROWS, BLOCK], tl.float32)
         dbias = tl.zeros([ROWS, BLOCK], tl.float32)
-    for tile in range(program, tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
+    # stages are stated: a loop without products has its loads ahead only where it says so
+    tiles = tl.cdiv(num_rows, ROWS)
+    for tile in tl.range(program, tiles, tl.num_programs(0), num_stages=STAGES):
         rows = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
         row = rows[:, None]
         row_mask = row < num_rows
@@ -250,6 +253,7 @@ def _launch_row_norm_backward(
         ROWS=config["rows"],
         BLOCK=block,
         SINGLE=block >= N,
+        STAGES=config["stages"] if block >= N else 1,
         num_warps=config["warps"],
     )
     if block < N:
