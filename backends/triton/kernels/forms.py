@@ -236,7 +236,7 @@ def _cross_entropy_forms() -> Iterator[Form]:
 
 def _linear_forms() -> Iterator[Form]:
     for label, dtype, activation, m, n, k, warps, stages in (
-        ("few-rows", "bf16", "none", 16, 64, 64, 4, 4),
+        ("few-rows", "bf16", "none", 16, 32, 128, 4, 4),
         ("large", "bf16", "gelu_tanh", 128, 128, 64, 8, 3),
         ("large", "fp16", "silu", 128, 128, 64, 8, 3),
         ("large", "fp32", "gelu", 64, 64, 32, 4, 3),
