@@ -248,12 +248,15 @@ class GradientWriter:
         names = ", ".join(out.name for out in self.outs)
         first = self.outs[0].operand.name
         lines = self._head("_launch")
-        call = _wrapped(f"{names} = _allocate_{PLACE}_gradient(", self._arguments(), ")")
+        is_one = len(self.outs) == 1
+        made = names if is_one else "made"
+        call = _wrapped(f"{made} = _allocate_{PLACE}_gradient(", self._arguments(), ")")
         lines += [f"    {line}" for line in call]
+        lines += [] if is_one else [f"    {names} = made"]
         lines.append(f"    shape = {self.shape}")
         last = len(self.space) - self.columns
         lines.append(f"    num_rows, N = size_between(shape, 0, {last}), {self.width}")
-        zeros = ", ".join(f"{out.name}.zero_()" for out in self.outs)
+        zeros = f"{names}.zero_()" if is_one else "tuple(x.zero_() for x in made)"
         lines += ["    if num_rows * N == 0:", f"        return {zeros}"]
         if self.groups:
             lines += [f"    {line}" for line in self._launch_of_groups()]

@@ -15,8 +15,10 @@ _SHARED = (configs.__name__, operators.__name__)
 _CONFIG_FOR = configs.config_for.__name__
 _TABLE = configs.read_table.__name__
 GENERATED = "generated"
-_ABOUT_GENERATED = """Kernels that were generated for this model: chains of element-wise operators
-and reductions over the last axis. Comments name operators and where the model has them."""
+_ABOUT_GENERATED = """Kernels that were generated for this model: chains of
+element-wise operators and reductions over the last axis, some with a product in their middle.
+Comments name each operator and where the model has it; of a kernel that is called several times,
+where its first call is."""
 _OF_GENERATED = (
     ("typing", "Any"), ("", "torch"), ("", "triton"), ("", "triton.language as tl"),
     ("torch", "Tensor"), ("torch.library", "wrap_triton"),
@@ -135,6 +137,7 @@ class KernelSource:
                 about = _comment(_ABOUT_GENERATED if known is None else known.docstring)
             block = about + (self._table_text() if key == _TABLE else self._texts[key])
             gap = "\n" if is_short and "\n" not in block else "\n\n\n"
+            gap = "\n\n" if about and len(introduced) == 1 else gap  # behind the imports
             text += gap + block
             is_short = "\n" not in block.removeprefix(about)
         return text + "\n"

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 import regraft
 from benchmarks.fixtures import vision_ops
 from tests.backends.triton.harness import interpreted
-from tests.backends.triton.test_package import TOKENS, WIDTH, Decoder, imported, trained
+from tests.backends.triton.test_package import (
+    TOKENS,
+    WIDTH,
+    Decoder,
+    imported,
+    trained,
+    unbroken,
+)
 
 # numpy's, of lanes that are masked; checks of conversions run in threads
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -114,7 +121,7 @@ def quantized(net, args, folder, options):
         regraft.convert(net, folder, args=args, target="triton", check="off",
                         passes=f"canonicalize,fuse,quantize{{{options}}}")  # fmt: skip
         assert imported(folder, "selftest").main(["--device", "cpu"]) == 0
-    return (folder / "model.py").read_text()
+    return unbroken((folder / "model.py").read_text())
 
 
 @pytest.mark.parametrize("options", QUANTIZED)

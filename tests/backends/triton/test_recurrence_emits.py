@@ -16,7 +16,7 @@ from regraft.ir.ops.linear_attention import linear_attention
 from regraft.ir.types import DType, TensorType
 from tests.backends.triton.harness import check, interpreted
 from tests.backends.triton.test_attention import normal
-from tests.backends.triton.test_package import imported
+from tests.backends.triton.test_package import imported, unbroken
 
 SHAPES = {"q": (1, 2, 5, 4), "k": (1, 2, 5, 4), "v": (1, 2, 5, 3), "decay": (1, 2, 5, 1),
           "gates": (1, 2, 5, 4), "beta": (1, 2, 5, 1)}  # fmt: skip
@@ -31,7 +31,7 @@ def package_of(folder, *operands, dtype=DType.F32, **attrs):
     folder.mkdir()
     save_package(Module(graph, "recurrence"), folder)
     made = json.loads((folder / "partition.json").read_text())
-    return (folder / "model.py").read_text(), made["kept"]
+    return unbroken((folder / "model.py").read_text()), made["kept"]
 
 
 @pytest.mark.parametrize("name", ["relu", "elu", "exp", "softmax", "hedgehog"])
