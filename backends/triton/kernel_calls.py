@@ -7,6 +7,7 @@ from typing import Any
 
 from regraft.backends.torch.emitter import EmitContext, EmitTable, Emitted
 from regraft.backends.triton.generated_kernels import GeneratedKernels
+from regraft.backends.triton.node_places import place_of
 from regraft.ir.graph import Value
 from regraft.ir.types import DType
 
@@ -39,8 +40,8 @@ class KernelCalls:
 
     def note(self, e: EmitContext, reason: str) -> None:
         """Notes why a node, or a part of it, stays PyTorch's."""
-        where = ", ".join(part for part in e.node.loc[:2] if part)
-        self.kept.append({"operator": e.node.op.name, "at": where, "reason": reason})
+        found = {"operator": e.node.op.name, "at": place_of(e.node), "reason": reason}
+        self.kept.append(found)
 
 
 def before(table: EmitTable, e: EmitContext) -> Emitted:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from regraft.backends.triton.kernel_emits import is_step, is_tiled_attention, unified_attention
+from regraft.backends.triton.node_places import place_of
 from regraft.ir.builder import Builder
 from regraft.ir.dims import bind
 from regraft.ir.evaluate import bind_inputs
@@ -47,7 +48,7 @@ class UnifiedMaximum:
     """What samples say of the scores of one attention.
 
     Args:
-        node: Name of its result.
+        node: Where the model has it, as `place_of` says.
         phi: The unified maximum; 0 where none is used.
         least: Least difference from it that is not computed again.
         most: Greatest one.
@@ -122,13 +123,14 @@ def unified_maxima(
         activations: Gives queries and keys.
     """
     nodes = steps_of(module)
+    places = _names(nodes)
     if not nodes or not samples:
-        return [UnifiedMaximum(_name(node), reason="there are no samples") for node in nodes]
+        return [UnifiedMaximum(places[node], reason="there are no samples") for node in nodes]
     names = [str(value.name) for value in module.graph.inputs]
     lacking = [name for name in names if any(name not in sample for sample in samples)]
     if lacking:
         reason = f"samples have no `{lacking[0]}`, which a pass added"
-        return [UnifiedMaximum(_name(node), reason=reason) for node in nodes]
+        return [UnifiedMaximum(places[node], reason=reason) for node in nodes]
     given = [{name: sample[name] for name in names} for sample in samples]
     seen = {node: _Seen() for node in nodes}
     unplaced: set[Node] = set()
@@ -144,15 +146,19 @@ def unified_maxima(
             for maxima in span_maxima(node.attrs, arrays, offset):
                 seen[node].add(maxima)
     return [
-        UnifiedMaximum(_name(node), reason="its positions are known at run time alone")
+        UnifiedMaximum(places[node], reason="its positions are known at run time alone")
         if node in unplaced
-        else placed(_name(node), seen[node], node.inputs[0])
+        else placed(places[node], seen[node], node.inputs[0])
         for node in nodes
     ]
 
 
-def _name(node: Node) -> str:
-    return str(node.output.name or node.output)
+def _names(nodes: Sequence[Node]) -> dict[Node, str]:
+    """Returns where the model has each attention; of one without a place, its name or number."""
+    return {
+        node: place_of(node) or node.output.name or f"attention {idx}"
+        for idx, node in enumerate(nodes)
+    }
 
 
 def _operands(node: Node) -> dict[str, Value]:

@@ -1,6 +1,8 @@
 """Unified maxima of packages: where samples put them, what falls back, what is left alone."""
 
+import inspect
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -167,7 +169,10 @@ def test_a_package_uses_a_calibrated_maximum_and_falls_back_exactly(tmp_path):
         for scale in (0.5, 1, 2)
     ]
     text, rows = written(tmp_path / "calibrated", samples)
-    assert ", unified=(" in text
+    assert "unified=(" in text
+    lines, first = inspect.getsourcelines(Step.forward)
+    called = next(i for i, line in enumerate(lines) if "scaled_dot_product_attention" in line)
+    assert rows[0]["attention"] == f"{Path(__file__).name}:{first + called}"
     assert rows[0]["outside"] == 0
     assert rows[0]["spans"] == 3 * 2 * 2  # samples, spans, heads
     assert rows[0]["range"] == [-60.0, 60.0]
