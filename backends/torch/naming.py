@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from regraft.ir.constants import literal, weight
 from regraft.ir.graph import Value
 
 _NO_WORD = re.compile(r"\W+", re.ASCII)
@@ -58,12 +59,23 @@ def variable_hint(value: Value) -> str:
             return identifier(fallback.rstrip("_"))
     if "::" in text:  # numbered by an exporter
         return identifier(fallback)
+    if value.producer is not None and value.producer.op in (weight, literal) and "." in text:
+        return _hint_of_tensor(text)
     text = _RULE_SUFFIX.sub("", text)
     text = _AUTOMATIC.sub("", _AUTOMATIC.sub("", text))
     text = identifier(_CAMEL.sub("_", text).rpartition(".")[2]).lower().lstrip("_")
     if not text or text.isdigit() or len(text) > _MAX_HINT:
         return identifier(fallback)
     return identifier(text)
+
+
+def _hint_of_tensor(name: str) -> str:
+    """Returns what a stored tensor is of which part: `ln_1_weight` of `h.0.ln_1.weight`."""
+    parts = [identifier(_CAMEL.sub("_", part)).lower() for part in name.split(".")]
+    words = [part.strip("_") for part in parts if not part.strip("_").isdigit()][-2:]
+    return next(
+        (text for text in ("_".join(words), *words[-1:]) if 0 < len(text) <= _MAX_HINT), "weight"
+    )
 
 
 class Variables:

@@ -20,8 +20,8 @@ from regraft.backends.triton.chain_steps import (
     Operand,
     Step,
     Taped,
-    comment_of,
 )
+from regraft.backends.triton.node_places import comment_of
 from regraft.backends.triton.region_nodes import REDUCTIONS
 from regraft.backends.triton.regions import Region
 from regraft.ir.graph import Node, Value
@@ -125,7 +125,7 @@ class _Reverse:
         g = self.total(taped.result)
         rule = _rule_of(taped.node)
         if g is not None and rule is not None:
-            self._comment = f"gradient of {comment_of(taped.node)}"[:88]
+            self._comment = f"gradient of {comment_of(taped.node)}"
             rule(self, taped, g)
 
     def total(self, name: str) -> str | None:
@@ -216,8 +216,8 @@ def _of_softmax(r: _Reverse, taped: Taped, g: str) -> None:
         product = r.summed("product", f"{g} * {y}")
         r.add(x, f"{y} * ({g} - {product})", x)
         return
-    whole = r.summed("whole", g)
-    r.add(x, f"{g} - tl.exp({y}) * {whole}", x)
+    row_sum = r.summed("row_sum", g)
+    r.add(x, f"{g} - tl.exp({y}) * {row_sum}", x)
 
 
 def _of_norm(r: _Reverse, taped: Taped, g: str) -> None:
@@ -229,7 +229,7 @@ def _of_norm(r: _Reverse, taped: Taped, g: str) -> None:
     centered = taped.steps[1].name if is_centered else x
     rstd = r.mapped("rstd", f"1.0 / tl.sqrt({squares.name} / {width} + {eps!r})")
     n = r.mapped("normal", f"{centered} * {rstd}")
-    h = r.mapped("h", f"{g} * {gain}")
+    h = r.mapped("d_normal", f"{g} * {gain}")
     slope = r.summed("slope", f"{h} * {n}")
     text = f"{h} - {n} * ({slope} / {width})"
     if is_centered:

@@ -26,6 +26,8 @@ from regraft.ir.types import DType
 
 _MAX_WORDS = 4
 _IMAGE_RANKS = (4, 5)
+BY_PYTORCH = "by PyTorch's own operators"
+"""How references compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,14 @@ def stem_of(words: Sequence[str]) -> str:
     if len(short) <= _MAX_WORDS:
         return "_".join(short)
     return f"{'_'.join(short[: _MAX_WORDS - 1])}_and_{len(short) - _MAX_WORDS + 1}"
+
+
+def returning(lines: Sequence[str], results: Sequence[str]) -> list[str]:
+    """Returns the lines of a body that returns results, the last of which it need not name."""
+    start = f"{results[0]} = "
+    if len(results) == 1 and lines[-1].startswith(start):
+        return [*lines[:-1], f"return {lines[-1].removeprefix(start)}"]
+    return [*lines, f"return {', '.join(results)}"]
 
 
 def kernel_text(region: Region, *, is_part: bool = False) -> KernelText:
@@ -101,7 +111,8 @@ def kernel_text(region: Region, *, is_part: bool = False) -> KernelText:
     shared = ("operator", "config_for", *needed, "block_of")
     rows: tuple[str, ...] = ("rows_together",) if is_flat else ("rows_of",)
     if writer.like is not None:
-        rows = ("in_layout_of", "layout_of", "elements_below")
+        rows = ("in_layout_of", "layout_of")
+        rows += ("elements_below",) if "elements_below(" in text else ()
     if region.groups:
         rows = ()
     is_sized = region.columns > 1 or any(map(is_placed, lowered.operands))
@@ -155,9 +166,9 @@ class _OperatorWriter:
     def reference(self) -> list[str]:
         """Returns the lines of the reference."""
         lines = [f"def reference_{PLACE}({self._signature()}) -> {self._returned()}:"]
-        lines.append(f'    """Returns {", ".join(self.results)} as PyTorch computes it."""')
-        lines += [f"    {line}" for line in self.lowered.reference]
-        return [*lines, f"    return {', '.join(self.results)}"]
+        lines.append(f'    """Returns what `{PLACE}_kernel` writes, {BY_PYTORCH}."""')
+        lines += [f"    {line}" for line in returning(self.lowered.reference, self.lowered.results)]
+        return lines
 
     def shape(self) -> str:
         """Returns the expression of the space's sizes."""

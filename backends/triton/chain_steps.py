@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from regraft.backends.torch.naming import identifier, variable_hint
+from regraft.backends.torch.naming import variable_hint
 from regraft.backends.triton.chain_forms import (
     FLOATS,
     TORCH_FLOATS,
@@ -19,7 +19,9 @@ from regraft.backends.triton.chain_forms import (
     number_text,
     operands_of,
 )
+from regraft.backends.triton.chain_names import RESERVED, roles_of, variable_of
 from regraft.backends.triton.channel_groups import affine_shape
+from regraft.backends.triton.node_places import comment_of
 from regraft.backends.triton.region_nodes import REDUCTIONS, is_dropped, reduced_of
 from regraft.backends.triton.regions import Region
 from regraft.ir.graph import Node, Value
@@ -27,15 +29,6 @@ from regraft.ir.ops import norm, response_norm, softmax
 from regraft.ir.ops.logical import where
 from regraft.ir.ops.repeating import expand
 from regraft.ir.types import DType
-
-RESERVED = frozenset({
-    "row", "rows", "columns", "column", "mask", "start", "shape", "tl", "torch", "triton",
-    "num_rows", "N", "config", "block", "grid", "operands", "tiles", "base", "found", "exact_tanh",
-    "normal_cdf", "tanh_gate", "rows_of", "rows_together", "size_between", "height", "operator",
-    "block_of", "config_for", "ctx", "gradients", "m", "n", "total", "tile", "programs", "summed",
-    "share", "most", "num_processors", "gradients_by_kernel", "layout_of", "in_layout_of",
-    "elements_below", "channel", "channels", "plane", "groups", "first", "begin", "place",
-})  # fmt: skip
 
 
 class Kind(enum.Enum):
@@ -157,12 +150,6 @@ def operand_of(value: Value, name: str, region: Region) -> Operand:
     return Operand(name, value, is_wide, tuple(runs), is_every, is_per_channel)
 
 
-def comment_of(node: Node) -> str:
-    """Returns the operator of a node and where it comes from."""
-    where = ", ".join(part for part in node.loc[:2] if part)
-    return f"{node.op.name}{': ' + where if where else ''}"[:88]
-
-
 class Lowering:
     """Writes the steps of one region.
 
@@ -202,10 +189,11 @@ class Lowering:
         for value, name in (given or {}).items():
             self._names[value] = self._take(name)
             self.tiles[name], self._depths[name] = True, 0
+        roles = roles_of(region.nodes)
         for value in region.inputs:
             if value in self._names:
                 continue
-            hint = (called or {}).get(value) or variable_hint(value)
+            hint = (called or {}).get(value) or roles.get(value) or variable_hint(value)
             operand = operand_of(value, self._take(hint), region)
             self.operands.append(operand)
             self._names[value] = operand.name
@@ -237,7 +225,7 @@ class Lowering:
         return operand
 
     def _take(self, hint: str) -> str:
-        hint = identifier(hint).lower()
+        hint = variable_of(hint)
         name, number = hint, 1
         while name in self._taken:
             number += 1
@@ -330,7 +318,7 @@ def _reduction(s: Lowering, node: Node) -> tuple[str, str]:
         case "reduce_sum":
             return s.reduced(hint, Kind.SUM, x, x, comment=note), f"{x}.sum({how})"
         case "reduce_mean":
-            total = s.reduced("whole", Kind.SUM, x, x, comment=note)
+            total = s.reduced("row_sum", Kind.SUM, x, x, comment=note)
             return s.mapped(hint, f"{total} / {s.width}", total), f"{x}.mean({how})"
         case "reduce_max":
             return s.reduced(hint, Kind.MAX, x, x, comment=note), f"{x}.amax({how})"
@@ -343,7 +331,7 @@ def _reduction(s: Lowering, node: Node) -> tuple[str, str]:
             name = s.reduced(hint, Kind.SUM, f"tl.abs({x})", x, comment=note)
             return name, f"{x}.abs().sum({how})"
         case _:
-            total = s.reduced("squares", Kind.SUM, f"{x} * {x}", x, comment=note)
+            total = s.reduced("square_sum", Kind.SUM, f"{x} * {x}", x, comment=note)
             name = s.mapped(hint, f"tl.sqrt({total})", total)
             return name, f"torch.linalg.vector_norm({x}, 2, {how})"
 
@@ -364,12 +352,13 @@ def _normal(s: Lowering, node: Node) -> tuple[str, str]:
     x, note, eps = s.operand(node, 0), comment_of(node), float(node.attrs["epsilon"])
     gains = [s.operand(node, idx) for idx in range(1, len(node.inputs)) if node.inputs[idx]]
     if node.op is not norm.rms_norm:
-        total = s.reduced("whole", Kind.SUM, x, x, comment=note)
+        name = "row_sum" if node.op is norm.layer_norm else "group_sum"
+        total = s.reduced(name, Kind.SUM, x, x, comment=note)
         centered = s.mapped("centered", f"{x} - {total} / {s.width}", x, total)
     else:
         centered, total = x, note
     squares = s.reduced(
-        "squares", Kind.SUM, f"{centered} * {centered}", centered,
+        "square_sum", Kind.SUM, f"{centered} * {centered}", centered,
         comment=note if node.op is norm.rms_norm else "",
     )  # fmt: skip
     text = f"{centered} / tl.sqrt({squares} / {s.width} + {eps!r})"
@@ -384,7 +373,7 @@ def _normal(s: Lowering, node: Node) -> tuple[str, str]:
 
 def _unit(s: Lowering, node: Node) -> tuple[str, str]:
     x = s.operand(node, 0)
-    squares = s.reduced("squares", Kind.SUM, f"{x} * {x}", x, comment=comment_of(node))
+    squares = s.reduced("square_sum", Kind.SUM, f"{x} * {x}", x, comment=comment_of(node))
     text = f"tl.where({squares} > 0.0, {x} / tl.sqrt({squares}), 0.0)"
     name = s.mapped(variable_hint(node.output), text, x, squares)
     least = 1e-7 if node.output.dtype is DType.F16 else 1e-37

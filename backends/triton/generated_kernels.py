@@ -12,7 +12,6 @@ from regraft.backends.torch.graph_emitter import GraphEmitter
 from regraft.backends.torch.naming import variable_hint
 from regraft.backends.triton.chain_kernel import PLACE
 from regraft.backends.triton.chain_source import KernelText, kernel_text
-from regraft.backends.triton.chain_steps import comment_of
 from regraft.backends.triton.kernels import (
     attention_tiles,
     configs,
@@ -23,10 +22,12 @@ from regraft.backends.triton.kernels import (
     product_gradients,
     product_tiles,
 )
+from regraft.backends.triton.node_places import comment_of
 from regraft.backends.triton.product_regions import ProductRegion, Products, Refusal
 from regraft.backends.triton.product_source import product_text
 from regraft.backends.triton.regions import Partition, Region
 from regraft.ir.graph import Node
+from regraft.ir.types import TensorType
 
 LIBRARY = frozenset({"add_layer_norm", "add_rms_norm"})
 """Functions written by hand whose names are those of operators in order."""
@@ -176,8 +177,8 @@ class GeneratedKernels:
                 "shape": [str(dim) for dim in kernel.regions[0].space],
                 "gradient": kernel.text.gradient,
                 "saved_bytes": sum(region.saved_bytes for region in kernel.regions),
-                "estimated_s": sum(region.seconds for region in kernel.regions),
-                "separate_s": sum(region.separate_seconds for region in kernel.regions),
+                "estimated_s": _seconds(sum(region.seconds for region in kernel.regions)),
+                "separate_s": _seconds(sum(region.separate_seconds for region in kernel.regions)),
             }
             for name, kernel in self.kernels.items()
         ]
@@ -189,8 +190,8 @@ class GeneratedKernels:
                 "product": comment_of(refusal.core.product),
                 **_chains(refusal),
                 "shape": [str(dim) for dim in refusal.core.result.shape or ()],
-                "estimated_s": refusal.seconds,
-                "separate_s": refusal.separate_seconds,
+                "estimated_s": _seconds(refusal.seconds),
+                "separate_s": _seconds(refusal.separate_seconds),
             }
             for refusal in self.refused
         ]
@@ -206,6 +207,11 @@ def _key(text: KernelText) -> str:
     return re.sub(found, lambda match: f"{places[match[1]]}{match[2]}", "\n".join(lines))
 
 
+def _seconds(estimate: float) -> float:
+    """Returns an estimate in four digits: it has no more."""
+    return float(f"{estimate:.4g}")
+
+
 def _words(nodes: Iterable[Node]) -> list[str]:
     return [node.op.name for node in nodes]
 
@@ -217,5 +223,20 @@ def _chains(region: Region | ProductRegion | Refusal) -> dict[str, list[str]]:
 
 
 def source_of(name: str, kernel: GeneratedKernel) -> str:
-    """Returns the source of a kernel under its name."""
-    return kernel.text.text.replace(PLACE, name)
+    """Returns the source of a kernel under its name, behind what the model calls it with."""
+    text = kernel.text.text.replace(PLACE, name)
+    return f"{_about_calls(name, kernel)}\n{text}" if kernel.regions else text
+
+
+def _about_calls(name: str, kernel: GeneratedKernel) -> str:
+    """Returns a comment of the number of calls and the types of the first."""
+    types = [
+        TensorType(value.dtype, tuple(reversed(value.shape or ())))
+        if idx == kernel.text.weight_idx and value.dtype is not None
+        else value.type
+        for idx, value in enumerate(kernel.text.operands)
+    ]
+    count = len(kernel.regions)
+    calls = "called once, with" if count == 1 else f"called {count} times, first with"
+    results = ", ".join(str(value.type) for value in kernel.regions[0].outputs)
+    return f"# `{name}`, {calls} {', '.join(map(str, types))} -> {results}"

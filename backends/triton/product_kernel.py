@@ -98,7 +98,7 @@ class ProductKernelWriter:
         lines += [f"    {name}: tl.constexpr," for name in constants]
         lines.append("):")
         body = [
-            f'"""Writes a tile [BLOCK_M, BLOCK_N] of what `reference_{PLACE}` returns."""',
+            f'"""Writes a tile of what `reference_{PLACE}` returns."""',
             "m, n = place_of_tile(num_rows, N, BLOCK_M, BLOCK_N, GROUP)",
             "row = m.to(tl.int64)",
             "rows = row[:, None]",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from regraft.backends.triton.chain_forms import TORCH_FLOATS
 from regraft.backends.triton.chain_kernel import PLACE, is_scalar
 from regraft.backends.triton.chain_places import is_placed, place_texts
-from regraft.backends.triton.chain_source import KernelText, stem_of
+from regraft.backends.triton.chain_source import BY_PYTORCH, KernelText, returning, stem_of
 from regraft.backends.triton.chain_steps import Operand
 from regraft.backends.triton.product_chains import shaped_like
 from regraft.backends.triton.product_gradient_source import AFTER, BEFORE, gradient_text
@@ -58,7 +58,6 @@ class _OperatorWriter:
 
     def __init__(self, kernel: ProductKernelWriter) -> None:
         self.kernel, self.region, self.core = kernel, kernel.region, kernel.region.core
-        self.results = list(kernel.outs)
         self.outs = list(kernel.outs.values())
 
     def _signature(self, names: Sequence[str]) -> str:
@@ -75,15 +74,15 @@ class _OperatorWriter:
             return []
         names = [PRODUCT, *(op.name for op in after.operands)]
         lines = [f"def reference_{AFTER}({self._signature(names)}) -> {self._returned()}:"]
-        lines.append('    """Returns what follows the product as PyTorch computes it."""')
-        lines += [f"    {line}" for line in after.reference]
-        return ["\n".join([*lines, f"    return {', '.join(after.results)}"])]
+        lines.append(f'    """Returns what `{PLACE}` makes of its product, a linear layer."""')
+        lines += [f"    {line}" for line in returning(after.reference, after.results)]
+        return ["\n".join(lines)]
 
     def reference(self) -> list[str]:
         """Returns the lines of the reference."""
         names = self.kernel.names
         lines = [f"def reference_{PLACE}({self._signature(names)}) -> {self._returned()}:"]
-        lines.append(f'    """Returns {", ".join(self.results)} as PyTorch computes it."""')
+        lines.append(f'    """Returns what `{PLACE}_kernel` writes, {BY_PYTORCH}."""')
         if self.kernel.before is not None:
             inputs = ", ".join(op.name for op in self.kernel.inputs)
             lines.append(f"    x = reference_{BEFORE}({inputs})")
