@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import (
+    before_difference,
+    behind_difference,
     columns_tile,
     key_range,
-    log2_of_e,
     offset_and_length,
     part_and_plane,
     rows_tile,
@@ -82,9 +83,10 @@ def attention_kernel(
     if HAS_SINKS:
         largest = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks_ptr + head).to(tl.float32)
         total += 1.0
-    top = largest * log2_of_e()
+    before, behind = before_difference(MASK), behind_difference(MASK)
+    top = largest * before
     unit = score_unit(scale, MASK, SOFTCAP)
-    unit2 = unit * log2_of_e()
+    unit2 = unit * before
     sums = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     for first in range(start, end, BLOCK_N):
         column = first + n
@@ -95,11 +97,11 @@ def attention_kernel(
             SOFTCAP, PRECISION,
         )  # fmt: skip
         largest = tl.maximum(largest, tl.max(s, axis=1) * unit)
-        found = largest * log2_of_e()
+        found = largest * before
         # no key so far: subtracting -inf from -inf would give NaN where zero is meant
         base = tl.where(found == float("-inf"), 0.0, found)
-        shrink = tl.exp2(top - base)
-        p = tl.exp2(s * unit2 - base[:, None])
+        shrink = tl.exp2((top - base) * behind)
+        p = tl.exp2((s * unit2 - base[:, None]) * behind)
         total = total * shrink + tl.sum(p, axis=1)
         top = found
         if not CLIPPED:

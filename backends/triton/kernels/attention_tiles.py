@@ -3,6 +3,9 @@
 Exponentials are powers of two, which GPUs compute: exp(score - largest) is exp2(s * (unit * log2 e)
 - largest * log2 e), one multiplication with addition, where s is a product and `unit` what it lacks
 of being a score. Only tiles at the edges of what is visible compare positions.
+
+With a float mask the difference is taken first: rows all of whose keys a mask of the least float
+hides are shared out equally, as PyTorch has them, and that float times log2 e is no float.
 """
 
 from __future__ import annotations
@@ -56,18 +59,38 @@ def score_unit(scale, MASK: tl.constexpr, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def before_difference(MASK: tl.constexpr):
+    """Returns what scores and their maximum are multiplied by before their difference."""
+    if MASK == "float":
+        return 1.0
+    else:
+        return log2_of_e()
+
+
+@triton.jit
+def behind_difference(MASK: tl.constexpr):
+    """Returns what makes the difference of those an exponent of two."""
+    if MASK == "float":
+        return log2_of_e()
+    else:
+        return 1.0
+
+
+@triton.jit
 def softmax_tile(s, scale, largest, log_total, IS_WIDE: tl.constexpr, MASK: tl.constexpr,
                  SOFTCAP: tl.constexpr):  # fmt: skip
     """Returns exp(score - largest - log_total) of what `tile_scores` returned.
 
-    IS_WIDE for operands of f32: the sum of the two would have the last digits of the larger one.
+    IS_WIDE for operands of f32: the sum of the two would have the last digits of the larger one,
+    which a float mask may make the least float.
     """
-    exponent = s * (score_unit(scale, MASK, SOFTCAP) * log2_of_e())
-    if IS_WIDE:
-        exponent = exponent - largest * log2_of_e() - log_total * log2_of_e()
+    before = before_difference(MASK)
+    exponent = s * (score_unit(scale, MASK, SOFTCAP) * before)
+    if IS_WIDE or MASK == "float":
+        exponent = exponent - largest * before - log_total * before
     else:
-        exponent = exponent - (largest * log2_of_e() + log_total * log2_of_e())
-    return tl.exp2(exponent)
+        exponent = exponent - (largest * before + log_total * before)
+    return tl.exp2(exponent * behind_difference(MASK))
 
 
 @triton.jit

@@ -64,6 +64,13 @@ def operands(B=2, H=4, G=2, S=19, T=37, D=8, E=12, dtype=torch.float32, layout="
     return [laid_out(normal(*shape, dtype=dtype, seed=i), layout) for i, shape in enumerate(shapes)]
 
 
+def least_rows():
+    """Returns a float mask that hides all keys of some rows and some keys of others."""
+    mask = normal(2, 1, 19, 37, seed=5)
+    mask[0, :, 3:7] = mask[1, :, :, 20:] = torch.finfo(mask.dtype).min
+    return mask
+
+
 CASES = {
     "plain": {},
     "causal": {"window": (-1, 0), "offset": 18},
@@ -88,6 +95,10 @@ CASES = {
         "mask": normal(2, 1, 1, 37, seed=5), "window": (-1, 0), "softcap": 2.0,
     },
     "bias of keys": {"mask": normal(19, 37, seed=5)},
+    "rows of the least float": {"mask": least_rows()},
+    "rows of the least float, causal, clipped": {
+        "mask": least_rows(), "window": (-1, 0), "offset": 18, "clip": (-0.1, 1.0),
+    },
 }  # fmt: skip
 
 
