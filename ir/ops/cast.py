@@ -1,4 +1,4 @@
-"""Element types: cast, bitcast; and identity, which keeps any value."""
+"""Element types: cast, bitcast; and what keeps values: identity, and where gradients end."""
 
 from __future__ import annotations
 
@@ -117,4 +117,16 @@ identity = OpSpec(
     eval=lambda c, x: x,
 )
 
-OPS: tuple[OpSpec, ...] = (cast, bitcast, identity)
+stop_gradient = OpSpec(
+    name="stop_gradient",
+    source="PyTorch Tensor.detach",
+    operands=(Operand("x"),),
+    # not element-wise: what recognizes functions by their values would take it for nothing
+    traits=Trait.PURE | Trait.DATA_MOVEMENT,
+    axes="*b -> *b",
+    infer=infer_same,
+    content=_content_identity,
+    eval=lambda c, x: x,
+)
+
+OPS: tuple[OpSpec, ...] = (cast, bitcast, identity, stop_gradient)

@@ -117,6 +117,7 @@ SAMPLES: dict[str, Samples] = {
     "pow": (Sample((floats(3, 4), fixed(np.array([2.0, 3.0, 0.0, 1.0])))),),
     "cast": _each((floats(3, 4),), {"to": DType.I32}, {"to": DType.F16}, {"to": DType.BOOL}),
     "bitcast": (Sample((ints(3, 4, dtype=DType.I32),), {"to": F32}),),
+    "stop_gradient": (Sample((floats(3, 4),)),),
     "cumsum": _each(
         (floats(3, 4, 5),), {"axis": 1}, {"axis": -1, "exclusive": True, "reverse": True}
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regraft.backends.onnx.emitter import Emit, EmitContext, direct
 from regraft.ir.graph import Node
-from regraft.ir.ops.cast import bitcast, cast, identity
+from regraft.ir.ops.cast import bitcast, cast, identity, stop_gradient
 from regraft.ir.types import DType, OptionalType, SequenceType
 
 _F8 = frozenset({DType.F8E4M3FN, DType.F8E4M3FNUZ, DType.F8E5M2, DType.F8E5M2FNUZ})
@@ -50,4 +50,5 @@ EMITS: tuple[Emit, ...] = (
     Emit(cast, {13: _cast}, _cast_opset),
     Emit(bitcast, {26: direct("BitCast", "to")}),
     Emit(identity, {13: direct("Identity")}, _identity_opset),
+    Emit(stop_gradient, {13: direct("Identity")}, _identity_opset),
 )

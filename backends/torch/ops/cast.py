@@ -66,4 +66,5 @@ EMITS = (
     Emit(ops.cast, _emit_cast),
     Emit(ops.bitcast, _emit_bitcast),
     Emit(ops.identity, lambda e: e.input(0)),
+    Emit(ops.stop_gradient, lambda e: f"{e.input(0)}.detach()"),
 )

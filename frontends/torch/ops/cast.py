@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from regraft.frontends.torch.call import CallImport, Import, UnsupportedCallError, row
 from regraft.frontends.torch.ops.elementwise import keep
+from regraft.frontends.torch.stopping import stopped
 from regraft.ir.graph import Value
 from regraft.ir.ops.cast import bitcast
 from regraft.ir.ops.repeating import expand
@@ -20,6 +21,10 @@ def _view_dtype(c: CallImport) -> Value:
     return x if x.dtype is c.dtype else c.b.op(bitcast, x, to=c.dtype)
 
 
+def _detach(c: CallImport) -> Value:
+    return stopped(c.b, c.value("self"))
+
+
 def _copy(c: CallImport) -> Value:
     value = c.operand("src")
     return value if value.shape == c.shape else c.b.op(expand, value, shape=c.shape)
@@ -34,10 +39,10 @@ IMPORTS: tuple[Import, ...] = (
     ),
     row(_view_dtype, "aten.view.dtype"),
     row(
-        keep, "aten.contiguous.default", "aten.clone.default", "aten.detach.default",
-        "aten.detach_copy.default", "aten.alias.default", "aten.alias_copy.default",
-        "aten.lift.default", "aten.lift_fresh.default", "aten.lift_fresh_copy.default",
-        "aten.resolve_conj.default", "aten.resolve_neg.default",
+        keep, "aten.contiguous.default", "aten.clone.default", "aten.alias.default",
+        "aten.alias_copy.default", "aten.lift.default", "aten.lift_fresh.default",
+        "aten.lift_fresh_copy.default", "aten.resolve_conj.default", "aten.resolve_neg.default",
     ),
+    row(_detach, "aten.detach.default", "aten.detach_copy.default"),
     row(_copy, "aten.copy.default"),
 )  # fmt: skip

@@ -37,6 +37,7 @@ _NO_GRADIENT = {
     "eye_like": "reads the shape alone",
     "cast": "to another type",
     "bitcast": "to another type",
+    "stop_gradient": "that is what it does",
     "dequantize": "f32 whatever the operands are",
     "max_roi_pool": "regions are rounded",
 }

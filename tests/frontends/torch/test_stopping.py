@@ -1,0 +1,87 @@
+"""Where gradients end: `detach` and `torch.no_grad` in what is captured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="captures are compared with PyTorch")
+
+from torch import Tensor, nn  # noqa: E402
+
+import regraft  # noqa: E402
+from regraft.ir.ops.cast import stop_gradient  # noqa: E402
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.register_buffer("places", torch.linspace(0, 1, 4))
+
+
+class Detached(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).tanh()
+        return self.second(y.detach()) + y
+
+
+class StraightThrough(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y + (y.round() - y).detach())
+
+
+class WithoutGradients(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            factors = self.first(x).sigmoid()
+        return self.second(self.first(x) * factors)
+
+
+class Momentary(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        with torch.no_grad():
+            norms, largest = y.norm(dim=-1, keepdim=True), y.max()
+        return self.second(y / norms) + y / largest
+
+
+@pytest.mark.parametrize("kind", [Detached, StraightThrough, WithoutGradients, Momentary])
+@pytest.mark.parametrize("passes", ["", "canonicalize,fuse"])
+def test_gradients_end_where_the_model_ends_them(kind: Any, passes: str) -> None:
+    torch.manual_seed(0)
+    net, x = kind(), torch.randn(3, 4)
+    module = regraft.capture(net, (x,))
+    if passes:
+        regraft.apply(module, passes)
+    made = regraft.to_torch(module)
+    for each in (net, made):
+        each(x).square().sum().backward()
+    expected = {name: p.grad for name, p in net.named_parameters()}
+    assert any(node.op is stop_gradient for node in module.graph)
+    for name, p in made.named_parameters():
+        # sums of a few products of f32
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-5, atol=1e-6)
+
+
+class OfConstants(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            angles = self.places * torch.arange(4).float()
+        return self.first(x) * angles.detach().cos() + (x > 0).detach()
+
+
+def test_what_no_gradient_reaches_is_not_marked() -> None:
+    module = regraft.capture(OfConstants(), (torch.randn(3, 4),))
+    assert not any(node.op is stop_gradient for node in module.graph)
+
+
+def test_onnx_has_the_value_itself(tmp_path: Any) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="runs the model")
+    net, x = StraightThrough().eval(), torch.randn(3, 4)
+    regraft.convert(net, tmp_path / "net.onnx", args=(x,), target="onnx", check="off")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), net(x).detach(), rtol=1e-5, atol=1e-6)
