@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -245,3 +247,22 @@ def test_noise_is_not_judged_by_one_lucky_run() -> None:
     seen = look.look(inputs, outputs, outputs, ["out"])
     half_a_step = 30000 * np.finfo(np.float32).eps / 2
     assert half_a_step / 4 < seen.noise["out"] < 4 * half_a_step
+
+
+@pytest.mark.parametrize(("share", "ok"), [(3.0, True), (5.0, False)])
+def test_noise_is_that_of_what_ran_the_source(share: float, ok: bool) -> None:
+    """A runtime's sigmoid may be right to 1e-8, which is a thousandth of a small probability."""
+    small = module("graph(%x : f32[B, 4]) {\nBODY\n}\n", "%y = sigmoid(%x)\nreturn %y")
+    sample = Sample({"x": np.array([[-12.0, -13.0, -14.0, -15.0]], np.float32)}, {"B": 1}, "given")
+    run, off = EvalRunner(small), 1e-8
+
+    def reference(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"out": run(inputs)["out"] + np.float32(off)}
+
+    def result(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"out": run(inputs)["out"] - np.float32((share - 1) * off)}
+
+    look = second_look(small, small)
+    report = check_module(reference, None, result, [sample], look=look)
+    assert report.ok is ok
+    assert report.outputs[0].max_abs > EXACT_RTOL * 6.2e-6  # more than is allowed without noise
