@@ -36,9 +36,12 @@ def layout_of(x: Tensor) -> torch.memory_format:
 
 
 def in_layout_of(out: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Returns tensors of the shape of a dense result as one long row each, in its order."""
+    """Returns tensors of the shape of a dense result as one long row each, in its order.
+
+    Strided ones are copied: a kernel finds the channel of an element by its place in the long row.
+    """
     if out.is_contiguous():
-        return rows_together(*tensors)
+        return [x.contiguous().reshape(1, -1) for x in tensors]
     return [x.movedim(1, -1).contiguous().reshape(1, -1) for x in tensors]
 
 

@@ -39,6 +39,10 @@ def gated(x, gate):
     return x * F.hardsigmoid(gate) + x
 
 
+def biased(x, bias, other):
+    return x + bias[:, None, None] + other
+
+
 def pooled(x, bias):
     return F.gelu(x + bias[:, None, None]).mean((2, 3))
 
@@ -103,6 +107,21 @@ def test_channels_that_are_last_in_memory(name, tmp_path, monkeypatch):
              for each in inputs()]  # fmt: skip
     assert net(*given).is_contiguous(memory_format=torch.channels_last)
     check(net, function, tuple(given))
+
+
+@pytest.mark.parametrize("layout", ["channels last", "every other", "one for all"])
+def test_operands_that_lie_unlike_the_result(layout, tmp_path):
+    """A convolution gives channels last where what it reads has them; its residual does not."""
+    net, _ = packaged(biased, (images(), channels(), images(seed=2)), tmp_path / "package")
+    for place in (0, 2):
+        given = [images(), channels(), images(seed=2)]
+        given[place] = {
+            "channels last": channels_last,
+            "every other": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+            "one for all": lambda x: x[:1, :1, :1, :1].expand_as(x),
+        }[layout](given[place])
+        assert not given[place].is_contiguous()
+        torch.testing.assert_close(net(*given), biased(*given), rtol=0, atol=1e-6)  # two sums
 
 
 def channels_last(x):
