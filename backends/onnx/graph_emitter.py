@@ -44,6 +44,7 @@ class GraphEmitter:
     duplicates: Deduplicator = field(default_factory=Deduplicator)
     graph: Graph | None = None
     places: Mapping[str, Graph] = field(default_factory=dict)
+    transposed: Mapping[str, Node] = field(default_factory=dict)
     sizes: SizeBuilder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +112,21 @@ class GraphEmitter:
                 storage = root.storage if home is root else Embedded()
                 home.initializers.append(storage.tensor(weight, hint))
             home.stored[stored_name] = found
+        return found
+
+    def _transposed(self, stored_name: str, node: Node) -> str:
+        """Returns the name of the transpose of a matrix that the model holds as it is."""
+        found = self.stored.get(stored_name)
+        if found is None:
+            other = self.transposed[stored_name]
+            if other.graph is None:
+                raise AssertionError("a weight node outside a graph")
+            name = other.attrs["name"]
+            held = other.graph.scope.weights[name]
+            hint = self.stored.get(name) or self.fresh(other.output.name or name)
+            matrix = self.weight(name, held, hint)
+            found = self.stored[stored_name] = self.names[node.output]
+            self.emit("Transpose", [matrix], [found], "", {"perm": (1, 0)}, node)
         return found
 
     def _emitter_of(self, graph: Graph) -> GraphEmitter:
@@ -217,8 +233,11 @@ class GraphEmitter:
             if not node.output.num_uses and stored_name in self.root.places:
                 self.taken.discard(self.names[node.output])  # for the body that reads it
                 return
-            stored = node.graph.scope.weights[stored_name]
-            self.names[node.output] = self.weight(stored_name, stored, e.name(node.output))
+            if self.parent is None and stored_name in self.transposed:
+                self.names[node.output] = self._transposed(stored_name, node)
+            else:
+                stored = node.graph.scope.weights[stored_name]
+                self.names[node.output] = self.weight(stored_name, stored, e.name(node.output))
         elif node.op is opaque:
             _emit_opaque(e)
         else:

@@ -14,6 +14,7 @@ from regraft.backends.onnx.graph_emitter import GraphEmitter
 from regraft.backends.onnx.ops import FAMILIES
 from regraft.backends.onnx.opsets import choose_opset, ir_version
 from regraft.backends.onnx.placement import place_in_bodies
+from regraft.backends.onnx.shared_matrices import transposed_matrices
 from regraft.backends.onnx.storage import (
     EXTERNAL_ABOVE,
     Embedded,
@@ -58,8 +59,9 @@ def to_proto(
     # a file that refers to others is read by tools that look for references in the main graph
     places = {} if isinstance(storage, External) else place_in_bodies(module.graph)
     emitter = GraphEmitter(
-        table, opset, profile, storage=storage or Embedded(), graph=module.graph, places=places
-    )
+        table, opset, profile, storage=storage or Embedded(), graph=module.graph, places=places,
+        transposed=transposed_matrices(module.graph),
+    )  # fmt: skip
     dim_names = module.meta.get("onnx.dim_names", {})
     model = onnx.ModelProto(ir_version=ir_version(opset), producer_name="regraft")
     model.graph.name = module.name
@@ -122,7 +124,8 @@ def save_onnx(
         UnsupportedError: When an operator cannot be emitted.
     """
     weights = module.weights
-    total = sum(weights[name].nbytes for name in weights)
+    other = transposed_matrices(module.graph)  # these are no part of the file
+    total = sum(weights[name].nbytes for name in weights if name not in other)
     watch = watch or (lambda growth: None)
     if total <= external_above:
         watch(None)
