@@ -22,7 +22,7 @@ from regraft.frontends.onnx.node_import import (
 )
 from regraft.frontends.onnx.order import operand_names, sorted_nodes
 from regraft.frontends.onnx.scope import NameScope
-from regraft.frontends.onnx.signatures import is_unknown, signature, suggestion
+from regraft.frontends.onnx.signatures import is_unknown, later_opset, signature, suggestion
 from regraft.frontends.onnx.text_fields import check_graph_text
 from regraft.frontends.onnx.types import type_from_proto
 from regraft.ir.builder import Builder
@@ -125,8 +125,14 @@ def _check_signature(
         message, hint = problem
         raise InputError(
             f"node `{node_label(proto)}` ({proto.op_type} of opset {opset}): {message}",
-            hint=hint or "the definition of the operator does not allow it; export the model again",
+            hint=hint or _exported_again(later_opset(proto, domain, opset, inputs)),
         )
+
+
+def _exported_again(opset: int | None) -> str:
+    if opset is None:
+        return "the definition of the operator does not allow it; export the model again"
+    return f"opset {opset} is the lowest that allows it: export the model again at one from it on"
 
 
 def _import_unknown(item: NodeImport) -> Sequence[Value | None]:

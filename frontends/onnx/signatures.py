@@ -155,6 +155,26 @@ def signature(domain: str, op_type: str, opset: int) -> Signature | None:
     )
 
 
+def later_opset(
+    proto: onnx.NodeProto, domain: str, opset: int, inputs: Sequence[Value | None]
+) -> int | None:
+    """Returns the first opset above `opset` whose definition allows a node, None without one.
+
+    PyTorch's TorchScript exporter writes a `Min` of i64 at opset 11, say (the buckets of T5's
+    relative positions): ONNX has it from 12 on, and ONNX Runtime does not load the file either.
+    """
+    versions = sorted(
+        schema.since_version
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if (schema.domain, schema.name) == (domain, proto.op_type) and schema.since_version > opset
+    )
+    for version in versions:
+        known = signature(domain, proto.op_type, version)
+        if known is not None and known.problem(proto, inputs) is None:
+            return version
+    return None
+
+
 def suggestion(op_type: str) -> str:
     """Returns a hint for an operator that ONNX does not define."""
     names = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
