@@ -153,6 +153,7 @@ def nbits(node: Node, rw: Rewriter) -> bool | Reject:
     result = b.op(
         moe_nbits, x, node.inputs[1], *operands, _first_bias(b, biases, gate is not None, shape),
         biases[1], bits=dtype.bits, block_size=block, gated=gate is not None,
+        accuracy_level=min(each.attrs["accuracy_level"] for each in sources),
         **{name: node.attrs[name] for name in _KEPT},
     )  # fmt: skip
     rw.replace(node, result)

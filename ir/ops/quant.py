@@ -23,6 +23,9 @@ from regraft.ir.types import DType, TensorType
 Array = np.ndarray[Any, Any]
 
 _SCALED = (Operand("x"), Operand("scale"), Operand("zero_point", optional=True))
+INTEGER_PRODUCTS = 4
+"""The `accuracy_level` of products that may be computed in 8-bit integers."""
+
 _WHERE = (
     Attr("axis", AttrKind.INT, None),  # None: one scale for the tensor
     Attr("block_size", AttrKind.INT, 0),  # 0: not in blocks
@@ -165,7 +168,13 @@ dequantize = OpSpec(
     name="dequantize",
     source="ONNX DequantizeLinear-25",
     operands=_SCALED,
-    attrs=(*_WHERE, Attr("dtype", AttrKind.DTYPE, None)),  # None: the scale's
+    attrs=(
+        *_WHERE,
+        Attr("dtype", AttrKind.DTYPE, None),  # None: the scale's
+        # what kernels that multiply by the codes may make of the other operand, as MatMulNBits
+        # counts: 4 rounds it to 8 bits, 0 and 1 leave it as it is
+        Attr("accuracy_level", AttrKind.INT, INTEGER_PRODUCTS),
+    ),
     traits=Trait.PURE | Trait.RAW,
     axes=_axes,
     infer=_infer_dequantize,

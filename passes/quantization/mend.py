@@ -45,6 +45,7 @@ class MendQuantized:
     - Weights in 4-bit floats: the same numbers as 8-bit integers; in 8-bit floats: 8-bit integers.
     - Dequantized weights that no product reads in integers: float.
     - Tables in float beside weights of 4 bits and less: rows in 8 bits.
+    - Products by codes that a file keeps in float (`accuracy_level` 0): in 8-bit integers.
     Legalization then writes signed weights and states the level of products.
 
     ## When it applies
@@ -161,6 +162,18 @@ def _float_tables(module: Module) -> int:
     return count
 
 
+def _float_products(module: Module) -> int:
+    """Lets kernels round what they multiply by codes, which a file may have forbidden."""
+    kept = [
+        node
+        for node in module.graph.walk()
+        if node.op is quant.dequantize and node.attrs["accuracy_level"] != quant.INTEGER_PRODUCTS
+    ]
+    for node in kept:
+        node.attrs["accuracy_level"] = quant.INTEGER_PRODUCTS
+    return len(kept)
+
+
 _STEPS: tuple[tuple[str, Callable[[Module], int]], ...] = (
     ("integer-products", integer_products),
     ("stored-floats", _stored_floats),
@@ -168,4 +181,5 @@ _STEPS: tuple[tuple[str, Callable[[Module], int]], ...] = (
     ("stated-ranges", stated_ranges),
     ("unread-codes", _unread_codes),
     ("float-tables", _float_tables),
+    ("float-products", _float_products),
 )

@@ -117,7 +117,7 @@ def nbits(node: Node, rw: Rewriter) -> bool | Reject:
     result = b.op(
         ort_quant_ops.matmul_nbits, x, b.weight(f"{name}.packed", nbits_codes(codes, group)),
         _constant(b, f"{name}.scales", _transposed(scale)), points,
-        k=k, n=n, bits=bits, block_size=group,
+        k=k, n=n, bits=bits, block_size=group, accuracy_level=right.attrs["accuracy_level"],
     )  # fmt: skip
     rw.replace(node, result)
     return True

@@ -152,6 +152,7 @@ def _codes(item: NodeImport, idx: int, scale_idx: int, bits: int) -> Value | Non
     return item.b.op(
         quant.dequantize, item.b.constant(centred, name=f"{name}.codes"),
         item.b.constant(scale, name=f"{name}.scales"), axis=2, block_size=size // scale.shape[2],
+        accuracy_level=int(item.attr("accuracy_level", 0)),
     )  # fmt: skip
 
 

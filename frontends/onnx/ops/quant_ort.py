@@ -118,8 +118,9 @@ def _nbits(item: NodeImport) -> Sequence[Value]:
     value, zero = _blocked(item, codes, points, bits)
     scales = np.ascontiguousarray(scale.reshape(n, blocks).T)
     right = item.b.op(
-        quant.dequantize, value, item.b.constant(scales), zero, axis=0, block_size=group
-    )
+        quant.dequantize, value, item.b.constant(scales), zero, axis=0, block_size=group,
+        accuracy_level=int(item.attr("accuracy_level", 0)),
+    )  # fmt: skip
     return _product(item, item.require(0), right, item.input(5))
 
 

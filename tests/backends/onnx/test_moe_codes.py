@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import regraft
@@ -94,6 +95,23 @@ def test_what_was_written_is_read_back(gated: bool, scoring: str, tmp_path: Any)
         assert is_coded == [form is not None] * 2
         got = evaluate(read, _sample())["y"]
         np.testing.assert_allclose(got, want, rtol=0, atol=64 * _EPS * np.abs(want).max())
+
+
+def test_experts_stay_at_the_level_of_the_file(tmp_path: Any) -> None:
+    module, _, _ = _quantized("int4", True, activation="silu")
+    regraft.apply(module, "legalize{target=ort-cpu}", check="off")
+    written = to_proto(module, profile="ort-cpu")
+    assert _level(written).i == 4
+    _level(written).i = 0
+    onnx.save(written, tmp_path / "in.onnx")
+    read = regraft.load(tmp_path / "in.onnx")
+    regraft.apply(read, "legalize{target=ort-cpu}", check="off")
+    assert _level(to_proto(read, profile="ort-cpu")).i == 0
+
+
+def _level(proto: onnx.ModelProto) -> onnx.AttributeProto:
+    (node,) = (node for node in proto.graph.node if node.op_type == "QMoE")
+    return next(attr for attr in node.attribute if attr.name == "accuracy_level")
 
 
 def test_experts_without_a_kernel_are_dequantized() -> None:
