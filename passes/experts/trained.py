@@ -5,10 +5,13 @@ from __future__ import annotations
 from regraft.ir.constants import is_constant, weight
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
-from regraft.ir.ops import moe
+from regraft.ir.ops import arithmetic, logical, moe
 from regraft.passes.analysis.blocks import graphs_of
 
-_MAX_STEPS = 8
+_MAX_STEPS = 16
+
+_OF_WEIGHTS = (arithmetic.sub, arithmetic.div, logical.where)
+"""What makes weights of probabilities, thresholds and sums of them (`adaptive`)."""
 
 
 def weights_of_experts(module: Module) -> tuple[str, ...]:
@@ -27,18 +30,20 @@ def weights_of_experts(module: Module) -> tuple[str, ...]:
 
 
 def _of_router(scores: Value | None) -> list[Value]:
-    """Returns the constants between the tokens and the scores: those of the last linear layer."""
-    found: list[Value] = []
-    for _ in range(_MAX_STEPS):
-        node = None if scores is None else scores.producer
+    """Returns the constants between the tokens and the scores: those of the last linear layers."""
+    found: dict[Value, None] = {}
+    reached = [scores]
+    for step in range(_MAX_STEPS):
+        value = reached[step] if step < len(reached) else None
+        node = None if value is None else value.producer
         if node is None or node.op is moe.moe:
-            break
-        found += [value for value in node.inputs if value is not None and is_constant(value)]
-        varying = [value for value in node.inputs if value is not None and not is_constant(value)]
-        if len(varying) != 1 or _multiplies(node):
-            break
-        scores = varying[0]
-    return found
+            continue
+        given = [each for each in node.inputs if each is not None]
+        found.update(dict.fromkeys(each for each in given if is_constant(each)))
+        varying = [each for each in given if not is_constant(each)]
+        if not _multiplies(node) and (len(varying) == 1 or node.op in _OF_WEIGHTS):
+            reached += [each for each in varying if each not in reached]
+    return list(found)
 
 
 def _multiplies(node: Node) -> bool:

@@ -88,11 +88,13 @@ class UpcycleFfn:
     Komatsuzaki et al., Sparse Upcycling, 2023; He et al., Upcycling Large Language Models into
     Mixture of Experts, 2024 (`virtual-groups`); Nakamura et al., Drop-Upcycling, 2025 (`drop`);
     Wu et al., Parameter-Efficient Sparsity Crafting, 2024 (`adapter`); Dou et al., LoRAMoE, 2024
-    (`lora`).
+    (`lora`); Liu and Luo, AdaMoLE, 2024 (`select=adaptive`).
 
     Args:
         experts: How many.
         top_k: How many of them compute a token.
+        select: `top_k`, or `adaptive`, of `adapter` and `lora`: those whose probability reaches a
+            threshold that a layer of its own finds for every token, at most 1 / `experts`.
         method: What they begin as.
         rank: `adapter`, `lora`: hidden channels of an expert.
         groups: `virtual-groups`: narrow experts that make a copy.
@@ -117,6 +119,7 @@ class UpcycleFfn:
 
     experts: int = 8
     top_k: int = 2
+    select: Literal["top_k", "adaptive"] = "top_k"
     method: Literal["copy", "drop", "noise", "virtual-groups", "adapter", "lora"] = "copy"
     rank: int = 64
     groups: int = 2
@@ -143,6 +146,10 @@ class UpcycleFfn:
     @property
     def _adds(self) -> bool:
         return self.method in ("adapter", "lora")
+
+    @property
+    def _is_adaptive(self) -> bool:
+        return self.select == "adaptive"
 
     @property
     def _sums_to_one(self) -> bool:
@@ -190,7 +197,9 @@ class UpcycleFfn:
             key = identity_of(block)
             if key not in tied:
                 experts, router, bias = self._made(block, ctx.seed, rows.get(block.up.input))
-                tied[key] = add_weights(module, block, experts, router, bias)
+                tied[key] = add_weights(
+                    module, block, experts, router, bias, is_adaptive=self._is_adaptive
+                )
             routing = self._routing(block)
             if self._adds:
                 of_input = self.method == "lora"
@@ -217,6 +226,14 @@ class UpcycleFfn:
         ):  # fmt: skip
             if not least <= value <= most:
                 raise UsageError(f"{_WHO}, option `{name}`: {value:g} is not in {least} to {most}")
+        if self._is_adaptive and not (self._adds and self.scoring == "softmax" and self.renormalize
+                                      and not self.capacity):  # fmt: skip
+            raise UsageError(
+                f"{_WHO}, option `select`: `adaptive` weighs by what probabilities have beyond a "
+                "threshold",
+                hint="it goes with `method=lora` or `adapter`, and with the default of `scoring`, "
+                "`renormalize` and `capacity`",
+            )
         for name, value in (("experts", self.experts), ("top-k", self.top_k)):
             if value % groups:
                 raise UsageError(
@@ -297,4 +314,6 @@ class UpcycleFfn:
     def _routing(self, block: FfnBlock) -> Routing:
         added = {"adapter": "gelu", "lora": "identity"}
         activation = added.get(self.method, block.activation)
-        return Routing(self.top_k, self.scoring, self.renormalize, activation, self.capacity)
+        return Routing(
+            self.top_k, self.scoring, self.renormalize, activation, self.capacity, self._is_adaptive
+        )

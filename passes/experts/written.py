@@ -16,6 +16,7 @@ from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, linalg, moe, reshaping
 from regraft.ir.weights import ArrayWeight, Role, Weight
 from regraft.passes.analysis.ffn import FfnBlock
+from regraft.passes.experts.adaptive import adaptive_weights
 
 Array = np.ndarray[Any, Any]
 
@@ -25,13 +26,29 @@ _ENDINGS = frozenset({"weight", "kernel", "transpose"})
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Attributes of the operator `moe`."""
+    """Attributes of the operator `moe`.
+
+    Args:
+        top_k: How many compute a token.
+        scoring: How scores become weights.
+        renormalize: Whether these are divided by their sum.
+        activation: Of experts.
+        capacity: As of the operator.
+        is_adaptive: Whether a threshold that the input sets chooses instead: see `adaptive`.
+    """
 
     top_k: int
     scoring: str
     renormalize: bool
     activation: str
     capacity: float = 0.0
+    is_adaptive: bool = False
+
+    def attrs(self, num_experts: int) -> dict[str, Any]:
+        """Returns them by name; of thresholds that the graph computes, any number is chosen."""
+        if not self.is_adaptive:
+            return {name: each for name, each in asdict(self).items() if name != "is_adaptive"}
+        return {"top_k": num_experts, "scoring": "given", "activation": self.activation}
 
 
 def name_of(block: FfnBlock) -> str:
@@ -57,6 +74,8 @@ def add_weights(
     experts: Mapping[str, Weight],
     router: Array,
     router_bias: Array | None = None,
+    *,
+    is_adaptive: bool = False,
 ) -> dict[str, str]:
     """Adds the weights of experts and router as parameters; returns their names by operand.
 
@@ -66,6 +85,7 @@ def add_weights(
         experts: By operand of `moe`.
         router: f64[D, E].
         router_bias: f64[E], or None.
+        is_adaptive: Whether a threshold is needed, too: half of the largest for every input.
     """
     dtype = block.up.weight.dtype
     assert dtype is not None, "a constant has a type"
@@ -79,6 +99,10 @@ def add_weights(
     if router_bias is not None:
         bias = ArrayWeight(router_bias.astype(dtype.numpy))
         names["router_bias"] = module.weights.add(f"{prefix}.router_bias", bias, Role.PARAM)
+    for part, shape in (("threshold", (len(router), 1)), ("threshold_bias", (1,))):
+        if is_adaptive:
+            zeros = ArrayWeight(np.zeros(shape, dtype.numpy))
+            names[part] = module.weights.add(f"{prefix}.{part}", zeros, Role.PARAM)
     return names
 
 
@@ -126,20 +150,25 @@ def _experts(
 ) -> Value:
     """Returns what the experts that a router of `x` chooses make of `rows`."""
 
-    def parameter(part: str) -> Value | None:
-        if part not in names:
-            return None
+    def parameter(part: str) -> Value:
         value = b.op(weight, name=names[part])
         value.name = names[part]
         return value
 
-    scores = b.op(linalg.matmul, x, parameter("router"))
+    router = parameter("router")
+    scores = b.op(linalg.matmul, x, router)
     if "router_bias" in names:
         scores = b.op(arithmetic.add, scores, parameter("router_bias"))
-    operands = [parameter(each.name) for each in moe.moe.operands[2:]]
+    if routing.is_adaptive:
+        bounds = parameter("threshold"), parameter("threshold_bias")
+        scores = adaptive_weights(b, x, scores, *bounds)
+    parts = [each.name for each in moe.moe.operands[2:]]
+    operands = [parameter(part) if part in names else None for part in parts]
     while operands[-1] is None:
         operands.pop()
-    return b.op(moe.moe, rows, scores, *operands, **asdict(routing))
+    count = None if router.shape is None else router.shape[1]
+    assert isinstance(count, int), "a weight has a shape"
+    return b.op(moe.moe, rows, scores, *operands, **routing.attrs(count))
 
 
 def channels_last(b: Builder, value: Value, axis: int) -> Value:

@@ -108,7 +108,28 @@ class RouterZ:
     """
 
 
-Loss = Mse | NormalizedMse | Kl | Nkd | CrossEntropy | Discriminator | Balance | RouterZ
+@dataclass(frozen=True, slots=True)
+class MarginBalance:
+    """How unevenly experts reach thresholds of the input: `E Σ f_i m_i` of their margins.
+
+    f is the share of the tokens whose margin is not negative, m the mean margin. The margins of
+    `upcycle-ffn{select=adaptive}` are those that `passes.experts.adaptive.margins_of` names.
+
+    Source: Liu and Luo, AdaMoLE, 2024, as its layers compute it.
+    """
+
+
+Loss = (
+    Mse
+    | NormalizedMse
+    | Kl
+    | Nkd
+    | CrossEntropy
+    | Discriminator
+    | Balance
+    | RouterZ
+    | MarginBalance
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +156,7 @@ class Term:
 
     def __post_init__(self) -> None:
         needs_label = isinstance(self.loss, CrossEntropy | Nkd)
-        needs_teacher = not isinstance(self.loss, CrossEntropy | Balance | RouterZ)
+        needs_teacher = not isinstance(self.loss, CrossEntropy | Balance | RouterZ | MarginBalance)
         kind = type(self.loss).__name__
         if needs_label != (self.label is not None):
             raise UsageError(

@@ -20,6 +20,7 @@ from regraft.passes.recovery.objective import (
     Discriminator,
     Kl,
     Loss,
+    MarginBalance,
     Mse,
     Nkd,
     NormalizedMse,
@@ -135,6 +136,8 @@ def loss_of(
             return routing.balance(student, top_k, mask, counts, loss.sizes)
         case RouterZ():
             return routing.router_z(student, mask)
+        case MarginBalance():
+            return routing.margin_balance(student, mask)
         case _:
             assert_never(loss)
 

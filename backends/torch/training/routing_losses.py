@@ -91,6 +91,23 @@ def router_z(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     return masked_mean(wide.logsumexp(-1).square(), mask)
 
 
+def margin_balance(margins: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Returns `E Σ f_i m_i`: f the shares of tokens of a margin from 0 on, m the mean margins.
+
+    Args:
+        margins: What probabilities have beyond a threshold, f[*b, E].
+        mask: Nonzero where positions count.
+
+    Source: Liu and Luo, AdaMoLE, 2024, as its layers compute it.
+    """
+    rows = (margins if margins.dtype == torch.float64 else margins.float()).flatten(0, -2)
+    if mask is not None:
+        rows = rows[mask.flatten() != 0]
+    num_rows = max(len(rows), 1)
+    shares = (rows.detach() >= 0).to(rows.dtype).sum(0) / num_rows
+    return margins.shape[-1] * (shares * rows.sum(0) / num_rows).sum()
+
+
 def balanced_bias(bias: Tensor, counts: Tensor, rate: float) -> Tensor:
     """Returns the bias of the choice, one step nearer to even loads.
 

@@ -22,6 +22,7 @@ from regraft.ir.weights import ArrayWeight
 from regraft.passes.experts.audit import expert_figures
 from regraft.passes.experts.dense import Dense
 from regraft.passes.experts.made import copies, disturbed, redrawn
+from regraft.passes.experts.trained import weights_of_experts
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
 from regraft.passes.protocol import Context, Exact, Lossy, PassResult
 from tests.passes.analysis.spelled import spelled
@@ -192,6 +193,8 @@ def test_starts_that_change_weights_are_lossy(options: dict[str, Any]) -> None:
         ({"top_k": 9}, "option `top-k`: 9 is not in 1 to 8"),
         ({"method": "virtual-groups", "groups": 4}, "`top-k`: 2 is no multiple of 4 groups"),
         ({"method": "drop", "ratio": 1.5}, "option `ratio`"),
+        ({"select": "adaptive"}, "option `select`"),
+        ({"select": "adaptive", "method": "lora", "scoring": "sigmoid"}, "option `select`"),
     ],
 )
 def test_starts_that_cannot_be_the_model_are_refused(options: dict[str, Any], reason: str) -> None:
@@ -292,6 +295,56 @@ def test_lora_experts_add_what_they_make_of_the_input() -> None:
             want[place] += weight * (drawn[expert].astype(np.float64) @ (up[expert] @ x[place]))
     got = evaluate(changed, X, oracle=True)["y"]
     assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter"])
+def test_adaptive_experts_are_those_above_a_threshold_of_the_input(method: str) -> None:
+    changed, _ = upcycled(block("swiglu"), method=method, rank=4, experts=8, select="adaptive")
+    check_same(changed, block("swiglu"), X)
+    rng = np.random.default_rng(0)
+    names = {key: name for name in _weights(changed) for key in ADAPTIVE if name.endswith(key)}
+    drawn = {}
+    for key, name in names.items():
+        shape = changed.weights[name].shape
+        _set(changed, name, rng.standard_normal(shape).astype(np.float32))
+        drawn[key] = changed.weights[name].numpy().astype(np.float64)
+    dense = evaluate(block("swiglu"), X, oracle=True)["y"]
+    x = X["x"].astype(np.float64)
+    read = x if method == "lora" else dense
+    scores = np.exp(x @ drawn[".router"])
+    probabilities = scores / scores.sum(-1, keepdims=True)
+    level = x @ drawn[".threshold"] + drawn[".threshold_bias"]
+    beyond = probabilities - 1 / 8 / (1 + np.exp(-level))  # the paper's p - t, t at most 1 / N
+    beyond[beyond < 0] = 0
+    counts = (beyond > 0).sum(-1)
+    assert counts.min() >= 1
+    assert counts.max() > counts.min()  # tokens choose as many as they need
+    want = dense.copy()
+    for place in np.ndindex(2, 5):
+        for expert in range(8):
+            hidden = drawn["experts.up"][expert] @ read[place]
+            if method == "adapter":
+                hidden = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
+            share = beyond[place][expert] / beyond[place].sum()
+            want[place] += share * (drawn["experts.down"][expert] @ hidden)
+    got = evaluate(changed, X, oracle=True)["y"]
+    assert np.abs(got - want).max() <= 1e-12 * np.abs(want).max()
+    assert set(weights_of_experts(changed)) == set(names.values())
+    ran = OrtRunner(to_proto(changed))(X)["y"]
+    # sums of 64 and 16 products, and the quotient of what is left of probabilities
+    assert np.abs(ran - want).max() <= 1024 * np.finfo(np.float32).eps * np.abs(want).max()
+
+
+def test_equal_probabilities_at_the_largest_threshold_choose_none() -> None:
+    changed, _ = upcycled(
+        block("swiglu"), method="lora", experts=8, select="adaptive", router="zero"
+    )
+    (name,) = (name for name in _weights(changed) if name.endswith(".threshold_bias"))
+    _set(changed, name, np.full(1, 100, np.float32))  # its sigmoid is 1 in f32
+    check_same(changed, block("swiglu"), X)
+
+
+ADAPTIVE = ("experts.up", "experts.down", ".router", ".threshold", ".threshold_bias")
 
 
 def _weights(module: Module) -> dict[str, Array]:

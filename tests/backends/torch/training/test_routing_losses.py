@@ -11,6 +11,7 @@ from regraft.backends.torch.training.routing_losses import (
     balance,
     balanced_bias,
     choice_counts,
+    margin_balance,
     router_z,
 )
 from regraft.ir.errors import UsageError
@@ -18,11 +19,12 @@ from regraft.ir.graph import Node
 from regraft.ir.module import Module
 from regraft.ir.ops import moe
 from regraft.ir.weights import ArrayWeight
+from regraft.passes.experts.adaptive import margins_of
 from regraft.passes.experts.trained import weights_of_experts
 from regraft.passes.experts.upcycle_ffn import UpcycleFfn
 from regraft.passes.protocol import Context
 from regraft.passes.recovery.fixed import FixedBatches
-from regraft.passes.recovery.objective import Balance, Mse, RouterZ, Term
+from regraft.passes.recovery.objective import Balance, MarginBalance, Mse, RouterZ, Term
 from regraft.passes.recovery.task import Schedule, Task
 from tests.backends.torch.models import torch
 from tests.passes.experts.test_upcycle_ffn import block
@@ -174,6 +176,46 @@ def test_adapters_and_routers_are_trained_alone() -> None:
     term = Term(Mse(), student=output, teacher=output)
     report = TorchTrainer(progress=False).distill(
         module, [target], Task((term,), Schedule(30, learning_rate=1e-2), trained=names),
+        FixedBatches(rows),
+    )  # fmt: skip
+    assert report.losses[-1] < 0.9 * report.losses[0]
+    changed = {n for n in module.weights if (module.weights[n].numpy() != before[n]).any()}
+    assert changed == set(names)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_margin_balance_counts_experts_above_their_threshold(is_masked: bool) -> None:
+    margins = (_scores(7) / 4).reshape(2, 20, E)
+    mask = torch.arange(40).reshape(2, 20) % 3 if is_masked else None
+    rows = margins.reshape(-1, E).numpy()
+    if mask is not None:
+        rows = rows[mask.numpy().ravel() != 0]
+    want = E * ((rows >= 0).mean(0) * rows.mean(0)).sum()
+    assert float(margin_balance(margins, mask)) == pytest.approx(want, rel=1e-12)
+
+
+def test_adaptive_experts_and_their_thresholds_are_trained() -> None:
+    module = block("relu")
+    UpcycleFfn(experts=4, method="lora", rank=3, select="adaptive", router_std=0.5).run(
+        module, Context()
+    )
+    names = weights_of_experts(module)
+    assert len(names) == 5  # up and down, the router, slope and offset of the threshold
+    before = {name: module.weights[name].numpy().copy() for name in module.weights}
+    rng = np.random.default_rng(0)
+    rows = [{"x": rng.standard_normal((2, 20, 16)).astype(np.float32)} for _ in range(4)]
+    target = module.clone()
+    for name in target.weights:
+        if name not in names:
+            array = target.weights[name].numpy()
+            target.weights.set(name, ArrayWeight((array * 1.3).astype(array.dtype)))
+    (output,), (margins,) = module.graph.output_names, margins_of(module)
+    terms = (
+        Term(Mse(), student=output, teacher=output),
+        Term(MarginBalance(), student=margins, weight=0.01),
+    )
+    report = TorchTrainer(progress=False).distill(
+        module, [target], Task(terms, Schedule(30, learning_rate=1e-2), trained=names),
         FixedBatches(rows),
     )  # fmt: skip
     assert report.losses[-1] < 0.9 * report.losses[0]
