@@ -4,7 +4,7 @@ With p the probabilities of E experts, those of which p reaches `t(x) = sigmoid(
 compute a token, weighed by what they have beyond it: `relu(p - t) / sum(relu(p - t))`. The largest
 p is at least 1 / E, so that one is always chosen.
 
-Source: Liu and Luo, AdaMoLE, 2024, section 3.2 (here for the whole block).
+Source: Liu and Luo, AdaMoLE, 2024 (arXiv 2405.00361; here for the whole block).
 """
 
 from __future__ import annotations
