@@ -99,8 +99,15 @@ def _padding(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _entmax(size: int, dtype: torch.dtype) -> Call:
-    q, k, v = _heads(size, dtype)
-    return lambda: kernels.entmax_attention(q, k, v, window=(-1, 0))
+    """Attention and its gradient: tiles without weight are those of both."""
+    q, k, v = (x.requires_grad_() for x in _heads(size, dtype))
+    given = torch.randn_like(q)
+
+    def call() -> object:
+        made = kernels.entmax_attention(q, k, v, window=(-1, 0))
+        return torch.autograd.grad(made, (q, k, v), given)
+
+    return call
 
 
 def _decode(size: int, dtype: torch.dtype) -> Call:

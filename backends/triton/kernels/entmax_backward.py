@@ -183,8 +183,10 @@ def entmax_key_gradient_kernel(
     v_base = v_ptr + batch * v_batch_stride + key_head * v_head_stride
     k = rows_tile(k_base, column, k_row_stride, d, end, D)
     v = rows_tile(v_base, column, v_row_stride, e, end, E)
-    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
+    # [D, N] and [E, N]: accumulators of wgmma that are transposed before another product gave wrong
+    # gradients (fla #826)
+    dk = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
+    dv = tl.zeros([BLOCK_E, BLOCK_N], tl.float32)
     for number in range(group * row_tiles):
         head = key_head * group + number // row_tiles
         own, inverse = own_slope(alphas_ptr, head, slope, power, HAS_ALPHAS)
@@ -212,20 +214,20 @@ def entmax_key_gradient_kernel(
                 PRECISION,
             )  # fmt: skip
             p, u, _ = powers_above((s - base[:, None]) * own, tau[:, None], inverse, POWER)
-            dv = tl.dot(tl.trans(p.to(dout.dtype)), dout, dv, input_precision=PRECISION)
+            dv = tl.dot(tl.trans(dout), p.to(dout.dtype), dv, input_precision=PRECISION)
             dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
             ds = u * (dp - delta[:, None])
-            dk = tl.dot(tl.trans(ds.to(q.dtype)), q, dk, input_precision=PRECISION)
+            dk = tl.dot(tl.trans(q), ds.to(q.dtype), dk, input_precision=PRECISION)
     out = plane.to(tl.int64) * T + column
     tl.store(
-        dk_ptr + out[:, None] * D + d[None, :],
+        dk_ptr + out[None, :] * D + d[:, None],
         (dk * scale).to(dk_ptr.dtype.element_ty),
-        mask=is_column[:, None] & (d < D)[None, :],
+        mask=is_column[None, :] & (d < D)[:, None],
     )
     tl.store(
-        dv_ptr + out[:, None] * E + e[None, :],
+        dv_ptr + out[None, :] * E + e[:, None],
         dv.to(dv_ptr.dtype.element_ty),
-        mask=is_column[:, None] & (e < E)[None, :],
+        mask=is_column[None, :] & (e < E)[:, None],
     )
 
 
@@ -312,7 +314,7 @@ def _launch_entmax_backward(
         q, k, v, read, known, own, bounds, used, dout, delta, dk, dv,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides,
         k.shape[1], H // k.shape[1], S, T, D, E, used.shape[2], offset, left, right, scale,
-        alpha - 1.0, power, num_warps=4, **settings,
+        alpha - 1.0, power, num_warps=config["key_warps"], **settings,
     )  # fmt: skip
     return dq, dk, dv, dalphas
 

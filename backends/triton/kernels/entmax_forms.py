@@ -41,7 +41,8 @@ def entmax_forms() -> Iterator[Form]:
         ):
             yield Form(
                 f"{name}-{label}-{dtype}", kernel, dtype, constants, Bound.MATMUL,
-                4 if kernel is entmax_key_gradient_kernel else 8, 1 if is_wide else 2,
+                4 if kernel is entmax_key_gradient_kernel and not is_wide else 8,
+                1 if is_wide else 2,
                 wide=("alphas_ptr", "bounds_ptr", "delta_ptr", "dalphas_ptr"),
                 floats=("scale", "slope", "power", "highest"),
                 bytes=("mask_ptr",) if mask == "bool" else (),

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from triton._C.libtriton import ir
 from triton.compiler import ASTSource
@@ -20,11 +21,17 @@ from regraft.backends.triton.kernels.form import Form
 from regraft.backends.triton.kernels.forms import forms
 
 
-def operations_on_f64(form: Form, target: str) -> list[str]:
-    """Returns the lines of a kernel's code, before any pass, that compute in f64."""
+def code_of(form: Form, target: str, floats: str = "fp32") -> tuple[Any, Any]:
+    """Returns a kernel's code before any pass, and the context that has to outlive it.
+
+    Args:
+        form: The form.
+        target: A key of `TARGETS`.
+        floats: Type of the numbers that are no whole ones.
+    """
     source = _source(form)
     signature = {
-        name: "fp64" if name in form.floats else type_ for name, type_ in source.signature.items()
+        name: floats if name in form.floats else type_ for name, type_ in source.signature.items()
     }
     source = ASTSource(form.kernel, signature, constexprs=source.constants, attrs=source.attrs)
     backend = make_backend(TARGETS[target])
@@ -36,6 +43,12 @@ def operations_on_f64(form: Form, target: str) -> list[str]:
         TARGETS[target], options, backend.get_codegen_implementation(options),
         backend.get_module_map(), context,
     )  # fmt: skip
+    return made, context
+
+
+def operations_on_f64(form: Form, target: str) -> list[str]:
+    """Returns the lines of a kernel's code, before any pass, that compute in f64."""
+    made, _ = code_of(form, target, "fp64")
     lines = str(made).splitlines()
     return [x for x in lines if "f64" in x and "arith.truncf" not in x and "tt.func" not in x]
 

@@ -56,6 +56,12 @@ def test_numbers_that_pytorchs_compiler_makes_f64_are_cast(compiled):
     assert [row for row in rows if row["f64"]] == []
 
 
+def test_no_product_is_transposed_before_another(compiled):
+    rows = compiled("tests.backends.triton.turned_products", IN_CI)
+    assert sum(row["products"] > 1 for row in rows) > 50
+    assert [row["form"] for row in rows if row["turned"]] == ["turned"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_default_configurations_lead_to_launches_without_spills(compiled, target):
