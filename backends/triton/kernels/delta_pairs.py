@@ -19,8 +19,19 @@ from regraft.backends.triton.kernels.linear_attention import decay_parts
 
 
 @triton.jit
+def tf32_part(x):
+    """Returns f32 whose mantissas end behind 10 bits: products of TF32 take it as it is."""
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def unit_inverse_tile(lower, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
-    """Returns (I + lower)^-1 of a tile of 2^LEVELS rows that is 0 on the diagonal and above."""
+    """Returns (I + lower)^-1 of a tile of 2^LEVELS rows that is 0 on the diagonal and above.
+
+    Where keys are alike, errors of products grow from block to block: those of TF32, at rates of
+    1.9, to 6 times what rounding the inverse to bf16 costs, and to 60 times of f16. A step of
+    Newton's, X + X (I - (I + lower) X), whose rest has the digits of f32, takes them below it.
+    """
     ROWS: tl.constexpr = lower.shape[0]
     r = tl.arange(0, ROWS)
     row, column = r[:, None], r[None, :]
@@ -31,6 +42,13 @@ def unit_inverse_tile(lower, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
         held = tl.where(couples, lower, 0.0)
         moved = tl.dot(inverse, held, input_precision=PRECISION)
         inverse -= tl.dot(moved, inverse, input_precision=PRECISION)
+    if PRECISION == "tf32":
+        inverse = tf32_part(inverse)
+        high = tf32_part(lower)
+        rest = tl.where(row == column, 1.0, 0.0) - inverse
+        rest -= tl.dot(high, inverse, input_precision=PRECISION)
+        rest -= tl.dot(lower - high, inverse, input_precision=PRECISION)
+        inverse += tl.dot(inverse, rest, input_precision=PRECISION)
     return inverse
 
 

@@ -5,10 +5,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
+from triton.runtime import interpreter
+from triton.runtime.interpreter import TensorHandle
+
 from regraft import kernels
 from regraft.backends.triton.kernels import delta_read_back, delta_reference, delta_scan
 from regraft.backends.triton.kernels.channel_pair_gradient import launch_channel_pair_gradient
-from regraft.backends.triton.kernels.channel_pairs import launch_channel_pairs
+from regraft.backends.triton.kernels.channel_pairs import launch_channel_pairs, unit_inverse_kernel
 from tests.backends.triton.harness import check, interpreted, laid_out
 from tests.backends.triton.test_attention import normal
 
@@ -97,6 +100,28 @@ def test_keys_that_are_alike_lose_no_digits():
     q, k, v = operands(34)
     # powers of the matrix of products of keys grow like binomials; its inverse does not
     compare([q, k[:, :, :1].repeat(1, 1, 34, 1), v], None, torch.ones(1, 1, 34))
+
+
+def test_inverses_of_tf32_lose_less_than_their_rounding(monkeypatch):
+    original = interpreter.InterpreterBuilder.create_dot
+
+    def of_tf32(self, a, b, *rest):
+        cut = [TensorHandle((x.data.view("int32") & -8192).view("float32"), x.dtype)
+               for x in (a, b)]  # fmt: skip
+        return original(self, *cut, *rest)
+
+    # keys that are almost alike, at a rate near 2: what couples blocks is large
+    k = (normal(1, 1, 16, seed=0) + 0.05 * normal(4, 64, 16, seed=1)).double()
+    k = k / k.norm(dim=-1, keepdim=True)
+    lower = (1.9 * k @ k.mT).tril(-1)
+    exact = torch.linalg.inv(torch.eye(64, dtype=torch.float64) + lower)
+    found = torch.empty(exact.shape)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", of_tf32)
+    unit_inverse_kernel[(4,)](lower.float(), found, PRECISION="tf32", BLOCK_M=64, LEVELS=6)
+    assert (found - exact).norm() <= (exact.half() - exact).norm()
+    # the same products without the last step
+    unit_inverse_kernel[(4,)](lower.float(), found, PRECISION="ieee", BLOCK_M=64, LEVELS=6)
+    assert (found - exact).norm() > 10 * (exact.half() - exact).norm()
 
 
 def test_a_rate_of_zero_writes_nothing():
