@@ -155,6 +155,16 @@ def tile_options(config: Config) -> dict[str, int]:
     }  # fmt: skip
 
 
+def carried_stages(config: Config, x: torch.Tensor) -> int:
+    """Returns the stages of a loop whose products share a state that it carries.
+
+    One on GPUs of 10.x, whatever was tuned: with more, Triton overlaps such products there, and
+    the later one reads the state of another iteration (triton #10821, in 3.6 to 3.8; #10993, open).
+    """
+    _, architecture = _named(x.device)
+    return 1 if architecture.startswith("sm_10") else config["stages"]
+
+
 @functools.cache
 def num_processors(device: torch.device) -> int:
     """Returns how many multiprocessors there are; 2 where kernels are interpreted."""

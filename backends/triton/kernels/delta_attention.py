@@ -15,7 +15,7 @@ from torch import Tensor
 from regraft.backends.triton.kernels.attention import adjacent
 from regraft.backends.triton.kernels.channel_pair_gradient import launch_channel_pair_gradient
 from regraft.backends.triton.kernels.channel_pairs import launch_channel_pairs
-from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.configs import carried_stages, config_for
 from regraft.backends.triton.kernels.delta_pairs import launch_delta_pairs
 from regraft.backends.triton.kernels.delta_read_back import launch_read_back
 from regraft.backends.triton.kernels.delta_reference import (
@@ -82,7 +82,7 @@ def _launch_of(q: Tensor, v: Tensor, decay: Tensor | None) -> _Launch:
     kind = "channel_" if decay is not None and decay.ndim == 4 else ""
     return _Launch(
         config[f"{kind}chunk"], config["pair_warps"], min(block_of(v.shape[3]), config["e"]),
-        config[f"{kind}warps"], config["stages"],
+        config[f"{kind}warps"], carried_stages(config, q),
     )  # fmt: skip
 
 

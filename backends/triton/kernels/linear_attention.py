@@ -22,7 +22,7 @@ from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import adjacent
 from regraft.backends.triton.kernels.attention_tiles import part_and_plane
-from regraft.backends.triton.kernels.configs import config_for
+from regraft.backends.triton.kernels.configs import carried_stages, config_for
 from regraft.backends.triton.kernels.linear_features import column_features, tile_features
 from regraft.backends.triton.kernels.operators import block_of
 from regraft.backends.triton.kernels.parted_dot import parted_dot
@@ -320,5 +320,5 @@ def launch_chunks(
         BLOCK_E=block,
         BLOCK_V=block_of(v.shape[3]),
         num_warps=config["warps"],
-        num_stages=config["stages"],
+        num_stages=carried_stages(config, q),
     )  # fmt: skip

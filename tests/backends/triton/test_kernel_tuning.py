@@ -63,6 +63,14 @@ def test_gpus_take_the_entry_of_their_name_else_of_their_family(device, architec
     assert found["is"] == entry
 
 
+@pytest.mark.parametrize(
+    ("architecture", "stages"), [("sm_90", 3), ("sm_100", 1), ("sm_103", 1), ("sm_120", 3)]
+)
+def test_loops_that_carry_a_state_have_one_stage_on_gpus_of_10(monkeypatch, architecture, stages):
+    monkeypatch.setattr(configs, "_named", lambda device: ("a GPU", architecture))
+    assert configs.carried_stages({"stages": 3}, torch.empty(1)) == stages
+
+
 def test_a_tuned_table_is_merged_and_packages_hold_it(tuning, tmp_path, monkeypatch):
     path = tmp_path / "tuned.json"
     path.write_text(kernel_tuning.merge_into(path, tuning))
