@@ -285,7 +285,7 @@ def test_source_and_partition_say_what_is_computed(tmp_path):
     packaged(function, inputs(), folder)
     text = (folder / "kernels.py").read_text()
     assert f"def reference_{name}(" in text
-    assert "torch.group_norm(args, 16, args_2, args_3, 1e-06)" in text
+    assert "torch.group_norm(args, 16, norm_weight, norm_bias, 1e-06)" in text
     assert "# group_norm: " in text
     (row,) = json.loads((folder / "partition.json").read_text())["generated"]
     assert row["nodes"] == ["group_norm", "swish", "add"]
