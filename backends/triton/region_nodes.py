@@ -49,13 +49,13 @@ ROW_OPS = frozenset({
 Shape = tuple[DimLike, ...]
 
 
-def row_shape(value: Value) -> Shape | None:
-    """Returns the shape of a value with all axes: reduced ones have size 1."""
+def row_shape(value: Value, inside: Container[Node]) -> Shape | None:
+    """Returns the shape of a value with all axes: those that nodes inside reduce have size 1."""
     affine = affine_shape(value)
     if affine is not None:
         return affine
     node, shape = value.producer, value.shape
-    if node is None or shape is None or not is_dropped(node):
+    if node is None or shape is None or node not in inside or not is_dropped(node):
         return shape
     return (*shape, *(1,) * reduced_of(node))
 
@@ -171,7 +171,8 @@ def columns_of(nodes: Sequence[Node], space: Shape) -> int:
     counts = {reduced_of(node) for node in nodes} - {0}
     if len(counts) > 1:
         return 0
-    shapes = [_padded(row_shape(value) or (), space) for value in values_of(nodes)]
+    inside = set(nodes)
+    shapes = [_padded(row_shape(value, inside) or (), space) for value in values_of(nodes)]
     if counts:
         (count,) = counts
         if groups:
@@ -200,7 +201,7 @@ def is_computable(nodes: Sequence[Node], again: set[Node]) -> bool:
     if len(nodes) > MAX_NODES:
         return False
     inside = set(nodes)
-    shapes = [row_shape(value) for value in values_of(nodes)]
+    shapes = [row_shape(value, inside) for value in values_of(nodes)]
     space = common_space(shape or () for shape in shapes)
     if not space or None in shapes:
         return False
@@ -224,7 +225,7 @@ def is_computable(nodes: Sequence[Node], again: set[Node]) -> bool:
         return False
     if groups_of(nodes):
         return all(value.shape == space for value in outputs)
-    return all(_is_whole(row_shape(value) or (), space, columns) for value in outputs)
+    return all(_is_whole(row_shape(value, inside) or (), space, columns) for value in outputs)
 
 
 def seconds_of(nodes: Sequence[Node], again: set[Node]) -> float:

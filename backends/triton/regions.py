@@ -229,7 +229,9 @@ class Partition:
 
     def _finished(self, draft: _Draft) -> Region:
         nodes, again = tuple(draft.nodes), set(draft.again)
-        space = common_space(row_shape(value) or () for value in values_of(nodes)) or ()
+        inside = set(nodes)
+        shapes = [row_shape(value, inside) or () for value in values_of(nodes)]
+        space = common_space(shapes) or ()
         separate = sum(separate_traffic_of(node) for node in nodes if node not in again)
         return Region(
             nodes,

@@ -5,6 +5,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
+from torch import nn
+
 import regraft
 from benchmarks.models import ModelMissingError, find, named, samples
 from tests.backends.triton.harness import interpreted
@@ -74,3 +76,25 @@ def test_the_real_encoder_passes_its_self_test(tmp_path):
     text = (tmp_path / "encoder" / "model.py").read_text()
     assert "kernels.attention(" in text
     assert "kernels.add_layer_norm(" in text or "kernels.linear_add(" in text
+
+
+class Losses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.register_buffer("weights", torch.tensor([0.25, 2.0]))
+
+    def forward(self, x):
+        y = self.first(x)
+        near, far = (y.tanh() - x).square().mean(), (y.sigmoid() + x).square().mean()
+        return near * self.weights * 0.25 + far * self.weights
+
+
+def test_means_of_everything_are_scalars_where_they_are_read(tmp_path):
+    # not [1, 1, 1], which would give the chain that reads them rows that it does not have
+    torch.manual_seed(0)
+    net, x = Losses(), torch.randn(2, 3, 4)
+    with interpreted():
+        regraft.convert(net, tmp_path / "losses", args=(x,), target="triton", check="off")
+        assert imported(tmp_path / "losses", "selftest").main(["--device", "cpu"]) == 0
+    assert "mul_mul_mul_add(" in (tmp_path / "losses" / "model.py").read_text()
