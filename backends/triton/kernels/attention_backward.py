@@ -201,7 +201,7 @@ def attention_key_gradient_kernel(
     v = rows_tile(v_base, column, v_row_stride, e, end, E)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_E], tl.float32)
-    for member in range(0, group):
+    for member in range(group):
         head = key_head * group + member
         q_base = q_ptr + batch * q_batch_stride + head * q_head_stride
         dout_base = dout_ptr + batch * dout_batch_stride + head * dout_head_stride

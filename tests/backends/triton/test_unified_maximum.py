@@ -57,7 +57,10 @@ def test_maxima_are_those_of_spans_of_all_heads_of_a_group(T, offset):
     ]  # fmt: skip
     assert found.shape == (len(expected), 2)
     by_row = np.lexsort(found.T), np.lexsort(np.array(expected).T)
-    np.testing.assert_allclose(found[by_row[0]], np.array(expected)[by_row[1]], rtol=1e-5)
+    # sums of five products of about 1, in an order of their own: near zero nothing is relative
+    np.testing.assert_allclose(
+        found[by_row[0]], np.array(expected)[by_row[1]], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_lengths_and_a_soft_cap_are_seen():
