@@ -10,7 +10,7 @@ from regraft.backends.onnx import PROFILES, save_onnx
 from regraft.comparison import check_inputs, compare_sources, make_runner
 from regraft.contexts import Probes, make_context
 from regraft.conversion import convert as _convert
-from regraft.conversion_options import ConvertOptions, ConvertResult
+from regraft.conversion_options import ConvertOptions, ConvertResult, check_mode
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Rule
@@ -77,13 +77,10 @@ def apply(
     """
     extensions = combine(plugins)
     resolved = resolve_passes(passes, extensions.passes)
-    try:
-        mode = CheckMode(check)
-    except ValueError:
-        raise UsageError(f"unknown check `{check}`", hint="match, each or off") from None
     return run_passes(
-        module, resolved, samples=samples, check=mode, seed=seed, extensions=extensions,
-        training=training, work_dir=None if work_dir is None else Path(work_dir),
+        module, resolved, samples=samples, check=check_mode(check), seed=seed,
+        extensions=extensions, training=training,
+        work_dir=None if work_dir is None else Path(work_dir),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Rule
 from regraft.metrics import Asked
@@ -50,6 +51,11 @@ class ConvertOptions:
         plugins: Where `extensions` come from (`FILE.py:NAME` or the name of an installed one),
             recorded for `rerun`.
         aot: GPUs that the kernels of a package are compiled for (`sm_90`, `sm_80`, `gfx942`).
+
+    Paths and `check` may be given as text.
+
+    Raises:
+        UsageError: For an unknown `check`.
     """
 
     target: str = "ort-cpu"
@@ -78,6 +84,26 @@ class ConvertOptions:
     plugins: Sequence[str] = ()
     bench: bool = False
     aot: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "calibrate", "tokenizer", "train", "checkpoints"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                object.__setattr__(self, name, Path(given))
+        object.__setattr__(self, "check", check_mode(self.check))
+
+
+def check_mode(given: CheckMode | str) -> CheckMode:
+    """Returns what is compared, by its name.
+
+    Raises:
+        UsageError: For an unknown one.
+    """
+    try:
+        return CheckMode(given)
+    except ValueError:
+        modes = ", ".join(mode.value for mode in CheckMode)
+        raise UsageError(f"unknown check `{given}`", hint=f"one of {modes}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,13 @@ def test_apply_takes_passes_and_rules_and_names_an_unknown_check() -> None:
     assert records[0].verified == "no (checks are off)"
 
 
+def test_convert_takes_a_check_by_name_and_names_an_unknown_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown check `all`"):
+        regraft.convert(model(), tmp_path / "a", check="all")
+    result = regraft.convert(model(), tmp_path / "b", check="off")
+    assert result.check.verified == "no (checks are off)"
+
+
 @pytest.mark.parametrize("check", ["match", "each"])
 def test_wrong_rule_is_named_in_every_mode(check: str) -> None:
     class ReluIsNothing(regraft.Rule):
