@@ -10,6 +10,7 @@ from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.ir.rewrite import RuleSet, rewrite
 from regraft.passes.cleanup.canonicalize import Canonicalize
+from regraft.passes.cleanup.stops import without_stops
 from regraft.passes.protocol import Context, Contract, Exact, PassResult, Skip
 
 
@@ -105,7 +106,7 @@ class Legalize:
         stats = rewrite(module, run.rules, observer=ctx.observer)
         counts: dict[str, int | float] = dict(sorted(stats.counts.items()))
         store = module.weights
-        if stats.counts or store.trainable:
+        if without_stops(module) or stats.counts or store.trainable:
             store.trainable = False  # a target's graph is for inference
             cleaned = Canonicalize().run(module, ctx)
             counts["cleanup"] = int(sum(cleaned.stats.values()))

@@ -42,6 +42,7 @@ from regraft.output import check_destination, staged
 from regraft.passes.check.module_check import CheckReport, combined_contract
 from regraft.passes.check.runners import Runner
 from regraft.passes.check.samples import Sample
+from regraft.passes.cleanup.stops import without_stops
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
 from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Pass, Samples
@@ -156,6 +157,9 @@ class _Conversion:
         bind_samples(module, calibration, beside=(LABELS,))
         self.calibration = calibration or options.samples
         training = self._training(source)
+        trains = any(getattr(item, "needs_teacher", False) for item in self.passes)
+        if options.target in PROFILES and not trains:
+            without_stops(module)
         before = operator_counts(module.graph)
         self.before = self._view(module)
         if options.bench or options.quality is not None:

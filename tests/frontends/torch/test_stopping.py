@@ -85,3 +85,30 @@ def test_onnx_has_the_value_itself(tmp_path: Any) -> None:
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), net(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+class Statistics(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        with torch.no_grad():
+            size = (y.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return self.second(y * size.detach())
+
+
+@pytest.mark.parametrize("target", ["onnx", "ort-cpu"])
+def test_files_for_inference_are_recognized_between_the_ends(target: str, tmp_path: Any) -> None:
+    net, x = Statistics(), torch.randn(3, 4)
+    assert any(node.op is stop_gradient for node in regraft.capture(net, (x,)).graph)
+    options = {"opset": 23} if target == "onnx" else {}
+    result = regraft.convert(
+        net, tmp_path / "made", args=(x,), target=target, passes="canonicalize,fuse", **options
+    )
+    names = [node.op.name for node in result.module.graph]
+    assert "stop_gradient" not in names
+    assert any("rms_norm" in name for name in names)
+
+
+def test_legalization_leaves_no_ends() -> None:
+    module = regraft.capture(Detached(), (torch.randn(3, 4),))
+    regraft.apply(module, "legalize{target=ort-cpu}")
+    assert all(node.op is not stop_gradient for node in module.graph)
