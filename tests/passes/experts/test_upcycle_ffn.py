@@ -93,8 +93,9 @@ def difference(one: Module, other: Module, sample: dict[str, Array], *, oracle: 
 
 
 def check_same(changed: Module, module: Module, sample: dict[str, Array]) -> None:
-    # f32 sums of a few hundred products round to 2 ** -24 * sqrt(n), the results of layers add up
-    assert difference(changed, module, sample, oracle=False) <= 1e-6
+    # f32 sums of a few hundred products round to 2 ** -24 * sqrt(n), the results of layers add up,
+    # and CLIP's similarities are 14 times a sum that cancels
+    assert difference(changed, module, sample, oracle=False) <= 2e-6
     assert difference(changed, module, sample, oracle=True) <= 1e-12
 
 
