@@ -42,6 +42,15 @@ def identifier(text: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
+def plain_text(text: str) -> str:
+    """Returns what a model calls something as a comment or a docstring may hold it.
+
+    One line without double quotes or backslashes: a name ends neither, so that none becomes code.
+    """
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return " ".join(line.split()).replace("\\", "/").replace('"', "'")
+
+
 def is_identifier(text: str) -> bool:
     """Returns whether an attribute can be written `.text`."""
     return text.isidentifier() and text.isascii() and not keyword.iskeyword(text)

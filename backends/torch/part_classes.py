@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from regraft.backends.torch.emitter import EmitTable
 from regraft.backends.torch.graph_emitter import GraphEmitter
 from regraft.backends.torch.library_source import LibrarySource
-from regraft.backends.torch.naming import RESERVED, identifier, variable_hint
+from regraft.backends.torch.naming import RESERVED, identifier, plain_text, variable_hint
 from regraft.backends.torch.parts import PartGroup
 from regraft.backends.torch.weight_plan import Slot, WeightPlan
 from regraft.backends.torch.weight_source import (
@@ -141,6 +141,6 @@ def class_text(
         body: Its lines, indented.
     """
     init = "\n".join(f"        {line}" for line in ["super().__init__()", *registered])
-    doc = f'    """{docstring}"""\n\n' if docstring else ""
+    doc = f'    """{plain_text(docstring)}"""\n\n' if docstring else ""
     head = f"class {name}(Scope):\n{doc}    def __init__(self) -> None:\n{init}"
     return f"{head}\n\n    {signature}\n{body}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from regraft.backends.torch.naming import plain_text
 from regraft.ir.graph import Node
 
 _KIND = re.compile(r"[a-z]{2,}:")
@@ -18,7 +19,8 @@ def place_of(node: Node) -> str:
 
     A file of an installed package is named from the package on, another one without its folder.
     """
-    return ", ".join(_without_folder(part) for part in node.loc[:_NUM_PARTS] if part)
+    parts = (_without_folder(part) for part in node.loc[:_NUM_PARTS] if part)
+    return ", ".join(map(plain_text, parts))
 
 
 def comment_of(node: Node) -> str:
