@@ -266,3 +266,14 @@ def test_noise_is_that_of_what_ran_the_source(share: float, ok: bool) -> None:
     report = check_module(reference, None, result, [sample], look=look)
     assert report.ok is ok
     assert report.outputs[0].max_abs > EXACT_RTOL * 6.2e-6  # more than is allowed without noise
+
+
+def test_what_ran_the_source_excuses_no_operator_that_was_read_wrongly() -> None:
+    """Source and result come from one import: they agree in f64 however wrong that is."""
+    read = module("graph(%x : f32[B, 4]) {\nBODY\n}\n", "%y = gelu(%x)\nreturn %y")
+    meant = module("graph(%x : f32[B, 4]) {\nBODY\n}\n", "%y = gelu(%x) {tanh = true}\nreturn %y")
+    sample = Sample({"x": np.array([[-2.0, -1.0, 1.0, 2.0]], np.float32)}, {"B": 1}, "given")
+    look = second_look(read, read)
+    report = check_module(EvalRunner(meant), None, EvalRunner(read), [sample], look=look)
+    assert not report.ok
+    assert report.outputs[0].max_abs > 1e-4

@@ -47,7 +47,7 @@ from tests.passes.experts.test_upcycle_ffn import FAMILIES, SPELLINGS, X, block
 Array = np.ndarray[Any, Any]
 
 _F32, _F64 = 2e-6, 1e-12
-"""CLIP's similarities are 14 times a sum of small terms that cancel: 1e-6 is a draw of its noise."""
+"""CLIP's similarities are 14 times a sum of terms that cancel: 1e-6 is a draw of its noise."""
 SAMPLES = [
     {"x": np.random.default_rng(seed).standard_normal((2, 20, 16)).astype(np.float32)}
     for seed in range(6)
