@@ -12,7 +12,6 @@ from regraft.frontends.torch.call import UnsupportedCallError
 from regraft.frontends.torch.importer import GraphImporter
 from regraft.frontends.torch.nodes import placeholders
 from regraft.frontends.torch.scalars import counted, number
-from regraft.frontends.torch.stopping import stopped_results
 from regraft.frontends.torch.tensors import DTYPES
 from regraft.ir.constants import is_constant
 from regraft.ir.graph import Graph, Value
@@ -23,12 +22,8 @@ HigherOrder = Callable[[GraphImporter, torch.fx.Node], Any]
 
 
 def _set_grad(importer: GraphImporter, node: torch.fx.Node) -> Any:
-    """Out of a region within `torch.no_grad` comes what no gradient goes into."""
-    enabled, region, *args = node.args
-    results = _inline(importer, region, args)
-    if importer.loc is None:
-        importer.b.loc = importer.session.locations.of(node.meta)
-    return results if enabled else stopped_results(importer.b, results)
+    _, region, *args = node.args
+    return _inline(importer, region, args)
 
 
 def _autocast(importer: GraphImporter, node: torch.fx.Node) -> Any:

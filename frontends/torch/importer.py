@@ -17,6 +17,7 @@ from regraft.frontends.torch.nodes import placeholders, plain, storage_of, writt
 from regraft.frontends.torch.opaque import import_opaque, is_kept
 from regraft.frontends.torch.schemas import Schema, functional_name
 from regraft.frontends.torch.session import Session, Unsupported
+from regraft.frontends.torch.stopping import is_written
 from regraft.frontends.torch.tensors import DTYPES, array_from_tensor, dtype_from_torch
 from regraft.frontends.torch.views import INVERSES
 from regraft.ir.builder import Builder
@@ -133,6 +134,8 @@ class GraphImporter:
     def _overload(self, node: torch.fx.Node, target: OpOverload) -> None:
         val = node.meta.get("val")
         schema = self.session.schemas.of(target)
+        if schema.name == "aten.detach.default" and is_written(node):
+            schema = self.session.schemas.of(torch.ops.aten.alias.default)
         name = schema.name
         if name in DROPPED:
             return

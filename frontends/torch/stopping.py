@@ -1,10 +1,15 @@
-"""Where gradients end: `detach`, and regions within `torch.no_grad`."""
+"""Where gradients end: `detach`.
+
+Regions within `torch.no_grad` are imported as if gradients went through them: what is exported of a
+model whose whole `forward` is such a region is to train, too. So are tensors that share memory with
+one that is written to: what was written has the gradient of what it was written over.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import torch
 
-from regraft.frontends.torch.aliases import Handle
+from regraft.frontends.torch.nodes import storage_of, written_arguments
 from regraft.ir.builder import Builder
 from regraft.ir.constants import is_constant
 from regraft.ir.constants import weight as weight_op
@@ -17,20 +22,6 @@ from regraft.ir.weights import Role
 def stopped(b: Builder, x: Value) -> Value:
     """Returns a value through which no gradient goes: itself where none could."""
     return b.op(stop_gradient, x) if _is_differentiable(x) else x
-
-
-def stopped_results(b: Builder, results: Any) -> Any:
-    """Returns the results of a region with `stopped` around each; they share memory as before."""
-    match results:
-        case Handle():
-            x = results.read()
-            value = stopped(b, x)
-            if value is x:
-                return results
-            return Handle(value, results, lambda x: stopped(b, x), lambda _, written: written)
-        case tuple() | list():
-            return type(results)(stopped_results(b, each) for each in results)
-    return results
 
 
 def _is_differentiable(x: Value) -> bool:
@@ -63,3 +54,16 @@ def _is_float(value: Value) -> bool:
     if not isinstance(type_, TensorType) or type_.dtype is None:
         return True
     return type_.dtype.is_float or type_.dtype.is_complex
+
+
+def is_written(node: torch.fx.Node) -> bool:
+    """Whether a call of a node's graph writes to memory that its result shares."""
+    val = node.meta.get("val")
+    if not isinstance(val, torch.Tensor):
+        return False
+    shared = storage_of(val)
+    return any(
+        isinstance(given := each.meta.get("val"), torch.Tensor) and storage_of(given) == shared
+        for other in node.graph.nodes
+        for each in written_arguments(other)
+    )

@@ -22,7 +22,7 @@ def peak_activation_bytes(graph: Graph, sizes: Mapping[str, int]) -> int | None:
     Returns:
         Bytes, or None when a value's size is unknown.
     """
-    nodes = [node for node in graph if not node.op.traits & Trait.CONSTANT]
+    nodes = _computed(graph)
     sizes_of: dict[Value, int] = {}
     for value in (*graph.inputs, *(value for node in nodes for value in node.outputs)):
         size = _nbytes(value, sizes)
@@ -41,6 +41,21 @@ def peak_activation_bytes(graph: Graph, sizes: Mapping[str, int]) -> int | None:
         peak = max(peak, alive + max(known, default=0))
         alive -= sum(sizes_of.get(value, 0) for value in dying.get(i, ()))
     return peak
+
+
+def _computed(graph: Graph) -> list[Node]:
+    """Returns the nodes but constants, and what moves those, which a runtime does at its start."""
+    stored: set[Value] = set()
+    found: list[Node] = []
+    for node in graph:
+        is_moved = bool(node.op.traits & Trait.DATA_MOVEMENT) and bool(node.inputs)
+        if node.op.traits & Trait.CONSTANT or (
+            is_moved and all(value is None or value in stored for value in node.inputs)
+        ):
+            stored.update(node.outputs)
+        else:
+            found.append(node)
+    return found
 
 
 def _dying(graph: Graph, nodes: Sequence[Node]) -> dict[int, list[Value]]:

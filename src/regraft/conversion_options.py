@@ -93,12 +93,14 @@ class ConvertOptions:
         object.__setattr__(self, "check", check_mode(self.check))
 
 
-def check_mode(given: CheckMode | str) -> CheckMode:
-    """Returns what is compared, by its name.
+def check_mode(given: CheckMode | str | bool) -> CheckMode:
+    """Returns what is compared, by its name; `False` is off.
 
     Raises:
         UsageError: For an unknown one.
     """
+    if given is False:
+        return CheckMode.OFF
     try:
         return CheckMode(given)
     except ValueError:
