@@ -222,7 +222,7 @@ class _OperatorWriter:
         lines.append(f"    if {outs[0]}.numel() == 0:")
         lines.append(f"        return {', '.join(outs)}")
         if self.region.groups:
-            lines += self._launch_of_groups((*names, *outs))
+            lines += self._launch_of_groups((*names, *outs), typed)
             return [*lines, f"    return {', '.join(outs)}"]
         whole = [op.name for op in self.lowered.operands if op.is_every_row and op.is_wide
                  and not is_scalar(op)]  # fmt: skip
@@ -271,11 +271,11 @@ class _OperatorWriter:
         lines += ['        num_warps=config["warps"],', "    )", f"    return {', '.join(outs)}"]
         return lines
 
-    def _launch_of_groups(self, tensors: Sequence[str]) -> list[str]:
+    def _launch_of_groups(self, tensors: Sequence[str], typed: str) -> list[str]:
         groups, space = self.region.groups, self.region.space
         x = next(op.name for op in self.lowered.operands if op.value.shape == space)
         operands = self.lowered.operands
-        lines = launch_lines(operands, x, len(space), groups, "generated_rows")
+        lines = launch_lines(operands, x, typed, len(space), groups, "generated_rows")
         lines += call_lines(f"{PLACE}_kernel", tensors, x, groups)
         return [f"    {line}" for line in lines]
 

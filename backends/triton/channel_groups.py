@@ -17,7 +17,7 @@ MIN_GROUPS = 32
 program per group as well."""
 SEPARATE_LAUNCHES = 3
 """Of PyTorch's own norm: statistics, factors per channel, and a kernel that applies those."""
-_MIN_RANK = 3
+_MIN_RANK, _MIN_CHANNELS = 3, 2
 
 Shape = tuple[DimLike, ...]
 
@@ -54,7 +54,8 @@ def is_of_groups(node: Node) -> bool:
     x, *affine = node.inputs
     if x is None or x.shape is None or len(x.shape) < _MIN_RANK:
         return False
-    if not isinstance(x.shape[1], int):
+    # of one channel, what has an element per image looks as if it had one per channel
+    if not isinstance(x.shape[1], int) or x.shape[1] < _MIN_CHANNELS:
         return False
     return all(
         value is not None and value.dtype is x.dtype and affine_shape(value) is not None

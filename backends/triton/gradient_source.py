@@ -300,7 +300,8 @@ class GradientWriter:
         x = next(op for op in self.operands if op.value.shape == self.space)
         rows = f"{x.name}.shape[0]"
         entry = "generated_gradient_rows"
-        lines = launch_lines(self.read, x.name, len(self.space), self.groups, entry)
+        typed = self.outs[0].operand.name
+        lines = launch_lines(self.read, x.name, typed, len(self.space), self.groups, entry)
         for out in self.outs:
             if out.way is not Way.WHOLE:
                 is_sum = out.way is Way.ROW_PARTS

@@ -252,21 +252,23 @@ def forward_kernel(
 
 
 def launch_lines(
-    operands: Sequence[Operand], x: str, rank: int, groups: int, entry: str
+    operands: Sequence[Operand], x: str, typed: str, rank: int, groups: int, entry: str
 ) -> list[str]:
     """Returns the lines of a launch before the call: operands in one piece, sizes of a tile.
 
     Args:
         operands: What the kernel reads.
         x: An operand that has every element.
+        typed: A tensor of floats.
         rank: How many axes that has.
         groups: Into how many groups its channels are split.
         entry: Of the table of configurations.
     """
+    size = "triton.next_power_of_2(channels) * block_of(plane)"
     return [
         *(f"{op.name} = {op.name}.contiguous()" for op in operands if not is_scalar(op)),
         f"channels, plane = {x}.shape[1] // {groups}, size_between({x}.shape, 2, {rank})",
-        f'config = config_for("{entry}", {x}, triton.next_power_of_2(channels) * block_of(plane))',
+        f'config = config_for("{entry}", {typed}, {size})',
         'block = min(block_of(plane), config["max_block"])',
         'height = min(triton.next_power_of_2(channels), config["max_block"] // block)',
     ]

@@ -176,7 +176,10 @@ def columns_of(nodes: Sequence[Node], space: Shape) -> int:
     if counts:
         (count,) = counts
         if groups:
-            return count if count == len(space) - 1 and are_in_groups(shapes, space) else 0
+            # of one image, a reduction of all of it has a group's columns, and is no group's
+            is_of_image = any(reduced_of(n) and n.op is not norm.group_norm for n in nodes)
+            is_split = count == len(space) - 1 and are_in_groups(shapes, space)
+            return count if is_split and not is_of_image else 0
         return count if _are_together(shapes, space, count) else 0
     # channels of images: rows that are planes, not lines; all else has long lines as they are
     narrow = [shape for shape in shapes if shape[-1] == 1 and shape != (1,) * len(space)]

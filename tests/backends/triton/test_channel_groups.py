@@ -1,6 +1,7 @@
 """Norms of groups of channels, with what is around them: results, gradients, source."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -225,6 +226,43 @@ def test_few_groups_are_left_to_pytorch(tmp_path):
     net, kernels = packaged(function, given, tmp_path / "package")
     assert generated(kernels) == ["swish_add"]
     assert "torch.group_norm(args_0, 4, " in (tmp_path / "package" / "model.py").read_text()
+    check(net, function, given)
+
+
+@pytest.mark.parametrize("first", ["bool", "int"])
+def test_operands_of_every_element_that_are_no_floats(first, tmp_path):
+    """Sizes may be read of them, configurations not."""
+
+    def function(kept, x, gain, bias):
+        return F.silu(F.group_norm(x * kept.to(x.dtype), GROUPS, gain, bias))
+
+    kept = (images(seed=5) > 0) if first == "bool" else (images(seed=5) * 3).to(torch.int32)
+    given = (images(), channels(1), channels(2))
+    net, kernels = packaged(function, (kept, *given), tmp_path / "package")
+    assert len(generated(kernels)) == 1
+    check(partial(net, kept), partial(function, kept), given)
+
+
+def test_factors_per_image_of_one_channel(tmp_path):
+    """They look as if they were per channel."""
+
+    def function(x, factor):
+        return F.silu(F.group_norm(x, 1) * factor)
+
+    given = (values(64, 1, 5, 7), values(64, 1, 1, 1, seed=1))
+    net, kernels = packaged(function, given, tmp_path / "package")
+    assert not any("norm" in name for name in generated(kernels))
+    check(net, function, given)
+
+
+@pytest.mark.parametrize("shape", [(64, 1, 3, 5), (1, 64, 3, 5)])
+def test_reductions_of_whole_images_are_no_groups(shape, tmp_path):
+    def function(x):
+        y = F.group_norm(x, 1 if shape[1] == 1 else 32)
+        return y * 2 - y.amax((1, 2, 3), keepdim=True)
+
+    given = (values(*shape),)
+    net, _ = packaged(function, given, tmp_path / "package")
     check(net, function, given)
 
 
