@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Sequence
 MAX_COLUMNS = 100
 
 _OPENING, _CLOSING = "([{", ")]}"
+_AROUND = (("", ""), ("", " pass"), ("made(\n", "\n)"), ("{\n", "\n}"), ("made(0\n", "\n)"))
+"""What makes a line a program: nothing, a body, brackets, those and an operand before it."""
 _ASSIGNED = re.compile(r"[\w, .]+? (?:[-+*/@|&]?=) ")
 _KEYWORD = re.compile(r"(?:return|yield|del) ")
 _OPERATORS = ((" or ", " and "), (" | ", " & "), (" + ", " - "), (" * ", " / "))
@@ -34,8 +37,26 @@ def within_columns(text: str, columns: int = MAX_COLUMNS) -> str:
             lines.append(line)
             continue
         code = line.lstrip()
-        lines += _broken(code, line[: len(line) - len(code)], columns)
+        rows = _broken(code, line[: len(line) - len(code)], columns)
+        lines += rows if _is_the_same(code, rows) else [line]
     return "\n".join(lines)
+
+
+def _is_the_same(code: str, rows: Sequence[str]) -> bool:
+    """Whether rows mean what a line did: a comment, a docstring, a statement or an element."""
+    if code.startswith(("#", '"""')):
+        return True
+    broken = textwrap.dedent("\n".join(rows))
+    for before, behind in _AROUND:
+        try:
+            meant = ast.dump(ast.parse(f"{before}{code}{behind}"))
+        except SyntaxError:
+            continue
+        try:
+            return ast.dump(ast.parse(f"{before}{broken}{behind}")) == meant
+        except SyntaxError:
+            return False
+    return False
 
 
 def _broken(code: str, margin: str, columns: int) -> list[str]:

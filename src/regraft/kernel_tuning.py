@@ -33,6 +33,7 @@ _DOUBLED = (
 _LISTED: Mapping[str, tuple[int, ...]] = {
     "warps": (1, 2, 4, 8, 16),
     "gradient_warps": (1, 2, 4, 8, 16),
+    "key_warps": (1, 2, 4, 8, 16),
     "in_place_warps": (8, 16, 32),
     "stages": (1, 2, 3, 4, 5),
     "group": (1, 4, 8, 16),

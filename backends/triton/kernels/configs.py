@@ -29,7 +29,8 @@ def read_table(path: Path = TABLE_PATH, tuned: Path | None = None) -> Table:
 
     Args:
         path: The table with the defaults.
-        tuned: What `tune` found on this machine; default: where it writes.
+        tuned: What `tune` found on this machine; default: where it writes. What was found of a
+            kernel that has other options by now is left out.
     """
     table: dict[str, dict[str, dict[str, list[Config]]]] = json.loads(
         path.read_text(encoding="utf-8")
@@ -37,8 +38,14 @@ def read_table(path: Path = TABLE_PATH, tuned: Path | None = None) -> Table:
     found = user_table("triton") if tuned is None else tuned
     if found.is_file():
         for kernel, devices in json.loads(found.read_text(encoding="utf-8")).items():
+            if kernel not in table:
+                continue
+            usual = [set(bucket) for bucket in table[kernel][DEFAULT_DEVICE][ANY_DTYPE]]
+            options = set.intersection(*usual)
             for device, dtypes in devices.items():
-                table.get(kernel, {}).setdefault(device, {}).update(dtypes)
+                for dtype, buckets in dtypes.items():
+                    if all(options <= bucket.keys() for bucket in buckets):
+                        table[kernel].setdefault(device, {})[dtype] = buckets
     for kernel, devices in table.items():
         if not devices.get(DEFAULT_DEVICE, {}).get(ANY_DTYPE):
             raise ValueError(

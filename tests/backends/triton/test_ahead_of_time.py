@@ -59,7 +59,7 @@ def test_numbers_that_pytorchs_compiler_makes_f64_are_cast(compiled):
 def test_no_product_is_transposed_before_another(compiled):
     rows = compiled("tests.backends.triton.turned_products", IN_CI)
     assert sum(row["products"] > 1 for row in rows) > 50
-    assert [row["form"] for row in rows if row["turned"]] == ["turned"]
+    assert [row["form"] for row in rows if row["turned"]] == ["turned", "sometimes turned"]
 
 
 @pytest.mark.slow

@@ -88,6 +88,18 @@ def test_a_tuned_table_is_merged_and_packages_hold_it(tuning, tmp_path, monkeypa
     assert '"GPU of a test": {' in source.text([""])
 
 
+def test_what_was_tuned_of_an_older_kernel_is_left_out(tmp_path):
+    """Its launches would miss options that the kernel has since."""
+    path = tmp_path / "tuned.json"
+    usual = configs.read_table()["cross_entropy"]["default"]["any"]
+    older = [{key: value for key, value in each.items() if key != "group"} for each in usual]
+    found = {"older": {"bfloat16": older}, "newer": {"bfloat16": usual}}
+    path.write_text(json.dumps({"cross_entropy": found, "no_kernel": found}))
+    table = configs.read_table(tuned=path)
+    assert table["cross_entropy"].keys() - {"default", "sm_80", "hip"} == {"newer"}
+    assert "no_kernel" not in table
+
+
 @pytest.mark.parametrize("kernel", tuned_calls.CALLS)
 def test_every_kernel_has_a_call(kernel, monkeypatch):
     monkeypatch.setattr(tuned_calls, "HEADS", 2)

@@ -142,6 +142,17 @@ def test_long_lines_are_broken(line, expected):
     assert ast.dump(ast.parse(found)) == ast.dump(ast.parse(f"if x:\n    {line}\n    pass"))
 
 
+@pytest.mark.parametrize("line", [
+    f"return lambda {A}, {B}: {C}", f"{A}[{B}, {C}] += x", f"x = {A}[{B}] = {C}",
+    f"{A}[{B}] @= {C}", f"for {A}, {B} in f({C}): pass", f"with f({A}, {B}) as {C}: pass",
+    f"assert {A}, {B} + {C}", f"{A}, {B} = {C} = f(x)", f"del {A}, {B}, {C}",
+])  # fmt: skip
+@pytest.mark.parametrize("columns", [30, 60, 90])
+def test_no_line_means_something_else(line, columns):
+    text = f"def f():\n    {line}\n"
+    assert ast.dump(ast.parse(within_columns(text, columns))) == ast.dump(ast.parse(text))
+
+
 def test_what_is_no_code_stays():
     text = f'"""Of {A} {B} {C}\n\n{A} {B} {C}\n"""\nx = 1  # {A} {B} {C}\n'
     assert within_columns(text) == text

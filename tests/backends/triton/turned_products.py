@@ -35,7 +35,22 @@ def turned_kernel(x_ptr, BLOCK: tl.constexpr):  # noqa: N803 - a constant of Tri
     tl.store(x_ptr + at, tl.dot(tl.trans(tl.exp(total).to(x.dtype)), x).to(x.dtype))
 
 
-TURNED = Form("turned", turned_kernel, "bf16", {"BLOCK": 64}, Bound.MATMUL, 4)
+@triton.jit
+def sometimes_turned_kernel(x_ptr, BLOCK: tl.constexpr):  # noqa: N803 - a constant of Triton
+    """The same of a product that only some steps of the loop add."""
+    at = tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    x = tl.load(x_ptr + at)
+    total = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for step in range(4):
+        if tl.load(x_ptr + step) != 0:
+            total = tl.dot(x, tl.trans(x), total)
+    tl.store(x_ptr + at, tl.dot(tl.trans(tl.exp(total).to(x.dtype)), x).to(x.dtype))
+
+
+TURNED = tuple(
+    Form(name, kernel, "bf16", {"BLOCK": 64}, Bound.MATMUL, 4)
+    for name, kernel in (("turned", turned_kernel), ("sometimes turned", sometimes_turned_kernel))
+)
 """What has to be found."""
 
 
@@ -47,7 +62,9 @@ def turned_products(code: str) -> list[str]:
     made: dict[str, tuple[str, list[str]]] = {}
     open_regions: list[tuple[str, list[str]]] = []
     for line in (text.strip() for text in code.splitlines()):
-        if line.startswith("}") and "else" not in line:
+        if line.startswith("} else"):
+            continue  # the other region of the same operation
+        if line.startswith("}"):
             open_regions.pop()
         results, _, does = line.partition(" = ") if line.startswith("%") else ("", "", line)
         name = results.partition(":")[0]
@@ -96,7 +113,7 @@ def _leads_from_product(values: Sequence[str], made: dict[str, tuple[str, list[s
 
 def main(arguments: Sequence[str]) -> None:
     """Prints a line per form."""
-    for form in (*forms(), TURNED):
+    for form in (*forms(), *TURNED):
         module, context = code_of(form, arguments[0])
         manager = ir.pass_manager(context)
         passes.common.add_inliner(manager)
