@@ -67,7 +67,10 @@ def _product(size: int, dtype: torch.dtype) -> Call:
     return lambda: kernels.linear(x, weight, None, "silu")
 
 
-def _heads(size: int, dtype: torch.dtype, tokens: int = TOKENS) -> tuple[Tensor, Tensor, Tensor]:
+def _heads(
+    size: int, dtype: torch.dtype, tokens: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = TOKENS if tokens is None else tokens
     q, k, v = (_randn(dtype, 1, HEADS, tokens, size) for _ in range(3))
     return q, k, v
 
