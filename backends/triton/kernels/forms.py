@@ -208,7 +208,7 @@ def _decode_forms() -> Iterator[Form]:
 
 
 def _cross_entropy_forms() -> Iterator[Form]:
-    for dtype, m, n, k, warps in (("bf16", 128, 128, 64, 8), ("fp32", 64, 32, 32, 4)):
+    for dtype, m, n, k, warps in (("bf16", 128, 64, 64, 8), ("fp32", 64, 32, 32, 8)):
         constants: dict[str, object] = {
             "SOFTCAP": True, "PRECISION": "tf32" if dtype == "fp32" else "ieee",
             "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k,
