@@ -19,7 +19,7 @@ WIDTH, TOKENS, HEADS, WORDS, EXPERTS = 4096, 4096, 16, 32768, 8
 WIDEST: Mapping[str, int] = dict.fromkeys(
     (
         "attention", "attention_backward", "attention_masked", "attention_masked_backward",
-        "entmax", "decode", "linear_attention", "gated_delta",
+        "entmax", "decode", "decode_masked", "linear_attention", "gated_delta",
     ),
     256,
 )  # fmt: skip
@@ -117,6 +117,14 @@ def _decode(size: int, dtype: torch.dtype) -> Call:
     q, (_, k, v) = _randn(dtype, 8, HEADS, size), _heads(size, dtype)
     k, v = (x.expand(8, *x.shape[1:]).contiguous() for x in (k, v))
     return lambda: kernels.attention_decode(q, k, v)
+
+
+def _decode_masked(size: int, dtype: torch.dtype) -> Call:
+    """A step of a padded batch."""
+    q, (_, k, v) = _randn(dtype, 8, HEADS, size), _heads(size, dtype)
+    k, v = (x.expand(8, *x.shape[1:]).contiguous() for x in (k, v))
+    mask = torch.ones(8, 1, 1, k.shape[2], dtype=torch.bool, device=q.device)
+    return lambda: kernels.attention_decode(q, k, v, mask, unified=(0.0, -60.0, 60.0))
 
 
 def _recurrence(size: int, dtype: torch.dtype) -> Call:
@@ -234,6 +242,7 @@ CALLS: Mapping[str, Made] = {
     "attention_masked_backward": _masked_backward,
     "entmax": _entmax,
     "decode": _decode,
+    "decode_masked": _decode_masked,
     "linear_attention": _recurrence,
     "gated_delta": _gated_delta,
     "cross_entropy": _loss,

@@ -243,7 +243,11 @@ def _launch_decode(
     q, k, v = adjacent(q, k, v)
     B, H, D = q.shape
     G, T, E = k.shape[1], k.shape[2], v.shape[3]
-    config = config_for("decode", q, max(D, E))
+    # the addresses of a mask take registers
+    if mask is None:
+        config = config_for("decode", q, max(D, E))
+    else:
+        config = config_for("decode_masked", q, max(D, E))
     tiles = max(1, triton.cdiv(T, config["n"]))
     # as many as run at once: a few programs more would run alone, after all others
     wanted = num_processors(q.device) * config["per_processor"] // (B * G)

@@ -170,7 +170,7 @@ def _attention_forms() -> Iterator[Form]:
             (
                 "keys",
                 attention_key_gradient_kernel,
-                {"BLOCK_M": 32, "BLOCK_N": 32 if is_wide else 64},
+                {"BLOCK_M": 32 if is_wide else 16, "BLOCK_N": 32 if is_wide else 64},
             ),
         ):
             yield Form(
@@ -194,11 +194,12 @@ def _decode_forms() -> Iterator[Form]:
             "mask_column_stride": 1,
         }  # fmt: skip
         yield Form(
-            f"decode-{label}-{dtype}", decode_kernel, dtype, constants, Bound.MATMUL, 4,
-            3 if dtype == "bf16" else 2, wide=("values_ptr", "sums_ptr"),
+            f"decode-{label}-{dtype}", decode_kernel, dtype, constants, Bound.MATMUL,
+            8 if dtype == "bf16" and mask != "none" else 4, 3 if dtype == "bf16" else 2,
+            wide=("values_ptr", "sums_ptr"),
             floats=("scale", "softcap", "phi", "least", "most"),
             wholes=("lengths_ptr", "positions_ptr"),
-            bytes=("mask_ptr",) if mask == "bool" else (), hip={"BLOCK_N": 32},
+            bytes=("mask_ptr",) if mask == "bool" else (), hip={"BLOCK_N": 32, "warps": 4},
         )  # fmt: skip
     constants = {"HAS_SINKS": True, "SPLITS": 64, "BLOCK_E": 128}
     yield Form(
