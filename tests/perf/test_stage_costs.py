@@ -2,7 +2,9 @@
 
 The figures were measured on an unloaded core of the reference machine, together with a loop of
 plain Python. A test measures that loop again, scales the figures by it, and allows a factor of 3:
-it fails when a stage does three times the work, not when the machine is slow.
+it fails when a stage does three times the work, not when the machine is slow. Time of the processor
+is taken, not of the clock, in turns with the loop, and a stage that costs more is given more rounds:
+a neighbour only ever adds time.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ STATED_US = {
 """Microseconds per node of the model that is loaded."""
 
 _ALLOWED_FACTOR = 3.0
-_ROUNDS = 9  # the best of them: other processes only ever add time
+_ROUNDS, _MOST_ROUNDS = 9, 45
 
 
 class _Item:
@@ -54,27 +56,25 @@ class _Item:
 def _loop_us() -> float:
     """Measures object creation, dict and tuple traffic: what the compiler's stages consist of."""
     turns = 100_000
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        table: dict[int, _Item] = {}
-        start = time.perf_counter()
-        for i in range(turns):
-            item = _Item(i, (i, i + 1))
-            item.uses[i] = None
-            table[i & 1023] = item
-        best = min(best, time.perf_counter() - start)
-    return best / turns * 1e6
+    table: dict[int, _Item] = {}
+    start = time.process_time()
+    for i in range(turns):
+        item = _Item(i, (i, i + 1))
+        item.uses[i] = None
+        table[i & 1023] = item
+    return (time.process_time() - start) / turns * 1e6
+
+
+def _round_us(num_nodes: int, make: Callable[[], Module], run: Callable[[Module], object]) -> float:
+    module = make()
+    gc.collect()
+    start = time.process_time()
+    run(module)
+    return (time.process_time() - start) / num_nodes * 1e6
 
 
 def _best_us(num_nodes: int, make: Callable[[], Module], run: Callable[[Module], object]) -> float:
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        module = make()
-        gc.collect()
-        start = time.perf_counter()
-        run(module)
-        best = min(best, time.perf_counter() - start)
-    return best / num_nodes * 1e6
+    return min(_round_us(num_nodes, make, run) for _ in range(_ROUNDS))
 
 
 def _canonicalize(module: Module) -> Module:
@@ -104,9 +104,14 @@ def test_stage_costs_what_is_stated(stage: str, path: Path) -> None:
         "prune": (small.clone, lambda module: Prune("params:0.7").run(module, Context())),
         "save": (lambda: small, lambda module: to_proto(module).SerializeToString()),
     }
-    cost_us = _best_us(num_nodes, *runs[stage])
-    speed = _loop_us() / REFERENCE_LOOP_US
-    assert cost_us <= _ALLOWED_FACTOR * speed * STATED_US[stage], f"{cost_us:.1f} us per node"
+    cost_us = loop_us = float("inf")
+    for rounds in range(1, _MOST_ROUNDS + 1):
+        loop_us = min(loop_us, _loop_us())
+        cost_us = min(cost_us, _round_us(num_nodes, *runs[stage]))
+        allowed_us = _ALLOWED_FACTOR * loop_us / REFERENCE_LOOP_US * STATED_US[stage]
+        if rounds >= _ROUNDS and cost_us <= allowed_us:
+            break
+    assert cost_us <= allowed_us, f"{cost_us:.1f} us per node"
 
 
 @pytest.mark.slow
