@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -146,7 +147,7 @@ def _read_cuda(name: str, kernel: str, bound: Bound, target: str, built: Any) ->
         bound.value,
         len(built.asm["cubin"]),
         built.metadata.shared,
-        cuda_spills(ptx, TARGETS[target]),
+        cuda_spills(ptx, built.asm["cubin"], TARGETS[target]),
         wide,
         len(accesses) + len(copies) - wide,
         _counted(r"\b(wgmma\.mma_async|mma)\.sync", ptx),
@@ -160,11 +161,13 @@ def access_bytes(suffix: str) -> int:
     return (int(width[1]) // 8 if width else 0) * (int(lanes[1]) if lanes else 1)
 
 
-def cuda_spills(ptx: str, target: GPUTarget) -> int:
+def cuda_spills(ptx: str, cubin: bytes, target: GPUTarget) -> int:
     """Returns the bytes that ptxas spills to local memory, loads and stores together."""
     architecture = re.search(r"\.target (sm_\w+)", ptx)
     assert architecture is not None, "PTX names its target"
     with tempfile.TemporaryDirectory() as folder:
+        if not _has_stack(cubin, Path(folder) / "kernel.cubin"):
+            return 0
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx, encoding="utf-8")
         done = subprocess.run(
@@ -184,6 +187,18 @@ def cuda_spills(ptx: str, target: GPUTarget) -> int:
     found = re.findall(r"(\d+) bytes spill (?:stores|loads)", done.stderr)
     assert found, f"ptxas -v reports spills: {done.stderr}"
     return sum(int(count) for count in found)
+
+
+def _has_stack(cubin: bytes, path: Path) -> bool:
+    """Whether threads have memory of their own, as they do where registers are spilled."""
+    path.write_bytes(cubin)
+    done = subprocess.run(
+        [knobs.nvidia.cuobjdump.path, "-res-usage", path.name],
+        capture_output=True, text=True, check=True, cwd=path.parent,
+    )  # fmt: skip
+    found = re.findall(r"\bSTACK:(\d+)", done.stdout)
+    assert found, f"cuobjdump -res-usage reports stacks: {done.stdout}"
+    return any(int(size) > 0 for size in found)
 
 
 def _read_hip(name: str, kernel: str, bound: Bound, target: str, built: Any) -> Compiled:

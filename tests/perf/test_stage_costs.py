@@ -2,9 +2,9 @@
 
 The figures were measured on an unloaded core of the reference machine, together with a loop of
 plain Python. A test measures that loop again, scales the figures by it, and allows a factor of 3:
-it fails when a stage does three times the work, not when the machine is slow. Time of the processor
-is taken, not of the clock, in turns with the loop, and a stage that costs more is given more rounds:
-a neighbour only ever adds time.
+it fails when a stage does three times the work, not when the machine is slow. Time of the
+processor is taken, not of the clock, in turns with the loop, and a stage that costs more is given
+more rounds: a neighbour only ever adds time.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def main(target):
                 else:
                     ptx = built.asm["ptx"]
                     accesses = re.findall(r"\b(?:ld|st)\.global(\.[\w:.]*)", ptx)
-                    row["spilled"] = cuda_spills(ptx, TARGETS[target])
+                    row["spilled"] = cuda_spills(ptx, built.asm["cubin"], TARGETS[target])
                     row["wide"] = sum(access_bytes(access) == 16 for access in accesses)
                     row["narrow"] = len(accesses) - row["wide"]
                     row["wgmma"] = "wgmma.mma_async" in ptx

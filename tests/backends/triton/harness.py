@@ -3,10 +3,12 @@
 A kernel passes when its largest error against the f64 oracle is at most twice that of PyTorch's
 own graph in the same dtype, plus one rounding of the largest result, and its relative error in
 the norm is below a bound that its dtype alone gives. Gradients, sums of terms that cancel, are
-given twice that.
+given twice that. Of a few elements, the error of PyTorch's graph is a matter of luck, and of the
+processor: before a kernel fails, that graph is run with inputs that are moved by a rounding, too.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ SIZES_AND_DTYPES = (
 )
 NORM_BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 LAYOUTS = ("contiguous", "padded rows", "transposed", "every second column")
+MOVES = 4
+"""Runs of PyTorch's graph with moved inputs, where its first did not suffice."""
 
 
 @contextlib.contextmanager
@@ -98,10 +102,44 @@ def check(
     oracle, _ = _run(reference, wide, weights, generator)
     eager, _ = _run(reference, inputs, weights, generator)
     assert len(found) == len(oracle)
+
+    @functools.cache
+    def moved_errors() -> list[list[Tensor]]:
+        return [_moved_errors(reference, inputs, weights, generator) for _ in range(MOVES)]
+
     for idx, (result, exact, usual) in enumerate(zip(found, oracle, eager, strict=True)):
         is_gradient = idx >= len(weights)
         slack = 2.0 if is_gradient else 1.0
-        assert_close(result, exact, usual, f"{idx} (gradient: {is_gradient})", slack)
+        assert_close(
+            result, exact, usual, f"{idx} (gradient: {is_gradient})", slack,
+            lambda idx=idx: [errors[idx] for errors in moved_errors()],
+        )  # fmt: skip
+
+
+def _moved_errors(
+    reference: Function, inputs: Sequence[Tensor | None], weights: list[Tensor],
+    generator: torch.Generator,
+) -> list[Tensor]:  # fmt: skip
+    """Returns the errors of results and gradients of PyTorch's graph; 0 where they are no numbers.
+
+    Args:
+        reference: The graph.
+        inputs: What is moved, each element by up to a rounding.
+        weights: The gradients handed in.
+        generator: Draws the moves.
+    """
+
+    def moved(x: Tensor) -> Tensor:
+        away = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return (x.double() * (1 + torch.finfo(x.dtype).eps * away)).to(x.dtype)
+
+    starts = [None if x is None else moved(x) for x in inputs]
+    exact, _ = _run(
+        reference, [None if x is None else x.double() for x in starts], weights, generator
+    )
+    usual, _ = _run(reference, starts, weights, generator)
+    errors = (found.double() - value for found, value in zip(usual, exact, strict=True))
+    return [torch.where(error.isfinite(), error, 0.0) for error in errors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +159,38 @@ class Closeness:
     norm_bound: float
 
 
-def closeness(result: Tensor, exact: Tensor, usual: Tensor, slack: float = 1.0) -> Closeness:
+Errors = Callable[[], Sequence[Tensor]]
+"""Returns what PyTorch's graph misses its oracle by, in other runs."""
+
+
+def closeness(
+    result: Tensor, exact: Tensor, usual: Tensor, slack: float = 1.0, others: Errors | None = None
+) -> Closeness:
     """Returns the errors of finite elements beside the two bounds of this file."""
     got, exact, wide = result.double(), exact.double(), usual.double()
     largest = exact.abs().max().item()
     rounding = torch.finfo(result.dtype).eps * max(largest, torch.finfo(result.dtype).tiny)
-    error, calibration = ((value - exact).abs().max().item() for value in (got, wide))
-    # PyTorch's own graph may miss the bound of the dtype where terms cancel
-    usual_norm = 2 * (wide - exact).norm().item()
-    return Closeness(
-        error, slack * (2 * calibration + rounding), (got - exact).norm().item(),
-        slack * max(NORM_BOUND[result.dtype] * exact.norm().item(), usual_norm),
-    )  # fmt: skip
+    of_dtype = NORM_BOUND[result.dtype] * exact.norm().item()
+
+    def judged(misses: Sequence[Tensor]) -> Closeness:
+        calibration = max(miss.abs().max().item() for miss in misses)
+        # PyTorch's own graph may miss the bound of the dtype where terms cancel
+        usual_norm = 2 * max(miss.norm().item() for miss in misses)
+        return Closeness(
+            (got - exact).abs().max().item(), slack * (2 * calibration + rounding),
+            (got - exact).norm().item(), slack * max(of_dtype, usual_norm),
+        )  # fmt: skip
+
+    found = judged([wide - exact])
+    if others is None or (found.error <= found.bound and found.norm <= found.norm_bound):
+        return found
+    return judged([wide - exact, *others()])
 
 
 def assert_close(
-    result: Tensor, exact: Tensor, usual: Tensor, what: str, slack: float = 1.0
-) -> None:
+    result: Tensor, exact: Tensor, usual: Tensor, what: str, slack: float = 1.0,
+    others: Errors | None = None,
+) -> None:  # fmt: skip
     """Asserts the two bounds of this file; places of NaN and infinity have to agree."""
     assert result.dtype == usual.dtype, what
     assert result.shape == exact.shape, what
@@ -145,7 +198,10 @@ def assert_close(
     assert torch.equal(torch.isfinite(result), finite), f"{what}: NaN or infinity elsewhere"
     if not finite.any():
         return
-    found = closeness(result[finite], exact[finite], usual[finite], slack)
+    found = closeness(
+        result[finite], exact[finite], usual[finite], slack,
+        None if others is None else lambda: [errors[finite] for errors in others()],
+    )  # fmt: skip
     assert found.error <= found.bound, f"{what}: error {found.error:.3g} above {found.bound:.3g}"
     assert found.norm <= found.norm_bound, f"{what}: relative error in the norm"
 

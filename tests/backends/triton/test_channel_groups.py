@@ -109,8 +109,11 @@ def test_a_norm_of_groups_and_what_is_around_it_are_one_kernel(name, tmp_path):
     check(net, function, inputs())
 
 
-@pytest.mark.parametrize("plane", [(1, 1), (3, 43), (17,), (2, 3, 5)])
-@pytest.mark.parametrize("name", ["residual", "conditioned"])
+@pytest.mark.parametrize(
+    ("name", "plane"),
+    [("residual", (3, 43)), ("residual", (17,)), ("conditioned", (1, 1)),
+     ("conditioned", (2, 3, 5))],
+)  # fmt: skip
 def test_groups_of_several_tiles(name, plane, tmp_path, monkeypatch):
     """Tiles of several channels of a plane, of parts of one, and those that end in both."""
     function, inputs = by_rank(name, len(plane))
