@@ -14,6 +14,7 @@ from regraft.backends.onnx.legalize import legalizers
 from regraft.backends.onnx.ops import FAMILIES
 from regraft.backends.onnx.runtime import OrtRunner
 from regraft.comparison import first_divergence
+from regraft.emission import check_known
 from regraft.ir.errors import RegraftError, UnsupportedError
 from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
@@ -29,6 +30,7 @@ from regraft.passes.manager import count_nodes
 from regraft.passes.pipeline import format_pass
 from regraft.passes.protocol import Context, Contract, Pass, Rounded
 from regraft.passes.reproducer import write_reproducer
+from regraft.pipelines import drop_stops
 from regraft.samples import bind_samples, check_dims
 from regraft.tables import user_tables
 
@@ -325,6 +327,7 @@ def bisect(
     module: Module,
     passes: Sequence[Pass],
     *,
+    target: str = "ort-cpu",
     samples: Sequence[Mapping[str, Any]] = (),
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
@@ -339,6 +342,8 @@ def bisect(
     Args:
         module: The source; it is not changed.
         passes: The pipeline.
+        target: Where the result will run: passes choose for it, and meet what a conversion to it
+            shows them.
         samples: The user's samples; default: generated ones.
         dims: Sizes of generated samples.
         seed: Seed of everything random.
@@ -350,15 +355,19 @@ def bisect(
 
     Raises:
         UnsupportedError: When the source runs nowhere or no sample can be made.
+        UsageError: For an unknown target.
     """
+    check_known(target)
+    module = module.clone()
+    drop_stops(module, passes, target)
     used = bind_samples(module, samples)
     if not used:
         check_dims(module, dims or {})
         runner = _in_runtime(module, emitters) if unevaluable(module) else EvalRunner(module)
         used = generate_samples(module, accepts(runner), dims=dims, seed=seed)
     ctx = Context(
-        seed=seed, samples=samples, probes=[sample.inputs for sample in used], dims=dims or {},
-        legalizers=legalizers(user_tables(), emitters),
+        seed=seed, target=target, samples=samples, probes=[sample.inputs for sample in used],
+        dims=dims or {}, legalizers=legalizers(user_tables(), emitters),
     )  # fmt: skip
     return Bisection(
         module, passes, used, ctx, folder=folder, rtol=rtol, atol=atol, emitters=emitters, say=say

@@ -23,8 +23,8 @@ from regraft.contexts import Probes, make_context
 from regraft.conversion_options import ConvertOptions, ConvertResult
 from regraft.conversion_records import recipe_of
 from regraft.emission import (
-    BUILT,
     TRITON,
+    check_known,
     check_source,
     check_target,
     described,
@@ -42,14 +42,13 @@ from regraft.output import check_destination, staged
 from regraft.passes.check.module_check import CheckReport, combined_contract
 from regraft.passes.check.runners import Runner
 from regraft.passes.check.samples import Sample
-from regraft.passes.cleanup.stops import without_stops
 from regraft.passes.manager import CheckMode, PassManager, PassRecord
-from regraft.passes.pipeline import suggest
 from regraft.passes.protocol import Pass, Samples
 from regraft.passes.quality.measure import LABELS
 from regraft.passes.recovery.data import Data
 from regraft.pipelines import (
     check_rule_name,
+    drop_stops,
     resolve_passes,
     with_dtype,
     with_legalization,
@@ -61,8 +60,6 @@ from regraft.report_html.pages import MISSING
 from regraft.samples import bind_samples, check_dims
 from regraft.sources import Source, open_source
 from regraft.training import read_training
-
-TARGETS = BUILT
 
 
 def convert(
@@ -84,10 +81,7 @@ def convert(
         RegraftError: With its exit code: 2 bad input, 3 a check failed, 1 the work failed.
     """
     options = options or ConvertOptions()
-    if options.target not in TARGETS:
-        raise UsageError(
-            f"unknown target `{options.target}`", hint=suggest(options.target, TARGETS)
-        )
+    check_known(options.target)
     path = None if out is None else Path(out)
     if path is None and not options.dry_run:
         raise UsageError("an output path is needed", hint="give -o OUT, or --dry-run")
@@ -157,9 +151,7 @@ class _Conversion:
         bind_samples(module, calibration, beside=(LABELS,))
         self.calibration = calibration or options.samples
         training = self._training(source)
-        trains = any(getattr(item, "needs_teacher", False) for item in self.passes)
-        if options.target in PROFILES and not trains:
-            without_stops(module)
+        drop_stops(module, self.passes, options.target)
         before = operator_counts(module.graph)
         self.before = self._view(module)
         if options.bench or options.quality is not None:

@@ -25,6 +25,7 @@ from regraft.ir.module import Module
 from regraft.passes.check.runners import Runner
 from regraft.passes.cleanup.dead import drop_dead_code
 from regraft.passes.cleanup.subexpressions import merge_subexpressions
+from regraft.passes.pipeline import suggest
 from regraft.plugins import Extensions
 
 if TYPE_CHECKING:  # importing it imports torch
@@ -42,6 +43,16 @@ _TORCH_SUFFIX = ".py"
 def model_file(target: str) -> str:
     """Returns the name of the model's file in an output folder."""
     return {TORCH: "model.py", TRITON: "model.py", HUGGING_FACE: CONFIG}.get(target, "model.onnx")
+
+
+def check_known(target: str) -> None:
+    """Checks that there is such a target.
+
+    Raises:
+        UsageError: When there is none.
+    """
+    if target not in BUILT:
+        raise UsageError(f"unknown target `{target}`", hint=suggest(target, BUILT))
 
 
 def check_target(path: Path | None, target: str, aot: Sequence[str] = ()) -> None:

@@ -1,15 +1,17 @@
-"""The pipeline of a conversion: what was asked for, the default, and what flags add to it."""
+"""The pipeline of a conversion: what was asked for, the default, what flags add, what it meets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from regraft.backends.onnx import PROFILES
 from regraft.backends.onnx.legalize import TARGETS as LEGALIZED
 from regraft.ir.errors import UnsupportedError, UsageError
 from regraft.ir.module import Module
 from regraft.ir.rewrite import Rule, RuleSet
 from regraft.ir.types import DType
 from regraft.passes import PASSES
+from regraft.passes.cleanup.stops import without_stops
 from regraft.passes.legalize import Legalize
 from regraft.passes.pipeline import parse_pipeline, suggest
 from regraft.passes.precision import Cast
@@ -104,3 +106,18 @@ def with_legalization(passes: Sequence[Pass], target: str, opset: int | None) ->
     if target not in LEGALIZED or any(isinstance(item, Legalize) for item in passes):
         return list(passes)
     return [*passes, Legalize(target) if opset is None else Legalize(target, opset)]
+
+
+def drop_stops(module: Module, passes: Sequence[Pass], target: str) -> None:
+    """Removes ends of gradients from what the passes will meet, where none flow.
+
+    The files of ONNX targets are for inference, and rewrites see what ends stand between; passes
+    that train need them.
+
+    Args:
+        module: The source, which is changed.
+        passes: The pipeline.
+        target: Where the result will run.
+    """
+    if target in PROFILES and not any(getattr(item, "needs_teacher", False) for item in passes):
+        without_stops(module)

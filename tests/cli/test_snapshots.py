@@ -242,6 +242,8 @@ CASES = {
     "bisect-found-json": "bisect model.onnx --passes drop-relu --plugin plugin.py:PLUGIN --json",
     "bisect-out": "bisect model.onnx --passes acme --plugin plugin.py:PLUGIN --out found -q -v --seed 1 --dims batch=3",
     "bisect-inputs": "bisect model.onnx --recipe recipe.yaml --inputs samples --rtol 1e-4 --atol 1e-6",
+    "bisect-target": "bisect model.onnx --passes fuse --target torch",
+    "bisect-target-unknown": "bisect model.onnx --target ort-cpo",
     "bisect-passes-and-recipe": "bisect model.onnx --passes canonicalize --recipe recipe.yaml",
     "bisect-plugin": "bisect twice.rg --plugin plugin.py:PLUGIN --trust-remote-code",
     # -- rerun

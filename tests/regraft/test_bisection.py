@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from regraft.api import convert
 from regraft.bisection import Finding, bisect
 from regraft.ir.module import Module
 from regraft.ir.ops import OPS
 from regraft.ir.rewrite import Reject, Rule, RuleSet
-from regraft.ir.text import parse_module, read_module
+from regraft.ir.text import parse_module, print_module, read_module
 from regraft.ir.weights import ArrayWeight
 from regraft.passes.cleanup import Canonicalize
 from regraft.passes.protocol import Context, Contract, Exact, Pass, PassResult
@@ -136,6 +137,52 @@ def test_right_passes_give_no_finding(tmp_path: Path) -> None:
     rules = pass_of_rules("fine", RuleSet(SubAsAdd()))()
     assert search([Canonicalize(), rules], tmp_path).pass_text is None
     assert not (tmp_path / "found").exists()
+
+
+class ForgetNeg(Rule):
+    """Wrong: -exp(x) -> exp(x)."""
+
+    def pattern(self, p: Any, x: Any) -> Any:
+        return p.neg(p.exp(x))
+
+    def apply(self, plan: Any, b: Any, x: Any) -> Any:
+        return b.op(OPS["exp"], x)
+
+
+STOPPED = """\
+graph(%x : f32[B, 4]) {
+  %e = exp(%x)
+  %s = stop_gradient(%e)
+  %y = neg(%s)
+  return %y
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "found"), [("ort-cpu", "forget-neg"), ("onnx", "forget-neg"), ("torch", None)]
+)
+def test_passes_meet_the_ends_of_gradients_that_the_target_has(
+    target: str, found: str | None, tmp_path: Path
+) -> None:
+    module = parse_module(STOPPED)
+    wrong = pass_of_rules("wrong", RuleSet(ForgetNeg()))()
+    assert bisect(module, [wrong], target=target, folder=tmp_path).rule == found
+    assert print_module(module) == print_module(parse_module(STOPPED))
+    made = convert(module, None, target=target, passes=[wrong], check="off", dry_run=True).module
+    assert (OPS["neg"] in [node.op for node in made.graph]) is (found is None)
+
+
+def test_target_is_that_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.rg").write_text(STOPPED)
+    (tmp_path / "r.yaml").write_text("regraft: 1\ntarget: ort-cpo\npasses:\n  - fuse\n")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(["bisect", "m.rg", "--recipe", "r.yaml"], capsys)
+    assert (code, "unknown target `ort-cpo`" in err) == (2, True)
+    code, _, _ = run(["bisect", "m.rg", "--recipe", "r.yaml", "--target", "onnx"], capsys)
+    assert code == 0
 
 
 def test_reproducer_replays_on_the_command_line(

@@ -28,6 +28,7 @@ FOUND = 3
 @click.argument("source")
 @click.option("--passes", metavar="PIPELINE", help="`name{option=value},name2`.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="A YAML recipe.")
+@click.option("--target", help="Of the conversion; default: the recipe's, else ort-cpu.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the reproducer.")
 @sample_options
 @tolerance_options
@@ -37,6 +38,7 @@ def command(
     source: str,
     passes: str | None,
     recipe: Path | None,
+    target: str | None,
     out: Path | None,
     inputs: Path | None,
     dims: dict[str, int],
@@ -62,12 +64,13 @@ def command(
     extensions = load_extensions(plugins, trust_remote_code)
     chosen: Any = passes
     if recipe is not None:
-        chosen = read_recipe(recipe, extensions.passes).passes
+        read = read_recipe(recipe, extensions.passes)
+        chosen, target = read.passes, target or read.settings.get("target")
     module = open_source(source, extensions).module
     with progress(enabled=not quiet and not as_json) as say:
         finding = bisect(
-            module, resolve_passes(chosen, extensions.passes), samples=load_samples(inputs),
-            dims=dims, seed=seed, rtol=rtol, atol=atol, folder=out,
+            module, resolve_passes(chosen, extensions.passes), target=target or "ort-cpu",
+            samples=load_samples(inputs), dims=dims, seed=seed, rtol=rtol, atol=atol, folder=out,
             emitters=extensions.onnx_emitters, say=say,
         )  # fmt: skip
     warn(module.warnings, quiet=quiet)

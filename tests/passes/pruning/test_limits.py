@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.prune_models import encoder, residual_network
-from regraft.conversion import TARGETS
+from regraft.emission import BUILT
 from regraft.ir.errors import UsageError
 from regraft.ir.module import Module
 from regraft.passes.analysis.coupling import Coupling
@@ -36,7 +36,7 @@ def sizes_of(module: Module) -> dict[str, set[int]]:
 def test_every_target_has_multiples_of_every_kind() -> None:
     file = resources.files("regraft.passes.pruning") / "multiples.toml"
     table = tomllib.loads(file.read_text(encoding="utf-8"))
-    assert set(table) == set(TARGETS)
+    assert set(table) == set(BUILT)
     for row in table.values():
         assert set(row) == set(KINDS)
         assert all(isinstance(multiple, int) and multiple >= 1 for multiple in row.values())
