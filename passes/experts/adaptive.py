@@ -12,7 +12,7 @@ from __future__ import annotations
 from regraft.ir.builder import Builder
 from regraft.ir.graph import Value
 from regraft.ir.module import Module
-from regraft.ir.ops import activation, arithmetic, linalg, logical, moe, reduce, softmax
+from regraft.ir.ops import activation, arithmetic, cast, linalg, logical, moe, reduce, softmax
 from regraft.passes.analysis.blocks import graphs_of
 
 
@@ -43,18 +43,26 @@ def adaptive_weights(b: Builder, x: Value, scores: Value, slope: Value, offset: 
 def margins_of(module: Module) -> tuple[Value, ...]:
     """Returns what the probabilities of each adaptive layer have beyond its threshold, f[*b, E].
 
-    The loss `MarginBalance` takes them.
+    The loss `MarginBalance` takes them. Of a module that was cast they are of the type that the
+    difference is computed in.
     """
     found = []
     for graph in graphs_of(module.graph):
         for node in graph:
             if node.op is not moe.moe or node.attrs["scoring"] != "given":
                 continue
-            value = node.inputs[1]
+            value = uncast(node.inputs[1])
             for op in (arithmetic.div, activation.relu):
                 maker = None if value is None else value.producer
-                value = maker.inputs[0] if maker is not None and maker.op is op else None
+                value = uncast(maker.inputs[0]) if maker is not None and maker.op is op else None
             maker = None if value is None else value.producer
             if value is not None and maker is not None and maker.op is arithmetic.sub:
                 found.append(value)
     return tuple(found)
+
+
+def uncast(value: Value | None) -> Value | None:
+    """Returns what a value was before its conversions to other types, itself without any."""
+    while value is not None and value.producer is not None and value.producer.op is cast.cast:
+        value = value.producer.inputs[0]
+    return value

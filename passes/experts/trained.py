@@ -7,8 +7,10 @@ from regraft.ir.graph import Node, Value
 from regraft.ir.module import Module
 from regraft.ir.ops import arithmetic, logical, moe
 from regraft.passes.analysis.blocks import graphs_of
+from regraft.passes.experts.adaptive import uncast
 
 _MAX_STEPS = 16
+"""Most values between experts and the weights of their router, conversions aside."""
 
 _OF_WEIGHTS = (arithmetic.sub, arithmetic.div, logical.where)
 """What makes weights of probabilities, thresholds and sums of them (`adaptive`)."""
@@ -32,13 +34,13 @@ def weights_of_experts(module: Module) -> tuple[str, ...]:
 def _of_router(scores: Value | None) -> list[Value]:
     """Returns the constants between the tokens and the scores: those of the last linear layers."""
     found: dict[Value, None] = {}
-    reached = [scores]
+    reached = [uncast(scores)]
     for step in range(_MAX_STEPS):
         value = reached[step] if step < len(reached) else None
         node = None if value is None else value.producer
         if node is None or node.op is moe.moe:
             continue
-        given = [each for each in node.inputs if each is not None]
+        given = [each for operand in node.inputs if (each := uncast(operand)) is not None]
         found.update(dict.fromkeys(each for each in given if is_constant(each)))
         varying = [each for each in given if not is_constant(each)]
         if not _multiplies(node) and (len(varying) == 1 or node.op in _OF_WEIGHTS):
@@ -51,5 +53,6 @@ def _multiplies(node: Node) -> bool:
 
 
 def _name(value: Value | None) -> str | None:
+    value = uncast(value)
     maker = None if value is None else value.producer
     return str(maker.attrs["name"]) if maker is not None and maker.op is weight else None

@@ -19,6 +19,7 @@ from regraft.ir.module import Module
 from regraft.ir.ops.moe import moe
 from regraft.ir.verify import verify
 from regraft.ir.weights import ArrayWeight
+from regraft.passes.experts.adaptive import margins_of
 from regraft.passes.experts.audit import expert_figures
 from regraft.passes.experts.dense import Dense
 from regraft.passes.experts.made import copies, disturbed, redrawn
@@ -346,6 +347,18 @@ def test_equal_probabilities_at_the_largest_threshold_choose_none() -> None:
 
 
 ADAPTIVE = ("experts.up", "experts.down", ".router", ".threshold", ".threshold_bias")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("rank", [4, 64])
+def test_adaptive_experts_are_found_in_half_precision(dtype: str, rank: int) -> None:
+    changed, _ = upcycled(block("swiglu"), method="lora", rank=rank, experts=8, select="adaptive")
+    names, (margins,) = weights_of_experts(changed), margins_of(changed)
+    regraft.apply(changed, f"cast{{dtype={dtype}}}")
+    assert weights_of_experts(changed) == names
+    (found,) = margins_of(changed)
+    assert found.shape == margins.shape
+    assert [node.op.name for node in changed.graph].count("moe") == 1
 
 
 def _weights(module: Module) -> dict[str, Array]:
