@@ -57,7 +57,7 @@ from regraft.quality import check_drop, drop_target, folders_of, measure_sources
 from regraft.report import build_report, operator_counts
 from regraft.report_html import GraphView, can_render, report_page, view_of
 from regraft.report_html.pages import MISSING
-from regraft.samples import bind_samples, check_dims
+from regraft.samples import bind_samples, check_dims, read_samples
 from regraft.sources import Source, open_source
 from regraft.training import read_training
 
@@ -82,6 +82,7 @@ def convert(
     """
     options = options or ConvertOptions()
     check_known(options.target)
+    options = _with_samples(options)
     path = None if out is None else Path(out)
     if path is None and not options.dry_run:
         raise UsageError("an output path is needed", hint="give -o OUT, or --dry-run")
@@ -102,6 +103,20 @@ def convert(
     check_rule_name(options.explain, passes)
     say = progress or (lambda stage: None)
     return _Conversion(source, path, options, passes, say).run()
+
+
+def _with_samples(options: ConvertOptions) -> ConvertOptions:
+    """Returns the options with the samples that `inputs` names.
+
+    Raises:
+        InputError: When they cannot be read.
+        UsageError: When samples are given as arrays, too.
+    """
+    if options.inputs is None:
+        return options
+    if options.samples:
+        raise UsageError("give `samples` or `inputs`, not both", hint="`inputs` is where they lie")
+    return replace(options, samples=read_samples(options.inputs))
 
 
 class _Conversion:

@@ -29,7 +29,7 @@ class ConvertOptions:
         freeze: Symbols to fix by name.
         dims: Sizes of generated samples; never freezes.
         samples: Samples to check with, and to calibrate with where `calibrate` is empty.
-        inputs: Where `samples` come from, recorded for `rerun`.
+        inputs: A `.npz` file or a folder of them in place of `samples`, recorded for `rerun`.
         calibrate: Samples that passes measure on, or a path: `.npz`, a text, a folder of images.
         tokenizer: A `tokenizer.json` for texts, or its folder; default: the one beside the source.
         train: Data that passes train on: a path (`.npz`, text, a folder of either) or batches;

@@ -23,7 +23,6 @@ from regraft.passes.recipe import Recipe, read_recipe
 from regraft.plugin_places import fingerprint
 from regraft.plugins import Extensions
 from regraft.report import versions
-from regraft.samples import read_samples
 from regraft.sources import sha256_of
 
 TALK = ("report.json", "report.html", "recipe.yaml")
@@ -180,8 +179,7 @@ def rerun(
             passes=recipe.passes, check=CheckMode.OFF, extensions=extensions,
             replay=recorded.decisions, train=found.get("train"),
             calibrate=found.get("calibrate", ()), tokenizer=found.get("tokenizer"),
-            samples=read_samples(found["inputs"]) if "inputs" in found else (),
-            **recipe.settings,
+            inputs=found.get("inputs"), **recipe.settings,
         )  # fmt: skip
         convert(source, again, options, progress=say)
         say("comparing")

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 import regraft
+from regraft.ir.errors import InputError, UsageError
 from regraft.passes.recovery.fixed import FixedBatches
 from tests.cli.snapshot import run
 from tests.cli.workplace import populate
@@ -58,6 +59,20 @@ def test_decisions_are_replayed_without_the_samples(
     code, out, _ = run(["rerun", "out", "--json"], capsys)
     assert code == 0
     assert json.loads(out)["identical"]
+
+
+def test_samples_of_a_file_are_read_in_python_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "large.npz", x=np.full((1, 4), 6e4, np.float32))
+    regraft.convert("model.onnx", "read", dtype="fp16", inputs="large.npz")
+    recipe = (tmp_path / "read" / "recipe.yaml").read_text()
+    assert "kept:" in recipe  # they were run
+    assert "inputs:" in recipe
+    with pytest.raises(UsageError, match="not both"):
+        regraft.convert(
+            "model.onnx", "both", inputs="large.npz", samples=[{"x": np.zeros((1, 4), np.float32)}]
+        )
+    with pytest.raises(InputError, match="does not exist"):
+        regraft.convert("model.onnx", "absent", inputs="absent.npz")
 
 
 def test_other_file_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

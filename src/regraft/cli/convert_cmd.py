@@ -11,7 +11,6 @@ from regraft.cli.options import (
     Assignments,
     load_extensions,
     load_metric,
-    load_samples,
     memory_option,
     output_options,
     pipeline_options,
@@ -154,8 +153,7 @@ def command(
     }  # fmt: skip
     settings |= {name: value for name, value in given.items() if value is not None}
     options = ConvertOptions(
-        passes=chosen, samples=load_samples(inputs), inputs=inputs, calibrate=calibrate or (),
-        tokenizer=tokenizer,
+        passes=chosen, inputs=inputs, calibrate=calibrate or (), tokenizer=tokenizer,
         train=train, checkpoints=checkpoints,
         check=CheckMode(check), rtol=rtol, atol=atol,
         max_memory_bytes=max_memory, quality=asked, force=force, dry_run=dry_run,
