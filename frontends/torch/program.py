@@ -21,6 +21,7 @@ from torch.export.graph_signature import (
 from regraft.frontends.torch.aliases import Handle
 from regraft.frontends.torch.call import ImportTable
 from regraft.frontends.torch.decompose import Decomposer
+from regraft.frontends.torch.equal_sizes import equal_sizes
 from regraft.frontends.torch.importer import GraphImporter
 from regraft.frontends.torch.interface import (
     call_nests,
@@ -161,6 +162,7 @@ class _Interface:
     def add_inputs(self) -> None:
         """Binds every placeholder."""
         names = input_names(self.program)
+        self._declare_sizes(names)
         leaf = 0
         specs = self.program.graph_signature.input_specs
         for node, spec in zip(placeholders(self.program.graph), specs, strict=True):
@@ -175,6 +177,21 @@ class _Interface:
                 env[node] = self._buffer(node, str(spec.target), role_of(spec) or Role.BUFFER)
             else:
                 env[node] = self.weights.handle(spec)
+
+    def _declare_sizes(self, names: Sequence[str]) -> None:
+        """Makes the symbols of the user's arguments; some are sums of others."""
+        sizes, values = self.importer.session.sizes, user_values(self.program)
+        sums = equal_sizes(values)
+        for name, value in zip(names, values, strict=True):
+            for axis, dim in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+                if (
+                    isinstance(dim, torch.SymInt)
+                    and dim.node.expr.is_Symbol
+                    and dim.node.expr not in sums
+                ):
+                    sizes.declare(dim.node.expr, f"{name.replace('.', '_')}_{axis}")
+        for symbol, total in sums.items():
+            sizes.define(symbol, sizes.expression(total))
 
     def _is_written(self, node: torch.fx.Node, spec: InputSpec) -> bool:
         return spec.target in self.mutated_names or storage_of(node.meta["val"]) in self.mutated
@@ -194,9 +211,6 @@ class _Interface:
         sizes = self.importer.session.sizes
         graph = self.importer.graph
         if isinstance(spec.arg, TensorArgument):
-            for axis, dim in enumerate(val.shape):
-                if isinstance(dim, torch.SymInt) and dim.node.expr.is_Symbol:
-                    sizes.declare(dim.node.expr, f"{name.replace('.', '_')}_{axis}")
             value = graph.add_input(name, self.importer.type_of(val))
             handle = Handle(value)
             self.given[name] = (value, handle)

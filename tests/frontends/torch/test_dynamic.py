@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="captures are compared with PyTorch"
 from torch import nn  # noqa: E402
 from torch.export import Dim  # noqa: E402
 
+import regraft  # noqa: E402
 from regraft.frontends.torch.capture import capture  # noqa: E402
 from regraft.ir.errors import UnsupportedError  # noqa: E402
 from tests.frontends.torch.oracle import check_capture  # noqa: E402
@@ -92,3 +93,40 @@ def test_sizes_times_fractions_that_floats_round_are_refused() -> None:
 
     with pytest.raises(UnsupportedError, match="CeilToInt"):
         capture(Rounded(), (torch.randn(4, 3),), dynamic_shapes={"x": {0: "rows"}})
+
+
+class Masked(nn.Module):
+    """Takes a mask over what is kept and what is new; a shorter or longer one is made to fit."""
+
+    def __init__(self, is_kept_last: bool) -> None:
+        super().__init__()
+        self.is_kept_last = is_kept_last
+
+    def forward(self, mask: Any, x: Any, past: Any) -> Any:
+        both = torch.cat([x, past] if self.is_kept_last else [past, x], 1)
+        if mask.shape[1] < both.shape[1]:
+            mask = nn.functional.pad(mask, (0, both.shape[1] - mask.shape[1]))
+        if mask.shape[1] > both.shape[1]:
+            mask = mask[:, : both.shape[1]]
+        return both * mask.index_select(1, torch.arange(both.shape[1]))
+
+
+@pytest.mark.parametrize("is_kept_last", [False, True])
+@pytest.mark.parametrize("seq", [None, "seq"])
+def test_a_size_that_is_always_the_sum_of_others_is_that_sum(
+    is_kept_last: bool, seq: str | None, tmp_path: Path
+) -> None:
+    args = torch.ones(2, 9), torch.randn(2, 4), torch.randn(2, 5)
+    dynamic = {"mask": {0: "batch", 1: "total"}, "x": {0: "batch"} | ({1: seq} if seq else {}),
+               "past": {0: "batch", 1: "past"}}  # fmt: skip
+    module = check_capture(
+        Masked(is_kept_last), args, dynamic=dynamic,
+        sizes=({}, {"batch": 1, "past": 3, "seq": 1}), folder=tmp_path,
+    ).module  # fmt: skip
+    wanted = "past + seq" if seq else "past + 4"
+    assert str(module.input_types["mask"]) == f"f32[batch, {wanted}]"
+    assert set(module.symbols) == {"batch", "past", *filter(None, [seq])}
+    result = regraft.convert(
+        Masked(is_kept_last), tmp_path / "made", args=args, dynamic_shapes=dynamic, target="onnx"
+    )
+    assert result.check.verified == "module"

@@ -94,7 +94,7 @@ def test_a_cache_is_a_state(tmp_path: Path) -> None:
             "input_ids": {0: "batch", 1: "seq"}, "attention_mask": {0: "batch", 1: "total"},
             "past_key_values": {0: "batch", 2: "past"},
         },
-        sizes=({}, {"batch": 3, "seq": 4, "past": 6, "total": 10}), folder=tmp_path,
+        sizes=({}, {"batch": 3, "seq": 4, "past": 6}), folder=tmp_path,
     ).module  # fmt: skip
     assert {(state.input, state.output) for state in module.states} == {
         (f"past_key_values.{layer}.{part}", f"present.{layer}.{part}")
@@ -103,6 +103,7 @@ def test_a_cache_is_a_state(tmp_path: Path) -> None:
     }
     assert {state.kind for state in module.states} == {StateKind.KV_CACHE}
     assert str(module.input_types["past_key_values.0.key"]) == "f32[batch, 2, past, 8]"
+    assert str(module.input_types["attention_mask"]) == "i64[batch, past + seq]"
 
 
 @pytest.mark.slow
