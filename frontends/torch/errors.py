@@ -16,7 +16,18 @@ from regraft.ir.errors import InputError, RegraftError, UnsupportedError
 _HERE = str(Path(__file__).parent).replace("\\", "/")
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _SUGGESTED = re.compile(r"Suggested fixes:\n((?:  .*\n?)+)")
-_SIZE = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
+_SIZE = re.compile(r"L((?:\['?\w+'?\])+)\.size\(\)\[(\d+)\]")
+_STATIC = re.compile(
+    r"static shape of (\d+) for dimension inputs((?:\['?\w+'?\])+)\.shape\[(\d+)\]"
+)
+_STEP = re.compile(r"\w+")
+
+_FREE = "drop the axis from dynamic_shapes, or make the code take any size there"
+_WINDOWED = (
+    "a cache that drops what lies beyond a sliding window asks for its length: give a "
+    "`DynamicCache()` made without a config, which keeps all tokens, and the mask hides them; or "
+    "leave the axis static"
+)
 _VIOLATED = re.compile(r"^  - (.*?)(?: If you're using|$)", re.MULTILINE)
 
 
@@ -83,14 +94,21 @@ def _first_line(text: str) -> str:
 
 
 def _violations(text: str) -> str:
+    fixed = [f"{_axis(path, axis)} is always {size}" for size, path, axis in _STATIC.findall(text)]
+    if fixed:
+        return f"the export fixed sizes that were to be dynamic: {'; '.join(fixed)}"
     found = dict.fromkeys(_VIOLATED.findall(text)) or {_first_line(text): None}
-    named = (_SIZE.sub(r"axis \2 of `\1`", item.rstrip(".")) for item in found)
-    return "; ".join(named)
+    return "; ".join(_SIZE.sub(lambda m: _axis(m[1], m[2]), item.rstrip(".")) for item in found)
+
+
+def _axis(path: str, axis: str) -> str:
+    """Returns how a user calls an axis: of `past_key_values.key_cache.0`, not of its indices."""
+    return f"axis {axis} of `{'.'.join(_STEP.findall(path))}`"
 
 
 def _range_hint(text: str) -> str:
     suggested = _SUGGESTED.search(text)
     if suggested is None:
-        return "drop the axis from dynamic_shapes, or make the code take any size there"
+        return _WINDOWED if "key_cache" in text else _FREE
     fixes = ", ".join(line.strip() for line in suggested[1].strip().splitlines())
     return f"the code allows only: {fixes}"

@@ -14,8 +14,11 @@ pytest.importorskip("transformers", reason="needs the extra `hf`")
 import transformers as hf  # noqa: E402
 
 from benchmarks.fixtures import vision_ops  # noqa: E402
+from regraft.frontends.torch.capture import capture  # noqa: E402
+from regraft.ir.errors import InputError  # noqa: E402
+from regraft.ir.evaluate import evaluate  # noqa: E402
 from regraft.ir.module import StateKind  # noqa: E402
-from tests.frontends.torch.oracle import check_capture  # noqa: E402
+from tests.frontends.torch.oracle import check_capture, compare  # noqa: E402
 
 vision_ops.declare()  # where torchvision is installed without them, no model can be imported
 
@@ -104,6 +107,34 @@ def test_a_cache_is_a_state(tmp_path: Path) -> None:
     assert {state.kind for state in module.states} == {StateKind.KV_CACHE}
     assert str(module.input_types["past_key_values.0.key"]) == "f32[batch, 2, past, 8]"
     assert str(module.input_types["attention_mask"]) == "i64[batch, past + seq]"
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations between these packages
+def test_a_cache_of_a_window_says_how_its_length_is_free(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = hf.MistralForCausalLM(hf.MistralConfig(**GROUPED, sliding_window=4)).eval()
+    past, ids = text(2, 6)["input_ids"], text(2, 3)["input_ids"]
+    windowed, whole = hf.DynamicCache(config=net.config), hf.DynamicCache()
+    with torch.no_grad():
+        for cache in (windowed, whole):
+            net(past, past_key_values=cache)
+    axes = {"input_ids": {0: "batch", 1: "seq"}, "past_key_values": {0: "batch", 2: "past"}}
+    given = {"input_ids": ids, "past_key_values": windowed}
+    with pytest.raises(InputError, match=r"axis 2 of `past_key_values.key_cache.0`") as caught:
+        capture(net, (), given, dynamic_shapes=axes)
+    assert "without a config" in str(caught.value.hint)
+    module = check_capture(
+        net, (), {"input_ids": ids, "past_key_values": whole}, dynamic=axes,
+        sizes=({}, {"batch": 3, "seq": 5, "past": 9}, {"past": 1, "seq": 1}), folder=tmp_path,
+    ).module  # fmt: skip
+    inputs = {"input_ids": ids.numpy()} | {
+        f"past_key_values.{i}.{part}": value.numpy()
+        for i, layer in enumerate(whole.layers)
+        for part, value in (("key", layer.keys), ("value", layer.values))
+    }
+    with torch.no_grad():
+        expected = net(ids, past_key_values=windowed).logits.numpy()
+    compare(evaluate(module, inputs)["logits"], expected, "logits")
 
 
 @pytest.mark.slow
