@@ -189,7 +189,7 @@ test: $(TORCH_STAMP) models
 
 # Coverages go on where they were stopped.
 full: $(TORCH_BENCH_STAMP) models
-	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --hypothesis-profile=default
 	$(PY) -m benchmarks.torch_capture --only transformers --only timm --again
 
 # `make -k check` shows the findings of all four even when one fails.
