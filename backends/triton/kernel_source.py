@@ -21,7 +21,7 @@ Comments name each operator and where the model has it; of a kernel that is call
 where its first call is."""
 _OF_GENERATED = (
     ("typing", "Any"), ("", "torch"), ("", "triton"), ("", "triton.language as tl"),
-    ("torch", "Tensor"), ("torch.library", "wrap_triton"),
+    ("torch", "Tensor"),
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ class KernelSource:
         """
         for used, module in needs.items():
             self._copy(self._module(module), used)
+        self._copy(self._module(operators.__name__), operators.wrap_triton.__name__)
         self._imports.update(dict.fromkeys(_OF_GENERATED))
         self._note_tables(ast.parse(source))
         if name in self._texts:

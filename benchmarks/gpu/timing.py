@@ -61,9 +61,10 @@ def seconds(makers: Mapping[str, Maker], device: str, rounds: int) -> Measured:
     for name, make in makers.items():
         try:
             made = [make() for _ in range(SETS if rounds > 1 else 1)]
-            for call in made:
-                call()  # compiles
-            _wait(device)
+            if device == "cuda":
+                for call in made:
+                    call()  # compiles
+                torch.cuda.synchronize()
         except torch.cuda.OutOfMemoryError:
             found.without_room.append(name)
             gc.collect()
@@ -87,11 +88,6 @@ def told(error: Exception) -> str:
     """Returns the kind of an error and its first line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _middle(taken: list[tuple[float, float]]) -> Times:

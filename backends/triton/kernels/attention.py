@@ -15,7 +15,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import (
     before_difference,
@@ -30,7 +29,7 @@ from regraft.backends.triton.kernels.attention_tiles import (
     tile_scores,
 )
 from regraft.backends.triton.kernels.configs import Config, config_for
-from regraft.backends.triton.kernels.operators import block_of, operator
+from regraft.backends.triton.kernels.operators import block_of, operator, wrap_triton
 
 
 @triton.jit

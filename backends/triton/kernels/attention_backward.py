@@ -13,7 +13,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import (
     _reference_scores,
@@ -32,7 +31,7 @@ from regraft.backends.triton.kernels.attention_tiles import (
     tile_scores,
 )
 from regraft.backends.triton.kernels.configs import config_for
-from regraft.backends.triton.kernels.operators import operator
+from regraft.backends.triton.kernels.operators import operator, wrap_triton
 from regraft.backends.triton.kernels.parted_dot import parted_dot
 
 

@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.channel_pairs import BLOCK_ROWS, block_shares, later_sums
+from regraft.backends.triton.kernels.operators import wrap_triton
 
 
 @triton.jit

@@ -13,12 +13,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import part_and_plane
 from regraft.backends.triton.kernels.delta_pairs import unit_inverse_tile
 from regraft.backends.triton.kernels.linear_attention import decay_parts
-from regraft.backends.triton.kernels.operators import block_of
+from regraft.backends.triton.kernels.operators import block_of, wrap_triton
 from regraft.backends.triton.kernels.parted_dot import parted_dot
 
 BLOCK_ROWS = 16

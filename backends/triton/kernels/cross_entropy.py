@@ -14,11 +14,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import exact_tanh
 from regraft.backends.triton.kernels.configs import config_for, num_processors, tile_options
-from regraft.backends.triton.kernels.operators import operator
+from regraft.backends.triton.kernels.operators import operator, wrap_triton
 from regraft.backends.triton.kernels.product_tiles import add_product, tile_in_order
 
 

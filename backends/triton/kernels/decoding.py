@@ -17,7 +17,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attending import mask_gradient
 from regraft.backends.triton.kernels.attention import (
@@ -30,7 +29,7 @@ from regraft.backends.triton.kernels.attention_backward import attention_backwar
 from regraft.backends.triton.kernels.attention_tiles import exact_tanh, positive_scale
 from regraft.backends.triton.kernels.configs import config_for, num_processors
 from regraft.backends.triton.kernels.operands import check_attention, check_counts, in_autocast
-from regraft.backends.triton.kernels.operators import block_of, operator
+from regraft.backends.triton.kernels.operators import block_of, operator, wrap_triton
 
 
 @triton.jit

@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import part_and_plane
 from regraft.backends.triton.kernels.linear_attention import decay_parts
+from regraft.backends.triton.kernels.operators import wrap_triton
 
 
 @triton.jit

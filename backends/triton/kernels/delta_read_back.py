@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import part_and_plane
 from regraft.backends.triton.kernels.delta_scan import (
@@ -23,6 +22,7 @@ from regraft.backends.triton.kernels.delta_scan import (
     scan_options,
     state_columns,
 )
+from regraft.backends.triton.kernels.operators import wrap_triton
 
 
 @triton.jit

@@ -13,10 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import part_and_plane
-from regraft.backends.triton.kernels.operators import block_of
+from regraft.backends.triton.kernels.operators import block_of, wrap_triton
 
 
 @triton.jit

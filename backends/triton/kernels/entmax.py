@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import (
     _reference_scores,
@@ -30,7 +29,7 @@ from regraft.backends.triton.kernels.attention_tiles import (
     visible_scores,
 )
 from regraft.backends.triton.kernels.configs import Config, config_for
-from regraft.backends.triton.kernels.operators import block_of, operator
+from regraft.backends.triton.kernels.operators import block_of, operator, wrap_triton
 
 ENTMAX_STEPS = 8
 """Halley's steps; 4 to 6 reach the precision of f32."""

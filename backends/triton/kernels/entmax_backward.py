@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import (
     _reference_scores,
@@ -36,7 +35,7 @@ from regraft.backends.triton.kernels.entmax import (
     powers_above,
 )
 from regraft.backends.triton.kernels.operands import check_attention, in_autocast
-from regraft.backends.triton.kernels.operators import block_of, operator
+from regraft.backends.triton.kernels.operators import block_of, operator, wrap_triton
 
 
 @triton.jit

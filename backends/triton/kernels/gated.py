@@ -12,11 +12,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.operands import check_choice, check_operands
-from regraft.backends.triton.kernels.operators import operator, rows_of
+from regraft.backends.triton.kernels.operators import operator, rows_of, wrap_triton
 
 GATED_ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 

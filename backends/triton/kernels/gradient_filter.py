@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.cross_entropy import (
@@ -20,7 +19,7 @@ from regraft.backends.triton.kernels.cross_entropy import (
     logit_gradient_kernel,
     reference_logit_gradient,
 )
-from regraft.backends.triton.kernels.operators import operator
+from regraft.backends.triton.kernels.operators import operator, wrap_triton
 from regraft.backends.triton.kernels.product_tiles import store_tile
 
 

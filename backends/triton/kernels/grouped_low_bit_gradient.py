@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.coded_matrices import unpacked_matrices
 from regraft.backends.triton.kernels.configs import config_for, tile_options
@@ -22,7 +21,7 @@ from regraft.backends.triton.kernels.low_bit import (
     coding_options,
     load_codes,
 )
-from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
+from regraft.backends.triton.kernels.operators import block_of, operator, rows_of, wrap_triton
 from regraft.backends.triton.kernels.product_tiles import store_tile
 
 

@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.coded_matrices import (
     CodedMatrices,
@@ -41,7 +40,7 @@ from regraft.backends.triton.kernels.low_bit import (
     scale_outputs,
     stepped_tile,
 )
-from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
+from regraft.backends.triton.kernels.operators import block_of, operator, rows_of, wrap_triton
 from regraft.backends.triton.kernels.product_tiles import store_tile
 
 

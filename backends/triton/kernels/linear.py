@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.gated import normal_cdf, tanh_gate
@@ -24,7 +23,7 @@ from regraft.backends.triton.kernels.operands import (
     check_operands,
     in_autocast,
 )
-from regraft.backends.triton.kernels.operators import operator, rows_of
+from regraft.backends.triton.kernels.operators import operator, rows_of, wrap_triton
 from regraft.backends.triton.kernels.product_tiles import (
     add_product,
     place_of_tile,

@@ -18,13 +18,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import adjacent
 from regraft.backends.triton.kernels.attention_tiles import part_and_plane
 from regraft.backends.triton.kernels.configs import carried_stages, config_for
 from regraft.backends.triton.kernels.linear_features import column_features, tile_features
-from regraft.backends.triton.kernels.operators import block_of
+from regraft.backends.triton.kernels.operators import block_of, wrap_triton
 from regraft.backends.triton.kernels.parted_dot import parted_dot
 
 FORMS = ("forward", "queries", "keys", "values")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import adjacent
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.linear_attention import by_rows
 from regraft.backends.triton.kernels.linear_features import tile_features
-from regraft.backends.triton.kernels.operators import block_of
+from regraft.backends.triton.kernels.operators import block_of, wrap_triton
 
 
 @triton.jit

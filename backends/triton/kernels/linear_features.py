@@ -11,12 +11,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention import adjacent
 from regraft.backends.triton.kernels.attention_tiles import part_and_plane
 from regraft.backends.triton.kernels.configs import config_for
-from regraft.backends.triton.kernels.operators import block_of, operator
+from regraft.backends.triton.kernels.operators import block_of, operator, wrap_triton
 
 LINEAR_FEATURES = ("none", "relu", "elu", "exp", "softmax", "hedgehog")
 

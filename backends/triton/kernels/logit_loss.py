@@ -14,11 +14,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.attention_tiles import exact_tanh
 from regraft.backends.triton.kernels.configs import Config, config_for
-from regraft.backends.triton.kernels.operators import block_of, operator
+from regraft.backends.triton.kernels.operators import block_of, operator, wrap_triton
 
 
 @triton.jit

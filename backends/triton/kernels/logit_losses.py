@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.logit_loss import (
@@ -24,7 +23,7 @@ from regraft.backends.triton.kernels.logit_loss import (
     row_block,
     scale_rows_kernel,
 )
-from regraft.backends.triton.kernels.operators import operator
+from regraft.backends.triton.kernels.operators import operator, wrap_triton
 from regraft.backends.triton.kernels.reduced_losses import check_reduction, reduced_loss
 
 SCALED_BLOCKS = 16

@@ -19,7 +19,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import Config, config_for, tile_options
 from regraft.backends.triton.kernels.operands import (
@@ -28,7 +27,7 @@ from regraft.backends.triton.kernels.operands import (
     check_operands,
     described,
 )
-from regraft.backends.triton.kernels.operators import operator, rows_of
+from regraft.backends.triton.kernels.operators import operator, rows_of, wrap_triton
 from regraft.backends.triton.kernels.product_tiles import place_of_tile, store_tile
 
 CODE_BITS = (2, 4, 8)

@@ -14,7 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for, tile_options
 from regraft.backends.triton.kernels.low_bit import (
@@ -24,7 +23,7 @@ from regraft.backends.triton.kernels.low_bit import (
     dequantized,
     load_codes,
 )
-from regraft.backends.triton.kernels.operators import operator, rows_of
+from regraft.backends.triton.kernels.operators import operator, rows_of, wrap_triton
 from regraft.backends.triton.kernels.product_tiles import place_of_tile, store_tile
 
 INTEGER_DEPTH = 32

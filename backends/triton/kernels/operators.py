@@ -72,6 +72,16 @@ def operator(
     return defined
 
 
+def wrap_triton(kernel: Any) -> Any:
+    """Returns a kernel whose launches PyTorch's compiler sees; an interpreted one as it is.
+
+    `torch.library.wrap_triton` refuses interpreted ones before PyTorch 2.13.
+    """
+    if isinstance(kernel, InterpretedFunction):
+        return kernel
+    return torch.library.wrap_triton(kernel)
+
+
 def _no_gradient_of(name: str) -> Callable[..., Any]:
     """Returns what says so: a second derivative asks for the gradient of a gradient's operator."""
 

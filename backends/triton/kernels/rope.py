@@ -13,11 +13,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for
 from regraft.backends.triton.kernels.operands import check_operands
-from regraft.backends.triton.kernels.operators import operator
+from regraft.backends.triton.kernels.operators import operator, wrap_triton
 
 
 @triton.jit

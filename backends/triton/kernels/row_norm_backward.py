@@ -13,10 +13,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
 from regraft.backends.triton.kernels.configs import config_for, num_processors
-from regraft.backends.triton.kernels.operators import block_of, operator, rows_of
+from regraft.backends.triton.kernels.operators import block_of, operator, rows_of, wrap_triton
 
 COLUMN_TILE = (32, 64)
 """Rows and columns that the kernel over columns reads at once."""
