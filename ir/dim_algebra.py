@@ -243,8 +243,7 @@ def floordiv(a: DimLike, b: DimLike) -> DimLike:
         if lo is not None and hi is not None and lo // b == hi // b:
             return _from_terms(whole) + lo // b
         if whole:
-            nested = _nested_floor(rest, b)
-            return _from_terms(whole) + (_op("floordiv", rest, b) if nested is None else nested)
+            return _from_terms(whole) + _op("floordiv", rest, b)
     return _op("floordiv", a, b)
 
 
@@ -280,12 +279,13 @@ def _congruent(a: Dim, b: int) -> DimLike:
 
 
 def _nested_floor(a: DimLike, b: int) -> DimLike | None:
-    """Returns floor(floor(x / m) / b) as floor(x / (m * b)), None when `a` is no such division."""
-    inner = as_op(a, "floordiv")
-    if b <= 0 or inner is None:
+    """Returns floor((floor(x / m) + r) / b) as floor((x + m * r) / (m * b)), else None."""
+    floors = [floor for term in _terms(a) if (floor := as_op(Dim((term,)), "floordiv"))]
+    if b <= 0 or len(floors) != 1:
         return None
-    x, m = inner.args
-    return floordiv(x, m * b) if isinstance(m, int) and m > 0 else None
+    x, m = floors[0].args
+    whole = isinstance(m, int) and m > 0
+    return floordiv(x + m * (a - _op("floordiv", x, m)), m * b) if whole else None
 
 
 def ceildiv(a: DimLike, b: DimLike) -> DimLike:

@@ -1,4 +1,4 @@
-"""Remainders inside of sizes: padding to a multiple, splitting into parts, and back."""
+"""Remainders and quotients inside of sizes: padding to a multiple, parts, halves of halves."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def test_a_length_padded_to_a_multiple_is_a_multiple() -> None:
 def test_a_remainder_by_another_number_stays() -> None:
     assert str(mod(S + mod(S, 6), 4)) == "mod(S + mod(S, 6), 4)"
     assert str(mod(2 * mod(S, 6), 4)) == "mod(2*S, 4)"
+
+
+def test_halves_of_halves_have_one_form_whatever_stands_between() -> None:
+    once = floordiv(S - 1, 2) + 1
+    assert floordiv(once - 1, 2) + 1 == floordiv(S - 1, 4) + 1
+    assert floordiv(once + 1, 2) == floordiv(once - 1, 2) + 1
+    assert str(floordiv(floordiv(S + 1, 2) + T, 3)) == "floordiv(S + 2*T + 1, 6)"
+    assert str(floordiv(floordiv(S, 2) + floordiv(T, 2), 3)) == (
+        "floordiv(floordiv(S, 2) + floordiv(T, 2), 3)"
+    )
 
 
 def _grown(inner: st.SearchStrategy[DimLike]) -> st.SearchStrategy[DimLike]:

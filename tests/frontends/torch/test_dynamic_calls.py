@@ -85,6 +85,10 @@ FUNCTIONS: dict[str, Function] = {
         torch.arange(x.shape[1]), torch.arange(x.shape[0]), indexing="ij"
     ),
     "interpolate": lambda x: F.interpolate(x.mT, scale_factor=2.0, mode="nearest"),
+    "interpolate_strided": lambda x: F.interpolate(
+        F.avg_pool2d(F.avg_pool2d(F.pad(x[:, None], (2, 2, 2, 2)), 3, 2, 1), 3, 2, 1),
+        scale_factor=2.0,
+    ),
     "interpolate_to": lambda x: F.interpolate(x.mT, size=x.shape[1] * 3, mode="linear"),
     "einsum": lambda x: torch.einsum("bsd,btd->bst", x, x),
     "matmul": lambda x: x @ torch.ones(8, 3),
