@@ -139,7 +139,8 @@ def reference_cross_entropy(
     log_total = torch.log(torch.exp(logits - largest).sum(-1, keepdim=True))
     is_counted = labels >= 0
     chosen = logits.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-    loss = torch.where(is_counted, (largest + log_total)[:, 0] - chosen, 0)
+    # apart: the sum of maximum and logarithm would have the last digits of the larger one
+    loss = torch.where(is_counted, largest[:, 0] - chosen + log_total[:, 0], 0)
     return loss, torch.cat((largest, log_total), -1)
 
 

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from regraft import kernels
 from regraft.backends.triton.kernels import vocabulary_loss
+from regraft.backends.triton.kernels.cross_entropy import reference_cross_entropy
 from tests.backends.triton.harness import LAYOUTS, check, interpreted, laid_out
 from tests.backends.triton.test_attention import normal
 
@@ -59,6 +60,14 @@ def test_the_loss_reads_any_strides(layout):
 @pytest.mark.parametrize("scale", [30.0, 1e-3])
 def test_the_loss_takes_extreme_inputs(scale):
     compare(normal(4, 20) * scale, normal(70, 20, seed=1), labels_of(4, words=70))
+
+
+def test_the_reference_keeps_the_digits_of_a_small_loss():
+    # logits 100 and 95: half a step of 100 is 4e-6, the loss is 7e-3
+    x, weight, labels = torch.tensor([[1.0]]), torch.tensor([[100.0], [95.0]]), torch.tensor([0])
+    loss, _ = reference_cross_entropy(x, weight, labels, 0.0, 0.0, "ieee")
+    # the sum of exponentials, 1 and some, is rounded once
+    torch.testing.assert_close(loss, torch.tensor([-5.0]).exp().log1p(), rtol=0, atol=2**-23)
 
 
 def test_chunks_of_the_vocabulary_change_nothing(monkeypatch):
