@@ -187,6 +187,7 @@ class _OperatorWriter:
     allocate=_allocate_{PLACE},
     reference=reference_{PLACE},
     kernel={PLACE}_kernel,
+    plain_in_autocast=True,
 )"""
 
 

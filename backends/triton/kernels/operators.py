@@ -26,6 +26,7 @@ def operator(
     reference: Callable[..., Any],
     kernel: object,
     mutates: tuple[str, ...] = (),
+    plain_in_autocast: bool = False,
 ) -> Any:
     """Returns the operator `name` in the namespace.
 
@@ -40,6 +41,8 @@ def operator(
         reference: The same computed with PyTorch's own operators.
         kernel: The kernel, which knows whether it is interpreted.
         mutates: Arguments that it writes to; there is then no export to ONNX.
+        plain_in_autocast: Whether the reference takes its place within `torch.autocast`, where its
+            operands are of several dtypes, and PyTorch says which one each step has.
     """
     interpreted = isinstance(kernel, InterpretedFunction)
 
@@ -63,6 +66,8 @@ def operator(
     defined.register_fake(allocate)
     if not mutates:
         defined.register_autograd(_no_gradient_of(name))  # until it gets one
+    for key in ("AutocastCPU", "AutocastCUDA") if plain_in_autocast else ():
+        torch.library.impl(f"{NAMESPACE}::{name}", key)(reference)
     # what exporters to ONNX trace; with the entry `meta`, shapes are still those of `allocate`
     for kind, function in (("meta", allocate), ("post_autograd", on_cpu)):
         if not mutates:

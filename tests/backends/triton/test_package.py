@@ -1,6 +1,7 @@
 """Packages: models written as `model.py` and `kernels.py`, tested by themselves."""
 
 import ast
+import copy
 import importlib
 import json
 import os
@@ -196,6 +197,28 @@ def test_a_package_trains_as_the_model_does(made):
     assert expected[2] < expected[0]
     # three steps of f32, whose losses are means of a few hundred squares
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("made", ["decoder"], indirect=True)
+def test_a_package_trains_in_autocast(made):
+    folder, net, args, *_ = made
+    package, net = imported(folder, "model").load(), copy.deepcopy(net)
+    net.load_state_dict(package.state_dict())
+    net.zero_grad()
+    with torch.autocast("cpu", torch.float16):
+        with interpreted():
+            output = package(*args)
+        assert output.dtype == net(*args).dtype
+    exact = net(*args)
+    with interpreted():
+        output.float().square().mean().backward()
+    exact.square().mean().backward()
+    # some values of two layers are rounded to f16 one after the other
+    bound = 8 * 2**-11
+    assert (output - exact).abs().max() <= bound * exact.abs().max()
+    same = dict(net.named_parameters())
+    for name, parameter in package.named_parameters():
+        assert (parameter.grad - same[name].grad).norm() <= bound * same[name].grad.norm()
 
 
 @pytest.mark.parametrize(
