@@ -78,7 +78,9 @@ class KernelSource:
             self._need(parsed, names_in(ast.parse("Table")))
             text = ""  # written last, when all kernels are known
         elif parsed.name == operators.__name__ and name == "NAMESPACE":
-            text = 'NAMESPACE = __name__.replace(".", "_")'
+            self._imports.setdefault(("", "re"))
+            # of a folder of any name: PyTorch takes ASCII identifiers
+            text = 'NAMESPACE = re.sub(r"\\W|^(?=\\d)", "_", ascii(__name__)[1:-1])'
         else:
             definition = parsed.definitions[name]
             self._note_tables(definition)

@@ -221,6 +221,13 @@ def test_a_package_trains_in_autocast(made):
         assert (parameter.grad - same[name].grad).norm() <= bound * same[name].grad.norm()
 
 
+@pytest.mark.parametrize("made", ["decoder"], indirect=True)
+def test_a_package_lies_in_a_folder_of_any_name(made, tmp_path):
+    (tmp_path / "7-modèles").symlink_to(made[0])
+    package = imported(tmp_path / "7-modèles", "model")
+    assert package.kernels.NAMESPACE == "_7_mod_xe8les_kernels"
+
+
 @pytest.mark.parametrize(
     ("method", "call"),
     [
