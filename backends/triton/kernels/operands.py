@@ -95,7 +95,8 @@ def check_choice(what: str, name: str, given: str, choices: Sequence[str]) -> No
 def in_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Returns what a product multiplies: within `torch.autocast` floats of its dtype."""
     device = next(x.device.type for x in tensors if x is not None)
-    if not torch.is_autocast_enabled(device):
+    # tensors without memory have no autocast: asking for it raises
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(

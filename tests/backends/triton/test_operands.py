@@ -189,6 +189,13 @@ def test_products_take_the_dtype_of_autocast():
     assert leaf.grad.dtype == torch.float32
 
 
+def test_products_of_tensors_without_memory_have_a_shape():
+    x = torch.empty(3, 9, device="meta")
+    heads = torch.empty(1, 2, 3, 8, device="meta")
+    assert kernels.linear(x, torch.empty(5, 9, device="meta")).shape == (3, 5)
+    assert kernels.attention(heads, heads, heads).shape == heads.shape
+
+
 KERNELS_WITH_LENGTHS = {
     "attention": lambda q, k, v, n: kernels.attention(q, k, v, lengths=n),
     "attention, clipped": lambda q, k, v, n: kernels.attention(
