@@ -16,7 +16,7 @@ RESERVED = frozenset({
     "operator", "block_of", "config_for", "ctx", "gradients", "m", "n", "total", "tile",
     "programs", "summed", "share", "most", "num_processors", "gradients_by_kernel",
     "layout_of", "in_layout_of", "elements_below", "made", "channel", "channels", "plane",
-    "groups", "first", "begin", "place",
+    "groups", "first", "begin", "place", "promoted",
 })  # fmt: skip
 
 _BUILTINS = frozenset(dir(builtins)) - {"input"}

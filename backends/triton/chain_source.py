@@ -109,6 +109,7 @@ def kernel_text(region: Region, *, is_part: bool = False) -> KernelText:
     operands = tuple(operand.value for operand in lowered.operands)
     is_flat = kernel.is_flat and not kernel.has_rows
     shared = ("operator", "config_for", *needed, "block_of")
+    shared += ("promoted",) if "promoted(" in text else ()
     rows: tuple[str, ...] = ("rows_together",) if is_flat else ("rows_of",)
     if writer.like is not None:
         rows = ("in_layout_of", "layout_of")
@@ -198,8 +199,10 @@ class _OperatorWriter:
     def _dtype(self, value: Value) -> str:
         if value.dtype is None or value.dtype is DType.BOOL:
             return "torch.bool"
-        like = next((op for op in self.lowered.operands if op.value.dtype is value.dtype), None)
-        return TORCH_FLOATS[value.dtype] if like is None else f"{like.name}.dtype"
+        like = [op.name for op in self.lowered.operands if op.value.dtype is value.dtype]
+        if len(like) > 1:
+            return f"promoted({', '.join(like)})"
+        return f"{like[0]}.dtype" if like else TORCH_FLOATS[value.dtype]
 
     def _device(self) -> str:
         return f"{self.lowered.operands[0].name}.device"

@@ -40,6 +40,7 @@ HOMES = {
             "elements_below",
             "in_layout_of",
             "layout_of",
+            "promoted",
             "gradients_by_kernel",
             "gradients_of",
             "keep_operands_and_shapes",

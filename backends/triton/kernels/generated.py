@@ -45,6 +45,14 @@ def in_layout_of(out: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [x.movedim(1, -1).contiguous().reshape(1, -1) for x in tensors]
 
 
+def promoted(first: Tensor, *others: Tensor) -> torch.dtype:
+    """Returns the dtype of what tensors give together; in `torch.autocast` theirs may differ."""
+    dtype = first.dtype
+    for other in others:
+        dtype = torch.promote_types(dtype, other.dtype)
+    return dtype
+
+
 def elements_below(out: Tensor, axis: int) -> int:
     """Returns how many elements of a dense result lie in memory per position of an axis."""
     return out.stride(axis) if out.shape[axis] > 1 else 1

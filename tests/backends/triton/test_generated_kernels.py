@@ -244,3 +244,24 @@ def test_a_package_says_what_its_kernels_compute(tmp_path):
     assert row["shape"] == ["2", "3", "9"]
     assert row["saved_bytes"] > 0
     assert row["estimated_s"] < row["separate_s"]
+
+
+def test_operands_of_several_dtypes_give_the_wider_one(tmp_path):
+    """As in `torch.autocast`, where a product in f16 is added to what is kept in f32."""
+
+    def residual(x, y):
+        return x.tanh() * 2 + y
+
+    inputs = values(3, 33), values(3, 33, seed=1)
+    net, kernels = packaged(residual, inputs, tmp_path / "package")
+    assert len(generated(kernels)) == 1
+    for dtypes in ((torch.float16, torch.float32), (torch.float32, torch.float16)):
+        given = [x.to(dtype).requires_grad_() for x, dtype in zip(inputs, dtypes, strict=True)]
+        with interpreted():
+            found = net(*given)
+            gradients = torch.autograd.grad(found.sum(), given)
+        want = residual(*given)
+        assert found.dtype == want.dtype == torch.float32
+        torch.testing.assert_close(found, want, rtol=2e-3, atol=2e-3)  # tanh in f16 is eager's
+        for one, other in zip(gradients, torch.autograd.grad(want.sum(), given), strict=True):
+            torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3)
