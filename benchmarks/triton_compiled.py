@@ -65,7 +65,9 @@ def compiled(module: str, target: str, settings: Settings) -> Sequence[Compiled]
     return rows
 
 
-def printed(module: str, target: str, python: str, cache: str) -> list[dict[str, Any]]:
+def printed(
+    module: str, target: str, python: str, cache: str, *options: str
+) -> list[dict[str, Any]]:
     """Returns the rows that a module prints about a target.
 
     Args:
@@ -73,14 +75,15 @@ def printed(module: str, target: str, python: str, cache: str) -> list[dict[str,
         target: One of `TARGETS`.
         python: Runs it.
         cache: Folder in which Triton keeps what it compiled.
+        options: Of the module.
 
     Raises:
         RuntimeError: It failed.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [python, "-m", module, target], capture_output=True, text=True, check=False, cwd=ROOT,
-        env={**environment, "TRITON_CACHE_DIR": cache},
+        [python, "-m", module, target, *options], capture_output=True, text=True, check=False,
+        cwd=ROOT, env={**environment, "TRITON_CACHE_DIR": cache},
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(f"python -m {module} {target}\n{done.stderr[-2000:]}")

@@ -228,13 +228,24 @@ def _counted(pattern: str, text: str) -> dict[str, int]:
     return counts
 
 
+ONE_EACH = "--one-each"
+"""Of each kernel the first form alone."""
+
+
 def main(arguments: Sequence[str]) -> None:
     """Prints what every form became on every target that is named, or on all."""
-    unknown = [target for target in arguments if target not in TARGETS]
+    targets = [argument for argument in arguments if argument != ONE_EACH]
+    unknown = [target for target in targets if target not in TARGETS]
     if unknown:
         raise SystemExit(f"error: unknown target `{unknown[0]}`, expected {', '.join(TARGETS)}")
-    for target in arguments or tuple(TARGETS):
-        for form in forms():
+    chosen = list(forms())
+    if ONE_EACH in arguments:
+        first: dict[object, Form] = {}
+        for form in chosen:
+            first.setdefault(form.kernel, form)
+        chosen = list(first.values())
+    for target in targets or tuple(TARGETS):
+        for form in chosen:
             print(json.dumps(asdict(compile_form(form, target))), flush=True)
 
 

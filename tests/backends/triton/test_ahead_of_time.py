@@ -26,18 +26,23 @@ from regraft.backends.triton import ahead_of_time
 @pytest.fixture
 def compiled(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    return lambda module, target: printed(module, target, sys.executable, str(tmp_path))
+    cache = str(tmp_path)
+    return lambda module, target, *options: printed(module, target, sys.executable, cache, *options)
 
 
-# the others are compiled by `make full` and `python -m benchmarks.triton`
 IN_CI = "sm_90"
 
 
-@pytest.mark.parametrize(
-    "target",
-    [target if target == IN_CI else pytest.param(target, marks=pytest.mark.slow)
-     for target in TARGETS],
-)  # fmt: skip
+def test_every_kernel_compiles_without_spills(compiled):
+    rows = compiled(FORMS, IN_CI, ahead_of_time.ONE_EACH)
+    assert sorted(row["kernel"] for row in rows) == kernels()
+    assert spilled(rows) == []
+    assert without_products(rows, IN_CI) == []
+    assert narrow(rows) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_form_of_every_kernel_compiles_without_spills(compiled, target):
     rows = compiled(FORMS, target)
     assert {row["kernel"] for row in rows} == set(kernels())
