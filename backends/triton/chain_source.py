@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from regraft.backends.triton.chain_forms import FLOATS, TORCH_FLOATS
+from regraft.backends.triton.chain_forms import FLOATS, TORCH_FLOATS, number_text, operands_of
 from regraft.backends.triton.chain_gradients import gradients_of
 from regraft.backends.triton.chain_kernel import PLACE, KernelWriter, is_scalar
 from regraft.backends.triton.chain_places import (
@@ -22,6 +22,7 @@ from regraft.backends.triton.gradient_source import GradientWriter
 from regraft.backends.triton.group_kernel import call_lines, forward_kernel, launch_lines
 from regraft.backends.triton.regions import Region
 from regraft.ir.graph import Value
+from regraft.ir.ops.cast import cast
 from regraft.ir.types import DType
 
 _MAX_WORDS = 4
@@ -199,10 +200,30 @@ class _OperatorWriter:
     def _dtype(self, value: Value) -> str:
         if value.dtype is None or value.dtype is DType.BOOL:
             return "torch.bool"
-        like = [op.name for op in self.lowered.operands if op.value.dtype is value.dtype]
-        if len(like) > 1:
-            return f"promoted({', '.join(like)})"
-        return f"{like[0]}.dtype" if like else TORCH_FLOATS[value.dtype]
+        like, fixed = self._dtype_sources(value)
+        if not like:
+            return TORCH_FLOATS[value.dtype]
+        if len(like) == 1 and not fixed:
+            return f"{like[0]}.dtype"
+        return f"promoted({', '.join([*like, *fixed])})"
+
+    def _dtype_sources(self, value: Value) -> tuple[list[str], list[str]]:
+        """Returns the operands that a result has its dtype from, and the dtype a step fixes.
+
+        What is compared, cast, or computed for another result has no part in it.
+        """
+        operands = {op.value: op.name for op in self.lowered.operands}
+        nodes, reached, fixed = set(self.region.nodes), [value], False
+        for each in reached:  # it grows
+            node = each.producer
+            if each in operands or node is None or node not in nodes:
+                continue
+            read = () if node.op is cast else operands_of(node)
+            same = [x for x in read if x.dtype is value.dtype and number_text(x) is None]
+            fixed |= not same
+            reached += [x for x in dict.fromkeys(same) if x not in reached]
+        like = [name for x, name in operands.items() if x in reached]
+        return like, [TORCH_FLOATS[value.dtype]] if fixed and value.dtype else []
 
     def _device(self) -> str:
         return f"{self.lowered.operands[0].name}.device"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,12 +46,14 @@ def in_layout_of(out: Tensor, *tensors: Tensor) -> list[Tensor]:
     return [x.movedim(1, -1).contiguous().reshape(1, -1) for x in tensors]
 
 
-def promoted(first: Tensor, *others: Tensor) -> torch.dtype:
-    """Returns the dtype of what tensors give together; in `torch.autocast` theirs may differ."""
-    dtype = first.dtype
-    for other in others:
-        dtype = torch.promote_types(dtype, other.dtype)
-    return dtype
+def promoted(*operands: Tensor | torch.dtype) -> torch.dtype:
+    """Returns the dtype of what tensors give together; in `torch.autocast` theirs may differ.
+
+    As PyTorch does, it asks tensors without axes only where there are no others.
+    """
+    wide = [x for x in operands if not isinstance(x, Tensor) or x.dim() > 0]
+    dtypes = [x.dtype if isinstance(x, Tensor) else x for x in wide or operands]
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 def elements_below(out: Tensor, axis: int) -> int:

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 pytest.importorskip("triton", reason="needs the extra `triton`")
 
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import regraft
@@ -265,3 +266,24 @@ def test_operands_of_several_dtypes_give_the_wider_one(tmp_path):
         torch.testing.assert_close(found, want, rtol=2e-3, atol=2e-3)  # tanh in f16 is eager's
         for one, other in zip(gradients, torch.autograd.grad(want.sum(), given), strict=True):
             torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3)
+
+
+def in_two_dtypes(x, y, scale, mask):
+    """Results of a dtype each: of x, of y, of both, of x beside a mask in f32."""
+    own, other = (x.tanh() + 1) * scale, y.sigmoid() * 3
+    return own, other, own * other, x.tanh() - mask.float() * 9, torch.where(y > x, own, 2 * own)
+
+
+def test_each_result_has_the_dtype_that_pytorch_gives(tmp_path):
+    inputs = values(3, 33), values(3, 33, seed=1), torch.tensor(2.0), values(3, 33, seed=2) > 0
+    net, kernels = packaged(in_two_dtypes, inputs, tmp_path / "package")
+    assert len(generated(kernels)) == 2  # the mask is another chain
+    for dtype, other in ((torch.float16, torch.float32), (torch.float32, torch.bfloat16)):
+        given = inputs[0].to(dtype), inputs[1].to(other), *inputs[2:]
+        with interpreted():
+            found = net(*given)
+        want = in_two_dtypes(*given)
+        assert [x.dtype for x in found] == [x.dtype for x in want]
+        with FakeTensorMode() as mode:
+            found = net(*map(mode.from_tensor, given))
+        assert [x.dtype for x in found] == [x.dtype for x in want]
