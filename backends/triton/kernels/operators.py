@@ -67,7 +67,8 @@ def operator(
     if not mutates:
         defined.register_autograd(_no_gradient_of(name))  # until it gets one
     for key in ("AutocastCPU", "AutocastCUDA") if plain_in_autocast else ():
-        torch.library.impl(f"{NAMESPACE}::{name}", key)(reference)
+        # in the library of the operator, so that one that is defined again takes its place
+        torch.library.impl(f"{NAMESPACE}::{name}", key, lib=defined._lib)(reference)
     # what exporters to ONNX trace; with the entry `meta`, shapes are still those of `allocate`
     for kind, function in (("meta", allocate), ("post_autograd", on_cpu)):
         if not mutates:

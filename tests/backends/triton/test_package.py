@@ -222,6 +222,17 @@ def test_a_package_trains_in_autocast(made):
 
 
 @pytest.mark.parametrize("made", ["decoder"], indirect=True)
+def test_kernels_of_a_package_are_read_again(made, tmp_path):
+    folder, _, args, *_ = made
+    (tmp_path / "read_again").symlink_to(folder)
+    package = imported(tmp_path / "read_again", "model")
+    with interpreted(), torch.autocast("cpu", torch.float16):
+        expected = package.load()(*args)
+        importlib.reload(package.kernels)
+        assert torch.equal(package.load()(*args), expected)
+
+
+@pytest.mark.parametrize("made", ["decoder"], indirect=True)
 def test_a_package_lies_in_a_folder_of_any_name(made, tmp_path):
     (tmp_path / "7-modèles").symlink_to(made[0])
     package = imported(tmp_path / "7-modèles", "model")
