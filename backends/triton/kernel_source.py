@@ -24,6 +24,11 @@ _OF_GENERATED = (
     ("torch", "Tensor"),
 )  # fmt: skip
 
+_NAMESPACE = r'''# PyTorch takes ASCII identifiers, folders have any name; `a.b` and `a_b` are two
+NAMESPACE = re.sub(r"\W|^(?=\d)", "_", ascii(__name__)[1:-1])
+if not re.fullmatch(r"(?!\d)\w+(\.\w+)?", __name__, re.ASCII):
+    NAMESPACE += f"_{zlib.crc32(ascii(__name__).encode()):08x}"'''
+
 
 class KernelSource:
     """The functions, kernels and operators copied so far, in the order of their definitions.
@@ -78,9 +83,8 @@ class KernelSource:
             self._need(parsed, names_in(ast.parse("Table")))
             text = ""  # written last, when all kernels are known
         elif parsed.name == operators.__name__ and name == "NAMESPACE":
-            self._imports.setdefault(("", "re"))
-            # of a folder of any name: PyTorch takes ASCII identifiers
-            text = 'NAMESPACE = re.sub(r"\\W|^(?=\\d)", "_", ascii(__name__)[1:-1])'
+            self._imports.update(dict.fromkeys((("", "re"), ("", "zlib"))))
+            text = _NAMESPACE
         else:
             definition = parsed.definitions[name]
             self._note_tables(definition)
