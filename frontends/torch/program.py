@@ -182,14 +182,17 @@ class _Interface:
         """Makes the symbols of the user's arguments; some are sums of others."""
         sizes, values = self.importer.session.sizes, user_values(self.program)
         sums = equal_sizes(values)
+        # axes of one name are equal, whatever the export knows about them
+        named = {sizes.names[each]: total for each, total in sums.items() if each in sizes.names}
         for name, value in zip(names, values, strict=True):
             for axis, dim in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-                if (
-                    isinstance(dim, torch.SymInt)
-                    and dim.node.expr.is_Symbol
-                    and dim.node.expr not in sums
-                ):
-                    sizes.declare(dim.node.expr, f"{name.replace('.', '_')}_{axis}")
+                if not isinstance(dim, torch.SymInt) or not dim.node.expr.is_Symbol:
+                    continue
+                symbol = dim.node.expr
+                if sizes.names.get(symbol) in named:
+                    sums.setdefault(symbol, named[sizes.names[symbol]])
+                if symbol not in sums:
+                    sizes.declare(symbol, f"{name.replace('.', '_')}_{axis}")
         for symbol, total in sums.items():
             sizes.define(symbol, sizes.expression(total))
 

@@ -130,3 +130,18 @@ def test_a_size_that_is_always_the_sum_of_others_is_that_sum(
         Masked(is_kept_last), tmp_path / "made", args=args, dynamic_shapes=dynamic, target="onnx"
     )
     assert result.check.verified == "module"
+
+
+class MaskedBeside(Masked):
+    """Has another argument, of whose length nothing is known but its name."""
+
+    def forward(self, mask: Any, x: Any, past: Any, other: Any) -> Any:
+        return super().forward(mask, x, past), 2 * other
+
+
+def test_axes_of_the_name_of_a_sum_are_that_sum() -> None:
+    args = torch.ones(2, 9), torch.randn(2, 4), torch.randn(2, 5), torch.randn(9)
+    dynamic = {"mask": {1: "total"}, "x": {1: "seq"}, "past": {1: "past"}, "other": {0: "total"}}
+    module = capture(MaskedBeside(is_kept_last=False), args, dynamic_shapes=dynamic).module
+    assert str(module.input_types["other"]) == "f32[past + seq]"
+    assert set(module.symbols) == {"past", "seq"}
