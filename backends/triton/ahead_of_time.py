@@ -30,6 +30,9 @@ from regraft.backends.triton.kernels.forms import forms
 ALIGNED = [["tt.divisibility", 16]]
 """What the launcher finds of a pointer or an integer that is a multiple of 16."""
 
+ONE_EACH = "--one-each"
+"""Of each kernel the first form alone."""
+
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -228,10 +231,6 @@ def _counted(pattern: str, text: str) -> dict[str, int]:
     return counts
 
 
-ONE_EACH = "--one-each"
-"""Of each kernel the first form alone."""
-
-
 def main(arguments: Sequence[str]) -> None:
     """Prints what every form became on every target that is named, or on all."""
     targets = [argument for argument in arguments if argument != ONE_EACH]
@@ -240,10 +239,7 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(f"error: unknown target `{unknown[0]}`, expected {', '.join(TARGETS)}")
     chosen = list(forms())
     if ONE_EACH in arguments:
-        first: dict[object, Form] = {}
-        for form in chosen:
-            first.setdefault(form.kernel, form)
-        chosen = list(first.values())
+        chosen = list({form.kernel: form for form in reversed(chosen)}.values())
     for target in targets or tuple(TARGETS):
         for form in chosen:
             print(json.dumps(asdict(compile_form(form, target))), flush=True)

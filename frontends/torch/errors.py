@@ -18,15 +18,15 @@ _STDLIB = sysconfig.get_paths()["stdlib"]
 _SUGGESTED = re.compile(r"Suggested fixes:\n((?:  .*\n?)+)")
 _SIZE = re.compile(r"L((?:\['?\w+'?\])+)\.size\(\)\[(\d+)\]")
 _STATIC = re.compile(
-    r"static shape of (\d+) for dimension inputs((?:\['?\w+'?\])+)\.shape\[(\d+)\]"
+    r"static shape of (\d+) for dimension inputs((?:\['[^']*'\]|\[\d+\])+)\.shape\[(\d+)\]"
 )
 _STEP = re.compile(r"\w+")
 
 _FREE = "drop the axis from dynamic_shapes, or make the code take any size there"
-_WINDOWED = (
-    "a cache that drops what lies beyond a sliding window asks for its length: give a "
-    "`DynamicCache()` made without a config, which keeps all tokens, and the mask hides them; or "
-    "leave the axis static"
+_OF_A_CACHE = (
+    "a cache whose length is asked for cannot be free: one that drops what lies beyond a sliding "
+    "window is given as a `DynamicCache()` made without a config, which keeps all tokens, and the "
+    "mask hides them; or leave the axis static"
 )
 _VIOLATED = re.compile(r"^  - (.*?)(?: If you're using|$)", re.MULTILINE)
 
@@ -109,6 +109,7 @@ def _axis(path: str, axis: str) -> str:
 def _range_hint(text: str) -> str:
     suggested = _SUGGESTED.search(text)
     if suggested is None:
-        return _WINDOWED if "key_cache" in text else _FREE
+        is_cache = any("key_cache" in path for _, path, _ in _STATIC.findall(text))
+        return _OF_A_CACHE if is_cache else _FREE
     fixes = ", ".join(line.strip() for line in suggested[1].strip().splitlines())
     return f"the code allows only: {fixes}"

@@ -114,7 +114,7 @@ def _with_samples(options: ConvertOptions) -> ConvertOptions:
     """
     if options.inputs is None:
         return options
-    if options.samples:
+    if len(options.samples) > 0:
         raise UsageError("give `samples` or `inputs`, not both", hint="`inputs` is where they lie")
     return replace(options, samples=read_samples(options.inputs))
 

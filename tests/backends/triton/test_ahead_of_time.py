@@ -30,6 +30,7 @@ def compiled(monkeypatch, tmp_path):
     return lambda module, target, *options: printed(module, target, sys.executable, cache, *options)
 
 
+# one form of each kernel; `make full` and `python -m benchmarks.triton` compile all for all targets
 IN_CI = "sm_90"
 
 
