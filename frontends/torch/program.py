@@ -184,12 +184,13 @@ class _Interface:
         sums = equal_sizes(values)
         # axes of one name are equal, whatever the export knows about them
         named = {sizes.names[each]: total for each, total in sums.items() if each in sizes.names}
+        terms = {term for total in sums.values() for term in total.free_symbols}
         for name, value in zip(names, values, strict=True):
             for axis, dim in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
                 if not isinstance(dim, torch.SymInt) or not dim.node.expr.is_Symbol:
                     continue
                 symbol = dim.node.expr
-                if sizes.names.get(symbol) in named:
+                if sizes.names.get(symbol) in named and symbol not in terms:
                     sums.setdefault(symbol, named[sizes.names[symbol]])
                 if symbol not in sums:
                     sizes.declare(symbol, f"{name.replace('.', '_')}_{axis}")

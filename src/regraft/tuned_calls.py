@@ -124,7 +124,7 @@ def _decode_masked(size: int, dtype: torch.dtype) -> Call:
     q, (_, k, v) = _randn(dtype, 8, HEADS, size), _heads(size, dtype)
     k, v = (x.expand(8, *x.shape[1:]).contiguous() for x in (k, v))
     mask = torch.ones(8, 1, 1, k.shape[2], dtype=torch.bool, device=q.device)
-    return lambda: kernels.attention_decode(q, k, v, mask, unified=(0.0, -60.0, 60.0))
+    return lambda: kernels.attention_decode(q, k, v, mask, unified=(0.0, -6.0, 6.0))
 
 
 def _recurrence(size: int, dtype: torch.dtype) -> Call:

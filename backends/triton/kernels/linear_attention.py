@@ -195,7 +195,8 @@ def linear_attention_kernel(
                 total = tl.sum(products, axis=1) + tl.sum(read * column[None, :], axis=1)
                 total = total * scale + epsilon
                 out = out / tl.where(inside, total, 1.0)[:, None]
-                is_written = inside & (part == 0)
+                # the interpreter of Triton 3.9 takes no masks of a condition on a scalar
+                is_written = inside & (row < tl.where(part == 0, T, 0))
                 tl.store(sums_ptr + place * T + row, total, mask=is_written)
             column = column * shrink + tl.sum(kept * further[None, :], axis=1)
         if HAS_ROW:
@@ -209,10 +210,10 @@ def linear_attention_kernel(
         tl.store(out_place, out.to(out_ptr.dtype.element_ty), mask=v_mask)
     tl.store(final_base + d[:, None] * final_row_stride + e[None, :], state, mask=state_mask)
     if HAS_COLUMN:
-        is_first = part == 0
+        tail_end = tl.where(part == 0, final_row_stride, 0)
         tail = tl.arange(0, 16)[None, :]
         tail_place = final_base + d[:, None] * final_row_stride + E + tail
-        tail_mask = (d < D)[:, None] & (E + tail < final_row_stride) & is_first
+        tail_mask = (d < D)[:, None] & (E + tail < tail_end)
         tl.store(tail_place, tl.where(tail == 0, column[:, None], 0.0), mask=tail_mask)
     if HAS_ROW:
         tl.store(final_base + D * final_row_stride + e, line, mask=e < E)

@@ -78,7 +78,8 @@ def linear_attention_step_kernel(
         out = out / total
         is_first = tl.program_id(1) == 0
         tail = tl.arange(0, 16)[None, :]
-        tail_mask = (d < D) & (E + tail < final_row_stride) & is_first
+        # the interpreter of Triton 3.9 takes no masks of a condition on a scalar
+        tail_mask = (d < D) & (E + tail < tl.where(is_first, final_row_stride, 0))
         tl.store(final_base + E + tail, tl.where(tail == 0, column, 0.0), mask=tail_mask)
         tl.store(sums_ptr + place, tl.sum(total), mask=is_first)
     tl.store(out_ptr + place * E + e, out.to(out_ptr.dtype.element_ty), mask=e < E)

@@ -68,7 +68,8 @@ def add_low_bit_product(
     """Adds the product of x with the weights of inputs k, of one group, and outputs n."""
     codes = load_codes(codes_ptr, k, n, K, N, codes_stride, BITS)
     place = (start // group).to(tl.int64) * N + n
-    is_there = (n < N) & (start < K)
+    # the interpreter of Triton 3.9 takes no masks of a condition on a scalar
+    is_there = n < tl.where(start < K, N, 0)
     if HAS_ZEROS:
         zeros = tl.load(zeros_ptr + place, mask=is_there, other=0).to(tl.int16)[None, :]
     else:
